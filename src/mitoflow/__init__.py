@@ -1,0 +1,3 @@
+"""mitoflow: from electron-microscopy stacks with mitochondria masks to a registered, promoted U-Net."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,203 @@
+"""``params.yaml`` as frozen, validated models: one per section."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mitoflow.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Depth = Annotated[int, Field(ge=1, le=6)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Tuned = Literal["tuned"]
+MaskRule = Literal["auto", "nonzero", "half"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """What lies in ``data/``; ``mitoflow data`` writes this section."""
+
+    name: str
+    mask_rule: MaskRule = "auto"
+
+
+class Validate(Section):
+    """When two neighbouring slices count as near-duplicates, as their correlation."""
+
+    near_duplicate: Fraction
+
+
+class Patch(Section):
+    """How slices are cut, and which of them validate; lengths in pixels, ``gap`` in slices."""
+
+    size: Annotated[int, Field(ge=16)]
+    step: Positive
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    gap: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _step_covers(self) -> Self:
+        if self.step > self.size:
+            raise ValueError(f"step {self.step} is larger than size {self.size}, which would leave pixels out")
+        return self
+
+
+class Range(Section):
+    """A closed interval that the study samples from."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class LearningRates(Range):
+    low: LearningRate
+    high: LearningRate
+
+
+class Depths(Range):
+    low: Depth
+    high: Depth
+
+
+class Strengths(Range):
+    low: Fraction
+    high: Fraction
+
+
+class Tune(Section):
+    """The study: how many trials, how long each, and over which ranges."""
+
+    trials: Positive
+    epochs: Positive
+    patches_per_epoch: Positive
+    seed: int
+    learning_rate: LearningRates
+    depth: Depths
+    augment_strength: Strengths
+
+
+class Train(Section):
+    """The final fit. ``tuned`` takes the value that the study found best."""
+
+    learning_rate: LearningRate | Tuned
+    depth: Depth | Tuned
+    augment_strength: Fraction | Tuned
+    base_width: Positive
+    loss: Literal["bce", "bce_dice"]
+    precision: Literal["float32", "mixed_bfloat16"]
+    batch_size: Positive
+    epochs: Positive
+    patches_per_epoch: Positive
+    patience: Positive
+    seed: int
+
+
+class Evaluate(Section):
+    """Whole-slice inference on the test part, and the bootstrap behind the intervals."""
+
+    tile: Annotated[int, Field(ge=64)]
+    overlap: Annotated[int, Field(ge=0)]
+    resamples: Positive
+    block: Positive
+    seed: int
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> Self:
+        if 2 * self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} is not below half of tile {self.tile}")
+        return self
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    data: Data
+    validate_: Annotated[Validate, Field(alias="validate")]
+    patch: Patch
+    tune: Tune
+    train: Train
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        depth = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
+        for key, size in (("patch.size", self.patch.size), ("evaluate.tile", self.evaluate.tile)):
+            if size % 2**depth:
+                raise ValueError(
+                    f"{key} {size} is not divisible by 2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
+                )
+        return self
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and validate ``params.yaml``.
+
+    Raises
+    ------
+    InputError
+        The file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range. The line names
+        the key and, for a misspelled one, the key that was probably meant.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "the project's parameters", "run this in the project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(path, str(error), "YAML", "mend the file or take it from git") from None
+    if not isinstance(raw, dict):
+        raise InputError(path, type(raw).__name__, "sections of keys", "mend the file or take it from git")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+
+
+def _explain(path: Path, error: ValidationError) -> InputError:
+    """Turn pydantic's complaints into one line: an unknown key first, since it often explains a missing one."""
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first, keys = errors[0], _keys(errors[0]["loc"])
+    where = f"{path}: {'.'.join(keys)}"
+    match first["type"]:
+        case "extra_forbidden":
+            section: Any = Params
+            for key in keys[:-1]:
+                section = next(f.annotation for name, f in section.model_fields.items() if key in (name, f.alias))
+            known = [field.alias or name for name, field in section.model_fields.items()]
+            close = difflib.get_close_matches(keys[-1], known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else "remove it"
+            return InputError(where, "an unknown key", f"one of {', '.join(known)}", remedy)
+        case "missing":
+            return InputError(where, "no such key", "a value", "add it; the README lists every key")
+        case "value_error":
+            found = first["msg"].removeprefix("Value error, ")
+            return InputError(where.removesuffix(": "), found, "values that fit together", "change one of them")
+        case _:
+            # A key of several types has one complaint for each of them.
+            wanted = dict.fromkeys(_expected(e["msg"]) for e in errors if _keys(e["loc"]) == keys)
+            return InputError(where, repr(first["input"]), " or ".join(wanted), "change the value")
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of pydantic's location, without the types that it names inside a union."""
+    sections = {"literal", "constrained", "function"}
+    return [str(part) for part in location if str(part).replace("[", "-").split("-")[0] not in sections]
+
+
+def _expected(message: str) -> str:
+    return message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("a ")

@@ -1,0 +1,296 @@
+"""The patch store: slices cut by patchify, split into train and validation, and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from patchify import patchify
+from tqdm import tqdm
+
+from mitoflow import volumes, workspace
+from mitoflow.errors import InputError
+from mitoflow.params import Patch
+
+SPLITS = ("train", "validation")
+FORMAT = 1
+
+#: A slice by its place in the list of stacks and its z.
+SliceId = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis of a slice is cut into patches, and which patch owns which pixel.
+
+    Patches start every `step` pixels; the last one may reach past the end of the axis, where the slice is continued by
+    reflection. Each pixel of the slice is owned by exactly one patch: neighbours share an overlap half and half, and
+    reflected pixels have no owner. Metrics count owned pixels alone, so no pixel counts twice.
+
+    Attributes
+    ----------
+    length, size, step
+        Pixels along the axis, pixels of a patch, pixels from one patch to the next.
+    """
+
+    length: int
+    size: int
+    step: int
+
+    @property
+    def starts(self) -> list[int]:
+        """First pixel of each patch."""
+        count = 1 + max(0, -(-(self.length - self.size) // self.step))
+        return [i * self.step for i in range(count)]
+
+    @property
+    def padding(self) -> int:
+        """Reflected pixels past the end of the axis."""
+        return max(0, self.starts[-1] + self.size - self.length)
+
+    @property
+    def owned(self) -> list[tuple[int, int]]:
+        """First and past-the-end owned pixel of each patch, counted from the start of the patch."""
+        borders = [start + (self.size - self.step) // 2 for start in self.starts[1:]]
+        edges = [0, *borders, self.length]
+        return [(edges[i] - start, edges[i + 1] - start) for i, start in enumerate(self.starts)]
+
+
+def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut one slice into patches with patchify, reflecting what does not fill a patch.
+
+    Parameters
+    ----------
+    image
+        (Y, X), any dtype.
+    size, step
+        Pixels of a patch along y and x, and from one patch to the next.
+
+    Returns
+    -------
+    patches
+        (P, size, size), row by row, dtype of `image`.
+    boxes
+        (P, 6) int32: y and x of the patch in the slice, then its owned rectangle ``y0, y1, x0, x1`` inside the patch
+        (see `Axis`).
+    """
+    rows, columns = (Axis(length, size, step) for length in image.shape)
+    padded = np.pad(image, ((0, rows.padding), (0, columns.padding)), mode="reflect")
+    patches = patchify(padded, (size, size), step=step).reshape(-1, size, size)
+    boxes = [
+        (y, x, *own_y, *own_x)
+        for y, own_y in zip(rows.starts, rows.owned, strict=True)
+        for x, own_x in zip(columns.starts, columns.owned, strict=True)
+    ]
+    return patches, np.array(boxes, dtype=np.int32)
+
+
+def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceId]]:
+    """Split stacks into train and validation by blocks of consecutive slices.
+
+    Neighbouring slices are near copies of each other, so the last `fraction` of each stack validates and `gap` slices
+    before it are left out. Single pages count together, in their order, as one stack. A stack too short to give a
+    slice to both sides trains.
+
+    Parameters
+    ----------
+    depths
+        Slices of each stack.
+    fraction
+        Share of the slices that validates, above 0 and below 1.
+    gap
+        Slices left out between the two sides.
+
+    Returns
+    -------
+    ``{"train": [(stack, z), ...], "validation": [...]}``; validation is empty where every stack is too short.
+    """
+    series = [[(stack, z) for z in range(depth)] for stack, depth in enumerate(depths) if depth > 1]
+    series.append([(stack, 0) for stack, depth in enumerate(depths) if depth == 1])
+    sides: dict[str, list[SliceId]] = {name: [] for name in SPLITS}
+    for slices in series:
+        held_out = max(1, round(fraction * len(slices)))
+        training = len(slices) - held_out - gap
+        if training < 1:
+            sides["train"] += slices
+        else:
+            sides["train"] += slices[:training]
+            sides["validation"] += slices[-held_out:]
+    return {name: sorted(slices) for name, slices in sides.items()}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One side of the split, memory-mapped.
+
+    Attributes
+    ----------
+    images
+        (P, size, size) uint8 or uint16, as in the source files.
+    masks
+        (P, size, size) uint8 in {0, 1}.
+    index
+        (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
+    shapes
+        (Z, Y, X) of each stack.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    index: np.ndarray
+    shapes: list[tuple[int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def owned(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Return which pixels the patches at `rows` own, (n, size, size) bool."""
+        box = self.index[rows, 4:, None]
+        places = np.arange(self.images.shape[1])
+        in_y = (places >= box[:, 0]) & (places < box[:, 1])
+        in_x = (places >= box[:, 2]) & (places < box[:, 3])
+        return in_y[:, :, None] & in_x[:, None, :]
+
+    def slices(self) -> Iterator[tuple[SliceId, np.ndarray, np.ndarray]]:
+        """Yield each slice put together again: its id, image (Y, X) as stored, mask (Y, X) uint8 in {0, 1}."""
+        changes = np.flatnonzero(np.any(np.diff(self.index[:, :2], axis=0), axis=1)) + 1
+        for rows in np.split(np.arange(len(self)), changes):
+            stack, z = (int(value) for value in self.index[rows[0], :2])
+            shape = self.shapes[stack][1:]
+            image, mask = np.zeros(shape, self.images.dtype), np.zeros(shape, np.uint8)
+            for row in rows:
+                _, _, y, x, y0, y1, x0, x1 = self.index[row]
+                there = np.s_[y + y0 : y + y1, x + x0 : x + x1]
+                image[there] = self.images[row, y0:y1, x0:x1]
+                mask[there] = self.masks[row, y0:y1, x0:x1]
+            yield (stack, z), image, mask
+
+
+@dataclass(frozen=True)
+class PatchStore:
+    """The folder ``patches/``: for each side of the split ``images.npy``, ``masks.npy`` and ``index.npy``.
+
+    The store is written and read in bounded memory: one slice at a time in, memory-mapped arrays out.
+
+    Attributes
+    ----------
+    train, validation
+        The two sides.
+    bit_depth
+        Bits that the grey values use; they are divided by ``2**bit_depth - 1`` at load time.
+    size
+        Pixels of a patch along y and x.
+    digest
+        SHA-256 over layout and content.
+    """
+
+    train: Patches
+    validation: Patches
+    bit_depth: int
+    size: int
+    digest: str
+
+    @classmethod
+    def write(
+        cls, folder: Path, pairs: list[volumes.Pair], settings: Patch, *, mask_rule: volumes.MaskRule, bit_depth: int
+    ) -> PatchStore:
+        """Cut `pairs` into a store at `folder` and open it.
+
+        Raises
+        ------
+        InputError
+            There are too few slices to leave some for validation.
+        OSError
+            The disk is full; what was there before stays.
+        """
+        sides = split([pair.image.shape[0] for pair in pairs], settings.validation_fraction, settings.gap)
+        if not sides["validation"]:
+            raise InputError(
+                "data/train",
+                f"{len(sides['train'])} slices, no stack longer than patch.gap {settings.gap} + 2",
+                "enough consecutive slices to hold some out for validation",
+                "add slices or lower patch.gap",
+            )
+        digests = {}
+        with workspace.replacing(folder) as beside:
+            for side, slices in sides.items():
+                digests[side] = _write_side(beside / side, pairs, slices, settings, mask_rule)
+            header: dict[str, Any] = {
+                "format": FORMAT,
+                "bit_depth": bit_depth,
+                "size": settings.size,
+                "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
+                "sha256": digests,
+            }
+            (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> PatchStore:
+        """Open the store at `folder`.
+
+        Raises
+        ------
+        InputError
+            The folder is no complete store of this version.
+        """
+        try:
+            header = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}")
+            shapes = [tuple(stack["shape"]) for stack in header["stacks"]]
+            train, validation = (
+                Patches(
+                    images=np.load(folder / side / "images.npy", mmap_mode="r"),
+                    masks=np.load(folder / side / "masks.npy", mmap_mode="r"),
+                    index=np.load(folder / side / "index.npy"),
+                    shapes=shapes,
+                )
+                for side in SPLITS
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                folder, f"{type(error).__name__}: {error}", f"a patch store of format {FORMAT}", "run `dvc repro -f patch`"
+            ) from None
+        digest = workspace.file_digest(folder / "store.json")
+        return cls(train, validation, bit_depth=header["bit_depth"], size=header["size"], digest=digest)
+
+
+def _write_side(
+    folder: Path, pairs: list[volumes.Pair], slices: list[SliceId], settings: Patch, mask_rule: volumes.MaskRule
+) -> str:
+    """Write one side and return the SHA-256 of its content."""
+    folder.mkdir(parents=True)
+    per_stack = [
+        len(Axis(pair.image.shape[1], settings.size, settings.step).starts)
+        * len(Axis(pair.image.shape[2], settings.size, settings.step).starts)
+        for pair in pairs
+    ]
+    shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
+    index, digest = [], hashlib.sha256()
+    # Plain writes, not a writable memory map: a full disk is then an error that can be told, not a bus error.
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+        _write_header(images, shape, pairs[0].image.dtype)
+        _write_header(masks, shape, np.dtype(np.uint8))
+        for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
+            patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
+            truth, _ = cut(volumes.binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            for stream, array in ((images, patches), (masks, truth)):
+                content = np.ascontiguousarray(array).data
+                stream.write(content)
+                digest.update(content)
+            index.append(np.insert(boxes, 0, [[stack], [z]], axis=1))
+    rows = np.concatenate(index).astype(np.int32)
+    np.save(folder / "index.npy", rows)
+    digest.update(rows.data)
+    return digest.hexdigest()
+
+
+def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)

@@ -1,0 +1,102 @@
+"""The Optuna study: learning rate, depth and augmentation strength of the U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from mitoflow.params import Tune
+
+#: Reports the validation Dice of an epoch; raises `optuna.TrialPruned` where the trial is not worth going on.
+Report = Callable[[int, float], None]
+#: Fits with the sampled values (learning_rate, depth, augment_strength) and returns the best validation Dice.
+Objective = Callable[[optuna.trial.FrozenTrial, dict[str, Any], Report], float]
+
+PRUNE_AFTER = 2  # finished trials before the median says anything
+DELIVERED = "delivered"  # set on a study whose results were written
+
+
+def open_study(storage: Path, name: str) -> optuna.Study:
+    """Open the study `name` in the SQLite file `storage`, or create it; one whose results were delivered starts afresh.
+
+    A study that was cut off goes on: its finished trials stay.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = f"sqlite:///{storage}"
+    known = {summary.study_name: summary for summary in optuna.get_all_study_summaries(url)}
+    if name in known and known[name].user_attrs.get(DELIVERED):
+        optuna.delete_study(study_name=name, storage=url)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
+    return optuna.create_study(
+        study_name=name, storage=url, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+
+
+def run_study(study: optuna.Study, settings: Tune, objective: Objective) -> None:
+    """Run the study until `settings.trials` trials are finished; a pruned trial is a finished one.
+
+    A trial that was cut off is marked as failed and its values are tried again first. The sampler is seeded with the
+    seed and the number of finished trials, so a study that was cut off ends with the trials that it would have had.
+
+    Parameters
+    ----------
+    study
+        As `open_study` gives it.
+    settings
+        Number of trials, seed and ranges.
+    objective
+        See `Objective`.
+    """
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+    while (finished := len(finished_trials(study))) < settings.trials:
+        study.sampler = optuna.samplers.TPESampler(seed=settings.seed * 100_003 + finished, n_startup_trials=PRUNE_AFTER)
+        study.optimize(lambda trial: _attempt(trial, settings, objective), n_trials=1)
+
+
+def _attempt(trial: optuna.Trial, settings: Tune, objective: Objective) -> float:
+    values = {
+        "learning_rate": trial.suggest_float(
+            "learning_rate", settings.learning_rate.low, settings.learning_rate.high, log=True
+        ),
+        "depth": trial.suggest_int("depth", settings.depth.low, settings.depth.high),
+        "augment_strength": trial.suggest_float(
+            "augment_strength", settings.augment_strength.low, settings.augment_strength.high
+        ),
+    }
+
+    def report(epoch: int, dice: float) -> None:
+        trial.report(dice, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return objective(trial, values, report)
+
+
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that ended by themselves, complete or pruned, in the order in which they began."""
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def mark_delivered(study: optuna.Study) -> None:
+    """Note that the results are written: opened again, the study starts afresh."""
+    study.set_user_attr(DELIVERED, True)
+
+
+def write_plots(study: optuna.Study, folder: Path) -> None:
+    """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network."""
+    from optuna import visualization as plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"history": plots.plot_optimization_history, "parallel_coordinate": plots.plot_parallel_coordinate}
+    if len(study.get_trials(states=(TrialState.COMPLETE,))) > 1:
+        figures["importance"] = plots.plot_param_importances
+    for name, plot in figures.items():
+        plot(study).write_html(folder / f"{name}.html", include_plotlyjs=True, div_id=name)

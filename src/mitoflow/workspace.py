@@ -1,0 +1,80 @@
+"""Where a project's files are, and how they are written and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def main_checkout() -> Path:
+    """Return the checkout that owns the tracking store and the resumable state.
+
+    ``dvc exp run --temp`` and ``--queue`` execute in a copy of the checkout that is thrown away afterwards; DVC names
+    the real one in ``DVC_ROOT``.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def state_dir() -> Path:
+    """Return ``.mitoflow/`` of the main checkout: checkpoints, the study and the tracking journal."""
+    folder = main_checkout() / ".mitoflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` and rename it to ``path`` when the block ends well.
+
+    A file or a folder may be written there. Whoever looks at ``path`` sees the old one or the whole new one; when the
+    block raises, ``path`` stays as it was and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    _remove(beside)
+    try:
+        yield beside
+        if path.is_dir():
+            # A folder cannot be renamed over another one; two renames keep the moment without either short.
+            old = path.parent / f".{path.name}.{os.getpid()}.old"
+            os.replace(path, old)
+            os.replace(beside, path)
+            _remove(old)
+        else:
+            os.replace(beside, path)
+    finally:
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_digest(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of ``paths``, as hexadecimal; folders count with every file in them.
+
+    Names count relative to the folder, so a folder keeps its digest when it moves.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def fingerprint(settings: object, *files: Path) -> str:
+    """Return 16 hexadecimal digits that change with `settings` (anything JSON can hold) or the content of `files`."""
+    text = json.dumps(settings, sort_keys=True) + "".join(file_digest(file) for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,228 @@
+"""Counts, scores, intervals and curves, against scikit-learn and against a plain resampling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, f1_score, jaccard_score
+
+from mitoflow import metrics
+from mitoflow.metrics import Counts, Interval, ProbabilityHistogram
+
+probabilities = hnp.arrays(np.float32, (2, 3, 5), elements=st.floats(0, 1, width=32))
+masks = hnp.arrays(bool, (2, 3, 5))
+
+
+@given(masks, masks, masks)
+def test_counts_are_the_confusion_matrix_of_owned_pixels(truth, prediction, owned):
+    for t, p, o, counts in zip(truth, prediction, owned, metrics.count(truth, prediction, owned), strict=True):
+        tn, fp, fn, tp = confusion_matrix(t[o], p[o], labels=[False, True]).ravel() if o.any() else (0, 0, 0, 0)
+        assert counts.tolist() == [tp, fp, fn, tn]
+
+
+@given(masks, masks)
+def test_scores_are_those_of_scikit_learn(truth, prediction):
+    counts = metrics.count(truth, prediction).sum(0)
+    flat = truth.ravel(), prediction.ravel()
+    assert metrics.dice(counts) == pytest.approx(f1_score(*flat, zero_division=1))
+    assert metrics.iou(counts) == pytest.approx(
+        jaccard_score(*flat, zero_division=0) if (truth | prediction).any() else 1
+    )
+    assert metrics.accuracy(counts) == np.mean(truth == prediction)
+
+
+def test_nothing_to_get_wrong_scores_one():
+    for score in metrics.SCORES.values():
+        assert score(np.zeros(4, np.int64)) == 1
+    missed, invented = np.array([0, 0, 7, 0]), np.array([0, 7, 0, 0])
+    assert (metrics.precision(missed), metrics.recall(missed), metrics.dice(missed)) == (1, 0, 0)
+    assert (metrics.precision(invented), metrics.recall(invented), metrics.iou(invented)) == (0, 1, 0)
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        metrics.count(np.zeros((2, 4, 4)), np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="differ in shape"):
+        ProbabilityHistogram().add(np.zeros((2, 4, 4)), np.zeros((4, 4)))
+
+
+@given(masks, probabilities, masks, st.sampled_from(metrics.THRESHOLDS.tolist()))
+def test_histogram_counts_are_those_of_the_prediction_rule(truth, probability, owned, threshold):
+    histogram = ProbabilityHistogram()
+    for row in zip(truth, probability, owned, strict=True):
+        histogram.add(*row)
+    assert np.array_equal(histogram.counts_at(threshold), metrics.count(truth, probability >= threshold, owned))
+
+
+@given(masks, hnp.arrays(int, (2, 3, 5), elements=st.integers(0, 256)))
+def test_probabilities_on_the_very_threshold_count_as_foreground(truth, k):
+    probability = (k / 256).astype(np.float32)
+    histogram = ProbabilityHistogram()
+    histogram.add(truth, probability)
+    for threshold in np.unique(np.minimum(k, 255)) / 256:
+        assert histogram.counts_at(threshold).tolist() == [
+            metrics.count(truth, probability >= threshold).sum(0).tolist()
+        ]
+
+
+def test_a_threshold_between_bins_is_refused():
+    with pytest.raises(ValueError, match="k/256"):
+        ProbabilityHistogram().counts_at(0.3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -0.1, 1.1])
+def test_what_is_no_probability_is_refused(wrong):
+    with pytest.raises(ValueError, match="NaN or outside"):
+        ProbabilityHistogram().add(np.zeros((1, 2)), np.array([[0.5, wrong]]))
+
+
+@pytest.fixture(scope="module")
+def predicted() -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Truth and probabilities of an overconfident model, (4, 64, 64)."""
+    rng = np.random.default_rng(3)
+    truth = rng.random((4, 64, 64)) < 0.1
+    logits = rng.normal(np.where(truth, 3, -4), 2.5)
+    return truth, (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def histogram(predicted) -> ProbabilityHistogram:
+    histogram = ProbabilityHistogram()
+    for truth, probability in zip(*predicted, strict=True):
+        histogram.add(truth, probability)
+    return histogram
+
+
+def test_best_threshold_beats_every_other(predicted, histogram):
+    truth, probability = predicted
+    scores = [metrics.dice(metrics.count(truth, probability >= t).sum(0)) for t in metrics.THRESHOLDS]
+    assert scores[int(histogram.best_threshold() * 256)] == max(scores)
+
+
+def test_of_equal_thresholds_the_one_nearest_to_half_is_best():
+    histogram = ProbabilityHistogram()
+    histogram.add(np.array([[0, 1]]), np.array([[0.25, 0.75]]))
+    assert histogram.best_threshold() == 0.5
+
+
+def test_precision_recall_is_that_of_scikit_learn(predicted, histogram):
+    truth, probability = predicted
+    curve = histogram.precision_recall()
+    binned = np.minimum(np.floor(probability * 256), 255)
+    assert curve.average_precision == pytest.approx(average_precision_score(truth.ravel(), binned.ravel()))
+    counts = metrics.count(truth, probability >= 0.5).sum(0)
+    assert curve.precision[128] == metrics.precision(counts)
+    assert curve.recall[128] == metrics.recall(counts)
+
+
+def test_reliability_is_that_of_the_pixels(predicted, histogram):
+    truth, probability = predicted
+    reliability = histogram.reliability(bins=8)
+    groups = np.minimum((probability * 8).astype(int), 7)
+    for i in range(8):
+        assert reliability.probability[i] == pytest.approx(probability[groups == i].mean())
+        assert reliability.frequency[i] == pytest.approx(truth[groups == i].mean())
+    gaps = [abs(probability[groups == i].mean() - truth[groups == i].mean()) * np.mean(groups == i) for i in range(8)]
+    assert reliability.expected_calibration_error == pytest.approx(sum(gaps))
+    assert reliability.brier == pytest.approx(brier_score_loss(truth.ravel(), probability.ravel()))
+
+
+def test_bins_without_pixels_are_left_out():
+    histogram = ProbabilityHistogram()
+    histogram.add(np.array([[0, 1]]), np.array([[0.0, 1.0]]))
+    reliability = histogram.reliability()
+    assert reliability.probability.tolist() == reliability.frequency.tolist() == [0, 1]
+    assert reliability.expected_calibration_error == reliability.brier == 0
+
+
+def drifting_counts(slices: int, seed: int, correlation: float = 0.9) -> Counts:
+    """Counts whose Dice wanders from slice to slice, as in a stack; true pooled Dice is 0.9 for an endless one."""
+    rng = np.random.default_rng(seed)
+    drift = np.zeros(slices + 100)
+    for i in range(1, len(drift)):
+        drift[i] = correlation * drift[i - 1] + np.sqrt(1 - correlation**2) * rng.normal()
+    wrong = np.round(1000 + 200 * drift[100:]).astype(np.int64)
+    tp = np.full_like(wrong, 9000)
+    return np.stack([tp, wrong, wrong, np.full_like(wrong, 80_000)], axis=-1)
+
+
+def test_interval_is_that_of_a_plain_resampling():
+    counts, block, resamples = drifting_counts(23, seed=1), 5, 4000
+    stacks = ["a"] * 13 + ["b"] * 10
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(resamples):
+        drawn = []
+        for ring in (np.arange(13), np.arange(13, 23)):
+            starts = rng.integers(len(ring), size=len(ring))
+            picked = [ring[(start + i) % len(ring)] for start in starts for i in range(block)]
+            drawn += picked[: len(ring)]
+        scores.append(metrics.dice(counts[drawn].sum(0)))
+    interval = metrics.bootstrap_interval(counts, metrics.dice, block, resamples, seed=0, stacks=stacks)
+    assert interval.value == metrics.dice(counts.sum(0))
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), abs=5e-4)
+
+
+def test_blocks_hold_the_truth_where_single_slices_promise_too_much():
+    """How often the interval holds the Dice of an endless stack, over 300 stacks of 165 slices."""
+
+    def coverage(block: int) -> float:
+        intervals = (
+            metrics.bootstrap_interval(drifting_counts(165, seed, correlation=0.6), metrics.dice, block, 400, seed)
+            for seed in range(300)
+        )
+        return sum(interval.low <= 0.9 <= interval.high for interval in intervals) / 300
+
+    assert coverage(block=10) > 0.83
+    assert coverage(block=1) < 0.7
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 3))
+def test_interval_repeats_and_holds_its_value(slices, block, seed):
+    counts = drifting_counts(slices, seed)
+    interval = metrics.bootstrap_interval(counts, metrics.iou, block, 200, seed)
+    assert interval == metrics.bootstrap_interval(counts, metrics.iou, block, 200, seed)
+    assert interval.low <= interval.value <= interval.high
+    assert interval.low < interval.high
+
+
+def test_order_of_stacks_and_their_labels_do_not_matter():
+    counts = drifting_counts(20, seed=2)
+    by_name = metrics.bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=["x"] * 12 + ["y"] * 8)
+    by_number = metrics.bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=np.repeat([3, 5], [12, 8]).tolist())
+    assert by_name == by_number
+
+
+def test_single_slices_tell_nothing():
+    counts = drifting_counts(3, seed=0)
+    one_each = metrics.bootstrap_interval(counts, metrics.dice, 5, 100, 0, stacks=["a", "b", "c"])
+    assert one_each == Interval(float(metrics.dice(counts.sum(0))), 0, 1)
+    only = metrics.paired_dice_difference(counts[:1], counts[:1], 5, 100, 0)
+    assert only == Interval(0, -1, 1)
+
+
+def test_pairing_sees_a_difference_that_single_intervals_hide():
+    worse = drifting_counts(165, seed=4)
+    better = worse + np.array([60, -60, -60, 60])
+    difference = metrics.paired_dice_difference(better, worse, block=10, resamples=1000, seed=0)
+    low, high = (metrics.bootstrap_interval(c, metrics.dice, 10, 1000, 0) for c in (better, worse))
+    assert low.low < high.high  # each interval alone overlaps the other
+    assert difference.low > 0
+    assert difference.value == pytest.approx(low.value - high.value)
+    back = metrics.paired_dice_difference(worse, better, block=10, resamples=1000, seed=0)
+    assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
+
+
+def test_a_model_does_not_differ_from_itself():
+    counts = drifting_counts(40, seed=6)
+    assert metrics.paired_dice_difference(counts, counts, 10, 200, 0) == Interval(0, 0, 0)
+
+
+def test_counts_of_other_slices_cannot_be_paired():
+    with pytest.raises(ValueError, match="cannot be paired"):
+        metrics.paired_dice_difference(drifting_counts(4, 0), drifting_counts(5, 0), 2, 10, 0)
