@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from mitoflow import unet, volumes
+from scipy.special import expit
+
+from mitoflow import unet, volumes, workspace
 from mitoflow.errors import InputError
 
 BATCH = 8  # tiles that go through the network together
+REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,15 @@ class Settings:
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
-        with path.open("w", encoding="utf-8") as stream:
-            YAML().dump(dataclasses.asdict(self), stream)
+        workspace.write_yaml(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Read settings that `write` wrote; raises `InputError` where they are missing or not whole."""
-        try:
-            values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, YAMLError, TypeError) as error:
-            raise InputError(path, error, "inference settings", "run `dvc repro evaluate` or `dvc pull`") from None
+        values = workspace.read_yaml(path, REMEDY)
+        if values.keys() != cls.__annotations__.keys():
+            raise InputError(path, ", ".join(values), ", ".join(cls.__annotations__), REMEDY)
+        return cls(**values)
 
 
 class Predictor:
@@ -103,13 +101,26 @@ class Predictor:
         total, weight = np.zeros_like(padded), np.zeros_like(padded)
         window = np.outer(self._ramp(rows[1]), self._ramp(columns[1]))
         places = [np.s_[y : y + rows[1], x : x + columns[1]] for y in rows[0] for x in columns[0]]
-        for batch in _batches(places):
-            logits = self.model.predict_on_batch(np.stack([padded[place] for place in batch])[..., None])
-            probability = 1 / (1 + np.exp(-np.asarray(logits, np.float32)[..., 0]))
-            for place, tile in zip(batch, probability, strict=True):
+        for first in range(0, len(places), BATCH):
+            batch = places[first : first + BATCH]
+            for place, tile in zip(batch, self._run(np.stack([padded[place] for place in batch])), strict=True):
                 total[place] += window * tile
                 weight[place] += window
         return (total / weight)[: image.shape[0], : image.shape[1]]
+
+    def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
+        """Return (N, Y, X) float32 in [0, 1] for patches (N, Y, X), each predicted by itself, without tiling.
+
+        Sides are divisible by `Settings.divisor`; raises like `probabilities`.
+        """
+        for patch in patches:
+            self._check(patch)
+        units = volumes.to_unit(patches, self.settings.bit_depth)
+        return np.concatenate([self._run(units[first : first + BATCH]) for first in range(0, len(units), BATCH)])
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        logits = np.asarray(self.model.predict_on_batch(batch[..., None]), np.float32)[..., 0]
+        return np.asarray(expit(logits))
 
     def _check(self, image: np.ndarray) -> None:
         trained = f"{self.settings.bit_depth}-bit"
@@ -137,7 +148,3 @@ class Predictor:
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
 
-
-def _batches(places: list[tuple[slice, slice]]) -> Iterator[list[tuple[slice, slice]]]:
-    for first in range(0, len(places), BATCH):
-        yield places[first : first + BATCH]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from mitoflow import workspace
 from mitoflow.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -154,14 +153,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         The file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range. The line names
         the key and, for a misspelled one, the key that was probably meant.
     """
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "the project's parameters", "run this in the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(path, str(error), "YAML", "mend the file or take it from git") from None
-    if not isinstance(raw, dict):
-        raise InputError(path, type(raw).__name__, "sections of keys", "mend the file or take it from git")
+    raw = workspace.read_yaml(path, "run this in the project's folder; git has the file as it was")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

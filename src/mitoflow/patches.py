@@ -90,6 +90,14 @@ def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray
     return patches, np.array(boxes, dtype=np.int32)
 
 
+def owned(rectangles: np.ndarray, size: int) -> np.ndarray:
+    """Return which pixels of patches are owned, (P, size, size) bool, from (P, 4) rectangles ``y0, y1, x0, x1``."""
+    places, box = np.arange(size), rectangles[:, :, None]
+    in_y = (places >= box[:, 0]) & (places < box[:, 1])
+    in_x = (places >= box[:, 2]) & (places < box[:, 3])
+    return in_y[:, :, None] & in_x[:, None, :]
+
+
 def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceId]]:
     """Split stacks into train and validation by blocks of consecutive slices.
 
@@ -150,11 +158,7 @@ class Patches:
 
     def owned(self, rows: np.ndarray | slice) -> np.ndarray:
         """Return which pixels the patches at `rows` own, (n, size, size) bool."""
-        box = self.index[rows, 4:, None]
-        places = np.arange(self.images.shape[1])
-        in_y = (places >= box[:, 0]) & (places < box[:, 1])
-        in_x = (places >= box[:, 2]) & (places < box[:, 3])
-        return in_y[:, :, None] & in_x[:, None, :]
+        return owned(self.index[rows, 4:], self.images.shape[1])
 
     def slices(self) -> Iterator[tuple[SliceId, np.ndarray, np.ndarray]]:
         """Yield each slice put together again: its id, image (Y, X) as stored, mask (Y, X) uint8 in {0, 1}."""
@@ -197,7 +201,7 @@ class PatchStore:
 
     @classmethod
     def write(
-        cls, folder: Path, pairs: list[volumes.Pair], settings: Patch, *, mask_rule: volumes.MaskRule, bit_depth: int
+        cls, folder: Path, pairs: list[volumes.Pair], settings: Patch, *, mask_rule: volumes.Rule, bit_depth: int
     ) -> PatchStore:
         """Cut `pairs` into a store at `folder` and open it.
 
@@ -262,7 +266,7 @@ class PatchStore:
 
 
 def _write_side(
-    folder: Path, pairs: list[volumes.Pair], slices: list[SliceId], settings: Patch, mask_rule: volumes.MaskRule
+    folder: Path, pairs: list[volumes.Pair], slices: list[SliceId], settings: Patch, mask_rule: volumes.Rule
 ) -> str:
     """Write one side and return the SHA-256 of its content."""
     folder.mkdir(parents=True)

@@ -285,3 +285,9 @@ class _Progress(keras.callbacks.Callback):
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values, for fingerprints and lineage."""
     return dataclasses.asdict(recipe)
+
+
+def code_digest() -> str:
+    """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
+    rooms = ("augment", "losses", "patches", "training", "unet", "volumes")
+    return workspace.fingerprint(keras.backend.backend(), *(Path(__file__).with_name(f"{room}.py") for room in rooms))

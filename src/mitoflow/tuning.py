@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from mitoflow.params import Tune
 
 #: Reports the validation Dice of an epoch; raises `optuna.TrialPruned` where the trial is not worth going on.
 Report = Callable[[int, float], None]
-#: Fits with the sampled values (learning_rate, depth, augment_strength) and returns the best validation Dice.
-Objective = Callable[[optuna.trial.FrozenTrial, dict[str, Any], Report], float]
+#: Fits trial number N with the sampled learning_rate, depth and augment_strength; returns the best validation Dice.
+Objective = Callable[[int, dict[str, Any], Report], float]
 
 PRUNE_AFTER = 2  # finished trials before the median says anything
 DELIVERED = "delivered"  # set on a study whose results were written
@@ -37,25 +36,31 @@ def open_study(storage: Path, name: str) -> optuna.Study:
     )
 
 
+def recover(study: optuna.Study) -> list[int]:
+    """Mark trials that were cut off as failed, queue their values to be tried again first, and return their numbers."""
+    cut_off = study.get_trials(states=(TrialState.RUNNING,))
+    for trial in cut_off:
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+    return [trial.number for trial in cut_off]
+
+
 def run_study(study: optuna.Study, settings: Tune, objective: Objective) -> None:
     """Run the study until `settings.trials` trials are finished; a pruned trial is a finished one.
 
-    A trial that was cut off is marked as failed and its values are tried again first. The sampler is seeded with the
-    seed and the number of finished trials, so a study that was cut off ends with the trials that it would have had.
+    The sampler is seeded with the seed and the number of finished trials, so a study that was cut off and recovered
+    ends with the trials that it would have had undisturbed.
 
     Parameters
     ----------
     study
-        As `open_study` gives it.
+        As `open_study` and `recover` leave it.
     settings
         Number of trials, seed and ranges.
     objective
         See `Objective`.
     """
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
     while (finished := len(finished_trials(study))) < settings.trials:
         study.sampler = optuna.samplers.TPESampler(seed=settings.seed * 100_003 + finished, n_startup_trials=PRUNE_AFTER)
         study.optimize(lambda trial: _attempt(trial, settings, objective), n_trials=1)
@@ -77,7 +82,7 @@ def _attempt(trial: optuna.Trial, settings: Tune, objective: Objective) -> float
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    return objective(trial, values, report)
+    return objective(trial.number, values, report)
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -90,13 +95,17 @@ def mark_delivered(study: optuna.Study) -> None:
     study.set_user_attr(DELIVERED, True)
 
 
-def write_plots(study: optuna.Study, folder: Path) -> None:
-    """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network."""
+def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
+    """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network.
+
+    The importance of a parameter needs two complete trials.
+    """
     from optuna import visualization as plots
 
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"history": plots.plot_optimization_history, "parallel_coordinate": plots.plot_parallel_coordinate}
+    figures = {"history": plots.plot_optimization_history(study), "parallel": plots.plot_parallel_coordinate(study)}
     if len(study.get_trials(states=(TrialState.COMPLETE,))) > 1:
-        figures["importance"] = plots.plot_param_importances
-    for name, plot in figures.items():
-        plot(study).write_html(folder / f"{name}.html", include_plotlyjs=True, div_id=name)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+        figures["importance"] = plots.plot_param_importances(study, evaluator=evaluator)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.write_html(folder / f"{name}.html", include_plotlyjs=True, div_id=name)

@@ -14,6 +14,8 @@ from keras import layers
 from mitoflow import workspace
 from mitoflow.errors import InputError
 
+MOMENTUM = 0.9  # of the moving statistics: the first epochs of a short trial must not be judged by their initial values
+
 
 @keras.saving.register_keras_serializable(package="mitoflow")
 class FusedBatchNormalization(layers.BatchNormalization):
@@ -93,7 +95,7 @@ def _convolve_twice(x: Any, width: int, name: str) -> Any:
     for i in (1, 2):
         # The normalisation brings its own offset, so the convolution goes without a bias.
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}")(x)
-        x = FusedBatchNormalization(name=f"{name}_{i}_norm")(x)
+        x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_{i}_norm")(x)
         x = layers.ReLU(name=f"{name}_{i}_relu")(x)
     return x
 

@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tifffile
 
 from mitoflow.errors import InputError
-from mitoflow.workspace import replacing
+from mitoflow.workspace import read_yaml, replacing, write_yaml
 
 Array = npt.NDArray[Any]
 Rule = Literal["nonzero", "half"]
@@ -24,7 +24,7 @@ Rule = Literal["nonzero", "half"]
 SMALLEST_SIDE = 64
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
-AXIS_WORDS = {"S": "colour samples a pixel", "C": "channels", "T": "time points"}
+AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
 
 # tifffile reports damage in log lines; here it becomes one InputError.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -165,7 +165,7 @@ def _require_whole_chain(path: Path, file: tifffile.TiffFile) -> None:
     pages, size = len(file.pages), file.filehandle.size
     if not pages:
         raise _truncated(path, f"no directory within its {size} bytes")
-    file.filehandle.seek(file.pages.next_page_offset)
+    file.filehandle.seek(file.pages.next_page_offset or 0)
     following = file.filehandle.read(file.tiff.offsetsize)
     if following != bytes(file.tiff.offsetsize):
         raise _truncated(path, f"page {pages + 1} begins beyond its {size} bytes")
@@ -194,11 +194,10 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
             raise _truncated(path, f"{depth} slices need {end} bytes, it has {size}")
         pixels = _Consecutive(first.dataoffset, page.dtype.newbyteorder(file.byteorder))
     else:
-        slices = [page for s in series for page in s]
-        for z in range(depth):
-            if z >= len(slices) or not _is_within(slices[z], size):
-                raise _truncated(path, f"slice {z} of {depth} is not within its {size} bytes")
-        pixels = _Paged(tuple(page.offset for page in slices))
+        pages = [page for s in series for page in s if page is not None and _is_within(page, size)]
+        if len(pages) < depth:
+            raise _truncated(path, f"only {len(pages)} of {depth} slices are within its {size} bytes")
+        pixels = _Paged(tuple(page.offset for page in pages))
     return Stack(path, (depth, height, width), np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype, pixels)
 
 
@@ -223,20 +222,16 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
         raise InputError(path, f"{len(series)} images of shapes {shapes}", "one stack", "save each as a file")
 
 
-def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame | None, size: int) -> bool:
-    if page is None or not page.dataoffsets:
-        return False
-    return all(start + length <= size for start, length in zip(page.dataoffsets, page.databytecounts, strict=True))
+def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
+    ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    return 0 < max(ends, default=0) <= size
 
 
 def _explain_float(stack: Stack) -> InputError:
-    remedy = "scale the image to 8- or 16-bit and save it again"
-    for z, plane in enumerate(stack.slices()):
-        if np.isnan(plane).any():
-            found, remedy = f"{stack.dtype} pixels with NaN (first in slice {z})", f"fill the missing pixels, then {remedy}"
-            break
-    else:
-        found = f"{stack.dtype} pixels"
+    found, remedy = f"{stack.dtype} pixels", "scale the image to 8- or 16-bit and save it again"
+    with_nan = next((z for z, plane in enumerate(stack.slices()) if np.isnan(plane).any()), None)
+    if with_nan is not None:
+        found, remedy = f"{found} with NaN (first in slice {with_nan})", f"fill the missing pixels, then {remedy}"
     return InputError(stack.path, found, "uint8 or uint16", remedy)
 
 
@@ -318,7 +313,8 @@ def _open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
 
 
 def _size(stack: Stack) -> str:
-    return "{} slices of {} x {}".format(stack.shape[0], stack.shape[2], stack.shape[1])
+    depth, height, width = stack.shape
+    return f"{depth} slices of {width} x {height}"
 
 
 class MaskValues:
@@ -393,7 +389,8 @@ def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:
     """Tell for every inner pixel whether its 3 x 3 neighbourhood has one value."""
     rows = (mask[:, :-2] == mask[:, 1:-1]) & (mask[:, 1:-1] == mask[:, 2:])
     same_above = mask[:-1, 1:-1] == mask[1:, 1:-1]
-    return rows[:-2] & rows[1:-1] & rows[2:] & same_above[:-1] & same_above[1:]
+    flat: npt.NDArray[np.bool_] = rows[:-2] & rows[1:-1] & rows[2:] & same_above[:-1] & same_above[1:]
+    return flat
 
 
 def recognise_mask_rule(pairs: Sequence[Pair]) -> Rule:
@@ -489,3 +486,28 @@ def camera_depth(maximum: int) -> int:
 def to_unit(image: Array, bit_depth: int) -> npt.NDArray[np.float32]:
     """Return ``image`` (any shape, unsigned) over its largest possible value: float32 in [0, 1]."""
     return image.astype(np.float32) / np.float32((1 << bit_depth) - 1)
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How the grey values and masks of a data set are to be read: what stage `validate` hands to later stages.
+
+    Attributes
+    ----------
+    bit_depth
+        Bits that the grey values use; see `bit_depth`.
+    mask_rule
+        See `recognise_mask_rule`.
+    """
+
+    bit_depth: int
+    mask_rule: Rule
+
+    def write(self, path: Path) -> None:
+        """Write the conventions as YAML."""
+        write_yaml(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Conventions:
+        """Read conventions that `write` wrote; raises `InputError` where they are missing or broken."""
+        return cls(**read_yaml(path, "run `dvc repro validate`"))

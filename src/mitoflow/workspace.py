@@ -9,6 +9,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mitoflow.errors import InputError
 
 
 def main_checkout() -> Path:
@@ -78,3 +84,28 @@ def fingerprint(settings: object, *files: Path) -> str:
     """Return 16 hexadecimal digits that change with `settings` (anything JSON can hold) or the content of `files`."""
     text = json.dumps(settings, sort_keys=True) + "".join(file_digest(file) for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it is something else; `remedy` is its last part.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "YAML", remedy) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(path, error, "YAML", remedy) from None
+    if not isinstance(values, dict):
+        raise InputError(path, type(values).__name__, "keys with values", remedy)
+    return values
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write keys and values to a YAML file, in their order."""
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as stream:
+        YAML().dump(values, stream)

@@ -1,0 +1,170 @@
+"""Pictures for the reports: arrays in, SVG out, to be set into a page as they are.
+
+The same input gives the same bytes: no dates, no random ids. Text, axes and series take their colours from the page
+(`PAGE_COLOURS`), so that one picture serves a light page, a dark one and paper.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from mitoflow import metrics
+from mitoflow.metrics import Counts, PrecisionRecall, Reliability
+
+# Matplotlib draws with the colours on the left, the page replaces them by its own.
+INK, FAINT, FIRST, SECOND = "#101010", "#c0c0c0", "#0072b2", "#d55e00"
+PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mitoflow",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+# Okabe & Ito's palette, which the colour-blind tell apart; red, green, blue, alpha.
+MASK = ((0, 158, 115, 90), (0, 200, 150, 255))
+ERRORS = ((0, 158, 115, 90), (240, 145, 0, 215), (60, 165, 255, 215))
+
+
+def precision_recall_chart(curve: PrecisionRecall, threshold: float) -> str:
+    """Draw precision over recall with lines of equal Dice, and mark the chosen threshold."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.6, 4.4)
+        for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
+            recall = np.linspace(dice / (2 - dice), 1, 200)
+            axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=0.9)
+            axes.annotate(f"Dice {dice}", (1, dice / (2 - dice)), (3, 0), textcoords="offset points", va="center", size=9)
+        recall, precision = np.append(0, curve.recall[::-1]), np.append(curve.precision[-1], curve.precision[::-1])
+        # Between two thresholds nothing is known, so steps: a straight line would promise more (Davis & Goadrich 2006).
+        axes.step(recall, precision, where="pre", color=FIRST)
+        at = int(np.argmin(np.abs(curve.thresholds - threshold)))
+        axes.plot(curve.recall[at], curve.precision[at], "o", color=SECOND, markersize=8)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall: share of the mitochondria that was found")
+        axes.set_ylabel("Precision: share of the found that is right")
+        return _svg(figure)
+
+
+def reliability_chart(reliability: Reliability) -> str:
+    """Draw how often foreground is what was predicted with a probability, and how many pixels that is about."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        axes.plot([0, 1], [0, 1], color=FAINT)
+        axes.plot(reliability.probability, reliability.frequency, "o-", color=FIRST, markersize=5)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="Share that is mitochondrion")
+        below.vlines(reliability.probability, 0.5, reliability.pixels, color=FIRST, linewidth=5)
+        below.set(yscale="log", ylim=(0.8, None), ylabel="Pixels", xlabel="Predicted probability")
+        below.minorticks_off()
+        return _svg(figure)
+
+
+def dice_along_z_chart(counts: Counts, stacks: Sequence[str], marked: Mapping[str, int]) -> str:
+    """Draw Dice of every slice, stack after stack, with the slices in ``marked`` (name -> row) named."""
+    scores = metrics.dice(counts)
+    borders = [0, *(i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]), len(stacks)]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(9.6, 2.9)
+        pooled = float(metrics.dice(counts.sum(0)))
+        axes.axhline(pooled, color=FAINT)
+        for first, last in zip(borders, borders[1:], strict=False):
+            axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=4, linewidth=1.1)
+        for border in borders[1:-1]:
+            axes.axvline(border - 0.5, color=INK, linewidth=0.6, linestyle=":")
+        for name, row in marked.items():
+            axes.plot(row, scores[row], "o", color=SECOND, markersize=7)
+            axes.annotate(name, (row, scores[row]), (0, -8), textcoords="offset points", ha="center", va="top", size=10)
+        low = float(scores.min())
+        axes.set(xlim=(-1, len(scores)), ylim=(low - 0.25 * (1 - low) - 0.01, 1 + 0.02 * (1 - low)))
+        axes.set(xlabel="Slice" if len(borders) == 2 else "Slice, stack after stack", ylabel="Dice")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure)
+
+
+def learning_chart(history: Sequence[Mapping[str, float]], best_epoch: int) -> str:
+    """Draw loss and Dice of training and validation over the epochs, counted from 1, and mark the best one."""
+    epochs = np.arange(1, len(history) + 1)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        for axes, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("Loss", "Dice"), strict=True):
+            for key, colour, series in ((name, FIRST, "training"), (f"val_{name}", SECOND, "validation")):
+                axes.plot(epochs, [logs[key] for logs in history], ".-", color=colour, label=series, markersize=4)
+            axes.axvline(best_epoch + 1, color=INK, linewidth=0.8, linestyle=":", label=f"best epoch, {best_epoch + 1}")
+            axes.set(xlabel="Epoch", ylabel=label)
+            axes.grid(axis="y")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend()
+        return _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    """Return the figure as an SVG element with the colours of the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # several figures share a page, and these ids nothing refers to
+    for drawn, colour in PAGE_COLOURS.items():
+        svg = svg.replace(drawn, colour)
+    return svg
+
+
+def grey_png(image: NDArray[np.uint8 | np.uint16]) -> str:
+    """Return an image ``(Y, X)`` of any range as a PNG data URI, stretched so that all but 0.5 % of both ends show."""
+    low, high = np.percentile(image, [0.5, 99.5])
+    stretched = np.clip((image - low) / max(high - low, 1) * 255, 0, 255)
+    return _data_uri(Image.fromarray(np.round(stretched).astype(np.uint8), "L"))
+
+
+def mask_png(mask: NDArray[np.uint8]) -> str:
+    """Return a mask ``(Y, X)`` in {0, 1} as a transparent PNG data URI: tinted, with its outline."""
+    width = max(1, round(max(mask.shape) / 400))
+    inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
+    return _overlay_png(mask + (mask & ~inner), MASK)
+
+
+def errors_png(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> str:
+    """Return two masks ``(Y, X)`` in {0, 1} as a transparent PNG data URI: what is right, added and missed."""
+    return _overlay_png(1 * (truth & prediction) + 2 * (prediction & ~truth) + 3 * (truth & ~prediction), ERRORS)
+
+
+def _overlay_png(classes: NDArray[np.uint8], colours: Sequence[tuple[int, int, int, int]]) -> str:
+    """Return classes ``(Y, X)``, 0 for nothing and i for ``colours[i - 1]``, as a transparent PNG data URI."""
+    picture = Image.fromarray(classes.astype(np.uint8), "P")
+    picture.putpalette(bytes((0, 0, 0, *(part for colour in colours for part in colour[:3]))))
+    return _data_uri(picture, transparency=bytes((0, *(colour[3] for colour in colours))))
+
+
+def _data_uri(picture: Image.Image, **options: bytes) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True, **options)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,164 @@
+"""Tracking events on disk: what happens is written down here first, and sent to MLflow afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from mitoflow import workspace
+
+Event = dict[str, Any]
+
+
+def folders(key: str | None = None) -> list[Path]:
+    """Return the folders of all journals, or of those of one run, oldest first."""
+    found = (path for path in _root().iterdir() if path.is_dir() and key in (None, path.name.partition(".")[2]))
+    return sorted(found)
+
+
+def waiting(folder: Path) -> int:
+    """Return how many events of a journal MLflow does not have yet, whether its process lives or not."""
+    try:
+        return sum(1 for _ in _read(folder, _sent(folder)))
+    except FileNotFoundError:
+        return 0
+
+
+def _existing(path: str, flags: int) -> int:
+    """Open a file that must be there: another process may be removing the journal."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _root() -> Path:
+    root = workspace.state_dir() / "journal"
+    root.mkdir(exist_ok=True)
+    return root
+
+
+class Journal:
+    """What one process reports about a run and its child runs, in the order in which it happened.
+
+    The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object a line; ``sent``, how many bytes of that have reached
+    MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked for as long as it
+    lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
+
+    Invariant: an event is on disk before any of it is sent, and `mark_sent` passes it only after MLflow took it. A crash
+    in between sends that event once more, so MLflow must be able to take an event twice. A journal is removed when all
+    of it was sent.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has the journal.
+    FileNotFoundError
+        It is gone: another process sent all of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._events = folder / "events.jsonl"
+        self._stream = open(self._events, "ab", opener=_existing)  # noqa: SIM115, PTH123 (open while the lock is held)
+        fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not self._events.exists():
+            self._stream.close()
+            raise FileNotFoundError(self._events)
+        self._writing = threading.Lock()
+
+    @classmethod
+    def create(cls, key: str) -> Self:
+        """Begin a journal for the run ``key``, which may have older ones."""
+        if not re.fullmatch(r"[\w-]+", key):
+            raise ValueError(f"key {key!r} has characters other than letters, digits, _ and -")
+        folder = _root() / f"{time.time_ns()}.{key}"
+        folder.mkdir()
+        (folder / "events.jsonl").touch()
+        return cls(folder)
+
+    @classmethod
+    def adopt(cls, folder: Path) -> Self:
+        """Take over the journal of a process that has ended.
+
+        A last line that ``kill -9`` cut short is dropped, and runs that the process could not end are ended for it, as
+        killed at the time of its last event.
+        """
+        journal = cls(folder)
+        running: dict[str, None] = {}
+        whole, last = 0, 0
+        for event, whole in _read(folder):
+            last = event["time"]
+            if event["event"] == "start":
+                running[event["run"]] = None
+            elif event["event"] == "end":
+                running.pop(event["run"], None)
+        journal._stream.truncate(whole)
+        for run in reversed(running):
+            journal.append({"event": "end", "run": run, "time": last, "status": "KILLED"})
+        return journal
+
+    def append(self, event: Event) -> None:
+        """Write an event, and return when it is on disk."""
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        with self._writing:
+            self._stream.write(line)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+
+    def keep(self, path: Path) -> str:
+        """Copy a file or a folder into the journal and return its place in there, which ends in its own name."""
+        place = Path(f"{time.time_ns()}") / path.name
+        target = self.folder / place
+        target.parent.mkdir()
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
+        return str(place)
+
+    def start_of(self, run: str) -> Event:
+        """Return the event that started ``run``."""
+        return next(e for e, _ in _read(self.folder) if e["event"] == "start" and e["run"] == run)
+
+    def unsent(self) -> Iterator[tuple[Event, int]]:
+        """Yield what is still to be sent: each event with the position after it, for `mark_sent`."""
+        return _read(self.folder, _sent(self.folder))
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether MLflow has every event."""
+        return _sent(self.folder) == self._events.stat().st_size
+
+    def mark_sent(self, position: int) -> None:
+        """Note that everything before ``position`` has reached MLflow."""
+        with workspace.replacing(self.folder / "sent") as new:
+            new.write_text(str(position))
+
+    def close(self) -> None:
+        """Give the journal up, and remove it where all of it was sent."""
+        if self.all_sent:
+            shutil.rmtree(self.folder)
+        self._stream.close()
+
+
+def _sent(folder: Path) -> int:
+    try:
+        return int((folder / "sent").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
+    with (folder / "events.jsonl").open("rb") as stream:
+        stream.seek(position)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            position += len(line)
+            yield json.loads(line), position

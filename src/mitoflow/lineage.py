@@ -1,0 +1,84 @@
+"""Where a run comes from: code, data, locked dependencies and experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PREFIX = "mitoflow.lineage."
+
+
+def current() -> dict[str, str]:
+    """Return the lineage of what runs now in this folder; what cannot be known is left out.
+
+    Keys
+    ----
+    git_commit, git_dirty
+        HEAD, and whether tracked files differ from it. `dvc.lock` does not count: DVC itself rewrites it between
+        stages, and what it records is told by the hashes below.
+    data_md5, patches_md5
+        DVC's hashes of ``data/`` and ``patches/``.
+    requirements_sha256
+        Of ``requirements.lock``.
+    dvc_experiment
+        The name that ``dvc exp run`` gave.
+    mitoflow, python, platform
+        Versions, and the operating system and processor.
+    """
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    lock = Path("requirements.lock")
+    known = {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else str(bool(changes)).lower(),
+        "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
+        "patches_md5": _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get("patch", {}), "patches"),
+        "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "mitoflow": version("mitoflow"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def tags(lineage: Mapping[str, str]) -> dict[str, str]:
+    """Return a lineage as MLflow tags, ``mitoflow.lineage.*``."""
+    return {PREFIX + key: value for key, value in lineage.items()}
+
+
+def from_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the lineage among the tags of a run or a model version."""
+    return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
+
+
+def file_sha256(path: Path) -> str:
+    """Return what ``sha256sum`` prints for a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _output_md5(stage: Mapping[str, Any], path: str) -> str | None:
+    return next((out.get("md5") for out in stage.get("outs", []) if out.get("path") == path), None)

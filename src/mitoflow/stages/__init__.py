@@ -1,0 +1,13 @@
+"""The stages of ``dvc.yaml``, one file each, and the paths through which they hand on their results."""
+
+from pathlib import Path
+
+DATA = Path("data")
+PATCHES = Path("patches")
+MODEL = Path("models/unet.keras")
+MODEL_FACTS = Path("models/unet.yaml")
+CONVENTIONS = Path("reports/validate/conventions.yaml")
+BEST_PARAMS = Path("reports/tune/best_params.yaml")
+VALIDATE_REPORTS, TUNE_REPORTS, TRAIN_REPORTS, EVALUATE_REPORTS = (
+    Path("reports") / stage for stage in ("validate", "tune", "train", "evaluate")
+)

@@ -1,0 +1,26 @@
+"""Cut the training part into the patch store, split by blocks of slices."""
+
+from __future__ import annotations
+
+from mitoflow import params, tracking, volumes
+from mitoflow.errors import one_line
+from mitoflow.patches import PatchStore
+from mitoflow.stages import CONVENTIONS, DATA, PATCHES
+
+
+def main() -> None:
+    settings = params.load().patch
+    conventions = volumes.Conventions.read(CONVENTIONS)
+    pairs = volumes.read_pairs(DATA / "train")
+    with tracking.start("patch", "patch") as run:
+        run.params({f"patch.{key}": value for key, value in settings.model_dump().items()})
+        store = PatchStore.write(
+            PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
+        )
+        run.metrics({"patches.train": len(store.train), "patches.validation": len(store.validation)})
+        run.artifact(PATCHES / "store.json")
+    print(f"{PATCHES}: {len(store.train)} training and {len(store.validation)} validation patches")
+
+
+if __name__ == "__main__":
+    one_line(main)

@@ -1,0 +1,78 @@
+"""Fit the augmented U-Net with the tuned values, or with those that ``params.yaml`` gives in their place."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from mitoflow import params, tracking, training, unet, workspace
+from mitoflow.errors import one_line
+from mitoflow.patches import PatchStore
+from mitoflow.stages import BEST_PARAMS, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
+
+
+def main() -> None:
+    settings = params.load()
+    store = PatchStore.open(PATCHES)
+    best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`")
+    values = settings.train.model_dump()
+    recipe = training.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
+    fingerprint = workspace.fingerprint([training.as_dict(recipe), store.digest, training.code_digest()])
+    checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
+    checkpoints.mkdir(parents=True, exist_ok=True)
+
+    with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
+        run.params(tracking.flatten(settings.model_dump(by_alias=True)))
+        run.params({f"recipe.{key}": value for key, value in training.as_dict(recipe).items()})
+        run.lineage(store)
+        fitted = training.fit(
+            store, recipe, checkpoints=checkpoints, on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch)
+        )
+        unet.save_model(fitted.model, MODEL)
+        facts = {
+            "bit_depth": store.bit_depth,
+            "divisor": 2**recipe.depth,
+            "parameters": fitted.model.count_params(),
+            "recipe": training.as_dict(recipe),
+        }
+        workspace.write_yaml(MODEL_FACTS, facts)
+        _write_curves(fitted)
+        best_epoch = fitted.best_epoch
+        summary = {
+            "best_epoch": best_epoch + 1,
+            "epochs": len(fitted.history),
+            **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
+        }
+        (TRAIN_REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        run.metrics(summary)
+        run.artifact(TRAIN_REPORTS)
+        run.tags({"mitoflow.model_sha256": workspace.file_digest(MODEL)})
+        tracking.remember_training_run(MODEL, run)
+    shutil.rmtree(checkpoints)
+    print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+
+
+def _run_key(checkpoints: Path) -> str:
+    """Return the key of the tracked run, which a resumed training continues."""
+    file = checkpoints / "run"
+    if not file.exists():
+        with workspace.replacing(file) as beside:
+            beside.write_text(f"train-{uuid.uuid4().hex}", encoding="utf-8")
+    return file.read_text(encoding="utf-8")
+
+
+def _write_curves(fitted: training.Fit) -> None:
+    TRAIN_REPORTS.mkdir(parents=True, exist_ok=True)
+    with (TRAIN_REPORTS / "curves.csv").open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        names = ["loss", "val_loss", "dice", "val_dice"]
+        rows.writerow(["epoch", *names])
+        for epoch, logs in enumerate(fitted.history, start=1):
+            rows.writerow([epoch, *(logs[name] for name in names)])
+
+
+if __name__ == "__main__":
+    one_line(main)

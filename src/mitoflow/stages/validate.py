@@ -1,0 +1,36 @@
+"""Check ``data/`` before anything is computed from it: errors end the pipeline, warnings do not."""
+
+from __future__ import annotations
+
+import json
+
+from mitoflow import checks, params, report, tracking, volumes, workspace
+from mitoflow.errors import InputError, one_line
+from mitoflow.stages import CONVENTIONS, DATA, VALIDATE_REPORTS
+
+
+def main() -> None:
+    settings = params.load()
+    with tracking.start("validate", "validate") as run:
+        findings = checks.check_dataset(DATA, settings.data.mask_rule, settings.validate_.near_duplicate)
+        page, table = VALIDATE_REPORTS / "report.html", VALIDATE_REPORTS / "report.json"
+        report.write_validation_report(page, findings)
+        with workspace.replacing(table) as beside:
+            beside.write_text(json.dumps(findings.as_dict(), indent=2) + "\n", encoding="utf-8")
+        run.params({"data.mask_rule": settings.data.mask_rule})
+        run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
+        for file in (page, table):
+            run.artifact(file)
+        for warning in findings.warnings:
+            print(f"warning: {warning}")
+        if findings.errors:
+            first, more = findings.errors[0], len(findings.errors) - 1
+            remedy = first.remedy + (f" ({more} more errors in {page})" if more else "")
+            raise InputError(first.where, first.found, first.expected, remedy)
+    assert findings.bit_depth is not None and findings.mask_rule is not None
+    volumes.Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
+    print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")
+
+
+if __name__ == "__main__":
+    one_line(main)
