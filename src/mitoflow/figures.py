@@ -10,12 +10,12 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -26,6 +26,9 @@ from mitoflow.metrics import Counts, PrecisionRecall, Reliability
 # Matplotlib draws with the colours on the left, the page replaces them by its own.
 INK, FAINT, FIRST, SECOND = "#101010", "#c0c0c0", "#0072b2", "#d55e00"
 PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+
+# Widths in inches of a chart across half of the page and across all of it.
+HALF, FULL = 5.6, 12.0
 
 STYLE = {
     "svg.fonttype": "none",
@@ -48,60 +51,60 @@ STYLE = {
 
 # Okabe & Ito's palette, which the colour-blind tell apart; red, green, blue, alpha.
 MASK = ((0, 158, 115, 90), (0, 200, 150, 255))
-ERRORS = ((0, 158, 115, 90), (240, 145, 0, 215), (60, 165, 255, 215))
+ERRORS = ((0, 158, 115, 90), (240, 145, 0, 190), (60, 165, 255, 175))
 
 
 def precision_recall_chart(curve: PrecisionRecall, threshold: float) -> str:
     """Draw precision over recall with lines of equal Dice, and mark the chosen threshold."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.6, 4.4)
+        figure = Figure(figsize=(HALF, 5.2), layout="constrained")
+        axes = figure.subplots()
         for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
             recall = np.linspace(dice / (2 - dice), 1, 200)
-            axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=0.9)
-            axes.annotate(f"Dice {dice}", (1, dice / (2 - dice)), (3, 0), textcoords="offset points", va="center", size=9)
+            axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=1)
+            axes.annotate(f"Dice {dice}", (1, dice / (2 - dice)), (5, 0), textcoords="offset points", va="center", size=9)
+        # Between two thresholds nothing is known, so steps: straight lines would promise more than can be had.
         recall, precision = np.append(0, curve.recall[::-1]), np.append(curve.precision[-1], curve.precision[::-1])
-        # Between two thresholds nothing is known, so steps: a straight line would promise more (Davis & Goadrich 2006).
         axes.step(recall, precision, where="pre", color=FIRST)
         at = int(np.argmin(np.abs(curve.thresholds - threshold)))
-        axes.plot(curve.recall[at], curve.precision[at], "o", color=SECOND, markersize=8)
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="Recall: share of the mitochondria that was found")
+        axes.plot(curve.recall[at], curve.precision[at], "o", color=SECOND, markersize=8, clip_on=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="Recall: share of the mitochondria that is found")
         axes.set_ylabel("Precision: share of the found that is right")
         return _svg(figure)
 
 
 def reliability_chart(reliability: Reliability) -> str:
-    """Draw how often foreground is what was predicted with a probability, and how many pixels that is about."""
+    """Draw how often a pixel is mitochondrion over what was predicted, and below how many pixels that is about."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(HALF, 5.2), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        axes.plot([0, 1], [0, 1], color=FAINT)
-        axes.plot(reliability.probability, reliability.frequency, "o-", color=FIRST, markersize=5)
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="Share that is mitochondrion")
-        below.vlines(reliability.probability, 0.5, reliability.pixels, color=FIRST, linewidth=5)
-        below.set(yscale="log", ylim=(0.8, None), ylabel="Pixels", xlabel="Predicted probability")
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
+        axes.plot(reliability.probability, reliability.frequency, "o-", color=FIRST, markersize=5, clip_on=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="Share that is mitochondrion")
+        below.vlines(reliability.probability, 1, reliability.pixels, color=FIRST, linewidth=6, clip_on=False)
+        below.set(yscale="log", ylim=(1, None), ylabel="Pixels", xlabel="Predicted probability")
+        below.yaxis.set_major_locator(LogLocator(numticks=4))
         below.minorticks_off()
         return _svg(figure)
 
 
-def dice_along_z_chart(counts: Counts, stacks: Sequence[str], marked: Mapping[str, int]) -> str:
-    """Draw Dice of every slice, stack after stack, with the slices in ``marked`` (name -> row) named."""
+def dice_along_z_chart(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> str:
+    """Draw Dice of every slice, stack after stack, and mark two of the rows of ``counts``, ``(slices, 4)``."""
     scores = metrics.dice(counts)
     borders = [0, *(i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]), len(stacks)]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(9.6, 2.9)
-        pooled = float(metrics.dice(counts.sum(0)))
-        axes.axhline(pooled, color=FAINT)
-        for first, last in zip(borders, borders[1:], strict=False):
-            axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=4, linewidth=1.1)
+        figure = Figure(figsize=(FULL, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, label="all slices together")
+        for first, last in pairwise(borders):
+            axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=5, linewidth=1.2)
         for border in borders[1:-1]:
-            axes.axvline(border - 0.5, color=INK, linewidth=0.6, linestyle=":")
-        for name, row in marked.items():
-            axes.plot(row, scores[row], "o", color=SECOND, markersize=7)
-            axes.annotate(name, (row, scores[row]), (0, -8), textcoords="offset points", ha="center", va="top", size=10)
-        low = float(scores.min())
-        axes.set(xlim=(-1, len(scores)), ylim=(low - 0.25 * (1 - low) - 0.01, 1 + 0.02 * (1 - low)))
-        axes.set(xlabel="Slice" if len(borders) == 2 else "Slice, stack after stack", ylabel="Dice")
+            axes.axvline(border - 0.5, color=INK, linewidth=0.7, linestyle=":")
+        axes.plot(median, scores[median], "D", color=SECOND, markersize=7, label="median slice")
+        axes.plot(worst, scores[worst], "v", color=SECOND, markersize=9, label="worst slice")
+        axes.set(xlim=(-1, len(scores)), ylabel="Dice", xlabel="Slice, stack after stack" if borders[2:] else "Slice")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper right", ncols=3)
         return _svg(figure)
 
 
@@ -109,21 +112,16 @@ def learning_chart(history: Sequence[Mapping[str, float]], best_epoch: int) -> s
     """Draw loss and Dice of training and validation over the epochs, counted from 1, and mark the best one."""
     epochs = np.arange(1, len(history) + 1)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(FULL, 3.8), layout="constrained")
         for axes, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("Loss", "Dice"), strict=True):
             for key, colour, series in ((name, FIRST, "training"), (f"val_{name}", SECOND, "validation")):
-                axes.plot(epochs, [logs[key] for logs in history], ".-", color=colour, label=series, markersize=4)
-            axes.axvline(best_epoch + 1, color=INK, linewidth=0.8, linestyle=":", label=f"best epoch, {best_epoch + 1}")
+                axes.plot(epochs, [logs[key] for logs in history], ".-", color=colour, label=series, markersize=5)
+            axes.axvline(best_epoch + 1, color=INK, linewidth=0.9, linestyle=":", label=f"best epoch, {best_epoch + 1}")
             axes.set(xlabel="Epoch", ylabel=label)
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
         return _svg(figure)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def _svg(figure: Figure) -> str:

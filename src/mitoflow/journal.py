@@ -20,8 +20,12 @@ Event = dict[str, Any]
 
 def folders(key: str | None = None) -> list[Path]:
     """Return the folders of all journals, or of those of one run, oldest first."""
-    found = (path for path in _root().iterdir() if path.is_dir() and key in (None, path.name.partition(".")[2]))
-    return sorted(found)
+    return sorted(path for path in _root().iterdir() if key in (None, key_of(path)))
+
+
+def key_of(folder: Path) -> str:
+    """Return the key of the run whose journal is in ``folder``."""
+    return folder.name.partition(".")[2]
 
 
 def waiting(folder: Path) -> int:
@@ -122,9 +126,13 @@ class Journal:
             shutil.copyfile(path, target)
         return str(place)
 
+    def events(self) -> Iterator[Event]:
+        """Yield all events, sent or not."""
+        return (event for event, _ in _read(self.folder))
+
     def start_of(self, run: str) -> Event:
         """Return the event that started ``run``."""
-        return next(e for e, _ in _read(self.folder) if e["event"] == "start" and e["run"] == run)
+        return next(event for event in self.events() if event["event"] == "start" and event["run"] == run)
 
     def unsent(self) -> Iterator[tuple[Event, int]]:
         """Yield what is still to be sent: each event with the position after it, for `mark_sent`."""

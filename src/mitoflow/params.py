@@ -136,7 +136,13 @@ class Params(Section):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         depth = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
-        for key, size in (("patch.size", self.patch.size), ("evaluate.tile", self.evaluate.tile)):
+        tile, overlap = self.evaluate.tile, self.evaluate.overlap
+        sizes = {
+            "patch.size": self.patch.size,
+            "evaluate.tile": tile,
+            "evaluate.tile - 2 * evaluate.overlap": tile - 2 * overlap,
+        }
+        for key, size in sizes.items():
             if size % 2**depth:
                 raise ValueError(
                     f"{key} {size} is not divisible by 2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"

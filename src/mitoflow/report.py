@@ -127,7 +127,6 @@ def write_evaluation_report(path: Path, evaluation: Evaluation, verdict: Verdict
 
     Without ``verdict`` it holds nothing that a tracking server would have to tell.
     """
-    worst, median = worst_and_median(evaluation.counts)
     best_epoch = int(np.argmax([logs["val_dice"] for logs in evaluation.history]))
     _write(
         path,
@@ -139,7 +138,7 @@ def write_evaluation_report(path: Path, evaluation: Evaluation, verdict: Verdict
             "Median slice": _pictures("median", evaluation.median),
         }.items(),
         colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
-        along_z=figures.dice_along_z_chart(evaluation.counts, evaluation.stacks, {"worst": worst, "median": median}),
+        along_z=figures.dice_along_z_chart(evaluation.counts, evaluation.stacks, *worst_and_median(evaluation.counts)),
         precision_recall=figures.precision_recall_chart(evaluation.curve, evaluation.whole_slice.threshold),
         reliability=figures.reliability_chart(evaluation.reliability),
         learning=figures.learning_chart(evaluation.history, best_epoch),

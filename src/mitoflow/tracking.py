@@ -20,12 +20,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
+
+from tqdm import tqdm
 
 from mitoflow import journal, lineage, workspace
 from mitoflow.journal import Event, Journal
@@ -47,6 +49,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID  # noqa: E402
 
 # It prints a traceback where the database is busy; the journal tries again, or says why not in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -291,13 +294,13 @@ def sync() -> Synced:
     away: set[str] = set()
     for folder in journal.folders():
         try:
-            delivery = _Delivery(Journal.adopt(folder))
+            events = Journal.adopt(folder)
         except BlockingIOError:
             live += 1
             continue
         except FileNotFoundError:
             continue
-        key, before = journal.key_of(folder), journal.waiting(folder)
+        delivery, key, before = _Delivery(events), journal.key_of(folder), journal.waiting(folder)
         if key not in troubles and delivery.uri not in away:
             try:
                 delivery.send()
@@ -306,7 +309,7 @@ def sync() -> Synced:
                 if not _refused(error):
                     away.add(delivery.uri)
         after = journal.waiting(folder)
-        delivery.journal.close()
+        events.close()
         sent, left = sent + before - after, left + after
     return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())))
 
@@ -322,19 +325,18 @@ def _refused(error: Exception) -> bool:
 
 
 class _Sender(threading.Thread):
-    """Sends a journal to MLflow while its process works, and tries again at growing intervals while MLflow is away."""
+    """Sends a journal while its process works, and tries again at growing intervals while MLflow is away."""
 
     def __init__(self, events: Journal) -> None:
         super().__init__(name="mitoflow tracking", daemon=True)
         self.journal = events
         self._delivery = _Delivery(events)
+        self._earlier = [folder for folder in journal.folders(journal.key_of(events.folder)) if folder != events.folder]
         self._changed = threading.Condition()
-        self._news = True
-        self._hurry = False
-        self._tries = 0
-        self._failed_try = 0
-        self._trouble: Exception | None = None
-        self._done = False
+        self._news = self._hurry = self._done = False
+        self._tries = self._failed_try = 0
+        self._trouble = "it is slow"
+        self._away_since = self._told = 0.0
 
     def wake(self) -> None:
         """Say that the journal has grown."""
@@ -343,21 +345,210 @@ class _Sender(threading.Thread):
             self._changed.notify_all()
 
     def flush(self) -> bool:
-        """Wait until everything is sent, a try that began after this call failed, or `PATIENCE` is over."""
+        """Wait until all is sent; return False when a try that began after this call fails or `PATIENCE` is over."""
         with self._changed:
-            self._hurry = self._news = True
+            begun = self._tries
+            self._news = self._hurry = True
             self._changed.notify_all()
-            tries = self._tries
-            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > tries, PATIENCE)
+            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > begun, PATIENCE)
             return self.journal.all_sent
 
     def close(self) -> None:
         """Flush, say what is left, and let the journal go."""
-        sent = self.flush()
+        if not self.flush():
+            left = journal.waiting(self.journal.folder)
+            self._say(f"{self._trouble}; {left} events are kept on disk, send them with `mitoflow sync`")
         with self._changed:
             self._done = True
             self._changed.notify_all()
-        if not sent:
-            left = journal.waiting(self.journal.folder)
-            _say(f"{left} events {self._why()}; they are kept on disk, `mitoflow sync` sends them later")
-        self.join(0 if sent ...)
+        self.join(FIRST_PAUSE)  # no longer: a request may hang, and the process can end without it
+
+    def run(self) -> None:
+        """Send whenever there is news, until `close`."""
+        pause = FIRST_PAUSE
+        while self._wait_for_news():
+            try:
+                self._send()
+            except Exception as error:
+                self._failed(error)
+                self._rest(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._succeeded()
+                pause = FIRST_PAUSE
+        self.journal.close()
+
+    def _wait_for_news(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._news or self._done)
+            self._news = False
+            self._tries += 1
+            return not self._done
+
+    def _send(self) -> None:
+        while self._earlier:
+            try:
+                earlier = Journal.adopt(self._earlier[0])
+            except FileNotFoundError:
+                pass  # `mitoflow sync` was faster
+            else:
+                with closing(earlier):
+                    _Delivery(earlier).send()
+            del self._earlier[0]
+        self._delivery.send()
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        with self._changed:
+            self._trouble, self._failed_try, self._news = reason(error), self._tries, True
+            self._changed.notify_all()
+        self._away_since = self._away_since or now
+        if now - self._away_since > SAY_SO_AFTER and not self._told:
+            self._told = now
+            self._say(f"{self._trouble}; the run goes on, its events are kept on disk meanwhile")
+
+    def _succeeded(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        if self._told:
+            self._say("answers again and has all events")
+        self._away_since = self._told = 0.0
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._hurry or self._done, seconds)
+            self._hurry = False
+
+    def _say(self, text: str) -> None:
+        tqdm.write(f"mitoflow: tracking: {without_credentials(self._delivery.uri)}: {text}", file=sys.stderr)
+
+
+@dataclass
+class _Remote:
+    """A run as MLflow knows it.
+
+    ``own`` tells whether the stage that reports is the one that began the run, ``resumed`` whether the run was there
+    before its journal, and ``points`` the (step, value) of each curve that it had then.
+    """
+
+    run_id: str
+    experiment_id: str
+    own: bool
+    resumed: bool
+    points: dict[str, set[tuple[int, float]]] = field(default_factory=dict)
+
+
+class _Delivery:
+    """Sends the events of a journal to MLflow, in order, each in a way that may be repeated."""
+
+    def __init__(self, events: Journal) -> None:
+        self._journal = events
+        self._remotes: dict[str, _Remote] = {}
+
+    @functools.cached_property
+    def uri(self) -> str:
+        """The store that the journal is for."""
+        return store_uri(next((event["store"] for event in self._journal.events()), None))
+
+    def send(self) -> None:
+        """Send what is unsent, and stop at the first event that MLflow does not take."""
+        for event, position in self._journal.unsent():
+            self._take(client(self.uri), event)
+            self._journal.mark_sent(position)
+
+    def _take(self, store: MlflowClient, event: Event) -> None:
+        run = self._remote(store, event["run"])
+        match event["event"]:
+            case "start":
+                if run.resumed and run.own:
+                    store.update_run(run.run_id, status="RUNNING")
+            case "params":
+                self._params(store, run, event["values"])
+            case "metrics":
+                store.log_batch(run.run_id, metrics=self._points(store, run, event))
+            case "tags":
+                store.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
+            case "artifact":
+                store.log_artifact(run.run_id, str(self._journal.folder / event["path"]), event["folder"] or None)
+            case "dataset":
+                store.log_inputs(run.run_id, datasets=[_dataset(event)])
+            case "model":
+                from mitoflow import registry  # which needs this room for its client
+
+                registry.admit(store, run.run_id, self._journal.folder / event["path"], event["tags"])
+            case "end" if run.own:
+                store.set_terminated(run.run_id, event["status"], event["time"])
+            case "end":
+                stage = self._journal.start_of(event["run"])["stage"]
+                store.set_tag(run.run_id, f"mitoflow.{stage}", event["status"])
+
+    def _remote(self, store: MlflowClient, key: str) -> _Remote:
+        if key not in self._remotes:
+            start = self._journal.start_of(key)
+            self._remotes[key] = _find(store, key, start["stage"]) or self._create(store, start)
+        return self._remotes[key]
+
+    def _create(self, store: MlflowClient, start: Event) -> _Remote:
+        tags = {**start["tags"], KEY: start["run"], STAGE: start["stage"]}
+        if "parent" in start:
+            parent = self._remote(store, start["parent"])
+            experiment_id, parent_id = parent.experiment_id, parent.run_id
+        else:
+            experiment_id = start["experiment_id"] or _experiment(store, start["experiment"])
+            parent_id = start["parent_run_id"]
+        if parent_id:
+            tags[MLFLOW_PARENT_RUN_ID] = parent_id
+        run = store.create_run(experiment_id, start_time=start["time"], tags=tags, run_name=start["name"])
+        return _Remote(run.info.run_id, experiment_id, own=True, resumed=False)
+
+    def _params(self, store: MlflowClient, run: _Remote, values: Mapping[str, str]) -> None:
+        """Log new parameters; one that the run has with another value, which MLflow forbids, becomes a tag."""
+        known = store.get_run(run.run_id).data.params
+        new = [Param(key, value) for key, value in values.items() if key not in known]
+        changed = [RunTag(f"mitoflow.changed.{key}", v) for key, v in values.items() if known.get(key, v) != v]
+        store.log_batch(run.run_id, params=new, tags=changed)
+
+    def _points(self, store: MlflowClient, run: _Remote, event: Event) -> list[Metric]:
+        """Return the points of an event that the run did not have before: a resumed stage repeats its last step."""
+        points = []
+        for key, value in event["values"].items():
+            if run.resumed and key not in run.points:
+                run.points[key] = {(p.step, p.value) for p in store.get_metric_history(run.run_id, key)}
+            if (event["step"], value) not in run.points.get(key, ()):
+                points.append(Metric(key, value, event["time"], event["step"]))
+        return points
+
+
+def _find(store: MlflowClient, key: str, stage: str) -> _Remote | None:
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    for run in store.search_runs(experiments, f"tags.`{KEY}` = '{key}'", max_results=1):
+        return _Remote(run.info.run_id, run.info.experiment_id, own=run.data.tags.get(STAGE) == stage, resumed=True)
+    return None
+
+
+def _experiment(store: MlflowClient, name: str) -> str:
+    """Return the id of an experiment, which is made where it is missing.
+
+    In a database of this checkout its artifacts go to ``mlruns/`` beside it; a server knows by itself where to.
+    """
+    found = store.get_experiment_by_name(name)
+    if found is None:
+        place = (workspace.main_checkout() / "mlruns").as_uri() if _is_database(store.tracking_uri) else None
+        try:
+            return store.create_experiment(name, place)
+        except MlflowException:  # another process made it meanwhile
+            found = store.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def _dataset(event: Event) -> DatasetInput:
+    dataset = Dataset(
+        name=event["name"],
+        digest=event["digest"],
+        source_type="local",
+        source=json.dumps({"uri": event["source"]}),
+        profile=json.dumps(event["profile"]),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, event["context"])])

@@ -139,10 +139,10 @@ def load_model(path: Path) -> keras.Model:
     InputError
         The file is missing, no Keras model, or one that carries code (a lambda layer or an unknown class).
     """
+    if not path.exists():
+        raise InputError(path, "no such file", "a .keras model", "run `dvc repro train` or `dvc pull`")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "a .keras model", "run `dvc repro train` or `dvc pull`") from None
     except Exception as error:  # Keras raises nearly anything for a broken archive
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(path, reason, "a U-Net saved by mitoflow", "train it again or take another file") from None

@@ -13,7 +13,7 @@ def main() -> None:
     conventions = volumes.Conventions.read(CONVENTIONS)
     pairs = volumes.read_pairs(DATA / "train")
     with tracking.start("patch", "patch") as run:
-        run.params({f"patch.{key}": value for key, value in settings.model_dump().items()})
+        run.params({"patch": settings.model_dump()})
         store = PatchStore.write(
             PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
         )

@@ -25,9 +25,10 @@ def main() -> None:
     checkpoints.mkdir(parents=True, exist_ok=True)
 
     with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
-        run.params(tracking.flatten(settings.model_dump(by_alias=True)))
-        run.params({f"recipe.{key}": value for key, value in training.as_dict(recipe).items()})
-        run.lineage(store)
+        run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe)})
+        for side, patches in (("training", store.train), ("validation", store.validation)):
+            profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
+            run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
         fitted = training.fit(
             store, recipe, checkpoints=checkpoints, on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch)
         )
@@ -49,8 +50,7 @@ def main() -> None:
         (TRAIN_REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         run.metrics(summary)
         run.artifact(TRAIN_REPORTS)
-        run.tags({"mitoflow.model_sha256": workspace.file_digest(MODEL)})
-        tracking.remember_training_run(MODEL, run)
+        run.produced(MODEL)
     shutil.rmtree(checkpoints)
     print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
 

@@ -24,9 +24,9 @@ def main() -> None:
     study.set_user_attr("run", key)
 
     with tracking.start("tune", "tune", key=key) as run:
-        run.params({f"tune.{key}": value for key, value in settings.tune.model_dump().items()})
+        run.params({"tune": settings.tune.model_dump()})
         for number in tuning.recover(study):
-            run.child(f"trial {number}", key=f"{key}-{number}").finish("KILLED")
+            run.child(f"trial {number}", key=f"{key}-{number}").end("KILLED")
 
         def objective(number: int, values: dict[str, Any], report: tuning.Report) -> float:
             recipe = training.Recipe(
@@ -56,7 +56,7 @@ def main() -> None:
         summary = {"best_val_dice": study.best_value, "trials": len(finished)}
         (TUNE_REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         run.metrics(summary)
-        run.params({f"best.{name}": value for name, value in study.best_params.items()})
+        run.params({"best": study.best_params})
         run.artifact(TUNE_REPORTS)
     tuning.mark_delivered(study)
     print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")

@@ -1,0 +1,98 @@
+"""Values for ``params.yaml`` that fit a dataset, written into it without touching anything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode, Node
+
+from mitoflow import params, workspace
+from mitoflow.errors import InputError
+
+PRESETS = Path(__file__).with_name("presets.yaml")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A scalar of a YAML text: its source, quotes included, and where that stands."""
+
+    source: str
+    start: int
+    end: int
+
+
+def apply(path: Path, preset: str, *, name: str, mask_rule: str) -> dict[str, tuple[str, str]]:
+    """Write a preset into ``params.yaml``; comments, order, and every other byte stay.
+
+    Parameters
+    ----------
+    path
+        The file.
+    preset
+        A section of ``presets.yaml``: ``phantom``, ``epfl`` or ``imported``.
+    name, mask_rule
+        What ``data.name`` and ``data.mask_rule`` become.
+
+    Returns
+    -------
+    The keys that changed, dotted, each with its old and its new value.
+
+    Raises
+    ------
+    InputError
+        The file lacks a key, or is not valid with the new values. It stays as it was.
+    """
+    values = {key: value.source for key, value in scalars(PRESETS.read_text(encoding="utf-8"), preset).items()}
+    values |= {"data.name": _quoted(name), "data.mask_rule": mask_rule}
+    text = path.read_bytes().decode()
+    present = scalars(text)
+    missing = next((key for key in values if key not in present), None)
+    if missing:
+        raise InputError(f"{path}: {missing}", "no such key", "a value", f"add it, {values[missing]} for example")
+    changed = {key: value for key, value in values.items() if present[key].source != value}
+    if changed:
+        with workspace.replacing(path) as beside:
+            beside.write_bytes(edited(text, changed).encode())
+            params.load(beside)
+    return {key: (present[key].source, value) for key, value in changed.items()}
+
+
+def scalars(text: str, section: str = "") -> dict[str, Value]:
+    """Return the scalars of a YAML text, or of one of its sections, by their dotted keys."""
+    root: Node = YAML(typ="safe", pure=True).compose(text)
+    everything = dict(_walk(root, "", text))
+    prefix = f"{section}." if section else ""
+    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
+
+
+def _walk(node: Node, key: str, text: str) -> Iterator[tuple[str, Value]]:
+    if isinstance(node, MappingNode):
+        for name, child in node.value:
+            yield from _walk(child, f"{key}.{name.value}" if key else name.value, text)
+    else:
+        start, end = node.start_mark.index, node.end_mark.index
+        yield key, Value(text[start:end], start, end)
+
+
+def edited(text: str, values: Mapping[str, str]) -> str:
+    """Return a YAML text with other values for some dotted keys; a comment after a value keeps its column.
+
+    YAML libraries write a document anew and lose what they do not model; this replaces the values where they stand.
+    """
+    present = scalars(text)
+    for key in sorted(values, key=lambda key: present[key].start, reverse=True):
+        old, new, rest = present[key], values[key], text[present[key].end :]
+        spaces = len(rest) - len(rest.lstrip(" "))
+        if rest[spaces : spaces + 1] == "#":
+            rest = " " * max(1, spaces + len(old.source) - len(new)) + rest[spaces:]
+        text = text[: old.start] + new + rest
+    return text
+
+
+def _quoted(name: str) -> str:
+    """Return a YAML scalar that reads as the text ``name``, with quotes where it needs them."""
+    return name if YAML(typ="safe", pure=True).load(name) == name else json.dumps(name)

@@ -1,0 +1,32 @@
+"""The registered model as MLflow loads it: this file and the package beside it, nothing pickled.
+
+MLflow runs the file when it loads the model ("models from code"); `mitoflow.registry.pack` puts it there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from mitoflow.inference import Predictor
+
+
+class Segmenter(PythonModel):  # type: ignore[misc]
+    """Raw slices in, masks out; normalisation, tiling, blending and threshold are inside."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the U-Net and its settings from the model's artifacts."""
+        self._predictor = Predictor.load(Path(context.artifacts["model"]), Path(context.artifacts["settings"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model was trained on."""
+        return self._predictor.masks(model_input)
+
+
+set_model(Segmenter())

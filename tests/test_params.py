@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from mitoflow import params
+from mitoflow.errors import InputError
+
+COMMITTED = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+
+
+def edited(folder: Path, old: str, new: str) -> Path:
+    assert COMMITTED.count(old) >= 1, f"{old!r} is not in params.yaml"
+    path = folder / "params.yaml"
+    path.write_text(COMMITTED.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def test_committed_file_is_valid(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, "gap: 4", "gap: 5")).patch.gap == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "said"),
+    [
+        ("  patience:", "  patiense:", "train.patiense", "did you mean patience?"),
+        ("patch:", "patches:", "patches", "did you mean patch?"),
+        ("{low: 2, high: 4}", "{low: 2, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
+        ("  patience: 6", "  # patience: 6", "train.patience", "no such key"),
+        ("gap: 4", "gap: -1", "patch.gap", "greater than or equal to 0"),
+        ("gap: 4", "gap: four", "patch.gap", "integer"),
+        ("gap: 4", "gap: 4.5", "patch.gap", "integer"),
+        ("loss: bce ", "loss: dice ", "train.loss", "'bce' or 'bce_dice'"),
+        ("learning_rate: tuned", "learning_rate: tuning", "train.learning_rate", "'tuned'"),
+        ("learning_rate: tuned", "learning_rate: .nan", "train.learning_rate", "nan"),
+        ("validation_fraction: 0.2", "validation_fraction: 1", "patch.validation_fraction", "less than 1"),
+        ("low: 2,", "low: 5,", "tune.depth", "low 5 is above high 4"),
+        ("step: 256", "step: 300", "patch", "step 300 is larger than size 256"),
+        ("size: 256", "size: 264", "patch.size 264 is not divisible by 2^depth = 16", "change one"),
+        ("overlap: 32", "overlap: 128", "evaluate", "overlap 128 is not below half of tile 256"),
+        ("overlap: 32", "overlap: 31", "evaluate.tile - 2 * evaluate.overlap", "not divisible"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        params.load(edited(tmp_path, old, new))
+    line = str(error.value)
+    assert where in line
+    assert said in line
+    assert "\n" not in line
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, "learning_rate: tuned", "learning_rate: 1e-4")).train.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: [b", "\x00"])
+def test_other_files_are_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="params.yaml"):
+        params.load(path)
+
+
+def test_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        params.load(tmp_path / "params.yaml")

@@ -1,0 +1,77 @@
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from mitoflow import unet
+from mitoflow.errors import InputError
+
+
+def test_it_is_the_u_net_of_the_readme() -> None:
+    model = unet.build_unet(depth=4, base_width=16)
+    assert model.count_params() == 1_945_233
+    assert model.compute_output_shape((2, 256, 320, 1)) == (2, 256, 320, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_normalisation_is_keras_normalisation(dtype: str, training: bool) -> None:
+    x = np.random.default_rng(0).normal(3, 2, (4, 8, 8, 5)).astype(np.float32)
+    ours = unet.FusedBatchNormalization(momentum=0.9, dtype=dtype)
+    keras_own = keras.layers.BatchNormalization(momentum=0.9, dtype=dtype)
+    for layer in (ours, keras_own):
+        layer.build(x.shape)
+        layer.set_weights([np.linspace(0.5, 2, 5), np.linspace(-1, 1, 5), np.full(5, 2.5), np.full(5, 3.5)])
+    tolerance = 1e-5 if dtype == "float32" else 0.03
+    outputs = [np.asarray(keras.ops.cast(layer(x, training=training), "float32")) for layer in (ours, keras_own)]
+    np.testing.assert_allclose(*outputs, rtol=tolerance, atol=tolerance)
+    for mine, theirs in zip(ours.get_weights(), keras_own.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=tolerance)
+
+
+def test_same_weights_give_the_same_file(tmp_path: Path) -> None:
+    model, twin = unet.build_unet(2, 4), unet.build_unet(2, 4)
+    twin.set_weights(model.get_weights())
+    unet.save_model(model, tmp_path / "one.keras")
+    time.sleep(1.1)  # the time of writing is in neither
+    unet.save_model(twin, tmp_path / "two.keras")
+    assert (tmp_path / "one.keras").read_bytes() == (tmp_path / "two.keras").read_bytes()
+    x = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
+    assert np.array_equal(model.predict_on_batch(x), unet.load_model(tmp_path / "two.keras").predict_on_batch(x))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.keras", "two.keras"]
+
+
+def test_a_model_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: x * 2)(inputs))
+    model.save(tmp_path / "lambda.keras")
+    with pytest.raises(InputError, match="expected a U-Net saved by mitoflow"):
+        unet.load_model(tmp_path / "lambda.keras")
+
+
+def test_missing_and_broken_models_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        unet.load_model(tmp_path / "none.keras")
+    unet.save_model(unet.build_unet(1, 2), tmp_path / "half.keras")
+    content = (tmp_path / "half.keras").read_bytes()
+    (tmp_path / "half.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="half.keras"):
+        unet.load_model(tmp_path / "half.keras")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_reach_is_how_far_an_output_sees(depth: int) -> None:
+    model = unet.build_unet(depth, 2)
+    side = 2 * (unet.reach(depth) // 2**depth + 3) * 2**depth
+    x = np.random.default_rng(0).random((1, side, side, 1), np.float32)
+    seen = []
+    # Max pooling hides some changes, so several are tried; where a pixel lies in the pooling grid matters, too.
+    for place in range(side):
+        changed = x.copy()
+        changed[0, place] = 1 - changed[0, place]
+        moved = np.flatnonzero(np.any(model.predict_on_batch(changed) != model.predict_on_batch(x), axis=(0, 2, 3)))
+        seen += [abs(int(pixel) - place) for pixel in (moved.min(), moved.max())] if len(moved) else []
+    assert max(seen) <= unet.reach(depth)
+    assert max(seen) >= unet.reach(depth) - 2**depth
