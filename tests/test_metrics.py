@@ -198,12 +198,17 @@ def test_order_of_stacks_and_their_labels_do_not_matter():
     assert by_name == by_number
 
 
-def test_single_slices_tell_nothing():
-    counts = drifting_counts(3, seed=0)
-    one_each = metrics.bootstrap_interval(counts, metrics.dice, 5, 100, 0, stacks=["a", "b", "c"])
-    assert one_each == Interval(float(metrics.dice(counts.sum(0))), 0, 1)
-    only = metrics.paired_dice_difference(counts[:1], counts[:1], 5, 100, 0)
-    assert only == Interval(0, -1, 1)
+def test_files_of_one_slice_count_as_one_stack():
+    counts = drifting_counts(20, seed=0)
+    files = metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0, stacks=[f"page{i}" for i in range(20)])
+    assert files == metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0)
+
+
+def test_a_single_slice_tells_nothing():
+    counts = drifting_counts(1, seed=0)
+    interval = metrics.bootstrap_interval(counts, metrics.dice, 5, 100, 0)
+    assert interval == Interval(float(metrics.dice(counts[0])), 0, 1)
+    assert metrics.paired_dice_difference(counts, counts, 5, 100, 0) == Interval(0, -1, 1)
 
 
 def test_pairing_sees_a_difference_that_single_intervals_hide():

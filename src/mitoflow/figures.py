@@ -1,7 +1,7 @@
-"""Pictures for the reports: arrays in, SVG out, to be set into a page as they are.
+"""Pictures for the reports: arrays in; out come charts as SVG elements and slices as PNG data URIs.
 
 The same input gives the same bytes: no dates, no random ids. Text, axes and series take their colours from the page
-(`PAGE_COLOURS`), so that one picture serves a light page, a dark one and paper.
+(`PAGE_COLOURS`), so that one chart serves a light page, a dark one and paper.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 
-# Okabe & Ito's palette, which the colour-blind tell apart; red, green, blue, alpha.
+# Hues of Okabe & Ito's palette, which the colour-blind tell apart; red, green, blue, alpha.
 MASK = ((0, 158, 115, 90), (0, 200, 150, 255))
 ERRORS = ((0, 158, 115, 90), (240, 145, 0, 190), (60, 165, 255, 175))
 
@@ -62,7 +62,9 @@ def precision_recall_chart(curve: PrecisionRecall, threshold: float) -> str:
         for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
             recall = np.linspace(dice / (2 - dice), 1, 200)
             axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=1)
-            axes.annotate(f"Dice {dice}", (1, dice / (2 - dice)), (5, 0), textcoords="offset points", va="center", size=9)
+            axes.annotate(
+                f"Dice {dice}", (1, dice / (2 - dice)), (5, 0), textcoords="offset points", va="center", size=9
+            )
         # Between two thresholds nothing is known, so steps: straight lines would promise more than can be had.
         recall, precision = np.append(0, curve.recall[::-1]), np.append(curve.precision[-1], curve.precision[::-1])
         axes.step(recall, precision, where="pre", color=FIRST)

@@ -50,13 +50,13 @@ def _root() -> Path:
 class Journal:
     """What one process reports about a run and its child runs, in the order in which it happened.
 
-    The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object a line; ``sent``, how many bytes of that have reached
-    MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked for as long as it
-    lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
+    The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object a line; ``sent``, how many bytes of that have
+    reached MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked for as long
+    as it lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
 
-    Invariant: an event is on disk before any of it is sent, and `mark_sent` passes it only after MLflow took it. A crash
-    in between sends that event once more, so MLflow must be able to take an event twice. A journal is removed when all
-    of it was sent.
+    Invariant: an event is on disk before any of it is sent, and `mark_sent` passes it only after MLflow took it. A
+    crash in between sends that event once more, so MLflow must be able to take an event twice. A journal is removed
+    when all of it was sent.
 
     Raises
     ------
@@ -96,8 +96,8 @@ class Journal:
         journal = cls(folder)
         running: dict[str, None] = {}
         whole, last = 0, 0
-        for event, whole in _read(folder):
-            last = event["time"]
+        for event, end in _read(folder):
+            whole, last = end, event["time"]
             if event["event"] == "start":
                 running[event["run"]] = None
             elif event["event"] == "end":

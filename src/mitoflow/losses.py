@@ -40,6 +40,7 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         self.crossentropy = binary_crossentropy()
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of a batch, a scalar."""
         # Not in `call`: Keras weighs the pixels of what `call` returns, and Dice of a batch is a single number.
         truth = ops.convert_to_tensor(y_true, self.dtype)
         logits = ops.convert_to_tensor(y_pred, self.dtype)

@@ -120,16 +120,16 @@ def bootstrap_interval(
     resamples, seed
         How often to draw, and the seed of the draws: the same seed, block and stacks draw the same slices again.
     stacks
-        ``(slices,)`` labels: to which stack each slice belongs; None for one stack. Pages of one volume that were saved
-        as one file each should share a label.
+        ``(slices,)`` labels: to which stack each slice belongs; None for one stack. Slices that are alone in their
+        stack count together, in their order, as one stack: most often they are pages of one volume.
 
     Returns
     -------
     interval
-        [0, 1] where every stack has one slice only: nothing can be drawn, so nothing is known.
+        [0, 1] where there is one slice only: nothing else can be drawn, so nothing is known.
     """
     value = float(score(counts.sum(0)))
-    if not _can_vary(len(counts), stacks):
+    if len(counts) < 2:
         return Interval(value, 0.0, 1.0)
     return _interval(value, score(_resample(counts, block, resamples, seed, stacks)))
 
@@ -140,7 +140,7 @@ def paired_dice_difference(
     """Return Dice of a minus Dice of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
 
     Both are scored on the same draws. What makes a slice hard for both cancels, so the interval is narrower than the
-    intervals of a and b suggest. It is [-1, 1] where every stack has one slice only.
+    intervals of a and b suggest. It is [-1, 1] where there is one slice only.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def paired_dice_difference(
     if counts_a.shape != counts_b.shape:
         raise ValueError(f"counts of {len(counts_a)} and of {len(counts_b)} slices cannot be paired")
     value = float(dice(counts_a.sum(0)) - dice(counts_b.sum(0)))
-    if not _can_vary(len(counts_a), stacks):
+    if len(counts_a) < 2:
         return Interval(value, -1.0, 1.0)
     drawn = _resample(np.concatenate([counts_a, counts_b], axis=-1), block, resamples, seed, stacks)
     return _interval(value, dice(drawn[:, :4]) - dice(drawn[:, 4:]))
@@ -161,22 +161,27 @@ def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _can_vary(slices: int, stacks: Sequence[Any] | None) -> bool:
-    return slices > 1 and (stacks is None or len(set(stacks)) < slices)
-
-
 def _resample(counts: Counts, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None) -> Counts:
     """Return the summed counts of each draw, ``(resamples, columns)``, from counts ``(slices, columns)``."""
     rng = np.random.default_rng(seed)
-    labels = np.zeros(len(counts), int) if stacks is None else np.unique(np.asarray(stacks), return_inverse=True)[1]
     drawn = np.zeros((resamples, counts.shape[-1]), np.int64)
-    for label in range(labels.max() + 1):
-        ring = counts[labels == label]
+    for rows in _rings(len(counts), stacks):
+        ring = counts[rows]
         full = min(block, max(1, len(ring) // 2))
         blocks, rest = divmod(len(ring), full)
         for length in [full] * blocks + [rest] * (rest > 0):
             drawn += _block_sums(ring, length)[rng.integers(len(ring), size=resamples)]
     return drawn
+
+
+def _rings(slices: int, stacks: Sequence[Any] | None) -> list[NDArray[np.intp]]:
+    """Return the rows of each stack; those that are alone come together as the last one."""
+    if stacks is None:
+        return [np.arange(slices)]
+    _, label, size = np.unique(np.asarray(stacks), return_inverse=True, return_counts=True)
+    alone = np.flatnonzero(size[label] == 1)
+    rings = [np.flatnonzero(label == i) for i in np.flatnonzero(size > 1)]
+    return [*rings, alone] if len(alone) else rings
 
 
 def _block_sums(ring: Counts, length: int) -> Counts:

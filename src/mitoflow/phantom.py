@@ -1,19 +1,19 @@
 """The synthetic EM stack that a fresh clone runs on.
 
-It is drawn, not acquired: cells, membranes, mitochondria and their look-alikes are geometric shapes with noise on top.
-It exercises the pipeline and shows that training works; no number obtained on it says anything about real tissue.
+It is drawn, not acquired: cells, mitochondria and what looks like them are bent tubes and discs under noise. It
+exercises the pipeline and shows that training learns; no number obtained on it says anything about tissue.
 
-The same seed gives the same bytes on every machine. Everything is integer arithmetic on fixed-width arrays, which every
-processor does alike, and random numbers are raw output of PCG64, whose stream NumPy guarantees for a given seed (its
-`Generator` methods carry no such promise). Lengths are in eighths of a pixel (`PX`), square roots and membrane
-profiles come from integer tables.
+The same seed gives the same bytes on every machine. All arithmetic is on integers, which every processor does alike;
+random numbers are the raw output of PCG64, the stream that NumPy guarantees for a seed (the methods of its `Generator`
+may change); square roots and opacities come from tables. Lengths are in eighths of a pixel (`PX`) unless called pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,151 +24,408 @@ from mitoflow.volumes import write_stack
 
 Ints = npt.NDArray[Any]
 Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 
 PX = 8
-ROOTS = np.repeat(np.arange(1024, dtype=np.int32), 2 * np.arange(1024) + 1)  # isqrt of 0 ... 2**20 - 1
+OPAQUE = 256
+TRAIN, TEST = (56, 256, 512), (24, 320, 448)
+FOREGROUND_PERCENT = 8
 
 
 class Draws:
-    """Random integers that are the same on every machine and with every NumPy."""
+    """Random integers that are the same on every machine and with every version of NumPy."""
 
     def __init__(self, seed: int) -> None:
         self._source = np.random.PCG64(seed)
 
     def below(self, limit: int, *shape: int) -> Ints:
-        """Return int64 from 0 to ``limit`` - 1 (a scalar array without ``shape``)."""
+        """Return int64 in ``[0, limit)`` of ``shape``; the limit is at most 2**40."""
         raw = self._source.random_raw(math.prod(shape)).astype(np.uint64)
         return ((raw >> np.uint64(40)) * np.uint64(limit) >> np.uint64(24)).astype(np.int64).reshape(shape)
 
     def between(self, low: int, high: int) -> int:
-        """Return one integer from ``low`` to ``high``."""
+        """Return one integer in ``[low, high]``."""
         return low + int(self.below(high - low + 1, 1)[0])
 
+    def voxel(self, shape: Shape) -> tuple[int, int, int]:
+        """Return the position of one voxel."""
+        z, y, x = (self.between(0, length - 1) for length in shape)
+        return z, y, x
+
     def bytes(self, shape: Shape) -> npt.NDArray[np.uint8]:
-        """Return uniform bytes."""
+        """Return uint8 of ``shape``, all values alike probable."""
         count = math.prod(shape)
-        raw = np.asarray(self._source.random_raw((count + 7) // 8), dtype="<u8")
+        raw = self._source.random_raw(count // 8 + 1).astype("<u8")
         return raw.view(np.uint8)[:count].reshape(shape)
 
 
-def smooth_noise(draws: Draws, shape: tuple[int, ...], cells: tuple[int, ...], amplitude: int) -> Ints:
-    """Return a random field that is smooth over ``cells`` pixels an axis.
-
-    A quadratic B-spline through a random lattice, which keeps it within ``-amplitude ... amplitude``; int32.
-    """
-    lattice = draws.below(1 << 13, *(length // cell + 3 for length, cell in zip(shape, cells, strict=True)))
-    field = (lattice - (1 << 12)).astype(np.int32)
-    for axis, (length, cell) in enumerate(zip(shape, cells, strict=True)):
-        index, t = np.divmod(np.arange(length, dtype=np.int32), cell)
-        weights = ((cell - t) ** 2, cell * cell + 2 * cell * t - 2 * t * t, t * t)
-        along = [-1 if a == axis else 1 for a in range(len(shape))]
-        field = sum(field.take(index + k, axis) * w.reshape(along) for k, w in enumerate(weights)) // (2 * cell * cell)
-    return field * amplitude >> 12
+ROOTS = np.repeat(np.arange(128 * PX, dtype=np.int32), 2 * np.arange(128 * PX) + 1)
 
 
-def profile(x: Ints, *corners: tuple[int, int]) -> Ints:
-    """Return the piecewise linear function through ``corners`` (x, y), constant beyond the outer ones."""
-    (first, y), last = corners[0], corners[-1][0]
-    table = np.full(last - first + 1, y, np.int32)
+def root(square: Ints) -> Ints:
+    """Return the integer square root, at most 128 pixels."""
+    return ROOTS[np.minimum(square, len(ROOTS) - 1)]
+
+
+def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
+    """Return the piecewise linear function of ``x`` through ``corners``, constant beyond the outer ones; int32."""
+    (first, start), (last, _) = corners[0], corners[-1]
+    table = np.full(last - first + 1, start, np.int32)
     for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
-        steps = np.arange(x1 - x0 + 1, dtype=np.int32)
-        table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * steps // (x1 - x0)
+        table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * np.arange(x1 - x0 + 1, dtype=np.int32) // (x1 - x0)
     return table[np.clip(x, first, last) - first]
 
 
+def smooth_noise(draws: Draws, shape: Sequence[int], grain: Sequence[int], amplitude: int) -> Ints:
+    """Return a random field of ``shape`` that varies over ``grain`` pixels, within +- ``amplitude``; int32.
+
+    A uniform quadratic B-spline whose control points are random and ``grain`` apart.
+    """
+    lattice = draws.below(1 << 13, *(length // step + 3 for length, step in zip(shape, grain, strict=True)))
+    field = (lattice - (1 << 12)).astype(np.int32)
+    for axis, (length, step) in enumerate(zip(shape, grain, strict=True)):
+        index, t = np.divmod(np.arange(length, dtype=np.int32), step)
+        weights = ((step - t) ** 2, step * step + 2 * step * t - 2 * t * t, t * t)
+        column = [-1 if a == axis else 1 for a in range(len(shape))]
+        terms = [field.take(index + k, axis) * weight.reshape(column) for k, weight in enumerate(weights)]
+        field = (terms[0] + terms[1] + terms[2]) // (2 * step * step)
+    return field * amplitude >> 12
+
+
+def blend(image: Ints, value: Ints | int, opacity: Ints) -> None:
+    """Lay ``value`` over ``image``, in place; ``opacity`` is 0 ... 256."""
+    image += (value - image) * opacity >> 8
+
+
 @dataclass
-class Seeds:
-    """Overlapping discs that make up the cells: positions at slice 0, radii and the cell of each; lengths in PX."""
+class Discs:
+    """What the cells are made of: one to five discs each, by position, radius and cell; all (n,) int32."""
 
-    y: list[int]
-    x: list[int]
-    radius: list[int]
-    cell: list[int]
-
-    def has_room(self, y: int, x: int, radius: int) -> bool:
-        return all(
-            16 * ((y - oy) ** 2 + (x - ox) ** 2) > 9 * (radius + r) ** 2
-            for oy, ox, r in zip(self.y, self.x, self.radius, strict=True)
-        )
+    y: Ints
+    x: Ints
+    radius: Ints
+    cell: Ints
 
 
-def scatter(draws: Draws, height: int, width: int) -> Seeds:
-    """Lay out cells of one to five discs: large ones first, then ever smaller ones in the room that is left."""
-    seeds, margin, area = Seeds([], [], [], []), 48, (height + 96) * (width + 96)
-    for radius, length, share in ((44, 2, 40), (28, 2, 16), (17, 4, 4), (12, 2, 2)):
-        for _ in range(area // (radius * radius) * 8 // share):
+def scatter_discs(draws: Draws, height: int, width: int) -> Discs:
+    """Lay out chains of discs on a slice and around it: large cells first, then smaller ones into the room left.
+
+    ``height`` and ``width`` are in pixels.
+    """
+    margin = 48
+    discs: list[tuple[int, int, int, int]] = []
+    cell = 0
+    for radius, longest, pixels_a_try in ((44, 2, 10000), (28, 2, 1600), (17, 4, 400), (12, 2, 100)):
+        for _ in range((height + 2 * margin) * (width + 2 * margin) // pixels_a_try):
             r = radius * PX * draws.between(80, 120) // 100
-            y, x = (draws.between(-margin * PX, (n + margin) * PX) for n in (height, width))
-            if not seeds.has_room(y, x, r):
+            y, x = (draws.between(-margin * PX, (length + margin) * PX) for length in (height, width))
+            if any(16 * ((y - oy) ** 2 + (x - ox) ** 2) < 9 * (r + other) ** 2 for oy, ox, other, _ in discs):
                 continue
-            cell = seeds.cell[-1] + 1 if seeds.cell else 0
-            dy, dx = draws.between(-64, 64), draws.between(-64, 64)
-            for _ in range(draws.between(1, length)):
-                seeds.y.append(y), seeds.x.append(x), seeds.radius.append(r), seeds.cell.append(cell)
-                norm = max(1, math.isqrt(dy * dy + dx * dx))
-                y, x = y + r * dy // norm, x + r * dx // norm
-                dy, dx = dy + draws.between(-24, 24), dx + draws.between(-24, 24)
+            heading_y, heading_x = draws.between(-64, 64), draws.between(-64, 64)
+            for _ in range(draws.between(1, longest)):
+                discs.append((y, x, r, cell))
+                norm = math.isqrt(heading_y**2 + heading_x**2) + 1
+                y, x = y + r * heading_y // norm, x + r * heading_x // norm
+                heading_y, heading_x = heading_y + draws.between(-24, 24), heading_x + draws.between(-24, 24)
                 r = r * draws.between(80, 110) // 100
-    return seeds
+            cell += 1
+    return Discs(*np.array(discs, np.int32).T)
 
 
 def partition(draws: Draws, shape: Shape) -> tuple[Ints, Ints]:
     """Divide the volume into cells that bend and shift from slice to slice.
 
-    Each slice is an additively weighted Voronoi diagram of drifting discs in warped coordinates.
+    A slice is an additively weighted Voronoi diagram of the discs, which drift with z, in warped coordinates.
 
     Returns
     -------
     cells: (Z, Y, X) int16
-        The cell of every voxel.
+        The number of the cell.
     depth: (Z, Y, X) int16
-        The in-plane distance to the nearest other cell, in PX.
+        The distance to the next cell, at most 128 pixels.
     """
-    layout = scatter(draws, *shape[1:])
-    cell, radius = np.array(layout.cell, np.int32), np.array(layout.radius, np.int32)
-    count = cell.max() + 1
-    sway = [np.stack([smooth_noise(draws, shape[:1], (32,), 40 * PX) for _ in range(count)]) for _ in "yx"]
-    slope = [draws.below(2 * PX, count, 1) - PX for _ in "yx"]
-    drift = [s + a * np.arange(-(shape[0] // 2), shape[0] - shape[0] // 2) * 1 // 4 for s, a in zip(sway, slope)]
-    ys = (np.array(layout.y)[:, None] + drift[0][cell]).astype(np.int32)
-    xs = (np.array(layout.x)[:, None] + drift[1][cell]).astype(np.int32)
-    coarse = [smooth_noise(draws, shape, (32, 64, 64), 48 * PX) for _ in "yx"]
-    fine = [smooth_noise(draws, shape, (16, 24, 24), 7 * PX) for _ in "yx"]
+    discs = scatter_discs(draws, *shape[1:])
+    steps = np.arange(shape[0], dtype=np.int32) - shape[0] // 2
+    paths = []
+    for start in (discs.y, discs.x):
+        sway = [smooth_noise(draws, shape[:1], (32,), 40 * PX) for _ in range(discs.cell[-1] + 1)]
+        slope = draws.below(2 * PX + 1, len(sway)) - PX
+        paths.append(start + (np.array(sway) + slope[:, None] * steps // 4).T[:, discs.cell])
+    coarse = [smooth_noise(draws, shape, (32, 64, 64), 36 * PX) for _ in paths]
+    fine = [smooth_noise(draws, shape, (16, 24, 24), 6 * PX) for _ in paths]
+
     cells, depth = np.empty(shape, np.int16), np.empty(shape, np.int16)
     for z in range(shape[0]):
         y = np.arange(shape[1], dtype=np.int32)[:, None] * PX + coarse[0][z] + fine[0][z]
         x = np.arange(shape[2], dtype=np.int32)[None, :] * PX + coarse[1][z] + fine[1][z]
-        cells[z], depth[z] = nearest_cells(y, x, ys[:, z], xs[:, z], radius, cell)
+        now = Discs(paths[0][z].astype(np.int32), paths[1][z].astype(np.int32), discs.radius, discs.cell)
+        cells[z], depth[z] = nearest_cells(y, x, now)
+    for k in (2, 1):  # depth is in-plane so far; a membrane cut flat shows as well, though paler
+        changes = np.where(cells[k:] != cells[:-k], np.int16(6 + 6 * k), np.int16(128 * PX))
+        np.minimum(depth[k:], changes, out=depth[k:])
+        np.minimum(depth[:-k], changes, out=depth[:-k])
     return cells, depth
 
 
-BLOCK, NEAREST = 8, 10
+def nearest_cells(y: Ints, x: Ints, discs: Discs) -> tuple[Ints, Ints]:
+    """Return the cell at every (y, x) and the in-plane distance to the next cell; all (Y, X).
 
-
-def nearest_cells(y, x, ys, xs, radius, cell):
-    """Return the cell at (y, x) and the distance to the next one, in PX.
-
-    Only the discs nearest to the middle of a block of pixels are tried for its pixels.
+    Let f = |p - s| - r be the distance of p from a disc. The cell is that of the smallest f, and at f2 for the nearest
+    disc of another cell, f2 - f1 grows by |u2 - u1| a pixel, u being the unit vectors from the centres; by the law of
+    cosines |u2 - u1|**2 = (c**2 - (a - b)**2) / (a b), with a and b the distances of p from the centres and c the one
+    between these.
     """
-    shape = y.shape
-    pad = [(0, -length % BLOCK) for length in shape]
-    y, x = (np.pad(a, pad, mode="edge").reshape(-(-shape[0] // BLOCK), BLOCK, -1, BLOCK) for a in (y, x))
-    middle = np.s_[:, BLOCK // 2, :, BLOCK // 2]
-    square = (y[middle][..., None] - ys) ** 2 + (x[middle][..., None] - xs) ** 2
-    f = (ROOTS[np.minimum(square, len(ROOTS) - 1)] - radius) << 12 | np.arange(len(ys), dtype=np.int32)
-    near = np.partition(f, NEAREST, axis=-1)[..., :NEAREST] & 4095
-    near = np.moveaxis(near, -1, 0)[:, :, None, :, None]
-    f = ROOTS[np.minimum((y - ys[near]) ** 2 + (x - xs[near]) ** 2, len(ROOTS) - 1)] - radius[near] << 12 | near
-    best = f.min(0)
-    one = best & 4095
-    f[cell[near] == cell[one]] = 1 << 30
+    block, kept = 8, 8  # the discs tried at a pixel are the ``kept`` nearest to the middle of its block
+    rows, columns = (-(-length // block) for length in y.shape)
+    padding = [(0, rows * block - y.shape[0]), (0, columns * block - y.shape[1])]
+    blocks_y, blocks_x = (np.pad(a, padding, mode="edge").reshape(rows, block, columns, block) for a in (y, x))
+
+    def packed(y: Ints, x: Ints, disc: Ints) -> Ints:
+        """Return f with the number of the disc in its lowest 16 bits."""
+        square = (y - discs.y[disc]) ** 2 + (x - discs.x[disc]) ** 2
+        return (root(square) - discs.radius[disc]) << 16 | disc
+
+    middle = np.s_[:, block // 2, :, block // 2, None]
+    everyone = np.arange(len(discs.cell), dtype=np.int32)
+    from_middle = packed(blocks_y[middle], blocks_x[middle], everyone)
+    kept = min(kept, len(everyone) - 1)
+    near = np.moveaxis(np.partition(from_middle, kept, axis=-1)[..., :kept] & 0xFFFF, -1, 0)[:, :, None, :, None]
+
+    f = packed(blocks_y, blocks_x, near)
+    first = f.min(0)
+    one = first & 0xFFFF
+    f[discs.cell[near] == discs.cell[one]] = 1 << 30
     second = f.min(0)
-    other = second & 4095
-    f1, f2 = best >> 12, second >> 12
-    a, b = np.maximum(f1 + radius[one], 1).astype(np.int64), np.maximum(f2 + radius[other], 1).astype(np.int64)
-    c2 = (ys[one] - ys[other]).astype(np.int64) ** 2 + (xs[one] - xs[other]).astype(np.int64) ** 2
-    square = (f2 - f1).astype(np.int64) ** 2 * a * b // np.maximum(c2 - (a - b) ** 2, 64)
-    depth = ROOTS[np.minimum(square, len(ROOTS) - 1)]
-    rows, columns = np.s_[: shape[0]], np.s_[: shape[1]]
-    whole = (y.shape[0] * BLOCK, -1)
-    return cell[one].reshape(whole)[rows, columns], depth.reshape(whole)[rows, columns]
+    other = second & 0xFFFF
+    gap = ((second >> 16) - (first >> 16)).astype(np.int64)
+    a, b = ((packed_f >> 16) + discs.radius[disc] for packed_f, disc in ((first, one), (second, other)))
+    c_squared = (discs.y[one] - discs.y[other]) ** 2 + (discs.x[one] - discs.x[other]) ** 2
+    depth = root(gap * gap * a * b // np.maximum(c_squared - (a - b) ** 2, PX * PX))
+    whole = (rows * block, columns * block)
+    return tuple(v.reshape(whole)[: y.shape[0], : y.shape[1]] for v in (discs.cell[one], depth))
+
+
+@dataclass
+class Tube:
+    """Spheres along a polyline: ``points`` (n, 3) in z, y, x and ``radii`` (n,), n > 1."""
+
+    points: Ints
+    radii: Ints
+
+    def box(self, shape: Shape) -> Box:
+        """Return the part of the volume that it and three pixels around it fill."""
+        low = (self.points - self.radii[:, None]).min(0) // PX - 3
+        high = (self.points + self.radii[:, None]).max(0) // PX + 4
+        z, y, x = (slice(max(0, int(a)), max(0, min(n, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
+        return z, y, x
+
+    def distance(self, box: Box) -> Ints:
+        """Return the distance of every voxel of ``box`` from the surface, negative inside."""
+        grid = [axis * PX for axis in np.ogrid[box]]
+        nearest = np.int64(1 << 20)
+        for k in range(len(self.points) - 1):
+            offsets = [axis - int(start) for axis, start in zip(grid, self.points[k], strict=True)]
+            along = [int(step) for step in self.points[k + 1] - self.points[k]]
+            length = sum(step * step for step in along) or 1
+            t = np.clip(sum(o * step for o, step in zip(offsets, along, strict=True)) * 64 // length, 0, 64)
+            square = sum((o - t * step // 64) ** 2 for o, step in zip(offsets, along, strict=True))
+            radius = int(self.radii[k]) + t * int(self.radii[k + 1] - self.radii[k]) // 64
+            nearest = np.minimum(nearest, root(square) - radius)
+        return nearest
+
+
+@dataclass
+class Tissue:
+    """A volume being drawn; all (Z, Y, X).
+
+    Attributes
+    ----------
+    image: int32
+        Grey values.
+    mask: bool
+        Mitochondria, outer membrane included.
+    cells: int16
+        The number of the cell.
+    room: int16
+        The distance to the nearest membrane, of the cell or of an organelle.
+    """
+
+    image: Ints
+    mask: Ints
+    cells: Ints
+    room: Ints
+
+    @property
+    def shape(self) -> Shape:
+        z, y, x = self.image.shape
+        return z, y, x
+
+    def place(self, tubes: Iterable[Tube], clearance: int, rough: Ints | None = None) -> Iterator[tuple[Box, Ints]]:
+        """Give each of ``tubes`` its place in its cell, ``clearance`` away from everything else, if it mostly fits.
+
+        ``rough`` (Z, Y, X) makes surfaces uneven. Yields the box of a tube that fits and the distance of its voxels
+        from the surface, negative inside.
+        """
+        for tube in tubes:
+            box = tube.box(self.shape)
+            whole = tube.distance(box) if rough is None else tube.distance(box) + rough[box]
+            surface = np.maximum(whole, clearance - self.room[box])
+            z, y, x = (int(at) // PX for at in tube.points[0])
+            surface[self.cells[box] != self.cells[min(max(z, 0), self.shape[0] - 1), y, x]] = 128 * PX
+            if 8 * np.count_nonzero(surface <= 0) >= 7 * np.count_nonzero(whole <= 0):
+                np.minimum(self.room[box], surface, out=self.room[box], casting="same_kind")
+                yield box, surface
+
+
+def grow_tubes(draws: Draws, room: Ints, thinnest: int, thickest: int, longest: int) -> Iterator[Tube]:
+    """Grow tubes from random voxels along the middle of what is free, as often as it takes to crowd the volume.
+
+    ``room`` (Z, Y, X) is looked at anew for every tube. ``thinnest`` and ``thickest`` are radii in pixels, ``longest``
+    is a number of points.
+    """
+    depth, height, width = room.shape
+    for _ in range(room.size // 500):
+        z, y, x = draws.voxel((depth, height, width))
+        if room[z, y, x] < thinnest * PX:
+            continue
+        points, radii = [], []
+        heading = [draws.between(-9, 9) for _ in range(3)]
+        for _ in range(draws.between(2, longest)):
+            around = room[min(max(z, 0), depth - 1), max(0, y - 5) : y + 6, max(0, x - 5) : x + 6]
+            to_y, to_x = divmod(int(around.argmax()), around.shape[1])
+            y, x = max(0, y - 5) + to_y, max(0, x - 5) + to_x
+            free = int(around.max()) - 3 * PX
+            if free < thinnest * PX * 3 // 4:
+                break
+            points.append((z, y, x))
+            radii.append(min(free, draws.between(thinnest, thickest) * PX))
+            z, y, x = z + heading[0], y + heading[1], x + heading[2]
+            if not (-8 <= z < depth + 8 and 0 <= y < height and 0 <= x < width):
+                break
+            heading = [step + draws.between(-3, 3) for step in heading]
+        if len(points) > 1:
+            yield Tube(np.array(points, np.int64) * PX, np.array(radii, np.int64))
+
+
+def cloud_of_vesicles(draws: Draws, cells: Ints) -> Iterator[Tube]:
+    """Yield small spheres around a random voxel, within its cell."""
+    centre = draws.voxel(cells.shape)
+    for offset in draws.below(37, draws.between(60, 200), 3) - 18:
+        at = centre + offset
+        within = (offset**2).sum() < 18**2 and (at >= 0).all() and (at < cells.shape).all()
+        if within and cells[tuple(at)] == cells[centre]:
+            yield Tube(np.array([at, at]) * PX, np.full(2, draws.between(22, 28)))
+
+
+def paint_cytoplasm(tissue: Tissue, draws: Draws) -> None:
+    """Paint granular cytoplasm of a tone for each cell, ribosomes as specks and the endoplasmic reticulum as sheets."""
+    shape, image = tissue.shape, tissue.image
+    count = int(tissue.cells.max()) + 1
+    tones = 156 + draws.below(24, count)
+    tones[draws.below(12, count) == 0] -= 30
+    image += tones[tissue.cells].astype(np.int32)
+    image += smooth_noise(draws, shape, (3, 3, 3), 50)
+    image += smooth_noise(draws, shape, (8, 8, 8), 40)
+    specks = ramp(smooth_noise(draws, shape, (4, 2, 2), 256), (50, 0), (100, 220))
+    blend(image, 95, specks)
+    sheet = np.abs(smooth_noise(draws, shape, (24, 20, 20), 4096))
+    present = ramp(smooth_noise(draws, shape, (20, 40, 40), 1024), (120, 0), (180, OPAQUE))
+    reticulum = ramp(sheet, (0, -60), (60, -60), (120, 220), (200, 220), (320, 0))
+    blend(image, 92, (reticulum * present >> 8) * ramp(tissue.room, (2 * PX, 0), (4 * PX, OPAQUE)) >> 8)
+
+
+def paint_membranes(tissue: Tissue, draws: Draws) -> None:
+    """Paint the dark membranes between cells, thickened at synapses."""
+    synapse = ramp(smooth_noise(draws, tissue.shape, (16, 32, 32), 1024), (220, 0), (300, 240))
+    blend(tissue.image, 70, ramp(tissue.room, (PX, OPAQUE), (5 * PX, 0)) * synapse >> 8)
+    blend(tissue.image, 82, ramp(tissue.room, (9, OPAQUE), (22, 0)))
+
+
+def paint_mitochondria(tissue: Tissue, draws: Draws) -> None:
+    """Paint tubes with a double membrane and interrupted cristae in a grey matrix, until the foreground is reached."""
+    ripple = smooth_noise(draws, tissue.shape, (16, 16, 16), 8 * PX)
+    unbroken = ramp(smooth_noise(draws, tissue.shape, (6, 6, 6), 256), (-40, 0), (20, OPAQUE))
+    missing = tissue.image.size * FOREGROUND_PERCENT // 100
+    tubes = grow_tubes(draws, tissue.room, thinnest=9, thickest=20, longest=7)
+    for box, surface in tissue.place(tubes, clearance=3 * PX, rough=ripple // 2):
+        normal = [draws.between(-8, 8) for _ in range(3)]
+        norm = math.isqrt(sum(n * n for n in normal)) + 1
+        across = sum(axis * n for axis, n in zip(np.ogrid[box], normal, strict=True)) * PX // norm
+        period = draws.between(6 * PX, 9 * PX)
+        crista = np.abs((across + ripple[box] * 3 // 2) % period - period // 2)
+        value = ramp(crista, (0, -34), (6, -28), (14, 12), (20, 12), (32, 0)) * unbroken[box] >> 8
+        value += 118 + draws.between(-10, 8)
+        blend(value, 78, ramp(surface, (-48, 0), (-40, 200), (-32, 200), (-24, 0), (-20, 0), (-12, OPAQUE)))
+        blend(tissue.image[box], value, ramp(surface, (-PX, OPAQUE), (PX, 0)))
+        tissue.mask[box] |= surface <= 0
+        missing -= np.count_nonzero(surface <= 0)
+        if missing <= 0:
+            break
+
+
+def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
+    """Paint what may be taken for mitochondria: sheaths of dark rings, as myelin is, and dense bodies."""
+    count = tissue.image.size // 500_000 + 1
+    sheaths = grow_tubes(draws, tissue.room, thinnest=8, thickest=18, longest=6)
+    for box, surface in islice(tissue.place(sheaths, clearance=2 * PX), count):
+        rings = ramp(surface % (3 * PX), (0, 60), (PX, 60), (2 * PX, 110), (3 * PX, 60))
+        blend(tissue.image[box], rings, ramp(surface, (-56, 0), (-48, OPAQUE), (-8, OPAQUE), (8, 0)))
+    bodies = grow_tubes(draws, tissue.room, thinnest=5, thickest=10, longest=3)
+    for box, surface in islice(tissue.place(bodies, clearance=2 * PX), count):
+        blend(tissue.image[box], 82, ramp(surface, (-16, 240), (8, 0)))
+
+
+def paint_vesicles(tissue: Tissue, draws: Draws) -> None:
+    """Paint clouds of small round vesicles with pale insides."""
+    for _ in range(tissue.image.size // 20_000):
+        for box, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
+            blend(tissue.image[box], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
+            blend(tissue.image[box], 190, ramp(surface, (-20, 90), (-12, 0)))
+
+
+def photograph(image: Ints, draws: Draws) -> npt.NDArray[np.uint8]:
+    """Return ``image`` as a microscope shows it: unevenly bright, blurred, and with shot noise."""
+    image += smooth_noise(draws, image.shape, (8, 128, 128), 16)
+    for axis in (1, 2):
+        before, here, after = (image.swapaxes(0, axis)[k : k - 2 or None] for k in range(3))
+        here[...] = (before + 2 * here + after) >> 2
+    shot = np.zeros(image.shape, np.int32)
+    for _ in range(2):
+        noise = draws.bytes(image.shape)
+        shot += (noise >> 4).astype(np.int32) + (noise & 15)
+    image += (shot - 30) * (image + 80) >> 8
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draw a synthetic stack and its mitochondria.
+
+    Parameters
+    ----------
+    shape
+        ``(Z, Y, X)`` in pixels, to be thought of as 5 to 8 nm each way.
+    seed
+        Another seed gives another piece of the same tissue.
+
+    Returns
+    -------
+    image: (Z, Y, X) uint8
+    mask: (Z, Y, X) uint8, 0 or 255
+    """
+    draws = Draws(seed)
+    cells, depth = partition(draws, shape)
+    tissue = Tissue(np.zeros(shape, np.int32), np.zeros(shape, np.bool_), cells, depth)
+    for paint in (paint_cytoplasm, paint_membranes, paint_mitochondria, paint_look_alikes, paint_vesicles):
+        paint(tissue, draws)
+    return photograph(tissue.image, draws), tissue.mask.astype(np.uint8) * 255
+
+
+def write_phantom(data: Path, train: Shape = TRAIN, test: Shape = TEST) -> None:
+    """Write a synthetic data set: ``data``/{train,test}/{images,masks}/phantom.tif.
+
+    ``train`` and ``test`` are the shapes (Z, Y, X) of two different pieces.
+    """
+    for seed, (part, shape) in enumerate((("train", train), ("test", test))):
+        image, mask = make_phantom(shape, seed)
+        write_stack(data / part / "images" / "phantom.tif", image, "Synthetic EM stack, drawn by mitoflow")
+        write_stack(data / part / "masks" / "phantom.tif", mask, "Mitochondria of a synthetic EM stack")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mitoflow.inference import Predictor
 
 
-class Segmenter(PythonModel):  # type: ignore[misc]
+class Segmenter(PythonModel):
     """Raw slices in, masks out; normalisation, tiling, blending and threshold are inside."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -25,7 +25,7 @@ class Segmenter(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model was trained on."""
+        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model knows."""
         return self._predictor.masks(model_input)
 
 

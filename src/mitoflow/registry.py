@@ -7,117 +7,49 @@ version keeps what was decided about it, and why, in its tags and its descriptio
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mitoflow import store  # first, because MLflow reads its settings when it is imported
+
+# isort: split
 import numpy as np
 from mlflow import MlflowClient, artifacts, pyfunc
-from mlflow.entities import LoggedModelOutput
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
-from sqlalchemy.exc import SQLAlchemyError
 
-from mitoflow import lineage, metrics, tracking, workspace
+from mitoflow import lineage
+from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.metrics import Interval
+
+if TYPE_CHECKING:
+    from mitoflow import tracking
 
 NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 # What inference imports; the versions are those installed here.
-REQUIREMENTS = ("tensorflow", "keras", "numpy", "tifffile", "ruamel.yaml", "pyyaml")
+REQUIREMENTS = ("tensorflow", "keras", "numpy", "tifffile", "ruamel.yaml")
 
 EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
 TEST_HASH = "mitoflow.test_hash"
-SCORES = ("dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high")
 VERDICT = "mitoflow.verdict"
 PROMOTED_AT, PROMOTED_OVER = "mitoflow.promoted.at", "mitoflow.promoted.over"
 ROLLED_BACK_AT = "mitoflow.rolled_back.at"
 #: On the registered model: the versions that were champion, in order, as JSON. `rollback` takes the last one off.
 CHAMPIONS = "mitoflow.champions"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the test part says about a model, whole-slice; enough to compare any two models later.
-
-    Attributes
-    ----------
-    model_sha256
-        Of the ``.keras`` file.
-    test_hash
-        Of the test images and masks: only models that were evaluated on the same ones can be compared.
-    stacks
-        For each slice the stack that it belongs to.
-    counts
-        For each slice its true positives, false positives, false negatives and true negatives, in pixels.
-    block, resamples, seed
-        Of the block bootstrap; `mitoflow.metrics.bootstrap_interval` says what they mean.
-    """
-
-    model_sha256: str
-    test_hash: str
-    stacks: list[str]
-    counts: list[list[int]]
-    block: int
-    resamples: int
-    seed: int
-
-    def write(self, path: Path) -> None:
-        """Write the evaluation as JSON, the same bytes for the same evaluation."""
-        path.write_text(self._json(), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Evaluation:
-        """Read what `write` wrote.
-
-        Raises
-        ------
-        InputError
-            The file is missing or no evaluation.
-        """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(path, error, "an evaluation", "run `dvc repro evaluate` or `dvc pull`") from None
-
-    @property
-    def sha256(self) -> str:
-        """Digest of everything in it."""
-        return hashlib.sha256(self._json().encode()).hexdigest()
-
-    def scores(self) -> dict[str, float]:
-        """Return whole-slice Dice and IoU with their 95 % intervals, named as in `SCORES`."""
-        scores = {}
-        for name in ("dice", "iou"):
-            interval = metrics.bootstrap_interval(
-                self._array(), metrics.SCORES[name], self.block, self.resamples, self.seed, self.stacks
-            )
-            scores |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return scores
-
-    def better_by(self, other: Evaluation) -> Interval:
-        """Return by how much the Dice is higher than that of ``other`` on the same slices, with its 95 % interval."""
-        return metrics.paired_dice_difference(
-            self._array(), other._array(), self.block, self.resamples, self.seed, self.stacks
-        )
-
-    def _array(self) -> metrics.Counts:
-        return np.array(self.counts, np.int64).reshape(-1, 4)
-
-    def _json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -147,11 +79,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """A version as `models` lists it; ``scores`` is empty for a version that was registered by other means."""
+    """A version as `models` lists it; Dice and IoU are None for one that was registered by other means."""
 
     version: int
     aliases: tuple[str, ...]
-    scores: dict[str, float]
+    dice: Interval | None
+    iou: Interval | None
     test_hash: str
     run_id: str
     created: datetime
@@ -175,7 +108,7 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
     Returns
     -------
     verdict
-        None where MLflow is away: the model is kept, and `mitoflow sync` registers it and decides.
+        None where MLflow does not answer: the model is kept, and `mitoflow sync` registers it and decides.
 
     Raises
     ------
@@ -188,11 +121,12 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
         remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
         raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
     tags = {
-        tracking.KEY: run.key,
-        tracking.MODEL_SHA256: evaluation.model_sha256,
+        store.KEY: run.key,
+        store.MODEL_SHA256: evaluation.model_sha256,
         EVALUATION_SHA256: evaluation.sha256,
         TEST_HASH: evaluation.test_hash,
-        **{f"mitoflow.{name}": str(value) for name, value in evaluation.scores().items()},
+        **_figures("mitoflow.dice", evaluation.interval("dice")),
+        **_figures("mitoflow.iou", evaluation.interval("iou")),
     }
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
@@ -200,9 +134,11 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
         run.model(packed, tags)
     if not run.flush():
         return None
-    with _registry() as store:
-        found = _find(store, tags)
-    return _verdict(found) if found else None
+    try:
+        version = _find(store.client(store.uri()), tags)
+    except store.TROUBLE:
+        return None
+    return _verdict(version) if version else None
 
 
 def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: Path) -> None:
@@ -214,9 +150,9 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
     from mitoflow.inference import Settings  # imports Keras
 
     bit_depth = Settings.read(settings_path).bit_depth
-    pixel = np.dtype(np.uint8 if bit_depth == 8 else np.uint16)
-    shape = (-1, -1, -1)
-    example = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64), dtype=pixel)
+    noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
+    example = noise.astype(np.uint8 if bit_depth == 8 else np.uint16)
+    slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
     package = Path(__file__).parent
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
         evaluated = Path(beside) / "evaluation.json"
@@ -228,22 +164,22 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
             artifacts={"model": str(model_path), "settings": str(settings_path), "evaluation": str(evaluated)},
             code_paths=[str(package)],
             pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
-            signature=ModelSignature(Schema([TensorSpec(pixel, shape)]), Schema([TensorSpec(np.dtype(np.uint8), shape)])),
+            signature=ModelSignature(slices, masks),
             input_example=example,
         )
 
 
-def admit(store: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
+def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
-    with tracking.only_one("registry"):
-        version = _find(store, tags) or _create(store, run_id, folder, tags)
+    with store.only_one("registry"):
+        version = _find(client, tags) or _create(client, run_id, folder, tags)
         if VERDICT not in version.tags:
-            store.set_registered_model_alias(NAME, CHALLENGER, version.version)
+            client.set_registered_model_alias(NAME, CHALLENGER, version.version)
             evaluation = Evaluation.read(folder / "artifacts" / "evaluation.json")
-            verdict = _judge(store, int(version.version), evaluation)
+            verdict = _judge(client, int(version.version), evaluation)
             if verdict.promoted:
-                _crown(store, verdict.version)
-            _record(store, verdict)
+                _crown(client, verdict.version)
+            _record(client, verdict)
 
 
 def models() -> list[Row]:
@@ -254,16 +190,17 @@ def models() -> list[Row]:
     InputError
         The registry cannot be reached; so in all functions below.
     """
-    with _registry() as store:
-        aliases = _aliases(store)
-        versions = _search(store, f"name = '{NAME}'")
+    with _registry() as client:
+        aliases = _aliases(client)
+        versions = _search(client, f"name = '{NAME}'")
     return [
         Row(
             version=int(version.version),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
-            scores={name: float(version.tags[f"mitoflow.{name}"]) for name in SCORES if f"mitoflow.{name}" in version.tags},
+            dice=_interval("mitoflow.dice", version.tags),
+            iou=_interval("mitoflow.iou", version.tags),
             test_hash=version.tags.get(TEST_HASH, ""),
-            run_id=version.run_id,
+            run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
             verdict=version.tags.get(f"{VERDICT}.reason", ""),
         )
@@ -279,20 +216,20 @@ def promote(version: int, *, force: bool = False) -> Verdict:
     InputError
         There is no such version.
     """
-    with _registry() as store, tracking.only_one("registry"):
-        chosen = _get(store, version)
-        if _aliases(store).get(CHAMPION) == version:
+    with _registry() as client, store.only_one("registry"):
+        chosen = _get(client, version)
+        if _aliases(client).get(CHAMPION) == version:
             return Verdict(version, True, "it is the champion already")
         if TEST_HASH in chosen.tags:
-            verdict = _judge(store, version, _evaluation(store, chosen))
+            verdict = _judge(client, version, _evaluation(client, chosen))
         else:
             verdict = Verdict(version, False, "it was never evaluated by mitoflow")
         if force and not verdict.promoted:
             reason = f"promoted by hand with --force; the gate said: {verdict.reason}"
             verdict = Verdict(version, True, reason, verdict.champion, verdict.difference)
         if verdict.promoted:
-            _crown(store, version)
-        _record(store, verdict)
+            _crown(client, version)
+        _record(client, verdict)
         return verdict
 
 
@@ -304,42 +241,225 @@ def rollback() -> tuple[int, int]:
     InputError
         There is no previous champion.
     """
-    with _registry() as store, tracking.only_one("registry"):
-        champion = _aliases(store).get(CHAMPION)
-        existing = {int(version.version) for version in _search(store, f"name = '{NAME}'")}
-        history = [version for version in _champions(store) if version in existing]
+    with _registry() as client, store.only_one("registry"):
+        champion = _aliases(client).get(CHAMPION)
+        existing = {int(version.version) for version in _search(client)}
+        history = [version for version in _champions(client) if version in existing]
         while history and history[-1] == champion:
             history.pop()
         if champion is None or not history:
             found = "no champion" if champion is None else f"version {champion}, which is the only champion so far"
-            raise InputError(f"model {NAME}", found, "a previous champion", "name a version: `mitoflow promote VERSION`")
-        store.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(history))
-        store.set_registered_model_alias(NAME, CHAMPION, str(history[-1]))
-        store.set_model_version_tag(NAME, str(champion), ROLLED_BACK_AT, _now())
+            raise InputError(
+                f"model {NAME}", found, "a previous champion", "name a version: `mitoflow promote VERSION`"
+            )
+        client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(history))
+        client.set_registered_model_alias(NAME, CHAMPION, str(history[-1]))
+        client.set_model_version_tag(NAME, str(champion), ROLLED_BACK_AT, _now())
         return champion, history[-1]
 
 
-def trace(what: str) -> dict[str, str]:
+def origin(what: str) -> dict[str, str]:
     """Return where a version, or the model in a ``.keras`` file, comes from: run, digests, lineage, data, parameters.
 
     Raises
     ------
     InputError
-        There is no such version or file, or no run in MLflow made the file.
+        There is no such version or file, or MLflow does not know the file.
     """
-    with _registry() as store:
-        if what.isdecimal():
-            version, run_id = what, _get(store, int(what)).run_id
-        else:
-            version, run_id = _origin(store, Path(what))
-        run = store.get_run(run_id)
+    if what.isdecimal():
+        with _registry() as client:
+            version = _get(client, int(what))
+            return _origin(client.get_run(str(version.run_id)), version)
+    if not (path := Path(what)).is_file():
+        raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
+    digest = lineage.file_sha256(path)
+    same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
+    with _registry() as client:
+        for version in sorted(_search(client, same), key=lambda version: -int(version.version)):
+            return _origin(client.get_run(str(version.run_id)), version)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        for run in client.search_runs(experiments, same, max_results=1):
+            return _origin(run)
+    remedy = "look in the store where it was trained, or register it with `mitoflow register`"
+    raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
+
+
+def _origin(run: Run, version: ModelVersion | None = None) -> dict[str, str]:
+    tags = run.data.tags | (version.tags if version else {})
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    used = {tag.value: f"{i.dataset.name} {i.dataset.digest}" for i in inputs for tag in i.tags}
     told = {
-        "version": version,
+        "version": str(version.version) if version else "",
         "run": run.info.run_id,
-        "run_name": run.info.run_name,
-        "model_sha256": run.data.tags.get(tracking.MODEL_SHA256, ""),
-        **lineage.from_tags(run.data.tags),
-        **{f"dataset.{_context(used)}": f"{used.dataset.name} {used.dataset.digest}" for used in run.inputs.dataset_inputs},
+        "run_name": run.info.run_name or "",
+        "model_sha256": tags.get(store.MODEL_SHA256, ""),
+        **lineage.from_tags(tags),
+        **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }
     return {key: value for key, value in told.items() if value}
+
+
+@contextmanager
+def _registry() -> Iterator[MlflowClient]:
+    try:
+        yield store.client(store.uri())
+    except store.TROUBLE as error:
+        where = store.without_credentials(store.uri())
+        remedy = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
+        raise InputError(where, store.reason(error), "an MLflow registry that answers", remedy) from None
+
+
+def _search(client: MlflowClient, *wanted: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(" and ".join([f"name = '{NAME}'", *wanted]), page_token=token)
+        found, token = found + list(page), page.token
+        if not token:
+            return found
+
+
+def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
+    """Return the version of this evaluation in this run."""
+    return next(iter(_search(client, *_same(tags))), None)
+
+
+def _same(tags: Mapping[str, str]) -> list[str]:
+    return [f"tags.`{key}` = '{tags[key]}'" for key in (store.KEY, EVALUATION_SHA256)]
+
+
+def _get(client: MlflowClient, version: int) -> ModelVersion:
+    try:
+        return client.get_model_version(NAME, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        remedy = "`mitoflow models` lists them"
+        raise InputError(f"version {version}", "no such version", f"a version of model {NAME}", remedy) from None
+
+
+def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+    run = client.get_run(run_id)
+    logged = _logged_model(client, run.info.experiment_id, run_id, tags)
+    model = Model.load(str(folder))
+    model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id
+    model.artifact_path = logged.artifact_location
+    model.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    try:
+        client.create_registered_model(NAME, description="Mitochondria in electron-microscopy slices")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    everything = {**lineage.tags(lineage.from_tags(run.data.tags)), **tags}
+    # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
+    return client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
+
+
+def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: Mapping[str, str]) -> LoggedModel:
+    for logged in client.search_logged_models([experiment_id], " AND ".join(_same(tags))):
+        return logged
+    return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
+
+
+def _judge(client: MlflowClient, version: int, evaluation: Evaluation) -> Verdict:
+    """Let the gate decide; nothing is changed."""
+    number = _aliases(client).get(CHAMPION)
+    if number is None or number == version:
+        return Verdict(version, True, "there was no champion")
+    champion = _get(client, number)
+    tested_on = champion.tags.get(TEST_HASH, "unknown")
+    if tested_on != evaluation.test_hash:
+        reason = (
+            f"it was evaluated on other test data ({evaluation.test_hash[:12]}) than champion {number} "
+            f"({tested_on[:12]}), so they cannot be compared; evaluate both on the same data, or "
+            f"`mitoflow promote {version} --force`"
+        )
+        return Verdict(version, False, reason, number)
+    gain = evaluation.better_by(_evaluation(client, champion))
+    figures = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+    against = f"Dice differs by {figures} from champion {number} on the same slices"
+    if gain.low > 0:
+        return Verdict(version, True, f"{against}: the 95 % interval is above zero", number, gain)
+    return Verdict(version, False, f"{against}: the 95 % interval is not above zero", number, gain)
+
+
+def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation:
+    place = f"{version.source}/artifacts/evaluation.json"
+    with tempfile.TemporaryDirectory() as folder:
+        found = artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri)
+        return Evaluation.read(Path(found))
+
+
+def _crown(client: MlflowClient, version: int) -> None:
+    """Make ``version`` the champion and remember whom it followed."""
+    aliases, history = _aliases(client), _champions(client)
+    if history[-1:] != [version]:
+        client.set_model_version_tag(NAME, str(version), PROMOTED_OVER, str(aliases.get(CHAMPION, "")))
+        client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps([*history, version]))
+    client.set_model_version_tag(NAME, str(version), PROMOTED_AT, _now())
+    client.set_registered_model_alias(NAME, CHAMPION, str(version))
+    if aliases.get(CHALLENGER) == version:
+        client.delete_registered_model_alias(NAME, CHALLENGER)
+
+
+def _record(client: MlflowClient, verdict: Verdict) -> None:
+    """Write a verdict on its version; `_verdict` reads it."""
+    said = "promoted" if verdict.promoted else "not promoted"
+    tags = {f"{VERDICT}.reason": verdict.reason}
+    if verdict.champion is not None:
+        tags[f"{VERDICT}.champion"] = str(verdict.champion)
+    if verdict.difference is not None:
+        tags |= _figures(f"{VERDICT}.difference", verdict.difference)
+    for key, value in tags.items():
+        client.set_model_version_tag(NAME, str(verdict.version), key, value)
+    client.update_model_version(NAME, str(verdict.version), f"{said.capitalize()}: {verdict.reason}.")
+    client.set_model_version_tag(NAME, str(verdict.version), VERDICT, said)  # the last: `admit` repeats what lacks it
+
+
+def _verdict(version: ModelVersion) -> Verdict:
+    champion = version.tags.get(f"{VERDICT}.champion")
+    return Verdict(
+        version=int(version.version),
+        promoted=version.tags[VERDICT] == "promoted",
+        reason=version.tags[f"{VERDICT}.reason"],
+        champion=None if champion is None else int(champion),
+        difference=_interval(f"{VERDICT}.difference", version.tags),
+    )
+
+
+def _figures(name: str, interval: Interval) -> dict[str, str]:
+    return {name: str(interval.value), f"{name}.low": str(interval.low), f"{name}.high": str(interval.high)}
+
+
+def _interval(name: str, tags: Mapping[str, str]) -> Interval | None:
+    figures = [float(tags[key]) for key in (name, f"{name}.low", f"{name}.high") if key in tags]
+    return Interval(*figures) if figures else None
+
+
+def _aliases(client: MlflowClient) -> dict[str, int]:
+    registered = _registered(client)
+    return {alias: int(version) for alias, version in registered.aliases.items()} if registered else {}
+
+
+def _champions(client: MlflowClient) -> list[int]:
+    registered = _registered(client)
+    return list(json.loads(registered.tags.get(CHAMPIONS, "[]"))) if registered else []
+
+
+def _registered(client: MlflowClient) -> RegisteredModel | None:
+    try:
+        return client.get_registered_model(NAME)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,17 +1,21 @@
-"""Self-contained HTML reports: pictures before numbers, no script and nothing that is fetched from elsewhere."""
+"""Self-contained HTML reports: pictures before numbers, no script, and nothing that is fetched from elsewhere.
+
+The same input gives the same bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow import figures, metrics, workspace
+from mitoflow import figures, metrics, volumes, workspace
+from mitoflow.checks import Findings
 from mitoflow.metrics import Counts, Interval, PrecisionRecall, Reliability
 
 LONGEST_SIDE = 1600
@@ -19,16 +23,8 @@ ZOOM_SIDE = 224
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """The scores of one way of counting: the threshold, and an interval for each of `metrics.SCORES`."""
-
-    threshold: float
-    scores: Mapping[str, Interval]
-
-
-@dataclass(frozen=True)
 class Slice:
-    """One slice as pictures.
+    """One slice of a stack, as a picture.
 
     Attributes
     ----------
@@ -38,83 +34,124 @@ class Slice:
         ``(Y, X)`` uint8 or uint16.
     truth
         ``(Y, X)`` uint8 in {0, 1}.
-    prediction
-        ``(Y, X)`` uint8 in {0, 1}; None where there is none yet.
     """
 
     stack: str
     z: int
     image: NDArray[Any]
     truth: NDArray[np.uint8]
-    prediction: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class PredictedSlice(Slice):
+    """A slice with what the model makes of it.
+
+    Attributes
+    ----------
+    prediction
+        ``(Y, X)`` uint8 in {0, 1}.
+    """
+
+    prediction: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES`."""
+
+    threshold: float
+    intervals: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Results:
     """All that the evaluation report shows of a model on the test part.
 
     Attributes
     ----------
     dataset
         Name of the data set.
-    patch_wise, whole_slice
-        The two protocols.
+    whole_slice, patch_wise
+        The scores of both protocols.
     stacks, counts
-        Each slice of the test part, in the order of stacks and z: the name of its stack, and ``(slices, 4)`` counts of
-        the whole-slice protocol.
+        For each slice, in the order of stacks and z, the name of its stack and its counts ``(slices, 4)`` by the
+        whole-slice protocol.
     curve, reliability
         Of the whole-slice probabilities.
     worst, median
-        The slices that `worst_and_median` names.
+        The slices at the rows that `worst_and_median` names.
     history
-        The logs of every epoch: loss, dice, val_loss and val_dice.
+        For each epoch of the training its loss, dice, val_loss and val_dice.
     lineage
-        What the model was made from, by name: commit, data hash and so on.
+        What the model was made from, by name: commit, digest of the data and so on.
     params
         The sections of ``params.yaml``.
     """
 
     dataset: str
-    patch_wise: Protocol
-    whole_slice: Protocol
+    whole_slice: Scores
+    patch_wise: Scores
     stacks: Sequence[str]
     counts: Counts
     curve: PrecisionRecall
     reliability: Reliability
-    worst: Slice
-    median: Slice
+    worst: PredictedSlice
+    median: PredictedSlice
     history: Sequence[Mapping[str, float]]
     lineage: Mapping[str, str]
     params: Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the registry made this model the champion.
+class Verdict(Protocol):
+    """What the registry decided about the model."""
 
-    Attributes
+    @property
+    def version(self) -> int:
+        """The version of the registered model."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether it became the champion."""
+
+    @property
+    def reason(self) -> str:
+        """Why, with the figures."""
+
+
+def sample_slices(part: Path, rule: volumes.Rule, number: int = 3) -> list[Slice]:
+    """Read ``number`` slices, evenly spaced over all stacks of ``part`` (``data/train`` or ``data/test``)."""
+    places = [(pair, z) for pair in volumes.read_pairs(part) for z in range(pair.image.shape[0])]
+    picked = sorted({(2 * i + 1) * len(places) // (2 * number) for i in range(number)})
+    return [
+        Slice(pair.name, z, pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule))
+        for pair, z in (places[i] for i in picked)
+    ]
+
+
+def write_validation_report(path: Path, findings: Findings, samples: Mapping[str, Sequence[Slice]]) -> None:
+    """Write the report on a data set.
+
+    Parameters
     ----------
-    version
-        The version of the registered model.
-    promoted
-        Whether it became the champion.
-    reason
-        Why or why not, as a sentence.
-    champion
-        The version it was compared with, and None where there was none.
-    difference
-        Its Dice minus the champion's on the same slices; None where there was none or the test data differ.
+    path
+        The file.
+    findings
+        What `checks.check_dataset` found.
+    samples
+        Slices of each part to look at, by its name; none where errors keep them from being read.
     """
-
-    version: str
-    promoted: bool
-    reason: str
-    champion: str | None = None
-    difference: Interval | None = None
+    pictures = {part: [_picture(sample) for sample in slices] for part, slices in samples.items()}
+    _write(path, "validation.html", findings=findings.as_dict(), pictures=pictures)
 
 
 def worst_and_median(counts: Counts) -> tuple[int, int]:
-    """Return the rows of the slices of lowest and of median Dice among those with mitochondria, true or predicted."""
+    """Return the rows of lowest and of median Dice among the slices with mitochondria, true or predicted.
+
+    Parameters
+    ----------
+    counts
+        ``(slices, 4)``. Where no slice has mitochondria, both are row 0.
+    """
     rows = np.flatnonzero(counts[:, :3].any(axis=1))
     if not len(rows):
         return 0, 0
@@ -122,58 +159,64 @@ def worst_and_median(counts: Counts) -> tuple[int, int]:
     return int(ranked[0]), int(ranked[(len(ranked) - 1) // 2])
 
 
-def write_evaluation_report(path: Path, evaluation: Evaluation, verdict: Verdict | None = None) -> None:
-    """Write the report on a model; the same input gives the same bytes.
-
-    Without ``verdict`` it holds nothing that a tracking server would have to tell.
-    """
-    best_epoch = int(np.argmax([logs["val_dice"] for logs in evaluation.history]))
+def write_evaluation_report(path: Path, results: Results, verdict: Verdict | None = None) -> None:
+    """Write the report on a model; without ``verdict`` it holds nothing that a tracking server must be asked for."""
+    best_epoch = int(np.argmax([logs["val_dice"] for logs in results.history]))
     _write(
         path,
         "evaluation.html",
-        evaluation=evaluation,
+        results=results,
         verdict=verdict,
-        pictures={
-            "Worst slice": _pictures("worst", evaluation.worst),
-            "Median slice": _pictures("median", evaluation.median),
-        }.items(),
+        pictures={"worst": _error_pictures(results.worst), "median": _error_pictures(results.median)},
         colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
-        along_z=figures.dice_along_z_chart(evaluation.counts, evaluation.stacks, *worst_and_median(evaluation.counts)),
-        precision_recall=figures.precision_recall_chart(evaluation.curve, evaluation.whole_slice.threshold),
-        reliability=figures.reliability_chart(evaluation.reliability),
-        learning=figures.learning_chart(evaluation.history, best_epoch),
+        along_z=figures.dice_along_z_chart(results.counts, results.stacks, *worst_and_median(results.counts)),
+        precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
+        reliability=figures.reliability_chart(results.reliability),
+        learning=figures.learning_chart(results.history, best_epoch),
         best_epoch=best_epoch,
     )
 
 
-def _pictures(name: str, shown: Slice) -> dict[str, Any]:
-    """Return what the template needs to show a slice and, enlarged, the square of it where the most pixels are wrong."""
-    assert shown.prediction is not None
-    step = -(-max(shown.image.shape) // LONGEST_SIDE)
-    image, truth, prediction = (array[::step, ::step] for array in (shown.image, shown.truth, shown.prediction))
-    side = min(ZOOM_SIDE, *image.shape)
-    y, x = _busiest_square(truth != prediction, side)
-    tp, fp, fn, _ = counts = metrics.count(shown.truth, shown.prediction)
+def _picture(shown: Slice) -> dict[str, Any]:
+    """Return the picture of a slice with its true mask, as the templates take it."""
+    step = _step(shown)
+    image, truth = shown.image[::step, ::step], shown.truth[::step, ::step]
     return {
-        "id": name,
         "stack": shown.stack,
         "z": shown.z,
-        "dice": float(metrics.dice(counts)),
-        "added": int(fp),
-        "missed": int(fn),
+        "step": step,
         "height": image.shape[0],
         "width": image.shape[1],
-        "step": step,
-        "zoom": (x, y, side, side),
-        "grey": figures.grey_png(image),
+        "foreground": float(shown.truth.mean()),
+        "image": figures.grey_png(image),
         "truth": figures.mask_png(truth),
-        "prediction": figures.mask_png(prediction),
-        "errors": figures.errors_png(truth, prediction),
     }
 
 
+def _error_pictures(shown: PredictedSlice) -> dict[str, Any]:
+    """Add prediction, errors and, as ``x y width height``, the square in which the most pixels are wrong."""
+    step = _step(shown)
+    truth, prediction = shown.truth[::step, ::step], shown.prediction[::step, ::step]
+    counts = metrics.count(shown.truth, shown.prediction)
+    side = min(ZOOM_SIDE, *truth.shape)
+    y, x = _busiest_square(truth != prediction, side)
+    return _picture(shown) | {
+        "prediction": figures.mask_png(prediction),
+        "errors": figures.errors_png(truth, prediction),
+        "zoom": (x, y, side, side),
+        "dice": float(metrics.dice(counts)),
+        "added": int(counts[1]),
+        "missed": int(counts[2]),
+    }
+
+
+def _step(shown: Slice) -> int:
+    """Return the step that keeps a picture of a large slice below `LONGEST_SIDE`."""
+    return -(-max(shown.image.shape) // LONGEST_SIDE)
+
+
 def _busiest_square(marked: NDArray[np.bool_], side: int) -> tuple[int, int]:
-    """Return the first corner, y and x, of the square of ``side`` pixels that holds the most of ``marked``."""
+    """Return y and x of the first corner of the square of ``side`` pixels that holds the most of ``marked``."""
     total = np.pad(marked.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     held = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
     y, x = np.unravel_index(int(held.argmax()), held.shape)

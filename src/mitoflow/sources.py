@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from itertools import groupby
@@ -15,7 +16,7 @@ import tifffile
 
 from mitoflow.errors import InputError
 from mitoflow.patches import split
-from mitoflow.volumes import Pair, Stack, _natural, _open_pair
+from mitoflow.volumes import Array, Pair, Stack, _natural, _open_pair
 
 CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 
@@ -69,11 +70,12 @@ def _find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)
-        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))
+        # Path.glob takes no absolute patterns.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
         tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
         matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: _natural(str(match)))
         if not matches:
-            what = "an empty folder" if path.is_dir() else "no such file"
+            what = "an empty folder" if path.is_dir() else "no TIFF file"
             raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
         for match in matches:
             found.setdefault(match.resolve(), match)
@@ -156,11 +158,16 @@ class Excerpt:
                 self._write_slices(stack, target, done)
 
     def _write_slices(self, stack: Stack, target: Path, done: Callable[[int], object]) -> None:
+        def slices() -> Iterator[Array]:
+            for z in range(self.start, self.stop):
+                yield stack.slice(z)
+                done(1)
+
         shape = (self.depth, *stack.shape[1:])
-        size = self.depth * stack.shape[1] * stack.shape[2] * stack.dtype.itemsize
-        with tifffile.TiffWriter(target, bigtiff=size > CLASSIC_TIFF) as file:
-            slices = (stack.slice(z) for z in range(self.start, self.stop) if done(1) or True)
-            file.write(slices, shape=shape, dtype=stack.dtype, photometric="minisblack", metadata=None, software=False)
+        with tifffile.TiffWriter(target, bigtiff=math.prod(shape) * stack.dtype.itemsize > CLASSIC_TIFF) as file:
+            file.write(
+                slices(), shape=shape, dtype=stack.dtype, photometric="minisblack", metadata=None, software=False
+            )
 
 
 def whole(pairs: Sequence[Pair]) -> list[Excerpt]:
@@ -189,9 +196,10 @@ def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Exc
     InputError
         No stack is long enough.
     """
-    sides = split([pair.image.shape[0] for pair in pairs], fraction, gap)
+    depths = [pair.image.shape[0] for pair in pairs]
+    sides = split(depths, fraction, gap)
     if not sides["validation"]:
-        found = f"at most {max(len(sides['train']), 0)} consecutive slices"
+        found = f"at most {max(*depths, depths.count(1))} consecutive slices"
         expected = f"more than --gap {gap} and one for each part"
         raise InputError("--images", found, expected, "give --test-images and --test-masks, or a smaller --gap")
     return _excerpts(pairs, sides["train"]), _excerpts(pairs, sides["validation"])

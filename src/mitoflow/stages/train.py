@@ -11,7 +11,7 @@ from pathlib import Path
 from mitoflow import params, tracking, training, unet, workspace
 from mitoflow.errors import one_line
 from mitoflow.patches import PatchStore
-from mitoflow.stages import BEST_PARAMS, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
+from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def _run_key(checkpoints: Path) -> str:
 
 def _write_curves(fitted: training.Fit) -> None:
     TRAIN_REPORTS.mkdir(parents=True, exist_ok=True)
-    with (TRAIN_REPORTS / "curves.csv").open("w", newline="", encoding="utf-8") as stream:
+    with CURVES.open("w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         names = ["loss", "val_loss", "dice", "val_dice"]
         rows.writerow(["epoch", *names])

@@ -14,7 +14,9 @@ def main() -> None:
     with tracking.start("validate", "validate") as run:
         findings = checks.check_dataset(DATA, settings.data.mask_rule, settings.validate_.near_duplicate)
         page, table = VALIDATE_REPORTS / "report.html", VALIDATE_REPORTS / "report.json"
-        report.write_validation_report(page, findings)
+        rule = findings.mask_rule
+        samples = {part: report.sample_slices(DATA / part, rule) for part in checks.PARTS} if rule else {}
+        report.write_validation_report(page, findings, samples)
         with workspace.replacing(table) as beside:
             beside.write_text(json.dumps(findings.as_dict(), indent=2) + "\n", encoding="utf-8")
         run.params({"data.mask_rule": settings.data.mask_rule})
@@ -27,7 +29,8 @@ def main() -> None:
             first, more = findings.errors[0], len(findings.errors) - 1
             remedy = first.remedy + (f" ({more} more errors in {page})" if more else "")
             raise InputError(first.where, first.found, first.expected, remedy)
-    assert findings.bit_depth is not None and findings.mask_rule is not None
+    assert findings.bit_depth is not None
+    assert findings.mask_rule is not None
     volumes.Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
     print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")
 

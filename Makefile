@@ -1,0 +1,49 @@
+# Everything runs in .venv, made here from the lock; only git, make and Python 3.11 must be there.
+
+PYTHON ?= python3.11
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "installing the locked dependencies into $(VENV) (a few minutes)"
+	@$(INSTALL) --no-deps --require-hashes -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+	@$(INSTALL) --no-deps --require-hashes -r requirements-test.lock
+	@touch $@
+
+.PHONY: repro
+repro: $(VENV)/installed  ## run the pipeline, on the embedded default dataset where data/ is empty
+	@mitoflow data phantom --if-missing
+	@dvc repro
+	@mitoflow summary
+
+.PHONY: test
+test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python -m pytest
+
+.PHONY: ui
+ui: $(VENV)/installed  ## open MLflow: runs, artifacts and the model registry
+	@mitoflow ui
+
+.PHONY: lock
+lock:  ## resolve pyproject.toml again into the lock files (needs uv)
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
+		pyproject.toml -o requirements.lock
+	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
+		pyproject.toml --extra test -c requirements.lock -o requirements-test.lock

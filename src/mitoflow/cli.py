@@ -1,0 +1,239 @@
+"""The ``mitoflow`` command. Whatever is slow to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mitoflow import __version__
+from mitoflow.errors import InputError, fail, one_line
+
+if TYPE_CHECKING:
+    from mitoflow.datasets import Installed
+    from mitoflow.metrics import Interval
+
+MASK_RULES = click.Choice(["auto", "nonzero", "half"])
+
+
+def main() -> None:
+    """Run the command; what a person got wrong is one line on stderr and exit code 2."""
+    one_line(_run)
+
+
+def _run() -> None:
+    try:
+        mitoflow(prog_name="mitoflow", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        raise SystemExit(2) from None
+    except click.UsageError as error:
+        fail(_explain(error))
+    except click.Abort:
+        raise SystemExit(130) from None
+
+
+def _explain(error: click.UsageError) -> Exception:
+    path = error.ctx.command_path if error.ctx else "mitoflow"
+    command, remedy = path.removeprefix("mitoflow").strip() or "command", f"see `{path} --help`"
+    if isinstance(error, click.exceptions.NoSuchCommand) and error.ctx and isinstance(error.ctx.command, click.Group):
+        *others, last = error.ctx.command.list_commands(error.ctx)
+        return InputError(command, error.command_name, f"{', '.join(others)} or {last}", remedy)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return click.UsageError(f"{command}: {message}; {remedy}")
+
+
+class InOrder(click.Group):
+    """Commands in the order in which they are written here, which is that of a project's life."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder)
+@click.version_option(__version__)
+def mitoflow() -> None:
+    """From electron-microscopy stacks with mitochondria masks to a registered, promoted U-Net.
+
+    The pipeline itself is run by DVC: `dvc repro`. All commands act on the project in the current folder.
+    """
+
+
+@mitoflow.group(cls=InOrder)
+def data() -> None:
+    """Put a dataset into data/, under DVC.
+
+    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the way back to it is told.
+    """
+
+
+@data.command("phantom")
+@click.option("--if-missing", is_flag=True, help="Do nothing where data/ holds files; never replace another dataset.")
+def data_phantom(if_missing: bool) -> None:
+    """Make the synthetic EM stack: no real data, for trying things out."""
+    from mitoflow import datasets
+
+    installed = datasets.install_phantom(if_missing=if_missing)
+    if installed:
+        _tell(installed)
+    else:
+        click.echo("data/ holds files: nothing to do")
+
+
+@data.command("epfl")
+@click.option("--from", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Take the four files from DIR.")
+def data_epfl(folder: Path | None) -> None:
+    """Take the EPFL hippocampus set: 2 x 165 slices of 1024 x 768.
+
+    It is downloaded (about 260 MB) into the user's cache, unless DIR has training.tif, training_groundtruth.tif,
+    testing.tif and testing_groundtruth.tif.
+    """
+    from mitoflow import datasets
+
+    _tell(datasets.install_epfl(folder))
+
+
+@data.command("import")
+@click.option("--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF.")
+@click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks.")
+@click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train.")
+@click.option("--test-masks", multiple=True, metavar="PATH", help="Their masks.")
+@click.option("--mask-rule", type=MASK_RULES, default="auto", show_default=True, help="Values that are mitochondrion.")
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of each stack that tests, at its end in z, where there are no test images.",
+)
+@click.option(
+    "--gap", type=click.IntRange(min=0), default=4, show_default=True, help="Slices left out before that share."
+)
+@click.option("--name", default="imported", show_default=True, help="What to call the dataset.")
+def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> None:
+    """Take your own stacks: TIFF files of one page or many.
+
+    PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
+    where no name is shared, the first image goes with the first mask and so on, and the command says so.
+    """
+    from mitoflow import datasets
+
+    _tell(datasets.install_own(images, masks, **options))
+
+
+def _tell(installed: Installed) -> None:
+    findings = installed.findings
+    click.echo(f"data/ holds {installed.name}, {findings.bit_depth} bits; masks read by the rule {findings.mask_rule}")
+    rows = []
+    for part, facts in findings.facts.items():
+        sizes = {f"{x} x {y}" for _, y, x in (stack["shape"] for stack in facts["stacks"])}
+        size = sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"
+        rows.append([part, str(len(facts["stacks"])), str(facts["slices"]), size, f"{facts['foreground']:.2%}"])
+    _print_table(["part", "files", "slices", "size", "mitochondria"], rows)
+    for note in installed.notes:
+        click.echo(note)
+    for key, (old, new) in installed.changed.items():
+        click.echo(f"params.yaml: {key} {old} -> {new}")
+    if installed.replaced:
+        folder = shlex.quote(os.path.relpath(installed.replaced))
+        click.echo(f"to go back to the data before: cp {folder}/* . && dvc checkout data.dvc")
+    click.echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
+
+
+@mitoflow.command()
+def models() -> None:
+    """List the versions of the registered model."""
+    from mitoflow import registry
+
+    rows = [
+        [
+            str(row.version),
+            " ".join(row.aliases),
+            _score(row.dice),
+            _score(row.iou),
+            row.test_hash[:8],
+            f"{row.created.astimezone():%Y-%m-%d %H:%M}",
+            row.verdict,
+        ]
+        for row in registry.models()
+    ]
+    if rows:
+        _print_table(["version", "alias", "Dice", "IoU", "test data", "created", "verdict"], rows)
+    else:
+        click.echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+
+
+def _score(score: Interval | None) -> str:
+    return f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]" if score else ""
+
+
+@mitoflow.command()
+@click.argument("version", type=click.IntRange(min=1))
+@click.option("--force", is_flag=True, help="Whatever the gate says; recorded with the version.")
+def promote(version: int, force: bool) -> None:
+    """Make VERSION the champion, if the gate allows it."""
+    from mitoflow import registry
+
+    verdict = registry.promote(version, force=force)
+    if not verdict.promoted:
+        expected = "a version that beats the champion"
+        raise InputError(f"version {version}", verdict.reason, expected, "give --force to promote it all the same")
+    click.echo(f"version {version} is the champion: {verdict.reason}")
+
+
+@mitoflow.command()
+def rollback() -> None:
+    """Make the previous champion the champion again."""
+    from mitoflow import registry
+
+    before, now = registry.rollback()
+    click.echo(f"version {now} is the champion again, in place of {before}")
+
+
+@mitoflow.command()
+@click.argument("what", metavar="VERSION|FILE")
+def lineage(what: str) -> None:
+    """Tell where a version or a .keras file comes from."""
+    from mitoflow import registry
+
+    _print_table([], [[key, value] for key, value in registry.origin(what).items()])
+
+
+@mitoflow.command()
+def register() -> None:
+    """Register a model that was pulled, not computed."""
+    from mitoflow.stages import evaluate
+
+    evaluate.register()
+
+
+@mitoflow.command()
+def sync() -> None:
+    """Send to MLflow what it missed while it was away."""
+    from mitoflow import tracking
+
+    synced = tracking.sync()
+    if synced.live:
+        click.echo(f"{synced.live} running stages send for themselves")
+    click.echo(f"{synced.sent} events sent")
+    if synced.left:
+        found = f"{synced.left} events that it did not take ({synced.trouble})"
+        raise InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again")
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [header, *rows] if header else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Measure the model on the test part, register it, and let the gate decide whether it becomes the champion."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mitoflow import evaluation, lineage, metrics, params, registry, report, tracking, training, unet, volumes, workspace
+from mitoflow.errors import one_line
+from mitoflow.inference import Predictor, Settings
+from mitoflow.metrics import Counts, Interval
+from mitoflow.patches import PatchStore
+from mitoflow.stages import (
+    CONVENTIONS,
+    CURVES,
+    DATA,
+    EVALUATE_REPORTS,
+    EVALUATED,
+    INFERENCE,
+    MODEL,
+    MODEL_FACTS,
+    PATCHES,
+    TRAIN_REPORTS,
+)
+
+METRICS, REPORT = EVALUATE_REPORTS / "metrics.json", EVALUATE_REPORTS / "report.html"
+
+
+def main() -> None:
+    settings = params.load()
+    conventions = volumes.Conventions.read(CONVENTIONS)
+    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`")
+    store, pairs = PatchStore.open(PATCHES), volumes.read_pairs(DATA / "test")
+    model = unet.load_model(MODEL)
+    inference = Settings(
+        bit_depth=facts["bit_depth"],
+        divisor=facts["divisor"],
+        tile=settings.evaluate.tile,
+        overlap=settings.evaluate.overlap,
+        threshold=0.5,
+    )
+    with tracking.start("evaluate", "evaluate", key=tracking.producer(MODEL)) as run:
+        threshold = evaluation.choose_threshold(Predictor(model, inference), store.validation)
+        inference = dataclasses.replace(inference, threshold=threshold)
+        predictor = Predictor(model, inference)
+        measured = evaluation.measure(predictor, pairs, conventions.mask_rule, store.size)
+        counts = measured.whole_slice.counts_at(threshold)
+
+        bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
+        evaluated = registry.Evaluation(
+            model_sha256=lineage.file_sha256(MODEL),
+            test_hash=workspace.file_digest(DATA / "test"),
+            stacks=measured.stacks,
+            counts=counts.tolist(),
+            **bootstrap,
+        )
+        patch_wise, whole_slice = (
+            report.Scores(limit, _scores(c, measured.stacks, bootstrap))
+            for limit, c in ((evaluation.PATCH_WISE_THRESHOLD, measured.patch_wise), (threshold, counts))
+        )
+        curve, reliability = measured.whole_slice.precision_recall(), measured.whole_slice.reliability()
+        summary = {
+            "patch_wise": _flat(patch_wise.intervals),
+            "whole_slice": _flat(whole_slice.intervals),
+            "threshold": threshold,
+            "average_precision": curve.average_precision,
+            "calibration_error": reliability.expected_calibration_error,
+            "brier": reliability.brier,
+        }
+        inference.write(INFERENCE)
+        evaluated.write(EVALUATED)
+        METRICS.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _write_table(
+            EVALUATE_REPORTS / "precision_recall.csv",
+            ("threshold", "precision", "recall"),
+            zip(curve.thresholds, curve.precision, curve.recall, strict=True),
+        )
+        _write_table(
+            EVALUATE_REPORTS / "calibration.csv",
+            ("probability", "frequency", "pixels"),
+            zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
+        )
+        _write_slices(EVALUATE_REPORTS / "slices.csv", measured, counts)
+
+        verdict = publish(run)
+        worst, median = (
+            _picture(predictor, pairs, conventions.mask_rule, measured.stacks[row], measured.z[row])
+            for row in report.worst_and_median(counts)
+        )
+        results = report.Results(
+            dataset=settings.data.name,
+            patch_wise=patch_wise,
+            whole_slice=whole_slice,
+            stacks=measured.stacks,
+            counts=counts,
+            curve=curve,
+            reliability=reliability,
+            worst=worst,
+            median=median,
+            history=_history(),
+            lineage=lineage.current() | {"model_sha256": evaluated.model_sha256},
+            params=settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]},
+        )
+        report.write_evaluation_report(REPORT, results, verdict)
+        run.artifact(REPORT, "evaluate")
+    dice = whole_slice.intervals["dice"]
+    print(f"test: whole-slice Dice {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}]; see {REPORT}")
+
+
+def publish(run: tracking.Run) -> registry.Verdict | None:
+    """Record the outputs of this stage in `run` and register the model; None where MLflow is away."""
+    summary = json.loads(METRICS.read_text(encoding="utf-8"))
+    for protocol in ("patch_wise", "whole_slice"):
+        run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
+    run.metrics({f"test_{name}": value for name, value in summary.items()})
+    evaluated = registry.Evaluation.read(EVALUATED)
+    profile = {"slices": len(evaluated.counts), "stacks": sorted(set(evaluated.stacks))}
+    run.dataset(params.load().data.name, str(DATA / "test"), evaluated.test_hash[:32], "test", profile)
+    for file in sorted(EVALUATE_REPORTS.iterdir()):
+        if file != REPORT:
+            run.artifact(file, "evaluate")
+    verdict = registry.register(run, evaluated, MODEL, INFERENCE)
+    if verdict is None:
+        print(f"model {registry.NAME}: MLflow is away; `mitoflow sync` will register the model and decide")
+    else:
+        print(f"model {registry.NAME} version {verdict.version}: {verdict.reason}")
+    return verdict
+
+
+def register() -> registry.Verdict | None:
+    """Register a model and an evaluation that were pulled rather than computed, in a run of their own."""
+    key = tracking.producer(MODEL)
+    with tracking.start("register", "register", key=key) as run:
+        if key is None:
+            settings = params.load().model_dump(by_alias=True)
+            facts = workspace.read_yaml(MODEL_FACTS, "run `dvc pull`")
+            run.params(settings | {"recipe": facts["recipe"]})
+            for epoch, logs in enumerate(_history()):
+                run.metrics(logs, step=epoch)
+            run.artifact(TRAIN_REPORTS)
+            run.produced(MODEL)
+        verdict = publish(run)
+        run.artifact(REPORT, "evaluate")
+    return verdict
+
+
+def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:
+    return {
+        name: metrics.bootstrap_interval(counts, score, stacks=stacks, **bootstrap)
+        for name, score in metrics.SCORES.items()
+    }
+
+
+def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
+    return {
+        name + end: getattr(interval, part)
+        for name, interval in scores.items()
+        for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+
+
+def _picture(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int) -> report.PredictedSlice:
+    pair = next(pair for pair in pairs if pair.name == stack)
+    image, truth = pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule)
+    return report.PredictedSlice(stack, z, image, truth, predictor.masks(image[None])[0])
+
+
+def _history() -> list[training.Logs]:
+    with CURVES.open(encoding="utf-8") as stream:
+        return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in csv.DictReader(stream)]
+
+
+def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts) -> None:
+    names = ("slice", "stack", "z", "dice", "iou", "tp", "fp", "fn", "tn")
+    scores = zip(metrics.dice(counts), metrics.iou(counts), counts.tolist(), strict=True)
+    rows = (
+        (row, stack, z, dice, iou, *four)
+        for row, (stack, z, (dice, iou, four)) in enumerate(zip(measured.stacks, measured.z, scores, strict=True))
+    )
+    _write_table(path, names, rows)
+
+
+def _write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    one_line(main)

@@ -1,0 +1,99 @@
+"""MLflow's store: where it is, a client of it, and what went wrong with it in a few words."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from mitoflow import workspace
+
+# MLflow reads some of these when it is imported. Its own retries take minutes; here the journal is what retries.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for _name, _value in _SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
+from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+# It prints a traceback where the database is busy; whoever asked tries again, or says why not in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+#: The tags that runs, models and versions are found by.
+KEY = "mitoflow.key"
+STAGE = "mitoflow.stage"
+MODEL_SHA256 = "mitoflow.model_sha256"
+
+#: What a client raises where its store does not answer, or answers no.
+TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+
+
+def uri(recorded: str | None = None) -> str:
+    """Return the URI of the store.
+
+    ``MLFLOW_TRACKING_URI`` comes first, then what a journal ``recorded``, and then SQLite in the main checkout. A
+    relative SQLite path counts from there too, because ``dvc exp run --temp`` works in a copy that is thrown away.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or recorded or "sqlite:///mlflow.db"
+    return re.sub(r"^sqlite:///(?!/)", f"sqlite:///{workspace.main_checkout()}/", given)
+
+
+@functools.cache
+def client(place: str) -> MlflowClient:
+    """Return a client of the store at ``place``, whose tables are made where they are missing."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
+    if not is_database(place):
+        return MlflowClient(place, registry)
+    with only_one("store"):  # MLflow does not guard the making of its tables against a second process
+        return MlflowClient(place, registry)
+
+
+def context() -> dict[str, str]:
+    """Return the tags that MLflow's own API would set: user, script and commit."""
+    return dict(resolve_tags())
+
+
+def is_database(place: str) -> bool:
+    """Tell a database, which this process opens itself, from a server."""
+    return urlsplit(place).scheme.partition("+")[0] in DATABASE_ENGINES
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Let one process of this checkout at a time into the block."""
+    with (workspace.state_dir() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def refused(error: Exception) -> bool:
+    """Tell an answer that says no from no answer."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() < 500  # type: ignore[no-untyped-call]
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why the store did not do what it was asked: the first cause, without credentials."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_credentials(text[:200])
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` without the user names and passwords of the URLs in it."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

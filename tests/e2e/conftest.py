@@ -1,0 +1,148 @@
+"""A small project, made once as a user would make it, run through `dvc repro`, and copied for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {
+    "size: 256": "size: 64",
+    "step: 256": "step: 64",
+    "trials: 4": "trials: 3",
+    "patches_per_epoch: 64": "patches_per_epoch: 32",
+    "depth: {low: 2, high: 4}": "depth: {low: 1, high: 2}",
+    "base_width: 16": "base_width: 4",
+    "batch_size: 4": "batch_size: 8",
+    "  epochs: 10 ": "  epochs: 4 ",
+    "patches_per_epoch: 120": "patches_per_epoch: 96",
+    "tile: 256": "tile: 64",
+    "overlap: 32": "overlap: 8",
+    "resamples: 2000": "resamples: 200",
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout with a data set, and the commands that a user runs in it."""
+
+    folder: Path
+
+    def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as in an activated environment and return what it printed."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(**variables), capture_output=True, text=True, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """Return the environment of an activated virtual environment, without the settings of the caller's MLflow."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "GIT_"))}
+        return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
+
+    def kill_during(self, reached: Callable[[], bool], *command: str) -> None:
+        """Start a command and kill it, and all that it started, with SIGKILL as soon as `reached` says so."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, f"{command} ended before it could be killed"
+            assert time.monotonic() < deadline, f"{command} never came to where it was to be killed"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def edit(self, old: str, new: str, file: str = "params.yaml") -> None:
+        """Replace text that must be there once."""
+        path = self.folder / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def read(self, file: str) -> str:
+        """Return the text of a file."""
+        return (self.folder / file).read_text(encoding="utf-8")
+
+    def commit(self, message: str) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", message)
+
+
+@pytest.fixture(scope="session")
+def made_project(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
+    """Return a project with data and without results, shared by all workers; copy it before use."""
+    return _once(tmp_path_factory, "made", lambda folder: _make(folder, small_dataset))
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, made_project: Path) -> Path:
+    """Return a project after its first `dvc repro`, shared by all workers; copy it before use."""
+
+    def finish(folder: Path) -> None:
+        shutil.copytree(made_project, folder, symlinks=True)
+        project = Project(folder)
+        project.run("dvc", "repro")
+        project.commit("First results")
+
+    return _once(tmp_path_factory, "finished", finish)
+
+
+@pytest.fixture
+def fresh(made_project: Path, tmp_path: Path) -> Project:
+    """A project that nothing was run in."""
+    return Project(Path(shutil.copytree(made_project, tmp_path / "project", symlinks=True)))
+
+
+@pytest.fixture
+def finished(finished_project: Path, tmp_path: Path) -> Iterator[Project]:
+    """A project after its first `dvc repro`."""
+    yield Project(Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True)))
+
+
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name}.new")
+            (shared / f"{name}.new").rename(shared / name)
+    return shared / name
+
+
+def _make(folder: Path, dataset: Path) -> None:
+    folder.mkdir()
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        source = REPOSITORY / name
+        if source.is_file() and not name.startswith(("tests/", "data.dvc", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    shutil.copytree(dataset, folder / "data")
+    project = Project(folder)
+    for old, new in SMALL.items():
+        project.edit(old, new)
+    project.run("git", "init", "-q", "-b", "main")
+    project.run("git", "config", "user.name", "Test")
+    project.run("git", "config", "user.email", "test@localhost")
+    project.run("dvc", "add", "-q", "data")
+    project.commit("A small project")

@@ -1,0 +1,442 @@
+"""Datasets on their way into data/, with real git and DVC."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import tifffile
+
+from mitoflow import cli, datasets, params, presets
+from mitoflow.datasets import Recipe, install, install_epfl, install_own, install_phantom
+from mitoflow.errors import InputError
+from mitoflow.volumes import open_stack, write_stack
+
+COMMITTED = Path(__file__).parents[1] / "params.yaml"
+EPFL = Path(__file__).parents[2] / "shared" / "data" / "epfl"
+
+
+def dvc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def blank_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blank")
+    shutil.copy(COMMITTED, folder)
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True)
+    with (folder / ".dvc/config").open("a") as config:
+        config.write("[core]\n    analytics = false\n")
+    return folder
+
+
+@pytest.fixture
+def project(blank_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without data, which is the current folder; ``lab`` beside it has files."""
+    folder = tmp_path / "project"
+    shutil.copytree(blank_project, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return folder
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """``em`` and ``mito``: one stack of 12 slices."""
+    write_pair(tmp_path / "lab", "stack", depth=12, seed=1)
+    return tmp_path / "lab"
+
+
+def write_pair(folder: Path, name: str, depth: int, seed: int) -> None:
+    image = np.random.default_rng(seed).integers(1, 255, (depth, 64, 80), np.uint8)
+    mask = np.zeros_like(image)
+    mask[:, 20:40, 30:50] = 255
+    for kind, array in (("em", image), ("mito", mask)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        write_stack(folder / kind / f"{name}.tif", array)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything in a project but what DVC and git keep for themselves."""
+    own = {".dvc", ".git", ".mitoflow"}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.relative_to(folder).parts[0] not in own}
+
+
+def own(lab: Path, **options: object) -> datasets.Installed:
+    return install_own([f"{lab}/em"], [f"{lab}/mito"], **options)  # type: ignore[arg-type]
+
+
+# --- a lab's own stacks ---
+
+
+def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Path) -> None:
+    installed = own(lab, name="liver", mask_rule="nonzero")
+    image = tifffile.imread(lab / "em/stack.tif")
+    assert np.array_equal(tifffile.imread("data/train/images/stack.tif"), image[:5])
+    assert np.array_equal(tifffile.imread("data/test/images/stack.tif"), image[9:])
+    assert installed.notes == ("4 slices between train and test are left out.",)
+    assert "md5: " in Path("data.dvc").read_text()
+    assert "/data" in Path(".gitignore").read_text().split()
+    assert not subprocess.check_output([sys.executable, "-m", "dvc", "status", "--quiet"])
+
+    settings = params.load()
+    assert (settings.data.name, settings.data.mask_rule) == ("liver", "nonzero")
+    wanted = presets.scalars(presets.PRESETS.read_text(), "imported")["train.epochs"].source
+    assert settings.train.epochs == int(wanted)
+    assert installed.changed["data.name"] == ("phantom", "liver")
+    assert installed.replaced is None
+    assert sorted(path.name for path in project.iterdir() if path.name.startswith(".data")) == []
+
+
+def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
+    for n in range(1, 13):
+        write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
+    own(tmp_path / "lab", gap=2)
+    assert {path.name for path in Path("data/train/masks").iterdir()} == {f"p{n}.tif" for n in range(1, 8)}
+    assert {path.name for path in Path("data/test/images").iterdir()} == {f"p{n}.tif" for n in range(10, 13)}
+
+
+def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Path) -> None:
+    write_pair(tmp_path / "more", "other", depth=2, seed=9)
+    install_own([f"{lab}/em"], [f"{lab}/mito"], [f"{tmp_path}/more/em/*"], [f"{tmp_path}/more/mito/other.tif"])
+    for part, folder, name in (("train", lab, "stack"), ("test", tmp_path / "more", "other")):
+        for kind, source in (("images", "em"), ("masks", "mito")):
+            copied = Path("data") / part / kind / f"{name}.tif"
+            assert copied.read_bytes() == (folder / source / f"{name}.tif").read_bytes()
+
+
+def test_the_data_before_comes_back_the_way_that_is_told(project: Path, lab: Path, tmp_path: Path) -> None:
+    own(lab)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("batch_size: 8", "batch_size: 4"))
+    shutil.copy("data/test/images/stack.tif", "data/test/images/extra.tif")  # nobody versioned this
+    shutil.copy("data/test/masks/stack.tif", "data/test/masks/extra.tif")
+    before = contents(project)
+
+    write_pair(tmp_path / "other", "b", depth=14, seed=2)
+    installed = own(tmp_path / "other")
+    assert {path.name for path in Path("data").rglob("*.tif")} == {"b.tif"}
+    assert installed.replaced
+
+    for file in installed.replaced.iterdir():
+        shutil.copy(file, project)
+    dvc("checkout", "data.dvc")
+    after = contents(project)
+    after.pop("data.dvc"), before.pop("data.dvc")  # extra.tif is in it now
+    assert after == before
+
+
+def test_the_same_data_again_replaces_nothing(project: Path, lab: Path) -> None:
+    own(lab)
+    before = contents(project)
+    installed = own(lab)
+    assert installed.replaced is None
+    assert contents(project) == before
+
+
+def test_data_may_be_made_of_itself(project: Path, lab: Path) -> None:
+    own(lab)
+    install_own(["data/train/images"], ["data/train/masks"], gap=0)
+    assert open_stack(Path("data/train/images/stack.tif")).shape == (4, 64, 80)
+
+
+# --- all or nothing ---
+
+
+def with_a_file_that_dvc_refuses(data: Path, lab: Path) -> None:
+    for part, seed in (("train", 5), ("test", 6)):
+        write_pair(lab / part, "x", depth=2, seed=seed)
+        shutil.copytree(lab / part / "em", data / part / "images")
+        shutil.copytree(lab / part / "mito", data / part / "masks")
+    (data / "train" / ".dvcignore").write_text("*.txt")
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_where_dvc_refuses_everything_is_as_before(project: Path, lab: Path, with_data: bool) -> None:
+    if with_data:
+        own(lab)
+    before = contents(project)
+    with pytest.raises(InputError, match=r"dvc add data: found .*\.dvcignore"):
+        install(Recipe("x", "imported", partial(with_a_file_that_dvc_refuses, lab=lab)))
+    assert contents(project) == before
+    assert Path("data").exists() == with_data
+    if with_data:
+        assert not subprocess.check_output([sys.executable, "-m", "dvc", "status", "--quiet"])
+
+
+def test_where_params_lack_a_key_everything_is_as_before(project: Path, lab: Path) -> None:
+    lines = Path("params.yaml").read_text().splitlines(keepends=True)
+    Path("params.yaml").write_text("".join(line for line in lines if "mask_rule" not in line))
+    before = contents(project)
+    with pytest.raises(InputError, match=r"params\.yaml: data\.mask_rule: found no such key"):
+        own(lab)
+    assert contents(project) == before
+
+
+def test_outside_a_project_is_said(tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"params\.yaml: found no such file"):
+        own(lab)
+    shutil.copy(COMMITTED, tmp_path)
+    with pytest.raises(InputError, match=r"found no \.dvc folder, .*`dvc init`"):
+        own(lab)
+
+
+# --- bad input ---
+
+
+def lose_a_mask(lab: Path) -> None:
+    write_pair(lab, "second", depth=2, seed=2)
+    (lab / "mito/second.tif").unlink()
+
+
+def change_a_size(lab: Path) -> None:
+    write_stack(lab / "mito/stack.tif", np.ones((12, 64, 81), np.uint8))
+
+
+def empty_a_folder(lab: Path) -> None:
+    (lab / "em/stack.tif").unlink()
+
+
+def write_no_tiff(lab: Path) -> None:
+    (lab / "em/stack.tif").write_bytes(b"PNG and more")
+
+
+def truncate(lab: Path) -> None:
+    path = lab / "em/stack.tif"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def write_nan(lab: Path) -> None:
+    image = np.ones((12, 64, 80), np.float32)
+    image[3, 5, 5] = np.nan
+    tifffile.imwrite(lab / "em/stack.tif", image)
+
+
+def write_rgb(lab: Path) -> None:
+    tifffile.imwrite(lab / "em/stack.tif", np.ones((64, 80, 3), np.uint8), photometric="rgb")
+
+
+def empty_the_masks(lab: Path) -> None:
+    write_stack(lab / "mito/stack.tif", np.zeros((12, 64, 80), np.uint8))
+
+
+def swap_images_and_masks(lab: Path) -> None:
+    (lab / "em").rename(lab / "x")
+    (lab / "mito").rename(lab / "em")
+    (lab / "x").rename(lab / "mito")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lose_a_mask, "em/second.tif: found an image without mask, expected second.tif in --masks"),
+        (change_a_size, "mito/stack.tif: found 12 slices of 81 x 64 beside an image of 12 slices of 80 x 64"),
+        (empty_a_folder, "/em: found an empty folder"),
+        (write_no_tiff, "em/stack.tif: found no TIFF"),
+        (truncate, "em/stack.tif: found a truncated file"),
+        (write_nan, "em/stack.tif: found float32 pixels with NaN"),
+        (write_rgb, "em/stack.tif: found 3 colour samples a pixel"),
+        (empty_the_masks, "--masks: found no mitochondrion in stack.tif"),
+        (swap_images_and_masks, "mito/stack.tif: found the values of a grey image"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(
+    project: Path,
+    lab: Path,
+    spoil: Callable[[Path], None],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(lab)
+    before = contents(project)
+    monkeypatch.setattr(sys, "argv", ["mitoflow", "data", "import", "--images", f"{lab}/em", "--masks", f"{lab}/mito"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert all(step.startswith("data: ") for step in progress)
+    assert line.startswith("mitoflow: ")
+    assert said in line
+    assert ".new" not in line
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("name", ["phantom", "epfl", "", "a b", "../x", "-x"])
+def test_a_name_that_misleads_is_refused(project: Path, lab: Path, name: str) -> None:
+    with pytest.raises(InputError, match="--name"):
+        own(lab, name=name)
+
+
+def test_test_images_need_test_masks(project: Path, lab: Path) -> None:
+    with pytest.raises(InputError, match="--test-images: found no --test-masks"):
+        own(lab, test_images=[f"{lab}/em"])
+
+
+def test_a_slice_in_both_parts_is_said_in_terms_of_the_options(project: Path, lab: Path) -> None:
+    with pytest.raises(InputError, match=r"--test-images: found 12 test slices that are also in train"):
+        own(lab, test_images=[f"{lab}/em"], test_masks=[f"{lab}/mito"])
+
+
+def test_no_write_permission_is_one_line(tmp_path_factory: pytest.TempPathFactory, lab: Path) -> None:
+    """As another user, where the tests run as root, whom nothing forbids to write."""
+    project = tmp_path_factory.mktemp("read-only")
+    shutil.copy(COMMITTED, project)
+    (project / ".dvc").mkdir()
+    project.chmod(0o555)
+    as_nobody = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("running as root, and no setpriv to become another user")
+        as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        for path in [*project.parents, *lab.rglob("*"), lab, *lab.parents]:
+            if path.owner() == "root" and str(path).startswith("/tmp/") or "pytest" in str(path):
+                path.chmod(path.stat().st_mode | 0o055)
+    command = [sys.executable, "-m", "mitoflow.cli", "data", "import", "--images", lab / "em", "--masks", lab / "mito"]
+    done = subprocess.run([*as_nobody, *command], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "found no permission" in done.stderr
+
+
+# --- the phantom ---
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("phantom") / "data"
+    datasets.phantom.write_phantom(data)
+    return data
+
+
+def test_the_phantom_leaves_the_committed_parameters(project: Path) -> None:
+    installed = install_phantom()
+    assert installed
+    assert installed.changed == {}
+    assert Path("params.yaml").read_bytes() == COMMITTED.read_bytes()
+    assert Path("data.dvc").exists()
+
+
+def test_if_missing_leaves_any_data_alone(project: Path, lab: Path) -> None:
+    own(lab)
+    before = contents(project)
+    assert install_phantom(if_missing=True) is None
+    assert contents(project) == before
+
+
+def test_if_missing_does_not_swap_datasets(project: Path, lab: Path) -> None:
+    own(lab, name="liver")
+    shutil.rmtree("data")
+    Path("data").mkdir()
+    before = contents(project)
+    with pytest.raises(InputError, match=r"data: found no files, expected the dataset liver .* `dvc pull`"):
+        install_phantom(if_missing=True)
+    assert contents(project) == before
+
+
+def test_if_missing_insists_on_the_recorded_hash_and_leaves_parameters(project: Path, lab: Path) -> None:
+    own(lab)
+    shutil.rmtree("data")
+    Path("params.yaml").write_text(COMMITTED.read_text().replace("epochs: 10", "epochs: 3"))
+    before = contents(project)
+    with pytest.raises(InputError, match=r"data\.dvc: found the hash of a dataset other than phantom, .*`dvc pull`"):
+        install_phantom(if_missing=True)
+    assert contents(project) == before
+    assert not Path("data").exists()
+
+    Path("data.dvc").unlink()
+    assert install_phantom(if_missing=True)
+    assert params.load().train.epochs == 3
+
+
+# --- EPFL ---
+
+
+@pytest.mark.skipif(not EPFL.is_dir(), reason=f"no EPFL data at {EPFL}")
+def test_the_real_epfl_set(project: Path) -> None:
+    installed = install_epfl(EPFL)
+    assert {path.name for path in Path("data").rglob("*.tif")} == {"training.tif", "testing.tif"}
+    facts = installed.findings.facts
+    assert [round(facts[part]["foreground"], 4) for part in ("train", "test")] == [0.0563, 0.0531]
+    assert params.load().data.name == "epfl"
+
+
+@pytest.fixture
+def small_epfl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four files of the names and kind of the EPFL set, but 6 slices of 80 x 64."""
+    monkeypatch.setattr(datasets, "EPFL_SHAPE", (6, 64, 80))
+    folder = tmp_path / "files"
+    for seed, stack in enumerate(("training", "testing")):
+        write_pair(tmp_path / "made", stack, depth=6, seed=seed)
+        folder.mkdir(exist_ok=True)
+        (tmp_path / f"made/em/{stack}.tif").rename(folder / f"{stack}.tif")
+        (tmp_path / f"made/mito/{stack}.tif").rename(folder / f"{stack}_groundtruth.tif")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mitoflow"
+
+
+def serve(folder: Path) -> tuple[ThreadingHTTPServer, str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder))
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/"
+
+
+def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path) -> None:
+    server, url = serve(small_epfl)
+    installed = install_epfl(url=url)
+    server.shutdown()
+    server.server_close()
+    assert "Lucchi" in installed.notes[0]
+    assert {path.name for path in cache.iterdir()} == {path.name for path in small_epfl.iterdir()}
+    assert Path("data/test/masks/testing.tif").read_bytes() == (small_epfl / "testing_groundtruth.tif").read_bytes()
+    assert install_epfl(url=url).changed == {}
+
+
+def test_a_download_that_is_no_tiff_is_not_kept(project: Path, small_epfl: Path, cache: Path) -> None:
+    (small_epfl / "training.tif").write_text("<!DOCTYPE html> we have moved")
+    server, url = serve(small_epfl)
+    with pytest.raises(InputError, match=r"training\.tif: found no TIFF .*<!DO.*--from"):
+        install_epfl(url=url)
+    server.shutdown()
+    server.server_close()
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "said"),
+    [
+        ("training.tif", np.ones((5, 64, 80), np.uint8), r"uint8 of \(5, 64, 80\), expected uint8 of \(6, 64, 80\)"),
+        ("testing.tif", np.ones((6, 64, 80), np.uint16), r"uint16 of"),
+        ("testing_groundtruth.tif", np.ones((6, 64, 80), np.uint8), r"the values \[1\], expected 0 and 255"),
+    ],
+)
+def test_another_file_under_an_epfl_name_is_refused(
+    project: Path, small_epfl: Path, file: str, array: np.ndarray, said: str
+) -> None:
+    write_stack(small_epfl / file, array)
+    before = contents(project)
+    with pytest.raises(InputError, match=rf"{file}: found {said}"):
+        install_epfl(small_epfl)
+    assert contents(project) == before
+
+
+def test_a_missing_epfl_file_is_named(project: Path, small_epfl: Path) -> None:
+    (small_epfl / "testing_groundtruth.tif").unlink()
+    with pytest.raises(InputError, match=r"testing_groundtruth\.tif: found no such file"):
+        install_epfl(small_epfl)

@@ -1,0 +1,92 @@
+"""Presets, and params.yaml edited where the values stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from mitoflow import params, presets
+from mitoflow.errors import InputError
+
+COMMITTED = Path(__file__).parents[1] / "params.yaml"
+NAMES = ["phantom", "epfl", "imported"]
+
+CRLF = "# ours\r\ndata:   {name:  'phantom' , mask_rule: auto}\r\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(COMMITTED.read_bytes())
+    return path
+
+
+def test_the_committed_file_is_the_preset_of_the_phantom(path: Path) -> None:
+    presets.apply(path, "epfl", name="epfl", mask_rule="half")
+    presets.apply(path, "phantom", name="phantom", mask_rule="auto")
+    assert path.read_bytes() == COMMITTED.read_bytes()
+    assert presets.apply(path, "phantom", name="phantom", mask_rule="auto") == {}
+    assert path.read_bytes() == COMMITTED.read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_names_every_key_and_is_valid(path: Path, name: str) -> None:
+    preset = presets.scalars(presets.PRESETS.read_text(), name)
+    assert preset.keys() == presets.scalars(COMMITTED.read_text()).keys()
+    presets.apply(path, name, name=name, mask_rule="auto")
+    assert params.load(path).model_dump(by_alias=True) == YAML(typ="safe").load(presets.PRESETS.read_text())[name]
+
+
+def test_comments_order_and_columns_stay(path: Path) -> None:
+    changed = presets.apply(path, "epfl", name="epfl", mask_rule="nonzero")
+    assert changed["data.name"] == ("phantom", "epfl")
+    assert changed["data.mask_rule"] == ("auto", "nonzero")
+    before, after = COMMITTED.read_text().splitlines(), path.read_text().splitlines()
+    assert len(before) == len(after)
+    for old, new in zip(before, after, strict=True):
+        assert old.partition("#")[1:] == new.partition("#")[1:]
+        assert old.find("#") == new.find("#")
+        assert old.partition(":")[0] == new.partition(":")[0]
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == len(changed)
+
+
+def test_what_the_file_looks_like_otherwise_does_not_matter() -> None:
+    edited = presets.edited(CRLF, {"data.name": "epfl"})
+    assert edited == "# ours\r\ndata:   {name:  epfl , mask_rule: auto}\r\n"
+
+
+def test_a_value_too_long_for_its_column_keeps_a_space_before_the_comment() -> None:
+    assert presets.edited("a: 1  # one\nb: 2\n", {"a": "12345", "b": "3"}) == "a: 12345 # one\nb: 3\n"
+
+
+@given(st.from_regex(r"[A-Za-z][\w.-]*", fullmatch=True))
+def test_a_name_is_read_back_as_the_text_it_is(name: str) -> None:
+    text = presets.edited("data:\n  name: phantom  # what\n", {"data.name": presets._quoted(name)})
+    assert YAML(typ="safe", pure=True).load(text) == {"data": {"name": name}}
+
+
+@pytest.mark.parametrize("name", ["true", "null", "1.5", "yes: no", "a # b"])
+def test_a_name_that_yaml_would_read_as_something_else_is_quoted(path: Path, name: str) -> None:
+    presets.apply(path, "imported", name=name, mask_rule="auto")
+    assert params.load(path).data.name == name
+
+
+def test_a_key_that_is_not_there_is_named(path: Path) -> None:
+    text = path.read_text().replace("  seed: 1\n\nevaluate", "\nevaluate")
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"train\.seed: found no such key"):
+        presets.apply(path, "epfl", name="epfl", mask_rule="auto")
+    assert path.read_text() == text
+
+
+def test_values_that_do_not_fit_the_file_leave_it_alone(path: Path) -> None:
+    text = path.read_text() + "surprise: 1\n"
+    path.write_text(text)
+    with pytest.raises(InputError, match="surprise"):
+        presets.apply(path, "epfl", name="epfl", mask_rule="auto")
+    assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]

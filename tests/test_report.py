@@ -1,0 +1,253 @@
+"""The reports: what they say, that they need nothing from elsewhere, and that they repeat to the byte."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from mitoflow import figures, metrics, report, volumes
+from mitoflow.checks import Finding, Findings, check_dataset
+from mitoflow.metrics import Interval
+
+
+class Page(HTMLParser):
+    """A page as its elements, its visible text, and the parts of it that have an id."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.elements if attributes.get("id")]
+
+    def picture(self, name: str) -> Image.Image:
+        """The PNG of the element with this id."""
+        (uri,) = (attributes["href"] for _, attributes in self.elements if attributes.get("id") == name)
+        return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def assert_self_contained(page: Page) -> None:
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed"}
+    for _, attributes in page.elements:
+        for key in ("src", "href", "xlink:href"):
+            address = attributes.get(key) or "#"
+            assert address.startswith(("#", "data:image/png;base64,")), address[:80]
+            assert not address[1:] or address[0] != "#" or address[1:] in page.ids, address
+    assert set(re.findall(r"url\((..)", page.source)) <= {"#p"}  # clip paths of the charts
+    assert "@import" not in page.source
+
+
+@pytest.fixture(scope="module")
+def results() -> report.Results:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((6, 96, 128), np.uint8)
+    truth[:, 20:50, 30:70] = 1
+    probability = np.clip(truth * 0.8 + rng.normal(0.1, 0.1, truth.shape), 0, 1)
+    probability[4, 20:50, 30:55] = 0.05  # missed
+    probability[2, 70:80, 100:110] = 0.95  # added
+    histogram = metrics.ProbabilityHistogram()
+    for pair in zip(truth, probability, strict=True):
+        histogram.add(*pair)
+    counts = histogram.counts_at(0.5)
+    worst, median = report.worst_and_median(counts)
+    image = rng.integers(40, 200, truth.shape).astype(np.uint8)
+    scores = {name: Interval(float(s(counts.sum(0))), 0.81234, 0.98765) for name, s in metrics.SCORES.items()}
+
+    def shown(row: int) -> report.PredictedSlice:
+        return report.PredictedSlice(
+            "stack<1>", row, image[row], truth[row], (probability[row] >= 0.5).astype(np.uint8)
+        )
+
+    return report.Results(
+        dataset="phantom",
+        whole_slice=report.Scores(0.5, scores),
+        patch_wise=report.Scores(0.5, scores),
+        stacks=["stack<1>"] * 4 + ["b"] * 2,
+        counts=counts,
+        curve=histogram.precision_recall(),
+        reliability=histogram.reliability(),
+        worst=shown(worst),
+        median=shown(median),
+        history=[
+            {"loss": 1 / e, "dice": 1 - 1 / e, "val_loss": 2 / e, "val_dice": 0.9 - abs(e - 3)} for e in range(1, 6)
+        ],
+        lineage={"data": "4b7a1d2f"},
+        params={"train": {"learning_rate": 0.001}},
+    )
+
+
+@pytest.fixture
+def page(results, tmp_path) -> Page:
+    report.write_evaluation_report(tmp_path / "report.html", results)
+    return Page(tmp_path / "report.html")
+
+
+def test_evaluation_report_says_what_it_was_given(page, results):
+    dice = results.whole_slice.intervals["dice"].value
+    accuracy = results.whole_slice.intervals["accuracy"].value
+    assert f"{dice:.4f}" in page.text
+    assert "95 % interval 0.8123 – 0.9877" in page.text
+    assert f"{100 * accuracy:.2f} %" in page.text
+    assert "6 slices of 2 stacks" in page.text
+    assert "Worst slice: stack<1>, z = 4" in page.text
+    assert "The weights of epoch 3" in page.text
+    assert "4b7a1d2f" in page.text
+    assert "train.learning_rate 0.001" in page.text
+
+
+def test_evaluation_report_needs_nothing_from_elsewhere(page):
+    assert_self_contained(page)
+    repeated = {name for name in page.ids if page.ids.count(name) > 1}
+    assert all(re.fullmatch("[mp][0-9a-f]{10}", name) for name in repeated)  # equal markers of several charts
+
+
+def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, results):
+    truth, prediction = results.worst.truth, results.worst.prediction
+    classes = np.asarray(page.picture("worst-errors"))
+    assert np.array_equal(classes == 1, truth & prediction == 1)
+    assert np.array_equal(classes == 2, prediction > truth)
+    assert np.array_equal(classes == 3, truth > prediction)
+    shown = page.picture("worst-errors").convert("RGBA")
+    y, x = np.argwhere(truth > prediction)[0]
+    assert shown.getpixel((int(x), int(y))) == figures.ERRORS[2]
+    y, x = np.argwhere((truth | prediction) == 0)[0]
+    assert shown.getpixel((int(x), int(y)))[3] == 0
+
+
+def test_same_results_give_the_same_bytes(results, page, tmp_path):
+    report.write_evaluation_report(tmp_path / "again.html", results)
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("promoted", "said"), [(True, "Version 7 is the champion"), (False, "Version 7 stays a challenger")]
+)
+def test_verdict_is_shown_where_there_is_one(promoted, said, results, page, tmp_path):
+    assert "verdict" not in page.ids
+    verdict = SimpleNamespace(version=7, promoted=promoted, reason="there was no champion")
+    report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
+    assert f"{said} There was no champion." in Page(tmp_path / "verdict.html").text
+
+
+def test_large_slice_is_shown_smaller_and_the_report_says_so(results, tmp_path):
+    side = report.LONGEST_SIDE + 1
+    large = report.PredictedSlice(
+        "a", 0, np.zeros((80, side), np.uint16), np.zeros((80, side), np.uint8), np.ones((80, side), np.uint8)
+    )
+    report.write_evaluation_report(tmp_path / "large.html", dataclasses.replace(results, worst=large))
+    page = Page(tmp_path / "large.html")
+    assert page.picture("worst-image").size == (-(-side // 2), 40)
+    assert "one pixel in 2" in page.text
+    assert f"{80 * side:,} pixels added" in page.text
+
+
+@given(hnp.arrays(np.int64, (5, 4), elements=st.integers(0, 3)))
+def test_worst_and_median_split_the_slices_with_mitochondria(counts):
+    worst, median = report.worst_and_median(counts)
+    held = counts[:, :3].any(axis=1)
+    if held.any():
+        scores, dice = metrics.dice(counts[held]), metrics.dice(counts)
+        assert held[worst] and dice[worst] == scores.min()
+        assert held[median]
+        assert (scores < dice[median]).sum() <= held.sum() / 2
+        assert (scores > dice[median]).sum() <= held.sum() / 2
+
+
+@given(hnp.arrays(bool, (6, 9)), st.integers(1, 6))
+def test_no_square_holds_more_than_the_enlarged_one(marked, side):
+    y, x = report._busiest_square(marked, side)
+    squares = np.lib.stride_tricks.sliding_window_view(marked, (side, side)).sum((2, 3))
+    assert squares[y, x] == squares.max()
+
+
+def test_outline_runs_along_the_inside_of_a_mask():
+    mask = np.zeros((9, 9), np.uint8)
+    mask[2:7, 3:9] = 1  # touches the border on the right, where it has no outline
+    uri = figures.mask_png(mask).removeprefix("data:image/png;base64,")
+    classes = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
+    assert np.array_equal(classes > 0, mask == 1)
+    assert np.array_equal(classes[3:6, 4:9], np.ones((3, 5)))
+    assert (classes == 2).sum() == mask.sum() - 15
+
+
+def test_charts_take_their_colours_from_the_page(results):
+    charts = [
+        figures.precision_recall_chart(results.curve, 0.5),
+        figures.reliability_chart(results.reliability),
+        figures.dice_along_z_chart(results.counts, results.stacks, 4, 0),
+        figures.learning_chart(results.history, best_epoch=2),
+    ]
+    for chart in charts:
+        assert chart.startswith("<svg")
+        assert "var(--first)" in chart
+        assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", chart)
+
+
+def write_dataset(data: Path) -> None:
+    rng = np.random.default_rng(1)
+    for part in ("train", "test"):
+        mask = np.zeros((5, 64, 80), np.uint8)
+        mask[:, 10:30, 20:60] = 255
+        volumes.write_stack(data / part / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
+        volumes.write_stack(data / part / "masks" / "a.tif", mask)
+
+
+def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
+    write_dataset(tmp_path / "data")
+    findings = check_dataset(tmp_path / "data", "auto", near_duplicate=0.99)
+    samples = {part: report.sample_slices(tmp_path / "data" / part, "nonzero") for part in ("train", "test")}
+    report.write_validation_report(tmp_path / "report.html", findings, samples)
+    page = Page(tmp_path / "report.html")
+    assert_self_contained(page)
+    assert "Nothing to complain about" in page.text
+    assert "5 × 64 × 80" in page.text
+    assert "15.62 %" in page.text
+    assert [sample.z for sample in samples["train"]] == [0, 2, 4]
+    assert "a, z = 2, 15.62 % mitochondria" in page.text
+
+
+def test_validation_report_of_bad_data_lists_every_finding(tmp_path):
+    error = Finding("data/train/images/<a>.tif", "an image without mask", "data/train/masks/<a>.tif", "add it")
+    warning = Finding("data/test", "no mitochondrion in b", "some foreground", "look at the masks")
+    report.write_validation_report(tmp_path / "report.html", Findings([error], [warning]), {})
+    page = Page(tmp_path / "report.html")
+    assert "1 error: the pipeline stops here" in page.text
+    assert (
+        "data/train/images/<a>.tif found an image without mask, expected data/train/masks/<a>.tif; add it" in page.text
+    )
+    assert "found no mitochondrion in b, expected some foreground; look at the masks" in page.text
+    assert "stacks" not in page.ids
+
+
+def test_samples_of_a_part_with_fewer_slices_are_all_of_them(tmp_path):
+    write_dataset(tmp_path)
+    samples = report.sample_slices(tmp_path / "train", "nonzero", number=9)
+    assert [sample.z for sample in samples] == [0, 1, 2, 3, 4]

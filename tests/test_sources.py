@@ -1,0 +1,183 @@
+"""Which mask belongs to which image, and which slices become the test part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitoflow.errors import InputError
+from mitoflow.sources import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.volumes import Pair, open_mask, open_stack, write_stack
+
+OPTIONS = ("--images", "--masks")
+
+
+def write(path: Path, depth: int = 1, dtype: type = np.uint8, side: int = 64) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(str(path)))
+    write_stack(path, rng.integers(0, 200, (depth, side, side + 3)).astype(dtype))
+    return path
+
+
+def find(images: Path | str, masks: Path | str) -> Sources:
+    return find_pairs([str(images)], [str(masks)], OPTIONS)
+
+
+def partners(sources: Sources) -> dict[str, str]:
+    return {pair.image.path.name: pair.mask.path.name for pair in sources.pairs}
+
+
+def test_equal_names_belong_together_in_whatever_order(tmp_path: Path) -> None:
+    images = [str(write(tmp_path / "em" / f"s{n}.tif")) for n in (10, 2, 1)]
+    masks = [str(write(tmp_path / "mito" / f"s{n}.tiff")) for n in (1, 10, 2)]
+    sources = find_pairs(images, masks, OPTIONS)
+    assert not sources.by_order
+    assert partners(sources) == {"s1.tif": "s1.tiff", "s2.tif": "s2.tiff", "s10.tif": "s10.tiff"}
+    assert [pair.name for pair in sources.pairs] == ["s1", "s2", "s10"]
+
+
+@pytest.mark.parametrize("spell", [str, lambda folder: f"{folder}/*.tif", lambda folder: f"{folder.parent}/**/*.tif"])
+def test_other_names_go_together_in_natural_order_and_say_so(tmp_path: Path, spell: Callable[[Path], str]) -> None:
+    for n in (2, 10, 1):
+        write(tmp_path / "a" / "em" / f"img_{n}.tif")
+        write(tmp_path / "b" / "mito" / f"mask_{n:03d}.tif")
+    sources = find(spell(tmp_path / "a" / "em"), spell(tmp_path / "b" / "mito"))
+    assert sources.by_order
+    assert partners(sources) == {f"img_{n}.tif": f"mask_{n:03d}.tif" for n in (1, 2, 10)}
+
+
+def test_names_without_numbers_go_together_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "training.tif")
+    write(tmp_path / "training_groundtruth.tif")
+    sources = find(tmp_path / "training.tif", tmp_path / "training_groundtruth.tif")
+    assert sources.by_order
+    assert partners(sources) == {"training.tif": "training_groundtruth.tif"}
+
+
+def test_equal_names_in_several_folders_stay_apart(tmp_path: Path) -> None:
+    for sample in ("s1", "s2"):
+        write(tmp_path / sample / "em" / "img.tif")
+        write(tmp_path / sample / "mito" / "img.tif")
+    sources = find(f"{tmp_path}/*/em/img.tif", f"{tmp_path}/*/mito/*.tif")
+    assert [pair.name for pair in sources.pairs] == ["s1_em_img", "s2_em_img"]
+    assert [pair.mask.path.parts[-3] for pair in sources.pairs] == ["s1", "s2"]
+    assert sources.by_order
+
+
+def test_names_stay_apart_where_a_file_system_ignores_case(tmp_path: Path) -> None:
+    for part in ("em", "mito"):
+        write(tmp_path / part / "old" / "a.tif")
+        write(tmp_path / part / "new" / "A.tif")
+    sources = find(f"{tmp_path}/em/*/*.tif", f"{tmp_path}/mito/*/*.tif")
+    assert {pair.name for pair in sources.pairs} == {"old_a", "new_A"}
+
+
+def test_a_file_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    image, mask = write(tmp_path / "em" / "a.tif"), write(tmp_path / "mito" / "a.tif")
+    sources = find_pairs([str(image), str(image.parent)], [str(mask), f"{tmp_path}/mito/*"], OPTIONS)
+    assert len(sources.pairs) == 1
+
+
+def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "em" / f"{name}.tif")
+    write(tmp_path / "mito" / "a.tif")
+    with pytest.raises(InputError, match=r"b\.tif: found an image without mask, expected b\.tif in --masks"):
+        find(tmp_path / "em", tmp_path / "mito")
+    with pytest.raises(InputError, match=r"b\.tif: found a mask without image, expected b\.tif in --images"):
+        find(tmp_path / "mito", tmp_path / "em")
+    write(tmp_path / "other" / "x.tif")
+    with pytest.raises(InputError, match="found 2 and 1 files that share no name"):
+        find(tmp_path / "em", tmp_path / "other")
+
+
+def test_numbers_that_contradict_the_order_are_refused(tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        write(tmp_path / "em" / f"img_{n}.tif")
+    for n in (1, 3, 4):
+        write(tmp_path / "mito" / f"mask_{n}.tif")
+    with pytest.raises(InputError, match=r"img_2\.tif: found .*mask_3\.tif in the place of its mask"):
+        find(tmp_path / "em", tmp_path / "mito")
+
+
+@pytest.mark.parametrize(("spelled", "found"), [("", "an empty folder"), ("/*", "no TIFF file"), ("/x", "no TIFF")])
+def test_nothing_there_is_said(tmp_path: Path, spelled: str, found: str) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "em" / "a.tif")
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(InputError, match=rf"--images .*: found {found}"):
+        find(f"{tmp_path}/empty{spelled}", tmp_path / "em")
+
+
+def test_sizes_that_differ_name_the_source(tmp_path: Path) -> None:
+    write(tmp_path / "em" / "a.tif", 3)
+    write(tmp_path / "mito" / "a.tif", 4)
+    with pytest.raises(InputError, match=r"mito/a\.tif: found 4 slices .* 3 slices"):
+        find(tmp_path / "em", tmp_path / "mito")
+
+
+def test_a_whole_pair_is_copied_byte_for_byte(tmp_path: Path) -> None:
+    image, mask = write(tmp_path / "a.tif", 4), write(tmp_path / "m.tif", 4, np.int32)
+    done: list[int] = []
+    for excerpt in whole([Pair("a", open_stack(image), open_mask(mask))]):
+        excerpt.write(tmp_path / "train", done.append)
+    assert (tmp_path / "train/images/a.tif").read_bytes() == image.read_bytes()
+    assert (tmp_path / "train/masks/a.tif").read_bytes() == mask.read_bytes()
+    assert sum(done) == 8
+
+
+def test_part_of_a_pair_is_as_written_in_one_go(tmp_path: Path) -> None:
+    image, mask = write(tmp_path / "a.tif", 6, np.uint16), write(tmp_path / "m.tif", 6, np.int32)
+    pair = Pair("a", open_stack(image), open_mask(mask))
+    done: list[int] = []
+    Excerpt(pair, 2, 5).write(tmp_path / "test", done.append)
+    for stack, kind in ((pair.image, "images"), (pair.mask, "masks")):
+        write_stack(tmp_path / "expected.tif", np.stack([*stack.slices()][2:5]))
+        assert (tmp_path / "test" / kind / "a.tif").read_bytes() == (tmp_path / "expected.tif").read_bytes()
+    assert done == [1] * 6
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pair]:
+    """One pair of each depth from 1 to 12."""
+    folder = tmp_path_factory.mktemp("pairs")
+    paths = {depth: write(folder / f"{depth}.tif", depth) for depth in range(1, 13)}
+    return {depth: Pair(str(depth), open_stack(path), open_mask(path)) for depth, path in paths.items()}
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    st.floats(0.01, 0.99),
+    st.integers(0, 5),
+)
+def test_test_slices_come_last_and_keep_their_distance(
+    pairs: dict[int, Pair], depths: list[int], fraction: float, gap: int
+) -> None:
+    try:
+        train, test = hold_out([pairs[depth] for depth in depths], fraction, gap)
+    except InputError:
+        longest = max(*depths, depths.count(1))
+        assert longest - max(1, round(fraction * longest)) - gap < 1
+        return
+    assert train
+    assert test
+    for excerpt in test:
+        assert excerpt.stop == excerpt.pair.image.shape[0]
+    stacks = [excerpt for excerpt in test if excerpt.pair.image.shape[0] > 1]
+    for later in stacks:
+        earlier = next(excerpt for excerpt in train if excerpt.pair is later.pair)
+        assert earlier.start == 0
+        assert later.start - earlier.stop in (gap, later.stop - earlier.stop - later.depth)
+    pages = depths.count(1)
+    used = [sum(e.pair.image.shape[0] == 1 for e in part) for part in (train, test)]
+    assert sum(used) == (pages - gap if used[1] else pages)
+
+
+def test_too_few_slices_are_refused(pairs: dict[int, Pair]) -> None:
+    with pytest.raises(InputError, match="found at most 5 consecutive slices, expected more than --gap 4 and one for"):
+        hold_out([pairs[5], pairs[1]], 0.25, 4)

@@ -1,0 +1,319 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from mitoflow import journal, lineage, store, tracking
+from mitoflow.delivery import Delivery
+from mitoflow.journal import Journal
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody answers
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making its tables takes seconds."""
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    store.client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def checkout(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store._SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "mlflow.db").write_bytes(tables.read_bytes())
+    monkeypatch.chdir(checkout)
+    return checkout
+
+
+def found(key: str) -> Run:
+    client = store.client(store.uri())
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, f"tags.`mitoflow.key` = '{key}'")
+    return run
+
+
+def curve(key: str, name: str) -> list[tuple[int, float]]:
+    history = store.client(store.uri()).get_metric_history(found(key).info.run_id, name)
+    return [(point.step, point.value) for point in history]
+
+
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = textwrap.dedent("import os, signal\nfrom pathlib import Path\nfrom mitoflow import tracking\n") + code
+    return subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
+    (checkout / "notes.txt").write_text("first")
+    with tracking.start("train", "unet", tags={"who": "me"}) as run:
+        run.params({"train": {"learning_rate": 0.001, "loss": "bce"}, "seed": 1})
+        for epoch in range(3):
+            run.metrics({"dice": epoch / 10, "loss": float("nan") if epoch == 1 else 1.0}, step=epoch)
+        run.tags({"mood": "good"})
+        run.artifact(checkout / "notes.txt", "notes")
+        (checkout / "notes.txt").write_text("changed after it was logged")
+        run.dataset("phantom", "data", "0" * 32 + ".dir", "training", {"slices": 3})
+        with run.child("trial 0") as trial:
+            trial.metrics({"dice": 0.5})
+
+    there, nested = found(run.key), found(trial.key)
+    assert there.info.status == nested.info.status == "FINISHED"
+    assert there.info.run_name == "unet"
+    assert there.data.params == {"train.learning_rate": "0.001", "train.loss": "bce", "seed": "1"}
+    assert curve(run.key, "dice") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert [step for step, _ in curve(run.key, "loss")] == [0, 1, 2]
+    expected = {"who": "me", "mood": "good", "mitoflow.stage": "train", "mitoflow.lineage.mitoflow": "0.1.0"}
+    assert expected.items() <= there.data.tags.items()
+    assert (checkout / "mlruns" / there.info.run_id / "artifacts/notes/notes.txt").read_text() == "first"
+    (used,) = there.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("phantom", "0" * 32 + ".dir", "training")
+    assert nested.data.tags["mlflow.parentRunId"] == there.info.run_id
+    assert nested.data.metrics == {"dice": 0.5}
+    assert tracking.pending() == 0
+    assert not journal.folders()
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_that_does_not_end_well_says_so(checkout: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.start("train", "unet") as run:
+        raise error
+    assert found(run.key).info.status == status
+
+
+def test_an_event_that_is_sent_twice_counts_once(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    (checkout / "notes.txt").write_text("first")
+    with tracking.start("train", "unet") as run:
+        run.params({"seed": 1})
+        run.metrics({"dice": 0.1, "loss": float("nan")}, step=0)
+        run.metrics({"dice": 0.2}, step=1)
+        run.artifact(checkout / "notes.txt")
+        run.dataset("phantom", "data", "abc", "training", {})
+        run.child("trial 0").end()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
+    (folder,) = journal.folders()
+    kept = Journal.adopt(folder)
+    for position in [0, *(end for _, end in kept.unsent())]:  # as if it was killed before it noted that this was sent
+        kept.mark_sent(position)
+        Delivery(kept).send()
+    kept.close()
+
+    there = found(run.key)
+    assert curve(run.key, "dice") == [(0, 0.1), (1, 0.2)]
+    assert len(curve(run.key, "loss")) == 1
+    assert len(there.inputs.dataset_inputs) == 1
+    assert there.info.status == "FINISHED"
+    assert len(store.client(store.uri()).search_runs([there.info.experiment_id])) == 2
+
+
+def test_a_killed_process_is_ended_and_its_run_resumed_without_doubled_points(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = in_a_process(
+        """
+run = tracking.start("train", "unet", key="train-1")
+child = run.child("trial 0", key="train-1-0")
+for epoch in range(5):
+    run.metrics({"dice": epoch / 10}, step=epoch)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        MLFLOW_TRACKING_URI=NOWHERE,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (folder,) = journal.folders()
+    with (folder / "events.jsonl").open("a") as torn:
+        torn.write('{"event":"metrics","run":"train-1","ti')
+    assert tracking.pending() == 7
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
+    with tracking.start("train", "unet", key="train-1") as run:
+        for epoch in range(4, 8):  # the epoch in which it was killed is done again
+            run.metrics({"dice": epoch / 10}, step=epoch)
+        assert run.flush()
+        assert found("train-1").info.status == "RUNNING"
+        assert found("train-1-0").info.status == "KILLED"
+    assert found("train-1").info.status == "FINISHED"
+    assert curve("train-1", "dice") == [(epoch, epoch / 10) for epoch in range(8)]
+    assert not journal.folders()
+
+
+def test_sync_ends_the_run_of_a_killed_process(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_process(
+        'tracking.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
+        MLFLOW_TRACKING_URI=NOWHERE,
+    )
+    assert tracking.sync().trouble.startswith(NOWHERE)  # the journal knows the store that it was for
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
+    assert tracking.sync() == tracking.Synced(sent=3, left=0, live=0, trouble="")
+    run = found("t")
+    assert run.info.status == "KILLED"
+    assert run.info.end_time - run.info.start_time < 1000  # when it was last heard of, not when it was synced
+
+
+def test_sync_leaves_a_living_run_alone(checkout: Path) -> None:
+    with tracking.start("train", "unet"):
+        assert tracking.sync().live == 1
+    assert tracking.sync().live == 0
+
+
+def test_a_later_stage_joins_the_run_of_the_model(checkout: Path) -> None:
+    model = checkout / "unet.keras"
+    model.write_bytes(b"weights")
+    assert tracking.producer(model) is None
+    with tracking.start("train", "unet") as run:
+        run.metrics({"val_dice": 0.8})
+        run.produced(model)
+    before = found(run.key)
+    key = tracking.producer(model)
+    with pytest.raises(ValueError, match="broken"), tracking.start("evaluate", "evaluate", key=key) as joined:
+        joined.metrics({"test_dice": 0.7})
+        raise ValueError("broken")
+    after = found(run.key)
+    assert joined.key == run.key
+    assert after.data.metrics == {"val_dice": 0.8, "test_dice": 0.7}
+    assert after.data.tags["mitoflow.model_sha256"] == lineage.file_sha256(model)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+    assert after.data.tags["mitoflow.evaluate"] == "FAILED"
+
+
+def test_a_parameter_that_changed_does_not_block_the_run(checkout: Path) -> None:
+    for epochs in (3, 5):
+        with tracking.start("train", "unet", key="k") as run:
+            run.params({"epochs": epochs, "seed": 1})
+    assert found("k").data.params == {"epochs": "3", "seed": "1"}
+    assert found("k").data.tags["mitoflow.changed.epochs"] == "5"
+
+
+@pytest.mark.parametrize("uri", ["", "sqlite:///mlflow.db"])
+def test_a_run_in_a_temporary_copy_lands_in_the_main_store(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(checkout))
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-mito")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    (copy / "notes.txt").write_text("kept")
+    with tracking.start("train", "unet") as run:
+        run.artifact(copy / "notes.txt")
+    there = found(run.key)
+    assert there.data.tags["mitoflow.lineage.dvc_experiment"] == "brave-mito"
+    assert (checkout / "mlruns" / there.info.run_id / "artifacts/notes.txt").read_text() == "kept"
+    assert [path.name for path in copy.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_of_an_mlflow_project_is_its_child(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = store.client(store.uri()).create_run("0")  # as `mlflow run` does
+    monkeypatch.setenv("MLFLOW_RUN_ID", project.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    with tracking.start("train", "unet") as run:
+        pass
+    there = found(run.key)
+    assert there.data.tags["mlflow.parentRunId"] == project.info.run_id
+    assert there.info.experiment_id == "0"
+
+
+def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
+    (checkout / "mlflow.db").unlink()
+    program = "from mitoflow import tracking\nwith tracking.start('train', 'unet') as run: run.metrics({'x': 1})"
+    processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[1] for process in processes] == [b"", b""]
+    store.client.cache_clear()
+    client = store.client(store.uri())
+    runs = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"x": 1.0})] * 2
+
+
+def test_secrets_are_not_written_down(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2")
+    with tracking.start("train", "unet"):
+        pass
+    (folder,) = journal.folders()
+    assert "hunter2" not in (folder / "events.jsonl").read_text()
+    said = capfd.readouterr().err
+    assert said.startswith("mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept")
+    assert len(said.splitlines()) == 1
+    assert "hunter2" not in said + tracking.sync().trouble
+
+
+def test_reporting_takes_next_to_no_time(checkout: Path) -> None:
+    with tracking.start("train", "unet") as run:
+        begun = time.perf_counter()
+        for epoch in range(50):
+            run.metrics({"loss": 1.0, "dice": epoch, "val_loss": 1.0, "val_dice": epoch}, step=epoch)
+        taken = time.perf_counter() - begun
+    assert taken / 50 < 0.05  # an epoch takes 5 s and more, so this is below 1 %
+
+
+def test_lineage_tells_code_data_and_lock(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    files = {
+        "data.dvc": "outs:\n- md5: abc.dir\n  path: data\n",
+        "dvc.lock": "stages:\n  patch:\n    outs:\n    - path: patches\n      md5: def.dir\n",
+        "requirements.lock": "numpy==1.26.4\n",
+    }
+    for name, content in files.items():
+        Path(name).write_text(content)
+    git("init", "-q")
+    git("add", *files)
+    git("commit", "-qm", "first")
+    Path("dvc.lock").write_text(files["dvc.lock"].replace("def", "fed"))  # DVC does this between stages
+    told = lineage.current()
+    assert told["git_commit"] == git("rev-parse", "HEAD")
+    assert told["git_dirty"] == "false"
+    assert (told["data_md5"], told["patches_md5"]) == ("abc.dir", "fed.dir")
+    assert told["requirements_sha256"] == hashlib.sha256(b"numpy==1.26.4\n").hexdigest()
+    assert lineage.from_tags(lineage.tags(told)) == told
+    Path("requirements.lock").write_text("numpy==1.26.5\n")
+    assert lineage.current()["git_dirty"] == "true"
+
+
+def test_lineage_outside_of_a_repository_is_what_can_be_known(checkout: Path) -> None:
+    assert set(lineage.current()) == {"mitoflow", "python", "platform"}
+
+
+def test_a_journal_is_for_one_process(checkout: Path) -> None:
+    events = Journal.create("k")
+    events.append({"event": "start", "run": "k", "time": 1})
+    with pytest.raises(BlockingIOError):
+        Journal.adopt(events.folder)
+    events.close()
+    assert journal.waiting(events.folder) == 1
+    with pytest.raises(ValueError, match="key"):
+        Journal.create("../elsewhere")
+
+
+def test_a_torn_line_at_any_place_costs_only_itself(checkout: Path) -> None:
+    for cut in (1, 10, 40):
+        events = Journal.create("k")
+        events.append({"event": "start", "run": "k", "time": 1})
+        events.append({"event": "metrics", "run": "k", "time": 2, "values": {"x": 1}, "step": 0})
+        events.close()
+        path = events.folder / "events.jsonl"
+        path.write_bytes(path.read_bytes()[:-cut])
+        adopted = Journal.adopt(events.folder)
+        assert [event["event"] for event in adopted.events()] == ["start", "end"]
+        assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "end"]
+        adopted.close()
