@@ -30,7 +30,8 @@ def test_masks_have_the_shape_of_the_images(model: keras.Model, shape: tuple[int
 
 def test_a_constant_network_leaves_no_seams() -> None:
     inputs = keras.Input((None, None, 1))
-    constant = keras.Model(inputs, keras.layers.Conv2D(1, 1, bias_initializer="ones", kernel_initializer="zeros")(inputs))
+    layer = keras.layers.Conv2D(1, 1, bias_initializer="ones", kernel_initializer="zeros")
+    constant = keras.Model(inputs, layer(inputs))
     image = np.random.default_rng(0).integers(0, 256, (150, 170), dtype=np.uint8)
     probability = Predictor(constant, SETTINGS).probability(image)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-1)), rtol=1e-6)
@@ -64,7 +65,7 @@ def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:
         (8, np.zeros((1, 64, 64, 3), np.uint8)),
     ],
 )
-def test_other_images_than_those_of_training_are_refused(model: keras.Model, bit_depth: int, images: np.ndarray) -> None:
+def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_depth: int, images: np.ndarray) -> None:
     settings = Settings(bit_depth, 4, 64, 8, 0.5)
     with pytest.raises(InputError, match="images: found"):
         Predictor(model, settings).masks(images)

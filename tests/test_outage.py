@@ -114,10 +114,10 @@ def test_down_at_the_start(server: Server, checkout: Path, capfd: pytest.Capture
             trial.metrics({"val_dice": 0.0})
     assert time.perf_counter() - begun < 10
     said = capfd.readouterr().err
-    assert f"{server.uri}: [Errno 111] Connection refused; 18 events are kept on disk, send them with `mitoflow" in said
+    assert f"{server.uri}: [Errno 111] Connection refused; 19 events are kept on disk, send them with `mitoflow" in said
     assert len(said.splitlines()) == 1
     synced = tracking.sync()
-    assert (synced.sent, synced.left) == (0, 18)
+    assert (synced.sent, synced.left) == (0, 19)
     assert "Connection refused" in synced.trouble
 
     with tracking.start("train", "away at first") as late:
@@ -129,7 +129,7 @@ def test_down_at_the_start(server: Server, checkout: Path, capfd: pytest.Capture
     assert epochs_of(late.key) == list(range(EPOCHS))
     assert found(late.key).info.status == "FINISHED"
 
-    assert tracking.sync() == tracking.Synced(sent=18, left=0, live=0, trouble="")
+    assert tracking.sync() == tracking.Synced(sent=19, left=0, live=0, trouble="")
     there = found(away.key)
     assert epochs_of(away.key) == list(range(EPOCHS))
     assert (there.info.status, there.data.params) == ("FINISHED", {"seed": "1"})
@@ -175,7 +175,8 @@ def test_killed_in_the_middle_and_down_at_the_end(
     assert (row.version, row.aliases, row.run_id) == (1, ("champion",), there.info.run_id)
     assert row.verdict == "there was no champion"
     assert registry.origin(str(model))["version"] == "1"
-    assert registry.register(tracking.start("evaluate", "again", key=run.key), evaluation, model, settings).version == 1
+    with tracking.start("evaluate", "the same again", key=run.key) as again:
+        assert registry.register(again, evaluation, model, settings) == registry.Verdict(1, True, "there was no champion")
 
 
 def test_a_server_that_hangs(checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ SETTINGS = Tune(
 
 def score(number: int, values: dict, report: tuning.Report) -> float:
     """Best near the middle of the ranges; reported over three epochs."""
-    dice = 1 - abs(values["augment_strength"] - 0.5) - abs(values["depth"] - 3) / 4 - abs(values["learning_rate"] - 0.001)
+    missed = abs(values["augment_strength"] - 0.5) + abs(values["depth"] - 3) / 4 + abs(values["learning_rate"] - 0.001)
+    dice = 1 - missed
     for epoch in range(3):
         report(epoch, dice * (epoch + 1) / 3)
     return dice

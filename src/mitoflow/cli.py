@@ -142,8 +142,8 @@ def _tell(installed: Installed) -> None:
     for key, (old, new) in installed.changed.items():
         click.echo(f"params.yaml: {key} {old} -> {new}")
     if installed.replaced:
-        folder = shlex.quote(os.path.relpath(installed.replaced))
-        click.echo(f"to go back to the data before: cp {folder}/* . && dvc checkout data.dvc")
+        archive = shlex.quote(os.path.relpath(installed.replaced))
+        click.echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
     click.echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
 
 

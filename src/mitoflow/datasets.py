@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,8 +51,8 @@ class Installed:
     changed
         Keys of ``params.yaml`` with their old and new values.
     replaced
-        A folder with ``data.dvc`` and ``params.yaml`` as they were, which leads back to the data before; None where
-        that was the same, or never versioned.
+        An archive of ``data.dvc`` and ``params.yaml`` as they were, which leads back to the data before; None where that
+        was the same, or never versioned.
     notes
         What else a person should know.
     """
@@ -328,15 +329,18 @@ def _all_or_nothing() -> Iterator[Path]:
 
 
 def _keep_way_back() -> Path | None:
-    """Copy ``data.dvc`` and ``params.yaml`` to where the next dataset does not overwrite them."""
+    """Copy ``data.dvc`` and ``params.yaml`` to where the next dataset does not overwrite them.
+
+    In an archive, because DVC takes every file of that suffix in the project for one of its own.
+    """
     digest = _recorded_hash()
     if not digest:
         return None
-    folder = workspace.state_dir() / "replaced" / digest[:8]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (POINTER, PARAMS):
-        shutil.copyfile(path, folder / path)
-    return folder
+    archive = workspace.state_dir() / "replaced" / f"{digest[:8]}.tar"
+    with workspace.replacing(archive) as beside, tarfile.open(beside, "w") as tar:
+        for path in (POINTER, PARAMS):
+            tar.add(path)
+    return archive
 
 
 def _recorded_hash() -> str | None:

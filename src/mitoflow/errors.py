@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,5 +51,5 @@ def one_line(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or os.getcwd()
+        where = error.filename or Path.cwd()
         fail(InputError(where, "no space left on the disk", "room for the output", "free some space and run it again"))

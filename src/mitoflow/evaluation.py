@@ -78,4 +78,5 @@ def _count_patches(predictor: Predictor, image: np.ndarray, truth: np.ndarray, s
     images, boxes = patches.cut(image, size, size)
     truths, _ = patches.cut(truth, size, size)
     predicted = predictor.patch_probabilities(images) >= PATCH_WISE_THRESHOLD
-    return metrics.count(truths, predicted, patches.owned(boxes[:, 2:], size)).sum(axis=0)
+    counts: Counts = metrics.count(truths, predicted, patches.owned(boxes[:, 2:], size)).sum(axis=0)
+    return counts

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-
 from scipy.special import expit
 
 from mitoflow import unet, volumes, workspace
@@ -96,7 +95,8 @@ class Predictor:
         """Return (Y, X) float32 in [0, 1] for one slice (Y, X) of uint8 or uint16; see `probabilities`."""
         self._check(image)
         rows, columns = (self._axis(length) for length in image.shape)
-        padding = [(0, starts[-1] + tile - length) for (starts, tile), length in zip((rows, columns), image.shape, strict=True)]
+        reached = (starts[-1] + tile for starts, tile in (rows, columns))
+        padding = [(0, end - length) for end, length in zip(reached, image.shape, strict=True)]
         padded = np.pad(volumes.to_unit(image, self.settings.bit_depth), padding, mode="reflect")
         total, weight = np.zeros_like(padded), np.zeros_like(padded)
         window = np.outer(self._ramp(rows[1]), self._ramp(columns[1]))
@@ -129,7 +129,8 @@ class Predictor:
         if image.ndim != 2 or min(image.shape) < 1:
             raise InputError("images", f"a slice of shape {image.shape}", "slices (Y, X)", "pass an array (N, Y, X)")
         if image.dtype != container:
-            raise InputError("images", image.dtype, f"{np.dtype(container)}: the model was trained on {trained}", remedy)
+            expected = f"{np.dtype(container)}: the model was trained on {trained}"
+            raise InputError("images", image.dtype, expected, remedy)
         if image.max() >= 2**self.settings.bit_depth:
             raise InputError("images", f"grey value {image.max()}", f"{trained}, as the model was trained on", remedy)
 
@@ -147,4 +148,3 @@ class Predictor:
         shared = 2 * self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
-

@@ -20,6 +20,8 @@ MaskRule = Literal["auto", "nonzero", "half"]
 
 
 class Section(BaseModel):
+    """A section: read-only, nothing unknown in it, no type guessed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -65,16 +67,22 @@ class Range(Section):
 
 
 class LearningRates(Range):
+    """Learning rates, sampled on a log scale."""
+
     low: LearningRate
     high: LearningRate
 
 
 class Depths(Range):
+    """Depths of the U-Net, in poolings."""
+
     low: Depth
     high: Depth
 
 
 class Strengths(Range):
+    """Strengths of the augmentation."""
+
     low: Fraction
     high: Fraction
 
@@ -144,9 +152,8 @@ class Params(Section):
         }
         for key, size in sizes.items():
             if size % 2**depth:
-                raise ValueError(
-                    f"{key} {size} is not divisible by 2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
-                )
+                needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
+                raise ValueError(f"{key} {size} is not divisible by {needed}")
         return self
 
 

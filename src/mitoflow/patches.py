@@ -258,9 +258,9 @@ class PatchStore:
                 for side in SPLITS
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                folder, f"{type(error).__name__}: {error}", f"a patch store of format {FORMAT}", "run `dvc repro -f patch`"
-            ) from None
+            found = f"{type(error).__name__}: {error}"
+            remedy = "run `dvc repro -f patch`"
+            raise InputError(folder, found, f"a patch store of format {FORMAT}", remedy) from None
         digest = workspace.file_digest(folder / "store.json")
         return cls(train, validation, bit_depth=header["bit_depth"], size=header["size"], digest=digest)
 
@@ -296,5 +296,5 @@ def _write_side(
 
 
 def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, description)
+    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)  # type: ignore[no-untyped-call]

@@ -47,12 +47,11 @@ class Draws:
         """Return one integer in ``[low, high]``."""
         return low + int(self.below(high - low + 1, 1)[0])
 
-    def voxel(self, shape: Shape) -> tuple[int, int, int]:
+    def voxel(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the position of one voxel."""
-        z, y, x = (self.between(0, length - 1) for length in shape)
-        return z, y, x
+        return tuple(self.between(0, length - 1) for length in shape)
 
-    def bytes(self, shape: Shape) -> npt.NDArray[np.uint8]:
+    def bytes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Return uint8 of ``shape``, all values alike probable."""
         count = math.prod(shape)
         raw = self._source.random_raw(count // 8 + 1).astype("<u8")
@@ -64,7 +63,8 @@ ROOTS = np.repeat(np.arange(128 * PX, dtype=np.int32), 2 * np.arange(128 * PX) +
 
 def root(square: Ints) -> Ints:
     """Return the integer square root, at most 128 pixels."""
-    return ROOTS[np.minimum(square, len(ROOTS) - 1)]
+    roots: Ints = ROOTS[np.minimum(square, len(ROOTS) - 1)]
+    return roots
 
 
 def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
@@ -73,7 +73,8 @@ def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
     table = np.full(last - first + 1, start, np.int32)
     for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
         table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * np.arange(x1 - x0 + 1, dtype=np.int32) // (x1 - x0)
-    return table[np.clip(x, first, last) - first]
+    values: Ints = table[np.clip(x, first, last) - first]
+    return values
 
 
 def smooth_noise(draws: Draws, shape: Sequence[int], grain: Sequence[int], amplitude: int) -> Ints:
@@ -183,7 +184,8 @@ def nearest_cells(y: Ints, x: Ints, discs: Discs) -> tuple[Ints, Ints]:
     def packed(y: Ints, x: Ints, disc: Ints) -> Ints:
         """Return f with the number of the disc in its lowest 16 bits."""
         square = (y - discs.y[disc]) ** 2 + (x - discs.x[disc]) ** 2
-        return (root(square) - discs.radius[disc]) << 16 | disc
+        f: Ints = (root(square) - discs.radius[disc]) << 16 | disc
+        return f
 
     middle = np.s_[:, block // 2, :, block // 2, None]
     everyone = np.arange(len(discs.cell), dtype=np.int32)
@@ -201,8 +203,10 @@ def nearest_cells(y: Ints, x: Ints, discs: Discs) -> tuple[Ints, Ints]:
     a, b = ((packed_f >> 16) + discs.radius[disc] for packed_f, disc in ((first, one), (second, other)))
     c_squared = (discs.y[one] - discs.y[other]) ** 2 + (discs.x[one] - discs.x[other]) ** 2
     depth = root(gap * gap * a * b // np.maximum(c_squared - (a - b) ** 2, PX * PX))
-    whole = (rows * block, columns * block)
-    return tuple(v.reshape(whole)[: y.shape[0], : y.shape[1]] for v in (discs.cell[one], depth))
+    cell, depth = (
+        a.reshape(rows * block, columns * block)[: y.shape[0], : y.shape[1]] for a in (discs.cell[one], depth)
+    )
+    return cell, depth
 
 
 @dataclass
@@ -222,13 +226,13 @@ class Tube:
     def distance(self, box: Box) -> Ints:
         """Return the distance of every voxel of ``box`` from the surface, negative inside."""
         grid = [axis * PX for axis in np.ogrid[box]]
-        nearest = np.int64(1 << 20)
+        nearest: Ints = np.array(1 << 20)
         for k in range(len(self.points) - 1):
             offsets = [axis - int(start) for axis, start in zip(grid, self.points[k], strict=True)]
             along = [int(step) for step in self.points[k + 1] - self.points[k]]
             length = sum(step * step for step in along) or 1
             t = np.clip(sum(o * step for o, step in zip(offsets, along, strict=True)) * 64 // length, 0, 64)
-            square = sum((o - t * step // 64) ** 2 for o, step in zip(offsets, along, strict=True))
+            square: Ints = sum((o - t * step // 64) ** 2 for o, step in zip(offsets, along, strict=True))
             radius = int(self.radii[k]) + t * int(self.radii[k + 1] - self.radii[k]) // 64
             nearest = np.minimum(nearest, root(square) - radius)
         return nearest
@@ -257,6 +261,7 @@ class Tissue:
 
     @property
     def shape(self) -> Shape:
+        """The shape of all of them."""
         z, y, x = self.image.shape
         return z, y, x
 
@@ -285,7 +290,7 @@ def grow_tubes(draws: Draws, room: Ints, thinnest: int, thickest: int, longest: 
     """
     depth, height, width = room.shape
     for _ in range(room.size // 500):
-        z, y, x = draws.voxel((depth, height, width))
+        z, y, x = draws.voxel(room.shape)
         if room[z, y, x] < thinnest * PX:
             continue
         points, radii = [], []
@@ -377,7 +382,7 @@ def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
 
 def paint_vesicles(tissue: Tissue, draws: Draws) -> None:
     """Paint clouds of small round vesicles with pale insides."""
-    for _ in range(tissue.image.size // 20_000):
+    for _ in range(tissue.image.size // 60_000):
         for box, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
             blend(tissue.image[box], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
             blend(tissue.image[box], 190, ramp(surface, (-20, 90), (-12, 0)))
@@ -417,7 +422,7 @@ def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.ND
     tissue = Tissue(np.zeros(shape, np.int32), np.zeros(shape, np.bool_), cells, depth)
     for paint in (paint_cytoplasm, paint_membranes, paint_mitochondria, paint_look_alikes, paint_vesicles):
         paint(tissue, draws)
-    return photograph(tissue.image, draws), tissue.mask.astype(np.uint8) * 255
+    return photograph(tissue.image, draws), np.where(tissue.mask, np.uint8(255), np.uint8(0))
 
 
 def write_phantom(data: Path, train: Shape = TRAIN, test: Shape = TEST) -> None:

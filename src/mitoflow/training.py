@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -32,8 +32,8 @@ class Recipe:
     depth: int
     augment_strength: float
     base_width: int
-    loss: str
-    precision: str
+    loss: Literal["bce", "bce_dice"]
+    precision: Literal["float32", "mixed_bfloat16"]
     batch_size: int
     epochs: int
     patches_per_epoch: int

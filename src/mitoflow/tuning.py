@@ -31,9 +31,7 @@ def open_study(storage: Path, name: str) -> optuna.Study:
     if name in known and known[name].user_attrs.get(DELIVERED):
         optuna.delete_study(study_name=name, storage=url)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
-    return optuna.create_study(
-        study_name=name, storage=url, direction="maximize", pruner=pruner, load_if_exists=True
-    )
+    return optuna.create_study(study_name=name, storage=url, direction="maximize", pruner=pruner, load_if_exists=True)
 
 
 def recover(study: optuna.Study) -> list[int]:
@@ -62,7 +60,8 @@ def run_study(study: optuna.Study, settings: Tune, objective: Objective) -> None
         See `Objective`.
     """
     while (finished := len(finished_trials(study))) < settings.trials:
-        study.sampler = optuna.samplers.TPESampler(seed=settings.seed * 100_003 + finished, n_startup_trials=PRUNE_AFTER)
+        seed = settings.seed * 100_003 + finished
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=PRUNE_AFTER)
         study.optimize(lambda trial: _attempt(trial, settings, objective), n_trials=1)
 
 

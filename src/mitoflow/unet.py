@@ -29,6 +29,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Normalise (N, Y, X, C) over N, Y and X."""
         if keras.backend.backend() != "tensorflow" or mask is not None:
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
@@ -94,7 +95,10 @@ def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
 def _convolve_twice(x: Any, width: int, name: str) -> Any:
     for i in (1, 2):
         # The normalisation brings its own offset, so the convolution goes without a bias.
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}")(x)
+        convolve = layers.Conv2D(
+            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}"
+        )
+        x = convolve(x)
         x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_{i}_norm")(x)
         x = layers.ReLU(name=f"{name}_{i}_relu")(x)
     return x
@@ -103,11 +107,10 @@ def _convolve_twice(x: Any, width: int, name: str) -> Any:
 def reach(depth: int) -> int:
     """Return how many pixels to each side an output of the U-Net sees: half of its receptive field, rounded up.
 
-    Down: two 3 x 3 convolutions on each level reach 2 of its pixels, and a pooling 1 pixel of the level above; the same
-    again on the way up, where a transposed convolution adds none.
+    On level l, whose pixels are ``2**l`` wide, two 3 x 3 convolutions see 2 pixels further on the way down and 2 on the
+    way up, and a pooling 1: ``5 * 2**l``, summed over the levels, and ``2 * 2**depth`` at the bottom.
     """
-    down = sum(2 * 2**level + 2**level for level in range(depth))
-    return down + 2 * 2**depth + sum(2 * 2**level for level in range(depth))
+    return 5 * (2**depth - 1) + 2 * 2**depth
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -49,11 +49,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             # A folder cannot be renamed over another one; two renames keep the moment without either short.
             old = path.parent / f".{path.name}.{os.getpid()}.old"
-            os.replace(path, old)
-            os.replace(beside, path)
+            path.replace(old)
+            beside.replace(path)
             _remove(old)
         else:
-            os.replace(beside, path)
+            beside.replace(path)
     finally:
         _remove(beside)
 

@@ -42,7 +42,8 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
     assert stages_run(again) == []
     assert "up to date" in again
     assert scores(finished)["whole_slice"]["dice"] > 0.3
-    by_stage = {run.data.tags["mitoflow.stage"]: run for run in runs(finished) if "mlflow.parentRunId" not in run.data.tags}
+    top = [run for run in runs(finished) if "mlflow.parentRunId" not in run.data.tags]
+    by_stage = {run.data.tags["mitoflow.stage"]: run for run in top}
     assert sorted(by_stage) == ["patch", "train", "tune", "validate"]
     trials = [run for run in runs(finished) if run.data.tags.get("mlflow.parentRunId") == by_stage["tune"].info.run_id]
     assert len(trials) == 3

@@ -9,7 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mitoflow import evaluation, lineage, metrics, params, registry, report, tracking, training, unet, volumes, workspace
+from mitoflow import (
+    comparison,
+    evaluation,
+    lineage,
+    metrics,
+    params,
+    registry,
+    report,
+    tracking,
+    training,
+    unet,
+    volumes,
+    workspace,
+)
 from mitoflow.errors import one_line
 from mitoflow.inference import Predictor, Settings
 from mitoflow.metrics import Counts, Interval
@@ -51,7 +64,7 @@ def main() -> None:
         counts = measured.whole_slice.counts_at(threshold)
 
         bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
-        evaluated = registry.Evaluation(
+        evaluated = comparison.Evaluation(
             model_sha256=lineage.file_sha256(MODEL),
             test_hash=workspace.file_digest(DATA / "test"),
             stacks=measured.stacks,
@@ -117,7 +130,7 @@ def publish(run: tracking.Run) -> registry.Verdict | None:
     for protocol in ("patch_wise", "whole_slice"):
         run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
     run.metrics({f"test_{name}": value for name, value in summary.items()})
-    evaluated = registry.Evaluation.read(EVALUATED)
+    evaluated = comparison.Evaluation.read(EVALUATED)
     profile = {"slices": len(evaluated.counts), "stacks": sorted(set(evaluated.stacks))}
     run.dataset(params.load().data.name, str(DATA / "test"), evaluated.test_hash[:32], "test", profile)
     for file in sorted(EVALUATE_REPORTS.iterdir()):
@@ -163,7 +176,9 @@ def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
     }
 
 
-def _picture(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int) -> report.PredictedSlice:
+def _picture(
+    predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int
+) -> report.PredictedSlice:
     pair = next(pair for pair in pairs if pair.name == stack)
     image, truth = pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule)
     return report.PredictedSlice(stack, z, image, truth, predictor.masks(image[None])[0])
@@ -171,7 +186,8 @@ def _picture(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule
 
 def _history() -> list[training.Logs]:
     with CURVES.open(encoding="utf-8") as stream:
-        return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 
 def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts) -> None:

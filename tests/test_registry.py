@@ -1,0 +1,276 @@
+import ast
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models.utils import _validate_serving_input
+
+import mitoflow
+from mitoflow import inference, lineage, registry, store, tracking, unet
+from mitoflow.errors import InputError
+from mitoflow.registry import Evaluation, Verdict
+
+MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A U-Net that learned nothing, and an empty MLflow database: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("template")
+    store.client(f"sqlite:///{folder / 'mlflow.db'}")
+    unet.save_model(unet.build_unet(depth=2, base_width=2), folder / MODEL)
+    inference.Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5).write(folder / SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def checkout(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store._SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+    for file in template.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(store.uri())
+    yield tmp_path
+    mlflow.set_tracking_uri(None)
+
+
+def evaluation(right: int, test_hash: str = "a" * 64) -> Evaluation:
+    """Forty slices of about 1000 foreground pixels, of which about `right` are found."""
+    found = right + np.random.default_rng(0).integers(-50, 50, 40)
+    counts = [[int(tp), 50, int(1000 - tp), 9000] for tp in found]
+    return Evaluation(lineage.file_sha256(MODEL), test_hash, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
+
+
+def register(evaluated: Evaluation, key: str | None = None) -> Verdict:
+    with tracking.start("train", "unet", key=key) as run:
+        run.params({"train": {"learning_rate": 0.001}})
+        run.dataset("phantom", "data", "abc.dir", "training", {})
+        run.produced(MODEL)
+        verdict = registry.register(run, evaluated, MODEL, SETTINGS)
+    assert verdict is not None
+    return verdict
+
+
+def aliases() -> dict[str, int]:
+    return {alias: row.version for row in registry.models() for alias in row.aliases}
+
+
+def tags(version: int) -> dict[str, str]:
+    return dict(store.client(store.uri()).get_model_version("mitoflow", str(version)).tags)
+
+
+def test_the_gate(checkout: Path) -> None:
+    first = register(evaluation(800))
+    assert first == Verdict(1, True, "there was no champion")
+    assert aliases() == {"champion": 1}
+
+    same = register(evaluation(800))
+    assert (same.promoted, same.champion) == (False, 1)
+    assert "+0.0000 [+0.0000, +0.0000] from champion 1 on the same slices: the 95 % interval is not above" in same.reason
+    assert aliases() == {"champion": 1, "challenger": 2}
+
+    worse = register(evaluation(700))
+    assert not worse.promoted
+    assert worse.difference.high < 0
+    assert aliases() == {"champion": 1, "challenger": 3}
+
+    better = register(evaluation(900))
+    assert better.promoted
+    assert 0 < better.difference.low < better.difference.value < better.difference.high
+    assert aliases() == {"champion": 4}
+    assert tags(4)["mitoflow.promoted.over"] == "1"
+
+    elsewhere = register(evaluation(950, "b" * 64))
+    assert (elsewhere.promoted, elsewhere.champion, elsewhere.difference) == (False, 4, None)
+    assert "other test data (bbbbbbbbbbbb) than champion 4 (aaaaaaaaaaaa)" in elsewhere.reason
+    assert "`mitoflow promote 5 --force`" in elsewhere.reason
+    assert aliases() == {"champion": 4, "challenger": 5}
+
+    rows = registry.models()
+    assert [row.version for row in rows] == [1, 2, 3, 4, 5]
+    assert [row.verdict for row in rows] == [v.reason for v in (first, same, worse, better, elsewhere)]
+    assert rows[3].dice == evaluation(900).interval("dice")
+    assert rows[3].iou == evaluation(900).interval("iou")
+    described = store.client(store.uri()).get_model_version("mitoflow", "4").description
+    assert described == f"Promoted: {better.reason}."
+
+
+def test_promotion_by_hand_and_back(checkout: Path) -> None:
+    for right in (800, 900, 850):
+        register(evaluation(right))
+    assert aliases() == {"champion": 2, "challenger": 3}
+
+    refused = registry.promote(3)
+    assert (refused.promoted, refused.champion) == (False, 2)
+    assert aliases() == {"champion": 2, "challenger": 3}
+
+    forced = registry.promote(3, force=True)
+    assert forced.promoted
+    assert forced.reason == f"promoted by hand with --force; the gate said: {refused.reason}"
+    assert aliases() == {"champion": 3}
+    assert registry.promote(3) == Verdict(3, True, "it is the champion already")
+
+    assert registry.promote(2).promoted  # it is better than version 3
+    assert registry.rollback() == (2, 3)
+    assert registry.rollback() == (3, 2)
+    assert registry.rollback() == (2, 1)
+    assert aliases() == {"champion": 1}
+    with pytest.raises(InputError, match=r"found version 1 as the only champion so far, expected a previous champion"):
+        registry.rollback()
+    assert {"mitoflow.promoted.at", "mitoflow.rolled_back.at"} <= tags(3).keys()
+    assert tags(3)["mitoflow.promoted.over"] == "2"
+
+
+def test_rollback_skips_a_version_that_was_deleted(checkout: Path) -> None:
+    for right in (700, 800, 900):
+        register(evaluation(right))
+    store.client(store.uri()).delete_model_version("mitoflow", "2")
+    assert registry.rollback() == (3, 1)
+
+
+def test_the_same_evaluation_in_the_same_run_makes_one_version(checkout: Path) -> None:
+    first, again = register(evaluation(800), key="k"), register(evaluation(800), key="k")
+    assert first == again
+    other = register(replace(evaluation(800), seed=2), key="k")
+    assert [row.version for row in registry.models()] == [first.version, other.version] == [1, 2]
+
+
+def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
+    client = store.client(store.uri())
+    client.create_registered_model("mitoflow")
+    client.create_model_version("mitoflow", str(checkout))
+    assert (registry.models()[0].dice, registry.models()[0].verdict) == (None, "")
+    assert registry.promote(1).reason == "it was never evaluated by mitoflow"
+    assert registry.promote(1, force=True).promoted
+    assert "than champion 1 (unknown)" in register(evaluation(800)).reason
+
+
+def test_an_empty_registry(checkout: Path) -> None:
+    assert registry.models() == []
+    with pytest.raises(InputError, match="found no such version, expected a version of model mitoflow"):
+        registry.promote(1)
+    with pytest.raises(InputError, match="found no champion"):
+        registry.rollback()
+
+
+def test_a_model_and_an_evaluation_that_do_not_belong_together(checkout: Path) -> None:
+    evaluated = evaluation(800)
+    with tracking.start("register", "register") as run:
+        with pytest.raises(InputError, match=r"unet\.keras.*which was evaluated"):
+            registry.register(run, replace(evaluated, model_sha256="0" * 64), MODEL, SETTINGS)
+        MODEL.unlink()
+        with pytest.raises(InputError, match=r"unet\.keras: found no such file"):
+            registry.register(run, evaluated, MODEL, SETTINGS)
+    for content in ("{", "[]", '{"model_sha256": "a"}'):
+        Path("evaluation.json").write_text(content)
+        with pytest.raises(InputError, match=r"evaluation\.json.*`dvc repro evaluate` or `dvc pull`"):
+            Evaluation.read(Path("evaluation.json"))
+
+
+def test_origin(checkout: Path) -> None:
+    register(evaluation(800))
+    of_version, of_file = registry.origin("1"), registry.origin("unet.keras")
+    assert of_version == of_file
+    expected = {
+        "version": "1",
+        "run_name": "unet",
+        "model_sha256": lineage.file_sha256(MODEL),
+        "mitoflow": "0.1.0",
+        "dataset.training": "phantom abc.dir",
+        "params.train.learning_rate": "0.001",
+    }
+    assert expected.items() <= of_file.items()
+    store.client(store.uri()).delete_model_version("mitoflow", "1")
+    assert registry.origin("unet.keras") == {key: value for key, value in of_file.items() if key != "version"}
+    Path("other.keras").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"other\.keras: found SHA-256 .* which is unknown"):
+        registry.origin("other.keras")
+    with pytest.raises(InputError, match=r"absent\.keras: found no such file"):
+        registry.origin("absent.keras")
+
+
+def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
+    for ask in (registry.models, lambda: registry.promote(1), registry.rollback, lambda: registry.origin("unet.keras")):
+        with pytest.raises(InputError) as refused:
+            ask()
+        assert str(refused.value) == (
+            "http://127.0.0.1:9: found [Errno 111] Connection refused, expected an MLflow registry that answers; "
+            "start its server, or check MLFLOW_TRACKING_URI and its credentials"
+        )
+
+
+def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
+    register(evaluation(800))
+    model = mlflow.pyfunc.load_model("models:/mitoflow@champion")
+    predictor = inference.Predictor.load(MODEL, SETTINGS)
+    for shape in ((1, 1, 1), (2, 64, 64), (3, 37, 151)):
+        images = np.random.default_rng(1).integers(256, size=shape, dtype=np.uint8)
+        masks = model.predict(images)
+        assert (masks.shape, masks.dtype) == (shape, np.uint8)
+        np.testing.assert_array_equal(masks, predictor.masks(images))
+    with pytest.raises(MlflowException, match="uint16 does not match expected dtype uint8"):
+        model.predict(np.zeros((1, 64, 64), np.uint16))
+    with pytest.raises(MlflowException, match="Shape of input"):
+        model.predict(np.zeros((64, 64), np.uint8))
+
+
+def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
+    inference.Settings(bit_depth=12, divisor=4, tile=64, overlap=8, threshold=0.5).write(SETTINGS)
+    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+    model = mlflow.pyfunc.load_model("packed")
+    assert model.predict(np.full((1, 70, 70), 4095, np.uint16)).shape == (1, 70, 70)
+    with pytest.raises(InputError, match="grey value 4096, expected 12-bit"):
+        model.predict(np.full((1, 70, 70), 4096, np.uint16))
+
+
+def test_the_packed_model_stands_alone(checkout: Path) -> None:
+    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+    names = {path.name for path in Path("packed").rglob("*")}
+    assert {"unet.keras", "unet.yaml", "evaluation.json", "pyfunc.py", "inference.py", "input_example.json"} <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pyc"))]
+    assert Evaluation.read(Path("packed/artifacts/evaluation.json")) == evaluation(800)
+    _validate_serving_input("packed", Path("packed/serving_input_example.json").read_text())
+
+    program = """
+import json, sys, mlflow, numpy
+model = mlflow.pyfunc.load_model("packed")
+print(json.dumps([sys.modules["mitoflow"].__file__, model.predict(numpy.zeros((1, 9, 9), numpy.uint8)).shape]))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    file, shape = json.loads(ran.stdout.splitlines()[-1])
+    assert Path(file).is_relative_to(checkout / "packed" / "code")
+    assert shape == [1, 9, 9]
+
+
+def test_the_requirements_of_the_model_are_what_inference_imports() -> None:
+    providers = importlib.metadata.packages_distributions()
+    seen, waiting, needed = set(), ["pyfunc"], {"tensorflow"}  # Keras imports its backend by itself
+    while waiting:
+        if (name := waiting.pop()) in seen:
+            continue
+        seen.add(name)
+        tree = ast.parse((Path(mitoflow.__file__).parent / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "mitoflow":
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mitoflow."):
+                waiting.append(node.module.removeprefix("mitoflow."))
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                for module in modules:
+                    top, sub = module.split(".")[0], ".".join(module.split(".")[:2])
+                    if top not in sys.stdlib_module_names and top != "mlflow":
+                        needed |= {"ruamel.yaml"} if sub == "ruamel.yaml" else {providers[top][0]}
+    assert {name.lower() for name in needed} == set(registry.REQUIREMENTS)
