@@ -1,7 +1,7 @@
-import ast
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -254,23 +254,22 @@ print(json.dumps([sys.modules["mitoflow"].__file__, model.predict(numpy.zeros((1
     assert shape == [1, 9, 9]
 
 
+def packages(room: str) -> set[str]:
+    """The packages that a room and the rooms it knows import."""
+    found = set()
+    source = (Path(mitoflow.__file__).parent / f"{room}.py").read_text()
+    for module, names in re.findall(r"^ *(?:from|import) ([\w.]+)(?: import (.+))?", source, re.MULTILINE):
+        if module == "mitoflow":
+            found |= set().union(*(packages(name) for name in names.split(", ")))
+        elif module.startswith("mitoflow."):
+            found |= packages(module.removeprefix("mitoflow."))
+        else:
+            found.add(module.split(".")[0])
+    return found - sys.stdlib_module_names
+
+
 def test_the_requirements_of_the_model_are_what_inference_imports() -> None:
-    providers = importlib.metadata.packages_distributions()
-    seen, waiting, needed = set(), ["pyfunc"], {"tensorflow"}  # Keras imports its backend by itself
-    while waiting:
-        if (name := waiting.pop()) in seen:
-            continue
-        seen.add(name)
-        tree = ast.parse((Path(mitoflow.__file__).parent / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "mitoflow":
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mitoflow."):
-                waiting.append(node.module.removeprefix("mitoflow."))
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-                for module in modules:
-                    top, sub = module.split(".")[0], ".".join(module.split(".")[:2])
-                    if top not in sys.stdlib_module_names and top != "mlflow":
-                        needed |= {"ruamel.yaml"} if sub == "ruamel.yaml" else {providers[top][0]}
-    assert {name.lower() for name in needed} == set(registry.REQUIREMENTS)
+    distributions = importlib.metadata.packages_distributions()
+    needed = {name for package in packages("pyfunc") - {"mlflow"} for name in distributions[package]}
+    assert set(registry.REQUIREMENTS) == needed & set(registry.REQUIREMENTS)
+    assert all(set(distributions[package]) & set(registry.REQUIREMENTS) for package in packages("pyfunc") - {"mlflow"})

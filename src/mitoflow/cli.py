@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ def mitoflow() -> None:
 def data() -> None:
     """Put a dataset into data/, under DVC.
 
-    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the way back to it is told.
+    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the way back to it is
+    told.
     """
 
 
@@ -145,6 +147,37 @@ def _tell(installed: Installed) -> None:
         archive = shlex.quote(os.path.relpath(installed.replaced))
         click.echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
     click.echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
+
+
+@mitoflow.command()
+@click.argument("stage", required=False)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change.")
+def repro(stage: str | None, changes: Sequence[str]) -> None:
+    """Run `dvc repro`, as the entry points of MLproject do."""
+    from mitoflow import presets
+
+    values = {key: value for key, _, value in (change.partition("=") for change in changes) if value}
+    for key, (old, new) in presets.change(Path("params.yaml"), values).items():
+        click.echo(f"params.yaml: {key} {old} -> {new}")
+    command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else [])]
+    raise SystemExit(subprocess.run(command, check=False).returncode)
+
+
+@mitoflow.command()
+def summary() -> None:
+    """Show the metrics of the model in models/, and what the registry made of it."""
+    from mitoflow import registry
+    from mitoflow.stages import EVALUATE_REPORTS
+
+    path = EVALUATE_REPORTS / "metrics.json"
+    if not path.is_file():
+        raise InputError(path, "no such file", "metrics of a test", "run `dvc repro`, or `dvc pull`")
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [protocol.replace("_", "-"), *(_score(registry.Interval(*(scores[name + end] for end in ("", "_low", "_high")))) for name in ("accuracy", "dice", "iou"))]
+        for protocol, scores in measured.items() if isinstance(scores, dict)
+    ]
+    _print_table(["test", "accuracy", "Dice", "IoU"], rows)
 
 
 @mitoflow.command()

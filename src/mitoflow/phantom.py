@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
     """Return the piecewise linear function of ``x`` through ``corners``, constant beyond the outer ones; int32."""
     (first, start), (last, _) = corners[0], corners[-1]
     table = np.full(last - first + 1, start, np.int32)
-    for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(corners):
         table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * np.arange(x1 - x0 + 1, dtype=np.int32) // (x1 - x0)
     values: Ints = table[np.clip(x, first, last) - first]
     return values
@@ -169,44 +169,40 @@ def partition(draws: Draws, shape: Shape) -> tuple[Ints, Ints]:
 
 
 def nearest_cells(y: Ints, x: Ints, discs: Discs) -> tuple[Ints, Ints]:
-    """Return the cell at every (y, x) and the in-plane distance to the next cell; all (Y, X).
+    """Return the cell at every point (y, x) of a slice and the distance to the next cell; all (Y, X).
 
-    Let f = |p - s| - r be the distance of p from a disc. The cell is that of the smallest f, and at f2 for the nearest
-    disc of another cell, f2 - f1 grows by |u2 - u1| a pixel, u being the unit vectors from the centres; by the law of
-    cosines |u2 - u1|**2 = (c**2 - (a - b)**2) / (a b), with a and b the distances of p from the centres and c the one
-    between these.
+    For a disc with centre s and radius r let f(p) = |p - s| - r. A point belongs to the cell of the disc with the
+    smallest f; call it f1, and f2 that of the nearest disc of another cell. f2 - f1 is zero at the membrane and grows
+    from there by |u2 - u1| a pixel, where u1 and u2 point from the centres to p. With a and b the distances of p from
+    the centres and c the distance between these, the law of cosines says |u2 - u1|^2 = (c^2 - (a - b)^2) / (a b).
     """
-    block, kept = 8, 8  # the discs tried at a pixel are the ``kept`` nearest to the middle of its block
+    block, kept = 8, min(8, len(discs.cell) - 1)  # a pixel tries the discs nearest to the middle of its block
     rows, columns = (-(-length // block) for length in y.shape)
     padding = [(0, rows * block - y.shape[0]), (0, columns * block - y.shape[1])]
-    blocks_y, blocks_x = (np.pad(a, padding, mode="edge").reshape(rows, block, columns, block) for a in (y, x))
+    y_blocks, x_blocks = (np.pad(a, padding, mode="edge").reshape(rows, block, columns, block) for a in (y, x))
 
     def packed(y: Ints, x: Ints, disc: Ints) -> Ints:
-        """Return f with the number of the disc in its lowest 16 bits."""
-        square = (y - discs.y[disc]) ** 2 + (x - discs.x[disc]) ** 2
-        f: Ints = (root(square) - discs.radius[disc]) << 16 | disc
+        """Return f, with the number of the disc in its lowest 16 bits."""
+        from_centre = root((y - discs.y[disc]) ** 2 + (x - discs.x[disc]) ** 2)
+        f: Ints = (from_centre - discs.radius[disc]) << 16 | disc
         return f
 
     middle = np.s_[:, block // 2, :, block // 2, None]
-    everyone = np.arange(len(discs.cell), dtype=np.int32)
-    from_middle = packed(blocks_y[middle], blocks_x[middle], everyone)
-    kept = min(kept, len(everyone) - 1)
-    near = np.moveaxis(np.partition(from_middle, kept, axis=-1)[..., :kept] & 0xFFFF, -1, 0)[:, :, None, :, None]
-
-    f = packed(blocks_y, blocks_x, near)
+    everyone = packed(y_blocks[middle], x_blocks[middle], np.arange(len(discs.cell), dtype=np.int32))
+    near = np.moveaxis(np.partition(everyone, kept, axis=-1)[..., :kept] & 0xFFFF, -1, 0)[:, :, None, :, None]
+    f = packed(y_blocks, x_blocks, near)
     first = f.min(0)
-    one = first & 0xFFFF
-    f[discs.cell[near] == discs.cell[one]] = 1 << 30
+    own = first & 0xFFFF
+    f[discs.cell[near] == discs.cell[own]] = 1 << 30
     second = f.min(0)
     other = second & 0xFFFF
-    gap = ((second >> 16) - (first >> 16)).astype(np.int64)
-    a, b = ((packed_f >> 16) + discs.radius[disc] for packed_f, disc in ((first, one), (second, other)))
-    c_squared = (discs.y[one] - discs.y[other]) ** 2 + (discs.x[one] - discs.x[other]) ** 2
-    depth = root(gap * gap * a * b // np.maximum(c_squared - (a - b) ** 2, PX * PX))
-    cell, depth = (
-        a.reshape(rows * block, columns * block)[: y.shape[0], : y.shape[1]] for a in (discs.cell[one], depth)
-    )
-    return cell, depth
+
+    f1, f2 = (first >> 16).astype(np.int64), (second >> 16).astype(np.int64)
+    a, b = f1 + discs.radius[own], f2 + discs.radius[other]
+    c_squared = (discs.y[own] - discs.y[other]) ** 2 + (discs.x[own] - discs.x[other]) ** 2
+    depth = root((f2 - f1) ** 2 * a * b // np.maximum(c_squared - (a - b) ** 2, PX * PX))
+    whole, inside = (rows * block, columns * block), np.s_[: y.shape[0], : y.shape[1]]
+    return discs.cell[own].reshape(whole)[inside], depth.reshape(whole)[inside]
 
 
 @dataclass
@@ -227,14 +223,13 @@ class Tube:
         """Return the distance of every voxel of ``box`` from the surface, negative inside."""
         grid = [axis * PX for axis in np.ogrid[box]]
         nearest: Ints = np.array(1 << 20)
-        for k in range(len(self.points) - 1):
-            offsets = [axis - int(start) for axis, start in zip(grid, self.points[k], strict=True)]
-            along = [int(step) for step in self.points[k + 1] - self.points[k]]
-            length = sum(step * step for step in along) or 1
-            t = np.clip(sum(o * step for o, step in zip(offsets, along, strict=True)) * 64 // length, 0, 64)
-            square: Ints = sum((o - t * step // 64) ** 2 for o, step in zip(offsets, along, strict=True))
-            radius = int(self.radii[k]) + t * int(self.radii[k + 1] - self.radii[k]) // 64
-            nearest = np.minimum(nearest, root(square) - radius)
+        for (start, end), (radius, next_radius) in zip(pairwise(self.points), pairwise(self.radii), strict=True):
+            z, y, x = (axis - int(at) for axis, at in zip(grid, start, strict=True))
+            dz, dy, dx = (int(step) for step in end - start)
+            length = dz * dz + dy * dy + dx * dx or 1
+            t = np.clip((z * dz + y * dy + x * dx) * 64 // length, 0, 64)
+            from_axis = root((z - t * dz // 64) ** 2 + (y - t * dy // 64) ** 2 + (x - t * dx // 64) ** 2)
+            nearest = np.minimum(nearest, from_axis - radius - t * (next_radius - radius) // 64)
         return nearest
 
 
@@ -251,7 +246,7 @@ class Tissue:
     cells: int16
         The number of the cell.
     room: int16
-        The distance to the nearest membrane, of the cell or of an organelle.
+        The distance to the nearest membrane, of the cell or of an organelle; negative inside an organelle.
     """
 
     image: Ints

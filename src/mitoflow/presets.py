@@ -44,15 +44,25 @@ def apply(path: Path, preset: str, *, name: str, mask_rule: str) -> dict[str, tu
     Raises
     ------
     InputError
-        The file lacks a key, or is not valid with the new values. It stays as it was.
+        As in `change`.
     """
     values = {key: value.source for key, value in scalars(PRESETS.read_text(encoding="utf-8"), preset).items()}
-    values |= {"data.name": _quoted(name), "data.mask_rule": mask_rule}
+    return change(path, values | {"data.name": _quoted(name), "data.mask_rule": mask_rule})
+
+
+def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Write values, as YAML spells them, to dotted keys of ``params.yaml``; return as `apply` does.
+
+    Raises
+    ------
+    InputError
+        The file lacks a key, or is not valid with the new values. It stays as it was.
+    """
     text = path.read_bytes().decode()
     present = scalars(text)
     missing = next((key for key in values if key not in present), None)
     if missing:
-        raise InputError(f"{path}: {missing}", "no such key", "a value", f"add it, {values[missing]} for example")
+        raise InputError(f"{path}: {missing}", "no such key", "one to change", "add it, or mend its spelling")
     changed = {key: value for key, value in values.items() if present[key].source != value}
     if changed:
         with workspace.replacing(path) as beside:

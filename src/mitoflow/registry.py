@@ -41,7 +41,7 @@ NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 # What inference imports; the versions are those installed here.
-REQUIREMENTS = ("tensorflow", "keras", "numpy", "tifffile", "ruamel.yaml")
+REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
 
 EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
 TEST_HASH = "mitoflow.test_hash"
@@ -248,7 +248,7 @@ def rollback() -> tuple[int, int]:
         while history and history[-1] == champion:
             history.pop()
         if champion is None or not history:
-            found = "no champion" if champion is None else f"version {champion}, which is the only champion so far"
+            found = "no champion" if champion is None else f"version {champion} as the only champion so far"
             raise InputError(
                 f"model {NAME}", found, "a previous champion", "name a version: `mitoflow promote VERSION`"
             )

@@ -18,7 +18,6 @@ from mitoflow import (
     registry,
     report,
     tracking,
-    training,
     unet,
     volumes,
     workspace,
@@ -184,7 +183,7 @@ def _picture(
     return report.PredictedSlice(stack, z, image, truth, predictor.masks(image[None])[0])
 
 
-def _history() -> list[training.Logs]:
+def _history() -> list[dict[str, float]]:
     with CURVES.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]

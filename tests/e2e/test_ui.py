@@ -1,0 +1,154 @@
+"""`make ui` in a real browser: what a person sees in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from mlflow import MlflowClient
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from .conftest import Project
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE = 90  # seconds for a page; two workers share the machine
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+
+
+@pytest.fixture(scope="module")
+def project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("ui") / "project"
+    return Project(Path(shutil.copytree(finished_project, folder, symlinks=True)))
+
+
+@pytest.fixture(scope="module")
+def address(project: Project) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (project.folder / "ui.log").open("w")
+    server = subprocess.Popen(
+        ["mitoflow", "ui", "--port", str(port)],
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + PATIENCE
+    while not _answers(address):
+        assert server.poll() is None, project.read("ui.log")
+        assert time.monotonic() < deadline, project.read("ui.log")
+        time.sleep(0.2)
+    yield address
+    server.terminate()
+    server.wait(30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return urlopen(f"{address}/health", timeout=5).status == 200
+    except (URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+        "--window-size=1600,1200",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def shown(browser: WebDriver, *texts: str) -> str:
+    """Wait until the page shows all texts, and return everything that it shows."""
+
+    def text() -> str:
+        return browser.find_element(By.TAG_NAME, "body").text
+
+    def all_there(_: WebDriver) -> bool:
+        return all(wanted in text() for wanted in texts)
+
+    WebDriverWait(browser, PATIENCE, ignored_exceptions=(Exception,)).until(all_there, f"not all of {texts} are shown")
+    return text()
+
+
+@pytest.fixture(scope="module")
+def client(project: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def experiment(client: MlflowClient) -> str:
+    return str(client.get_experiment_by_name("mitoflow").experiment_id)
+
+
+def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, experiment: str) -> None:
+    browser.get(f"{address}/#/experiments/{experiment}/runs")
+    page = shown(browser, "validate", "patch", "tune", "train")
+    assert "trial 0" not in page
+    row = browser.find_element(By.XPATH, "//div[@role='row'][.//a[normalize-space()='tune']]")
+    row.find_element(By.XPATH, ".//button[contains(@class, 'expander') or .//*[name()='svg']]").click()
+    shown(browser, "trial 0", "trial 1", "trial 2")
+
+
+def test_runs_compare(browser: WebDriver, address: str, experiment: str, client: MlflowClient) -> None:
+    trials = [run for run in client.search_runs([experiment]) if run.info.run_name in ("trial 0", "trial 1")]
+    assert len(trials) == 2
+    ids = ",".join(f'"{run.info.run_id}"' for run in trials)
+    browser.get(f'{address}/#/compare-runs?runs=[{ids}]&experiments=["{experiment}"]')
+    rates = [run.data.params["learning_rate"] for run in trials]
+    shown(browser, "Comparing 2 Runs", "trial 0", "trial 1", "learning_rate", "augment_strength", *rates)
+
+
+def test_the_registry_shows_the_champion(browser: WebDriver, address: str) -> None:
+    browser.get(f"{address}/#/models/mitoflow")
+    shown(browser, "Version 1", "champion", "there was no champion")
+
+
+def test_the_report_opens(browser: WebDriver, address: str, experiment: str, client: MlflowClient) -> None:
+    trained = next(run for run in client.search_runs([experiment]) if run.info.run_name == "train")
+    browser.get(f"{address}/#/experiments/{experiment}/runs/{trained.info.run_id}/artifacts/evaluate/report.html")
+    shown(browser, "report.html")
+
+    def in_frame(_: WebDriver) -> bool:
+        browser.switch_to.default_content()
+        for frame in browser.find_elements(By.TAG_NAME, "iframe"):
+            browser.switch_to.frame(frame)
+            if "Dice" in browser.find_element(By.TAG_NAME, "body").text:
+                return True
+            browser.switch_to.default_content()
+        return False
+
+    WebDriverWait(browser, PATIENCE, ignored_exceptions=(Exception,)).until(in_frame, "the report is not shown")
+    report = browser.find_element(By.TAG_NAME, "body").text
+    for text in ("IoU", "Accuracy", "Worst slice", "there was no champion"):
+        assert text.lower() in report.lower(), text
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    assert pictures
+    assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 0 for picture in pictures)
