@@ -78,7 +78,7 @@ def test_a_name_that_yaml_would_read_as_something_else_is_quoted(path: Path, nam
 def test_a_key_that_is_not_there_is_named(path: Path) -> None:
     text = path.read_text().replace("  seed: 1\n\nevaluate", "\nevaluate")
     path.write_text(text)
-    with pytest.raises(InputError, match=r"train\.seed: found no such key"):
+    with pytest.raises(InputError, match=r"params\.yaml: train\.seed: found no such key"):
         presets.apply(path, "epfl", name="epfl", mask_rule="auto")
     assert path.read_text() == text
 

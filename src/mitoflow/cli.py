@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mitoflow.datasets import Installed
     from mitoflow.metrics import Interval
 
+SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
 MASK_RULES = click.Choice(["auto", "nonzero", "half"])
 
 
@@ -151,7 +152,9 @@ def _tell(installed: Installed) -> None:
 
 @mitoflow.command()
 @click.argument("stage", required=False)
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change."
+)
 def repro(stage: str | None, changes: Sequence[str]) -> None:
     """Run `dvc repro`, as the entry points of MLproject do."""
     from mitoflow import presets
@@ -165,19 +168,41 @@ def repro(stage: str | None, changes: Sequence[str]) -> None:
 
 @mitoflow.command()
 def summary() -> None:
-    """Show the metrics of the model in models/, and what the registry made of it."""
+    """Show the measured model and what became of it."""
     from mitoflow import registry
+    from mitoflow.metrics import Interval
     from mitoflow.stages import EVALUATE_REPORTS
 
     path = EVALUATE_REPORTS / "metrics.json"
     if not path.is_file():
-        raise InputError(path, "no such file", "metrics of a test", "run `dvc repro`, or `dvc pull`")
+        raise InputError(path, "no such file", "the metrics of a test", "run `dvc repro` or `dvc pull`")
     measured = json.loads(path.read_text(encoding="utf-8"))
-    rows = [
-        [protocol.replace("_", "-"), *(_score(registry.Interval(*(scores[name + end] for end in ("", "_low", "_high")))) for name in ("accuracy", "dice", "iou"))]
-        for protocol, scores in measured.items() if isinstance(scores, dict)
-    ]
-    _print_table(["test", "accuracy", "Dice", "IoU"], rows)
+    rows = []
+    for protocol in ("patch_wise", "whole_slice"):
+        scores = measured[protocol]
+        intervals = (Interval(*(scores[name + end] for end in ("", "_low", "_high"))) for name in SCORES)
+        rows.append([protocol.replace("_", "-"), *map(_score, intervals)])
+    _print_table(["test", *SCORES.values()], rows)
+    try:
+        versions = [f"version {v.version} ({', '.join(v.aliases) or 'no alias'})" for v in registry.models()]
+        click.echo(f"registered model: {versions[-1] if versions else 'none yet, see `mitoflow register`'}")
+    except InputError as error:
+        click.echo(f"registered model: {error}")
+    click.echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")
+
+
+@mitoflow.command()
+@click.option("--port", default=5000, show_default=True)
+def ui(port: int) -> None:
+    """Open MLflow: runs, artifacts and the model registry."""
+    from mitoflow import store
+
+    place = store.uri()
+    if not store.is_database(place):
+        click.echo(f"MLflow is at {store.without_credentials(place)}")
+        return
+    command = ["mlflow", "server", "--backend-store-uri", place, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
 @mitoflow.command()

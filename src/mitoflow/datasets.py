@@ -51,8 +51,8 @@ class Installed:
     changed
         Keys of ``params.yaml`` with their old and new values.
     replaced
-        An archive of ``data.dvc`` and ``params.yaml`` as they were, which leads back to the data before; None where that
-        was the same, or never versioned.
+        An archive of ``data.dvc`` and ``params.yaml`` as they were, which leads back to the data before; None where
+        that was the same, or never versioned.
     notes
         What else a person should know.
     """

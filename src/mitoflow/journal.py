@@ -69,11 +69,14 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._events = folder / "events.jsonl"
-        self._stream = open(self._events, "ab", opener=_existing)  # noqa: SIM115, PTH123 (open while the lock is held)
-        fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not self._events.exists():
+        self._stream = open(self._events, "ab", opener=_existing)  # noqa: SIM115 (it holds the lock until `close`)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._events.exists():
+                raise FileNotFoundError(self._events)
+        except OSError:
             self._stream.close()
-            raise FileNotFoundError(self._events)
+            raise
         self._writing = threading.Lock()
 
     @classmethod

@@ -71,14 +71,14 @@ class TrainPatches(keras.utils.PyDataset):
     """Augmented training batches.
 
     Every patch is seen once before any is seen again. A batch depends on the seed, the epoch and its place in the
-    epoch alone, so a resumed run sees what an undisturbed one would have seen.
+    epoch alone, so a resumed run sees what an undisturbed one would have seen; whoever trains sets `epoch`.
 
     A batch is images (N, size, size, 1) float32 in [0, 1] and masks (N, size, size, 1) float32 in {0, 1}.
     """
 
-    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, epoch: int = 0) -> None:
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
         super().__init__()
-        self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, epoch
+        self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
@@ -93,10 +93,6 @@ class TrainPatches(keras.utils.PyDataset):
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
         maps = augment.random_maps(len(rows), images.shape[1], self.recipe.augment_strength, rng)
         return augment.resample(images, masks, maps)
-
-    def on_epoch_end(self) -> None:
-        """Go on to the next epoch."""
-        self.epoch += 1
 
     def _row(self, place: int) -> int:
         turn, place = divmod(place, len(self.patches))
@@ -172,14 +168,15 @@ def fit(
         jit_compile=keras.backend.backend() == "jax",
     )
     model.optimizer.build(model.trainable_variables)
-    progress = _Progress(model, recipe, len(train), checkpoints, on_epoch, title)
-    train.epoch = progress.resume()
+    progress = _Progress(model, train, checkpoints, on_epoch, title)
+    resumed_at = progress.resume()
     if not progress.finished:
         model.fit(
             train,
             validation_data=ValidationPatches(store.validation, store.bit_depth, recipe.batch_size),
-            initial_epoch=train.epoch,
+            initial_epoch=resumed_at,
             epochs=recipe.epochs,
+            shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
             callbacks=[progress],
             verbose=0,
         )
@@ -210,19 +207,17 @@ class _Progress(keras.callbacks.Callback):
     def __init__(
         self,
         model: keras.Model,
-        recipe: Recipe,
-        steps_per_epoch: int,
+        train: TrainPatches,
         checkpoints: Path | None,
         on_epoch: Callable[[int, Logs], None] | None,
         title: str,
     ) -> None:
         super().__init__()
         self.set_model(model)
-        self.recipe, self.checkpoints, self.on_epoch = recipe, checkpoints, on_epoch
+        self.train, self.recipe, self.checkpoints, self.on_epoch = train, train.recipe, checkpoints, on_epoch
         self.history: list[Logs] = []
         self.best_weights: list[np.ndarray] = []
-        self.bar = tqdm(total=steps_per_epoch * recipe.epochs, desc=title, unit="batch", mininterval=1.0)
-        self.steps_per_epoch = steps_per_epoch
+        self.bar = tqdm(total=len(train) * self.recipe.epochs, desc=title, unit="batch", mininterval=1.0)
 
     @property
     def finished(self) -> bool:
@@ -239,8 +234,12 @@ class _Progress(keras.callbacks.Callback):
         for variable, value in zip(self._state(), self._read(done - 1), strict=True):
             variable.assign(value)
         self.best_weights = self._read(best_epoch(self.history))[: len(self.model.weights)]
-        self.bar.update(done * self.steps_per_epoch)
+        self.bar.update(done * len(self.train))
         return done
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # Keras' own hook of a dataset is also called once before the first epoch, when it looks at the first batches.
+        self.train.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.bar.update()

@@ -194,10 +194,10 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
             raise _truncated(path, f"{depth} slices need {end} bytes, it has {size}")
         pixels = _Consecutive(first.dataoffset, page.dtype.newbyteorder(file.byteorder))
     else:
-        pages = [page for s in series for page in s if page is not None and _is_within(page, size)]
-        if len(pages) < depth:
-            raise _truncated(path, f"only {len(pages)} of {depth} slices are within its {size} bytes")
-        pixels = _Paged(tuple(page.offset for page in pages))
+        whole = [entry.offset for s in series for entry in s if entry is not None and _is_within(entry, size)]
+        if len(whole) < depth:
+            raise _truncated(path, f"only {len(whole)} of {depth} slices are within its {size} bytes")
+        pixels = _Paged(tuple(whole))
     return Stack(path, (depth, height, width), np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype, pixels)
 
 
@@ -373,13 +373,13 @@ class MaskValues:
         InputError
             The values are those of a grey image.
         """
-        edges_between = self._histogram[1:255].max()
+        commonest_between = self._histogram[1:255].max()
         if len(self.values) <= 2:
-            halved_away = edges_between > 0 and 1 < max(self.values) < 128
-            return "nonzero" if halved_away else None
+            lost_by_half = commonest_between > 0 and 1 < max(self.values) < 128
+            return "nonzero" if lost_by_half else None
         if self._flat >= self.FLAT_SHARE * self._between:
             return "nonzero"
-        if min(self._histogram[0], self._histogram[255]) > edges_between:
+        if min(self._histogram[0], self._histogram[255]) > commonest_between:
             return "half"
         remedy = "look whether images and masks are swapped, or give --mask-rule"
         raise InputError(self.path, "the values of a grey image", "0/1, 0/255, labels or antialiased edges", remedy)

@@ -1,0 +1,165 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mitoflow import __version__, cli, params
+
+COMMITTED = Path(__file__).parents[1] / "params.yaml"
+HEAVY = {"numpy", "tifffile", "ruamel", "pydantic", "keras", "tensorflow", "mlflow", "optuna", "dvc", "matplotlib"}
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mitoflow.cli", *arguments]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["data", "--help"], ["data", "import", "--help"], ["promote", "--help"]]
+)
+def test_help_imports_nothing_that_takes_time(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "mitoflow.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & HEAVY
+    assert done.stdout.startswith("Usage: mitoflow")
+
+
+def test_help_lists_every_command() -> None:
+    listed = re.findall(r"^  (\w+)  +\S", run("--help").stdout, re.MULTILINE)
+    assert set(listed) == set(cli.mitoflow.commands)
+    assert {"data", "models", "promote", "rollback", "lineage", "register", "sync"} <= set(listed)
+    assert "..." not in run("--help").stdout.partition("Commands:")[2]
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"mitoflow, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "retina"], "data: found retina, expected phantom, epfl or import; see `mitoflow data --help`"),
+        (["modls"], "command: found modls, expected data, "),
+        (["data", "import"], "data import: Missing option '--images'; see `mitoflow data import --help`"),
+        (["data", "import", "--imags", "x"], "No such option '--imags'"),
+        (["data", "import", "--images", "a.tif", "b.tif", "--masks", "m"], "Got unexpected extra argument (b.tif)"),
+        (
+            ["data", "import", "--images", "a", "--masks", "m", "--mask-rule", "or"],
+            "'or' is not one of 'auto', 'nonzero'",
+        ),
+        (
+            ["data", "import", "--images", "a", "--masks", "m", "--test-fraction", "1"],
+            "1.0 is not in the range 0<x<1",
+        ),
+        (["data", "import", "--images", "a", "--masks", "m", "--gap", "-1"], "-1 is not in the range x>=0"),
+        (["promote", "first"], "promote: Invalid value for 'VERSION'"),
+        (["promote"], "promote: Missing argument 'VERSION'"),
+        (["lineage"], "lineage: Missing argument 'VERSION|FILE'"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("mitoflow: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+
+
+def test_a_broken_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m mitoflow.cli --help | true", shell=True, capture_output=True, text=True, check=True
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the committed parameters and an empty store, which is the current one."""
+    shutil.copy(COMMITTED, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_an_empty_registry(folder: Path) -> None:
+    assert run("models").stdout == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
+    for arguments, said in (
+        (["promote", "7"], "version 7: found no such version"),
+        (["rollback"], "model mitoflow: found no champion"),
+        (["lineage", "7"], "version 7: found no such version"),
+        (["lineage", "unet.keras"], "unet.keras: found no such file"),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert said in done.stderr
+    assert run("sync").stdout == "0 events sent\n"
+
+
+def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:
+    done = run("models", MLFLOW_TRACKING_URI="http://user:secret@127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "expected an MLflow registry that answers" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_nothing_to_summarise_or_register_is_said(folder: Path) -> None:
+    for command in ("summary", "register"):
+        done = run(command)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        line = done.stderr.splitlines()[-1]  # TensorFlow may say something before
+        assert line.startswith("mitoflow: ")
+        assert "`dvc pull`" in line
+
+
+def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
+    done = run("ui", MLFLOW_TRACKING_URI="https://user:secret@lab.example")
+    assert done.stdout == "MLflow is at https://lab.example\n"
+
+
+def test_summary(folder: Path) -> None:
+    figures = {"accuracy": 0.98, "dice": 0.9, "iou": 0.82}
+    scores = {f"{n}{end}": v + d for n, v in figures.items() for end, d in (("", 0), ("_low", -0.01), ("_high", 0.01))}
+    report = folder / "reports/evaluate/metrics.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"patch_wise": scores, "whole_slice": scores, "threshold": 0.5}))
+    header, patch_wise, whole_slice, registered, _ = run("summary").stdout.splitlines()
+    assert header.split() == ["test", "accuracy", "Dice", "IoU"]
+    assert patch_wise.startswith("patch-wise   0.9800 [0.9700, 0.9900]  0.9000 [0.8900, 0.9100]  0.8200")
+    assert whole_slice.startswith("whole-slice")
+    assert registered == "registered model: none yet, see `mitoflow register`"
+
+
+def test_repro_changes_parameters_and_passes_on_what_dvc_says(folder: Path) -> None:
+    done = run("repro", "train", "--set", "train.epochs=3", "--set", "train.depth=")
+    assert done.returncode not in (0, 2)  # no DVC project here
+    assert "params.yaml: train.epochs 10 -> 3" in done.stdout
+    assert params.load().train.epochs == 3
+    assert (folder / "params.yaml").read_text() == COMMITTED.read_text().replace("epochs: 10", "epochs: 3")
+
+    for change, said in (
+        ("train.epoch=3", "train.epoch: found no such key"),
+        ("train.epochs=x", "train.epochs: found"),
+    ):
+        done = run("repro", "--set", change)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoflow.checks import correlation
+from mitoflow.phantom import Draws, make_phantom, ramp, root, smooth_noise, write_phantom
+from mitoflow.volumes import read_pairs
+
+SHAPE = (24, 192, 256)
+PINNED = ""
+
+
+@pytest.fixture(scope="module")
+def phantom() -> tuple[np.ndarray, np.ndarray]:
+    return make_phantom(SHAPE, 3)
+
+
+def test_same_bytes_on_every_machine(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = phantom
+    assert hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest() == PINNED
+
+
+def test_image_and_mask_are_8_bit(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = phantom
+    assert image.shape == mask.shape == SHAPE
+    assert image.dtype == mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 255}
+
+
+def test_greys_are_those_of_em(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = phantom
+    assert 120 < image.mean() < 145
+    assert 25 < image.std() < 40
+    assert 20 < image[mask == 0].mean() - image[mask > 0].mean() < 45
+    assert ((image == 0) | (image == 255)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mitochondria_fill_what_they_do_in_tissue(seed: int) -> None:
+    _, mask = make_phantom((24, 128, 192), seed)
+    assert 0.06 < np.mean(mask > 0) < 0.12
+
+
+def test_slices_continue_but_do_not_repeat(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = phantom
+    neighbours = [correlation(*pair) for pair in zip(image, image[1:], strict=False)]
+    assert 0.75 < min(neighbours) <= max(neighbours) < 0.95
+    assert correlation(image[0], image[20]) < 0.5
+    overlap = [np.sum(a & b) / max(1, np.sum(a | b)) for a, b in zip(mask > 0, mask[1:] > 0, strict=False)]
+    assert np.median(overlap) > 0.8
+
+
+def test_threshold_does_not_find_mitochondria(phantom: tuple[np.ndarray, np.ndarray]) -> None:
+    image, mask = phantom
+    truth = mask > 0
+    dice = [
+        2 * np.sum(found & truth) / (np.sum(found) + truth.sum())
+        for low in range(0, 160, 20)
+        for high in range(low + 10, 180, 5)
+        if (found := (image >= low) & (image <= high)).any()
+    ]
+    assert max(dice) < 0.6
+
+
+def test_seeds_are_different_tissue() -> None:
+    one, other = (make_phantom((4, 64, 64), seed)[0] for seed in (0, 1))
+    assert abs(correlation(one[0], other[0])) < 0.3
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 65, 90), (9, 100, 71)])
+def test_any_shape_can_be_drawn(shape: tuple[int, int, int]) -> None:
+    image, mask = make_phantom(shape, 5)
+    assert image.shape == mask.shape == shape
+
+
+def test_data_set_is_two_pairs_that_say_what_they_are(tmp_path: Path) -> None:
+    write_phantom(tmp_path, train=(5, 80, 96), test=(3, 64, 64))
+    (train,), (test,) = (read_pairs(tmp_path / part) for part in ("train", "test"))
+    assert (train.name, train.image.shape, train.mask.shape) == ("phantom", (5, 80, 96), (5, 80, 96))
+    assert test.image.shape == (3, 64, 64)
+    for pair in (train, test):
+        for stack in (pair.image, pair.mask):
+            assert b"ynthetic" in stack.path.read_bytes()[:400]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+
+
+def test_draws_are_pcg64s() -> None:
+    draws = Draws(7)
+    raw = np.random.PCG64(7).random_raw(3)
+    assert draws.below(10, 2).tolist() == [int(r) * 10 // 2**64 for r in raw[:2]]
+    assert draws.bytes((1, 7)).tolist() == [list(int(raw[2]).to_bytes(8, "little")[:7])]
+    assert {Draws(1).between(3, 5) for _ in range(1)} <= {3, 4, 5}
+
+
+def test_integer_tables() -> None:
+    squares = np.array([0, 1, 3, 4, 99, 100, 1 << 30])
+    assert root(squares).tolist() == [0, 1, 1, 2, 9, 10, 1023]
+    assert ramp(np.array([-9, 0, 5, 10, 30, 99]), (0, 100), (10, 0), (30, 40)).tolist() == [100, 100, 50, 0, 40, 40]
+
+
+def test_noise_is_smooth_and_bounded() -> None:
+    noise = smooth_noise(Draws(0), (40, 60), (8, 10), 1000)
+    assert abs(noise).max() <= 1000
+    assert noise.std() > 100
+    assert abs(np.diff(noise, axis=1)).max() < 250

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import ndimage
+
+from mitoflow.errors import InputError
+from mitoflow.volumes import (
+    Pair,
+    Stack,
+    binarise,
+    bit_depth,
+    open_mask,
+    open_stack,
+    read_pairs,
+    recognise_mask_rule,
+    to_unit,
+    write_stack,
+)
+
+EPFL = Path(__file__).parents[1] / "../shared/data/epfl"
+RNG = np.random.default_rng(0)
+STACK = RNG.integers(0, 256, (5, 64, 80), np.uint8)
+NAMED = {"axes": "ZYX"}
+
+Write = Callable[[Path, np.ndarray], Any]
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one directory a page": ("s.tif", {"metadata": None}),
+    "tifffile's own": ("s.tif", {}),
+    "lzw": ("s.tif", {"compression": "lzw"}),
+    "zlib with predictor": ("s.tif", {"compression": "zlib", "predictor": True}),
+    "tiles": ("s.tif", {"tile": (32, 32)}),
+    "big-endian": ("s.tif", {"byteorder": ">"}),
+    "BigTIFF": ("s.tif", {"bigtiff": True}),
+    "ImageJ": ("s.tif", {"imagej": True, "metadata": NAMED}),
+    "ImageJ above 4 GB, one directory": ("s.tif", {"imagej": True, "metadata": NAMED, "truncate": True}),
+    "OME": ("s.ome.tif", {"metadata": NAMED}),
+    "OME, compressed": ("s.ome.tif", {"metadata": NAMED, "compression": "zlib"}),
+}
+
+
+def whole(stack: Stack) -> np.ndarray:
+    return np.stack([*stack.slices()])
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    name, settings = LAYOUTS[request.param]
+    tifffile.imwrite(tmp_path / name, STACK, photometric="minisblack", **settings)
+    return tmp_path / name
+
+
+def test_every_layout_reads_alike(layout: Path) -> None:
+    stack = open_stack(layout)
+    assert (stack.shape, stack.dtype) == (STACK.shape, np.uint8)
+    assert np.array_equal(whole(stack), STACK)
+    assert np.array_equal(stack.slice(3), STACK[3])
+
+
+def test_truncated_file_is_named_so_or_still_whole(layout: Path) -> None:
+    content = layout.read_bytes()
+    for length in np.linspace(4, len(content) - 1, 60, dtype=int):
+        layout.write_bytes(content[:length])
+        try:
+            stack = open_stack(layout)
+        except InputError as error:
+            assert "truncated" in error.found
+        else:
+            assert np.array_equal(whole(stack), STACK), f"{length} of {len(content)} bytes"
+            assert length > 0.9 * len(content)
+
+
+def test_pages_appended_one_by_one_are_one_stack(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        for image in STACK:
+            file.write(image)
+    assert np.array_equal(whole(open_stack(tmp_path / "s.tif")), STACK)
+
+
+def test_pyramid_reads_at_full_resolution(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif") as file:
+        file.write(STACK, subifds=1, tile=(32, 32), metadata=NAMED)
+        file.write(STACK[:, ::2, ::2], subfiletype=1, tile=(16, 16))
+    assert np.array_equal(whole(open_stack(tmp_path / "s.ome.tif")), STACK)
+
+
+def test_single_page_is_a_stack_of_one(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK[0])
+    assert open_stack(tmp_path / "s.tif").shape == (1, 64, 80)
+
+
+def test_slice_reads_only_its_page(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, STACK, compression="zlib", photometric="minisblack")
+    stack = open_stack(path)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[1]
+        start, length = page.dataoffsets[0], page.databytecounts[0]
+    content = bytearray(path.read_bytes())
+    content[start : start + length] = bytes(length)
+    path.write_bytes(content)
+    assert np.array_equal(stack.slice(2), STACK[2])
+    with pytest.raises(InputError, match=r"slice 1 that cannot be decoded"):
+        stack.slice(1)
+
+
+def test_slice_outside_is_refused(layout: Path) -> None:
+    stack = open_stack(layout)
+    for z in (-1, 5):
+        with pytest.raises(IndexError):
+            stack.slice(z)
+
+
+@pytest.mark.parametrize(
+    ("array", "settings", "found"),
+    [
+        (STACK[..., None].repeat(3, -1), {"photometric": "rgb"}, r"3 colour samples a pixel, as RGB has .*YXS"),
+        (STACK, {"imagej": True, "metadata": {"axes": "CYX"}}, r"5 channels \(axes CYX of \(5, 64, 80\)\)"),
+        (STACK, {"imagej": True, "metadata": {"axes": "TYX"}}, r"5 time points"),
+        (STACK[:, None].repeat(2, 1), {"imagej": True, "metadata": {"axes": "ZCYX"}}, r"2 channels"),
+        (STACK.astype(np.float32), {"photometric": "minisblack"}, r"float32 pixels,"),
+        (
+            np.where(STACK == 7, np.nan, STACK),
+            {"photometric": "minisblack"},
+            r"float64 pixels with NaN \(first in slice",
+        ),
+        (STACK.astype(np.complex64), {"photometric": "minisblack"}, r"no plain numbers"),
+        (STACK.astype(np.uint32), {"photometric": "minisblack"}, r"uint32 pixels, expected uint8 or uint16"),
+        (STACK[:, :63], {"photometric": "minisblack"}, r"80 x 63 pixels"),
+    ],
+)
+def test_other_images_are_refused(tmp_path: Path, array: np.ndarray, settings: dict[str, Any], found: str) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", array, **settings)
+    with pytest.raises(InputError, match=found):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_pages_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        file.write(STACK[0], metadata=None)
+        file.write(STACK[0, :, :70], metadata=None)
+    with pytest.raises(InputError, match="2 images of shapes"):
+        open_stack(tmp_path / "s.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"\x89PNG\r\n\x1a\n" + bytes(99), "no TIFF but a file that begins with b'.x89PNG'"), (b"", "an empty file")],
+)
+def test_what_is_no_tiff_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
+    (tmp_path / "s.tif").write_bytes(content)
+    with pytest.raises(InputError, match=found):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        open_stack(tmp_path / "s.tif")
+    with pytest.raises(InputError, match="a folder"):
+        open_stack(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32, np.int64])
+def test_masks_may_be_of_any_integer_type(tmp_path: Path, dtype: type) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK.astype(dtype), photometric="minisblack")
+    mask = open_mask(tmp_path / "s.tif")
+    assert mask.dtype == dtype
+    assert np.array_equal(mask.slice(4), STACK[4])
+
+
+def test_bilevel_mask_reads_as_0_and_1(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK > 99)
+    assert np.array_equal(whole(open_mask(tmp_path / "s.tif")), (STACK > 99).astype(np.uint8))
+
+
+@given(arrays(st.sampled_from([np.uint8, np.uint16, np.int32]), array_shapes(min_dims=2, max_dims=3, max_side=4)))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, tile: np.ndarray) -> None:
+    array = np.tile(tile, (64, 64))
+    path = tmp_path_factory.mktemp("write") / "s.tif"
+    write_stack(path, array, "synthetic")
+    first = hashlib.sha256(path.read_bytes()).digest()
+    assert np.array_equal(whole(open_mask(path)), array.reshape(-1, *array.shape[-2:]))
+    write_stack(path, array, "synthetic")
+    assert hashlib.sha256(path.read_bytes()).digest() == first
+    assert [entry.name for entry in path.parent.iterdir()] == ["s.tif"]
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    for name in ("s10", "s2", "S1"):
+        write_stack(tmp_path / "images" / f"{name}.tif", STACK)
+        write_stack(tmp_path / "masks" / f"{name}.tif", (STACK > 200).astype(np.uint8))
+    return tmp_path
+
+
+def test_pairs_come_in_natural_order(part: Path) -> None:
+    (part / "images" / ".hidden.tif").touch()
+    (part / "images" / "notes.txt").touch()
+    pairs = read_pairs(part)
+    assert [pair.name for pair in pairs] == ["S1", "s2", "s10"]
+    assert np.array_equal(pairs[0].mask.slice(2), STACK[2] > 200)
+
+
+def test_suffixes_may_differ(part: Path) -> None:
+    (part / "masks/s2.tif").rename(part / "masks/s2.TIFF")
+    assert read_pairs(part)[1].mask.path.name == "s2.TIFF"
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def shrink(path: Path) -> None:
+    write_stack(path, STACK[:3])
+
+
+def double(path: Path) -> None:
+    write_stack(path.with_suffix(".tiff"), STACK)
+
+
+def empty(path: Path) -> None:
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+def take_folder(path: Path) -> None:
+    empty(path)
+    path.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "message"),
+    [
+        (remove, "masks/s2.tif", r"images/s2.tif: found an image without mask, expected .*masks/s2.tif"),
+        (remove, "images/s10.tif", r"masks/s10.tif: found a mask without image"),
+        (shrink, "masks/s2.tif", r"masks/s2.tif: found 3 slices of 80 x 64 beside an image of 5 slices of 80 x 64"),
+        (double, "images/s2.tif", r"images/s2.tiff: found the name of s2.tif"),
+        (empty, "images/s2.tif", r"images: found an empty folder"),
+        (take_folder, "masks/s2.tif", r"masks: found no such folder"),
+    ],
+)
+def test_what_does_not_pair_is_refused(part: Path, harm: Callable[[Path], None], file: str, message: str) -> None:
+    harm(part / file)
+    with pytest.raises(InputError, match=message):
+        read_pairs(part)
+
+
+def blobs() -> np.ndarray:
+    smooth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(6, 128, 128)), (1, 6, 6))
+    return smooth > np.quantile(smooth, 0.9)
+
+
+def antialiased() -> np.ndarray:
+    return np.stack([ndimage.gaussian_filter(255.0 * mask, 1) for mask in blobs()]).round().astype(np.uint8)
+
+
+def labels(dtype: type) -> np.ndarray:
+    return ndimage.label(blobs())[0].astype(dtype)
+
+
+@pytest.fixture
+def pairing(tmp_path: Path) -> Iterator[Callable[..., list[Pair]]]:
+    def pairs(*masks: np.ndarray) -> list[Pair]:
+        for k, mask in enumerate(masks):
+            write_stack(tmp_path / "images" / f"{k}.tif", np.zeros(mask.shape, np.uint8))
+            write_stack(tmp_path / "masks" / f"{k}.tif", mask)
+        return read_pairs(tmp_path)
+
+    yield pairs
+
+
+BINARY, ONE = blobs().astype(np.uint8) * 255, blobs().astype(np.uint8)
+ONE_BLURRED = np.concatenate([BINARY, antialiased()[:1]])
+RULES = {
+    "0/255": ([BINARY], "nonzero"),
+    "0/1": ([ONE], "nonzero"),
+    "uint16 0/65535": ([BINARY.astype(np.uint16) * 257], "nonzero"),
+    "8-bit labels": ([labels(np.uint8)], "nonzero"),
+    "labels a slice": ([np.stack([mask * (k + 1) for k, mask in enumerate(ONE)])], "nonzero"),
+    "16-bit labels": ([labels(np.uint16)], "nonzero"),
+    "32-bit labels": ([labels(np.int32) * 70_000], "nonzero"),
+    "antialiased": ([antialiased()], "half"),
+    "one antialiased slice": ([ONE_BLURRED], "half"),
+    "antialiased beside 0/255 and 0/1": ([BINARY, antialiased(), ONE], "half"),
+    "labels beside 0/255": ([labels(np.uint8), BINARY], "nonzero"),
+    "nothing marked": ([np.zeros_like(BINARY)], "nonzero"),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_mask_rule_is_recognised(case: str, pairing: Callable[..., list[Pair]]) -> None:
+    masks, rule = RULES[case]
+    pairs = pairing(*masks)
+    assert recognise_mask_rule(pairs) == rule
+    for pair in pairs:
+        read = np.stack([binarise(mask, rule) for mask in pair.mask.slices()])
+        truth = blobs()[[0, 1, 2, 3, 4, 5, 0][: len(read)]] if pair.mask.slice(0).any() else np.zeros(read.shape)
+        assert np.mean(read != truth) < 0.01
+
+
+@pytest.mark.parametrize("other", [labels(np.uint8), labels(np.int32), ONE * 100])
+def test_masks_of_two_kinds_are_refused(pairing: Callable[..., list[Pair]], other: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"1\.tif: found antialiased edges, but labels in .*0\.tif.*--mask-rule"):
+        recognise_mask_rule(pairing(other, antialiased()))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_image_as_mask_is_refused(pairing: Callable[..., list[Pair]], dtype: type) -> None:
+    with pytest.raises(InputError, match="the values of a grey image.*swapped"):
+        recognise_mask_rule(pairing(STACK.astype(dtype)))
+
+
+def test_negative_labels_are_refused(pairing: Callable[..., list[Pair]]) -> None:
+    with pytest.raises(InputError, match="the value -1"):
+        recognise_mask_rule(pairing(labels(np.int32) - 1))
+
+
+def test_half_cuts_8_bit_at_half_range() -> None:
+    mask = np.array([[0, 1, 127, 128, 255]], np.uint8)
+    assert binarise(mask, "half").tolist() == [[0, 0, 0, 1, 1]]
+    assert binarise(mask, "nonzero").tolist() == [[0, 1, 1, 1, 1]]
+    assert binarise(np.array([[0, 1]], np.uint8), "half").tolist() == [[0, 1]]
+    assert binarise(mask.astype(np.uint16), "half").tolist() == [[0, 1, 1, 1, 1]]
+
+
+def write_images(part: Path, *images: np.ndarray) -> list[Pair]:
+    for k, image in enumerate(images):
+        write_stack(part / "images" / f"{k}.tif", image)
+        write_stack(part / "masks" / f"{k}.tif", np.zeros(image.shape, np.uint8))
+    return read_pairs(part)
+
+
+@pytest.mark.parametrize(
+    ("brightest", "bits"), [(255, 10), (1023, 10), (1024, 12), (4095, 12), (16383, 14), (16384, 16)]
+)
+def test_bit_depth_holds_the_brightest_pixel(tmp_path: Path, brightest: int, bits: int) -> None:
+    image = STACK.astype(np.uint16) % 200
+    image[3, 5, 7] = brightest
+    pairs = write_images(tmp_path, STACK.astype(np.uint16) % 200, image)
+    assert bit_depth(pairs) == bits
+    unit = to_unit(image, bits)
+    assert unit.dtype == np.float32
+    assert 0 <= unit.min() <= unit.max() == np.float32(brightest) / np.float32(2**bits - 1) <= 1
+
+
+def test_8_bit_images_need_no_look(tmp_path: Path) -> None:
+    assert bit_depth(write_images(tmp_path, STACK // 9)) == 8
+
+
+def test_mixed_bit_depths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1\.tif: found uint16 pixels, but uint8 in .*0\.tif"):
+        bit_depth(write_images(tmp_path, STACK, STACK.astype(np.uint16)))
+
+
+@pytest.mark.skipif(not EPFL.is_dir(), reason="the EPFL volumes are not beside the repository")
+def test_epfl_volumes_open() -> None:
+    image, mask = open_stack(EPFL / "training.tif"), open_mask(EPFL / "training_groundtruth.tif")
+    assert image.shape == mask.shape == (165, 768, 1024)
+    assert set(np.unique(mask.slice(80))) == {0, 255}
