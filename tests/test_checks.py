@@ -108,7 +108,7 @@ def test_slice_of_train_in_test_is_an_error_that_names_both(data: Path) -> None:
     image[2] = pictures(1, 6)[5]
     write(data, "test", "c", image)
     line = only(check(data).errors)
-    assert "1 test slices that are also in train: slice 2 of c.tif is slice 5 of b.tif of train" in line
+    assert "1 test slices that are also in train: slice 2 of c.tif is slice 5 of b.tif of train," in line
 
 
 def test_shared_padding_is_no_leak(data: Path) -> None:

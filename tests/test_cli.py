@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,30 @@ import pytest
 from mitoflow import __version__, cli, params
 
 COMMITTED = Path(__file__).parents[1] / "params.yaml"
+Here = Callable[..., tuple[int, str, str]]
 HEAVY = {"numpy", "tifffile", "ruamel", "pydantic", "keras", "tensorflow", "mlflow", "optuna", "dvc", "matplotlib"}
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
     command = [sys.executable, "-m", "mitoflow.cli", *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
+    """Run the command in this process, which imports MLflow and Keras once; gives exit code, stdout and stderr."""
+
+    def run_here(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return code, *capfd.readouterr()
+
+    return run_here
 
 
 @pytest.mark.parametrize(
@@ -68,18 +87,11 @@ def test_version() -> None:
         (["lineage"], "lineage: Missing argument 'VERSION|FILE'"),
     ],
 )
-def test_a_wrong_command_is_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("mitoflow: ")
-    assert captured.err.count("\n") == 1
-    assert said in captured.err
+def test_a_wrong_command_is_one_line(arguments: list[str], said: str, run_here: Here) -> None:
+    code, out, err = run_here(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("mitoflow: ")
+    assert said in err
 
 
 def test_a_broken_pipe_is_no_traceback() -> None:
@@ -99,18 +111,40 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_empty_registry(folder: Path) -> None:
-    assert run("models").stdout == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
+def test_an_empty_registry(folder: Path, run_here: Here) -> None:
+    _, out, _ = run_here("models")
+    assert out == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
     for arguments, said in (
         (["promote", "7"], "version 7: found no such version"),
         (["rollback"], "model mitoflow: found no champion"),
         (["lineage", "7"], "version 7: found no such version"),
         (["lineage", "unet.keras"], "unet.keras: found no such file"),
     ):
-        done = run(*arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert said in done.stderr
-    assert run("sync").stdout == "0 events sent\n"
+        code, _, err = run_here(*arguments)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+    assert run_here("sync") == (0, "0 events sent\n", "")
+
+
+def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) -> None:
+    from mitoflow import store
+
+    client = store.client(store.uri())
+    run_id = client.create_run(client.create_experiment("mitoflow"), run_name="train").info.run_id
+    client.log_param(run_id, "train.epochs", "3")
+    client.create_registered_model("mitoflow")
+    dice = {"mitoflow.dice": "0.91", "mitoflow.dice.low": "0.9", "mitoflow.dice.high": "0.92"}
+    tags = dice | {"mitoflow.test_hash": "0123456789", "mitoflow.lineage.git_commit": "abc"}
+    client.create_model_version("mitoflow", folder.as_uri(), run_id, tags)
+    client.set_registered_model_alias("mitoflow", "champion", "1")
+
+    header, row = run_here("models")[1].splitlines()
+    assert header.split()[:4] == ["version", "alias", "Dice", "IoU"]
+    assert re.match(r"1        champion  0\.9100 \[0\.9000, 0\.9200\]  +01234567 +\d{4}-\d\d-\d\d", row)
+    told = dict(line.split(maxsplit=1) for line in run_here("lineage", "1")[1].splitlines())
+    assert (told["version"], told["run"], told["git_commit"]) == ("1", run_id, "abc")
+    assert told["params.train.epochs"] == "3"
+    assert run_here("promote", "1")[1] == "version 1 is the champion: it is the champion already\n"
 
 
 def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:
@@ -121,14 +155,11 @@ def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     assert "secret" not in done.stderr
 
 
-def test_nothing_to_summarise_or_register_is_said(folder: Path) -> None:
+def test_nothing_to_summarise_or_register_is_said(folder: Path, run_here: Here) -> None:
     for command in ("summary", "register"):
-        done = run(command)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        line = done.stderr.splitlines()[-1]  # TensorFlow may say something before
-        assert line.startswith("mitoflow: ")
-        assert "`dvc pull`" in line
+        code, _, err = run_here(command)
+        line = err.splitlines()[-1]  # TensorFlow may say something before
+        assert (code, line.startswith("mitoflow: "), "`dvc pull`" in line) == (2, True, True), err
 
 
 def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
@@ -136,13 +167,13 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     assert done.stdout == "MLflow is at https://lab.example\n"
 
 
-def test_summary(folder: Path) -> None:
+def test_summary(folder: Path, run_here: Here) -> None:
     figures = {"accuracy": 0.98, "dice": 0.9, "iou": 0.82}
     scores = {f"{n}{end}": v + d for n, v in figures.items() for end, d in (("", 0), ("_low", -0.01), ("_high", 0.01))}
     report = folder / "reports/evaluate/metrics.json"
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"patch_wise": scores, "whole_slice": scores, "threshold": 0.5}))
-    header, patch_wise, whole_slice, registered, _ = run("summary").stdout.splitlines()
+    header, patch_wise, whole_slice, registered, _ = run_here("summary")[1].splitlines()
     assert header.split() == ["test", "accuracy", "Dice", "IoU"]
     assert patch_wise.startswith("patch-wise   0.9800 [0.9700, 0.9900]  0.9000 [0.8900, 0.9100]  0.8200")
     assert whole_slice.startswith("whole-slice")

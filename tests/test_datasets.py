@@ -99,6 +99,24 @@ def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Pat
     assert sorted(path.name for path in project.iterdir() if path.name.startswith(".data")) == []
 
 
+def test_what_happened_is_told(
+    project: Path, lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(lab, name="first")
+    (lab / "mito/stack.tif").rename(lab / "mito/labels.tif")
+    command = ["mitoflow", "data", "import", "--images", f"{lab}/em", "--masks", f"{lab}/mito", "--gap", "3"]
+    monkeypatch.setattr(sys, "argv", command)
+    cli.main()
+    first, _, train, test, *rest = capsys.readouterr().out.splitlines()
+    assert first == "data/ holds imported, 8 bits; masks read by the rule nonzero"
+    assert train.split() == ["train", "1", "6", "80", "x", "64", "7.81%"]
+    assert test.split() == ["test", "1", "3", "80", "x", "64", "7.81%"]
+    assert f"  {lab}/em/stack.tif with {lab}/mito/labels.tif" in rest
+    assert "3 slices between train and test are left out." in rest
+    assert "params.yaml: data.name first -> imported" in rest
+    assert any(line.startswith("to go back to the data before: tar xf .mitoflow/replaced/") for line in rest)
+
+
 def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mitoflow.phantom import Draws, make_phantom, ramp, root, smooth_noise, writ
 from mitoflow.volumes import read_pairs
 
 SHAPE = (24, 192, 256)
-PINNED = ""
+PINNED = "085b5971312f9194d72e2d4b8f67961f1d5b665227140472e8abe5fc3d69ebd7"
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,10 @@ def test_mitochondria_fill_what_they_do_in_tissue(seed: int) -> None:
 
 def test_slices_continue_but_do_not_repeat(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     image, mask = phantom
-    neighbours = [correlation(*pair) for pair in zip(image, image[1:], strict=False)]
+    neighbours = [correlation(*pair) for pair in pairwise(image)]
     assert 0.75 < min(neighbours) <= max(neighbours) < 0.95
     assert correlation(image[0], image[20]) < 0.5
-    overlap = [np.sum(a & b) / max(1, np.sum(a | b)) for a, b in zip(mask > 0, mask[1:] > 0, strict=False)]
+    overlap = [np.sum(a & b) / max(1, np.sum(a | b)) for a, b in pairwise(mask > 0)]
     assert np.median(overlap) > 0.8
 
 
@@ -93,7 +94,7 @@ def test_draws_are_pcg64s() -> None:
     raw = np.random.PCG64(7).random_raw(3)
     assert draws.below(10, 2).tolist() == [int(r) * 10 // 2**64 for r in raw[:2]]
     assert draws.bytes((1, 7)).tolist() == [list(int(raw[2]).to_bytes(8, "little")[:7])]
-    assert {Draws(1).between(3, 5) for _ in range(1)} <= {3, 4, 5}
+    assert {draws.between(3, 5) for _ in range(99)} == {3, 4, 5}
 
 
 def test_integer_tables() -> None:

@@ -45,9 +45,9 @@ def checkout(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     mlflow.set_tracking_uri(None)
 
 
-def evaluation(right: int, test_hash: str = "a" * 64) -> Evaluation:
-    """Forty slices of about 1000 foreground pixels, of which about `right` are found."""
-    found = right + np.random.default_rng(0).integers(-50, 50, 40)
+def evaluation(right: int, test_hash: str = "a" * 64, luck: int = 0) -> Evaluation:
+    """Forty slices of 1000 foreground pixels, of which about `right` are found."""
+    found = right + np.random.default_rng(luck).integers(-50, 50, 40)
     counts = [[int(tp), 50, int(1000 - tp), 9000] for tp in found]
     return Evaluation(lineage.file_sha256(MODEL), test_hash, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
 
@@ -91,15 +91,20 @@ def test_the_gate(checkout: Path) -> None:
     assert aliases() == {"champion": 4}
     assert tags(4)["mitoflow.promoted.over"] == "1"
 
+    lucky = register(evaluation(905, luck=1))
+    assert not lucky.promoted
+    assert lucky.difference.low < 0 < lucky.difference.value
+    assert aliases() == {"champion": 4, "challenger": 5}
+
     elsewhere = register(evaluation(950, "b" * 64))
     assert (elsewhere.promoted, elsewhere.champion, elsewhere.difference) == (False, 4, None)
     assert "other test data (bbbbbbbbbbbb) than champion 4 (aaaaaaaaaaaa)" in elsewhere.reason
-    assert "`mitoflow promote 5 --force`" in elsewhere.reason
-    assert aliases() == {"champion": 4, "challenger": 5}
+    assert "`mitoflow promote 6 --force`" in elsewhere.reason
+    assert aliases() == {"champion": 4, "challenger": 6}
 
     rows = registry.models()
-    assert [row.version for row in rows] == [1, 2, 3, 4, 5]
-    assert [row.verdict for row in rows] == [v.reason for v in (first, same, worse, better, elsewhere)]
+    assert [row.version for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.verdict for row in rows] == [v.reason for v in (first, same, worse, better, lucky, elsewhere)]
     assert rows[3].dice == evaluation(900).interval("dice")
     assert rows[3].iou == evaluation(900).interval("iou")
     described = store.client(store.uri()).get_model_version("mitoflow", "4").description
@@ -144,6 +149,30 @@ def test_the_same_evaluation_in_the_same_run_makes_one_version(checkout: Path) -
     assert first == again
     other = register(replace(evaluation(800), seed=2), key="k")
     assert [row.version for row in registry.models()] == [first.version, other.version] == [1, 2]
+
+
+def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
+    register(evaluation(800), key="k")
+    client = store.client(store.uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    written = tags(1)
+    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+
+    def cut_off_and_finish(version: int) -> None:
+        client.delete_model_version_tag("mitoflow", str(version), "mitoflow.verdict")  # the last thing that is written
+        registry.admit(client, run.info.run_id, Path("packed"), written)
+        assert aliases() == {"champion": 1}
+        assert tags(1) == written
+
+    cut_off_and_finish(1)
+    client.delete_registered_model_alias("mitoflow", "champion")
+    cut_off_and_finish(1)
+    assert json.loads(client.get_registered_model("mitoflow").tags["mitoflow.champions"]) == [1]
+
+    client.delete_registered_model("mitoflow")
+    registry.admit(client, run.info.run_id, Path("packed"), written)
+    assert aliases() == {"champion": 1}
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
 
 
 def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:

@@ -231,8 +231,18 @@ def test_a_run_of_an_mlflow_project_is_its_child(checkout: Path, monkeypatch: py
 
 def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
-    program = "from mitoflow import tracking\nwith tracking.start('train', 'unet') as run: run.metrics({'x': 1})"
-    processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(2)]
+    program = """
+import pathlib, sys
+from mitoflow import tracking
+pathlib.Path(sys.argv[1]).touch()
+while not pathlib.Path("go").exists(): pass
+with tracking.start("train", "unet") as run: run.metrics({"x": 1})
+"""
+    ready = [checkout / "0", checkout / "1"]
+    processes = [subprocess.Popen([sys.executable, "-c", program, path], stderr=subprocess.PIPE) for path in ready]
+    while not all(path.exists() for path in ready):
+        time.sleep(0.01)
+    (checkout / "go").touch()
     assert [process.communicate()[1] for process in processes] == [b"", b""]
     store.client.cache_clear()
     client = store.client(store.uri())
@@ -253,6 +263,7 @@ def test_secrets_are_not_written_down(
     assert said.startswith("mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept")
     assert len(said.splitlines()) == 1
     assert "hunter2" not in said + tracking.sync().trouble
+    assert store.reason(OSError("no http://ann:hunter2@host/api")) == "no http://host/api"
 
 
 def test_reporting_takes_next_to_no_time(checkout: Path) -> None:

@@ -50,8 +50,8 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     tuning.run_study(undisturbed, SETTINGS, score)
     script = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_tuning import SETTINGS, score, tuning
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from tests.test_tuning import SETTINGS, score, tuning
         from pathlib import Path
         study = tuning.open_study(Path({str(tmp_path / "killed.db")!r}), "s")
         calls = 0

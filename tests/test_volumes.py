@@ -36,6 +36,7 @@ Write = Callable[[Path, np.ndarray], Any]
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one directory a page": ("s.tif", {"metadata": None}),
     "tifffile's own": ("s.tif", {}),
+    "tifffile's own, one directory": ("s.tif", {"truncate": True}),
     "lzw": ("s.tif", {"compression": "lzw"}),
     "zlib with predictor": ("s.tif", {"compression": "zlib", "predictor": True}),
     "tiles": ("s.tif", {"tile": (32, 32)}),
@@ -91,6 +92,16 @@ def test_pyramid_reads_at_full_resolution(tmp_path: Path) -> None:
         file.write(STACK, subifds=1, tile=(32, 32), metadata=NAMED)
         file.write(STACK[:, ::2, ::2], subfiletype=1, tile=(16, 16))
     assert np.array_equal(whole(open_stack(tmp_path / "s.ome.tif")), STACK)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_byte_order_of_the_file_is_kept_to_itself(tmp_path: Path, compression: str | None) -> None:
+    deep = STACK.astype(np.uint16) * 256 + STACK[::-1]
+    tifffile.imwrite(tmp_path / "s.tif", deep, byteorder=">", compression=compression, photometric="minisblack")
+    stack = open_stack(tmp_path / "s.tif")
+    assert stack.dtype.isnative
+    assert stack.slice(0).dtype.isnative
+    assert np.array_equal(whole(stack), deep)
 
 
 def test_single_page_is_a_stack_of_one(tmp_path: Path) -> None:
@@ -192,6 +203,13 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, tile:
     write_stack(path, array, "synthetic")
     assert hashlib.sha256(path.read_bytes()).digest() == first
     assert [entry.name for entry in path.parent.iterdir()] == ["s.tif"]
+
+
+def test_written_file_says_nothing_about_when_and_with_what(tmp_path: Path) -> None:
+    write_stack(tmp_path / "s.tif", STACK)
+    with tifffile.TiffFile(tmp_path / "s.tif") as file:
+        names = {tag.name for page in file.pages for tag in page.tags.values()}
+    assert not names & {"Software", "DateTime", "ImageDescription", "HostComputer"}
 
 
 @pytest.fixture

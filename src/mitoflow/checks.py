@@ -114,7 +114,7 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float) -> Fin
         if findings.mask_rule:
             _check_masks(findings, data / part / "masks", scans[part], findings.mask_rule)
             findings.facts[part] = _facts(scans[part], findings.mask_rule, near_duplicate)
-    _check_leak(findings, scans["train"], scans["test"])
+    _check_leak(findings, data / "test" / "images", scans["train"], scans["test"])
     return findings
 
 
@@ -170,15 +170,12 @@ def correlation(one: Array, other: Array) -> float | None:
     """
     if one.shape != other.shape:
         return None
-    sum_one, sum_other = (int(image.sum(dtype=np.int64)) for image in (one, other))
-    covariance, variance_one, variance_other = (
-        one.size * int(np.einsum("yx,yx->", a, b, dtype=np.int64)) - sum_a * sum_b
-        for a, b, sum_a, sum_b in (
-            (one, other, sum_one, sum_other),
-            (one, one, sum_one, sum_one),
-            (other, other, sum_other, sum_other),
-        )
-    )
+
+    def covary(a: Array, b: Array) -> int:
+        products = int(np.einsum("yx,yx->", a, b, dtype=np.int64))
+        return a.size * products - int(a.sum(dtype=np.int64)) * int(b.sum(dtype=np.int64))
+
+    covariance, variance_one, variance_other = covary(one, other), covary(one, one), covary(other, other)
     return covariance / math.sqrt(variance_one * variance_other) if variance_one and variance_other else None
 
 
@@ -197,22 +194,22 @@ def _check_images(findings: Findings, folder: Path, scans: Sequence[_Scan], near
         findings.warnings.append(Finding(str(folder), found, f"a correlation below {near_duplicate}", remedy))
 
 
-def _check_leak(findings: Findings, train: Sequence[_Scan], test: Sequence[_Scan]) -> None:
+def _check_leak(findings: Findings, folder: Path, train: Sequence[_Scan], test: Sequence[_Scan]) -> None:
     """Find test slices that are training slices too; constant ones, as padding is, do not count."""
     seen = {digest: _named(scan, z) for scan in train for z, digest in enumerate(scan.digests)}
     for scan in train:
         for z in scan.constant:
             seen.pop(scan.digests[z], None)
     shared = [
-        (_named(scan, z), seen[digest]) for scan in test for z, digest in enumerate(scan.digests) if digest in seen
+        f"{_named(scan, z)} is {seen[digest]} of train"
+        for scan in test
+        for z, digest in enumerate(scan.digests)
+        if digest in seen
     ]
     if shared:
-        of_test, of_train = shared[0]
-        found = f"{len(shared)} test slices that are also in train: {of_test} is {of_train} of train"
-        if len(shared) > 1:
-            found += ", ..."
-        where, remedy = test[0].pair.image.path.parent, "take them out of one of the two"
-        findings.errors.append(Finding(str(where), found, "slices that training never sees", remedy))
+        found = f"{len(shared)} test slices that are also in train: {', '.join(shared[:3])}"
+        expected, remedy = "slices that training never sees", "take them out of one of the two parts"
+        findings.errors.append(Finding(str(folder), found, expected, remedy))
 
 
 def _check_masks(findings: Findings, folder: Path, scans: Sequence[_Scan], rule: Rule) -> None:

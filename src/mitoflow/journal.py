@@ -20,7 +20,7 @@ Event = dict[str, Any]
 
 def folders(key: str | None = None) -> list[Path]:
     """Return the folders of all journals, or of those of one run, oldest first."""
-    return sorted(path for path in _root().iterdir() if key in (None, key_of(path)))
+    return sorted(path for path in _root().glob("[0-9]*.*") if key in (None, key_of(path)))
 
 
 def key_of(folder: Path) -> str:
@@ -160,7 +160,7 @@ class Journal:
 
 def _sent(folder: Path) -> int:
     try:
-        return int((folder / "sent").read_text())
+        return int((folder / "sent").read_text() or 0)  # a power cut may leave it empty
     except FileNotFoundError:
         return 0
 

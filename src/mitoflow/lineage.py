@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,8 @@ def current() -> dict[str, str]:
     Keys
     ----
     git_commit, git_dirty
-        HEAD, and whether tracked files differ from it. `dvc.lock` does not count: DVC itself rewrites it between
-        stages, and what it records is told by the hashes below.
+        HEAD, and whether tracked files differ from it. ``dvc.lock`` and ``reports/`` do not count: the pipeline writes
+        them while it runs.
     data_md5, patches_md5
         DVC's hashes of ``data/`` and ``patches/``.
     requirements_sha256
@@ -33,11 +34,10 @@ def current() -> dict[str, str]:
     mitoflow, python, platform
         Versions, and the operating system and processor.
     """
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     lock = Path("requirements.lock")
     known = {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if changes is None else str(bool(changes)).lower(),
+        "git_dirty": _dirty(),
         "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
         "patches_md5": _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get("patch", {}), "patches"),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
@@ -65,9 +65,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _git(*arguments: str) -> str | None:
+def _dirty() -> str | None:
+    """Compare tracked files with HEAD by content, in a new index.
+
+    The times in git's own index hide a change of the same length in the copy that ``dvc exp run --queue`` makes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": f"{folder}/index"}
+        if _git("read-tree", "HEAD", **index) is None:
+            return None
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports", **index)
+    return "true" if changes else "false"
+
+
+def _git(*arguments: str, **environment: str) -> str | None:
+    command, given = ["git", *arguments], os.environ | environment
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -28,6 +28,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mitoflow import lineage
 from mitoflow.comparison import Evaluation
@@ -358,7 +359,11 @@ def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, 
             raise
     everything = {**lineage.tags(lineage.from_tags(run.data.tags)), **tags}
     # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
-    return client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
+    version = client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
+    # A server sets this tag, by which the UI links both, itself; a SQLite store does not.
+    link = json.dumps([{"name": NAME, "version": str(version.version)}])
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+    return version
 
 
 def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: Mapping[str, str]) -> LoggedModel:

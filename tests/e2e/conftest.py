@@ -15,20 +15,25 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from mitoflow import presets
+
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {
-    "size: 256": "size: 64",
-    "step: 256": "step: 64",
-    "trials: 4": "trials: 3",
-    "patches_per_epoch: 64": "patches_per_epoch: 32",
-    "depth: {low: 2, high: 4}": "depth: {low: 1, high: 2}",
-    "base_width: 16": "base_width: 4",
-    "batch_size: 4": "batch_size: 8",
-    "  epochs: 10 ": "  epochs: 4 ",
-    "patches_per_epoch: 120": "patches_per_epoch: 96",
-    "tile: 256": "tile: 64",
-    "overlap: 32": "overlap: 8",
-    "resamples: 2000": "resamples: 200",
+    "patch.size": "64",
+    "patch.step": "64",
+    "tune.trials": "3",
+    "tune.patches_per_epoch": "32",
+    "tune.depth.low": "1",
+    "tune.depth.high": "2",
+    "train.learning_rate": "tuned",
+    "train.base_width": "8",
+    "train.batch_size": "8",
+    "train.epochs": "4",
+    "train.loss": "bce_dice",
+    "train.patches_per_epoch": "240",
+    "evaluate.tile": "64",
+    "evaluate.overlap": "8",
+    "evaluate.resamples": "200",
 }
 
 
@@ -71,12 +76,9 @@ class Project:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def edit(self, old: str, new: str, file: str = "params.yaml") -> None:
-        """Replace text that must be there once."""
-        path = self.folder / file
-        text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
-        path.write_text(text.replace(old, new), encoding="utf-8")
+    def set(self, **values: str) -> None:
+        """Change keys of params.yaml; a dot in a key is two underscores here."""
+        presets.change(self.folder / "params.yaml", {key.replace("__", "."): value for key, value in values.items()})
 
     def read(self, file: str) -> str:
         """Return the text of a file."""
@@ -139,8 +141,7 @@ def _make(folder: Path, dataset: Path) -> None:
             shutil.copy(source, folder / name)
     shutil.copytree(dataset, folder / "data")
     project = Project(folder)
-    for old, new in SMALL.items():
-        project.edit(old, new)
+    presets.change(folder / "params.yaml", SMALL)
     project.run("git", "init", "-q", "-b", "main")
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@localhost")

@@ -176,7 +176,7 @@ def _leaves(section: dict, prefix: str = "") -> list[str]:
 
 
 def test_changing_evaluation_runs_evaluation_alone(finished: Project) -> None:
-    finished.edit("resamples: 200", "resamples: 300")
+    finished.set(evaluate__resamples="300")
     assert stages_run(finished.run("dvc", "repro").stdout) == ["evaluate"]
 
 
@@ -194,7 +194,7 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
 
 
 def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None:
-    finished.edit("  learning_rate: tuned", "  learning_rate: 0.0005")
+    finished.set(train__learning_rate="0.0005")
     finished.run("dvc", "repro")
     changes = json.loads(finished.run("dvc", "metrics", "diff", "--json").stdout)
     changed = {name for by_file in changes["diff"].values() for name in by_file} if "diff" in changes else set()
@@ -209,7 +209,7 @@ def test_mlflow_run_gives_the_same_as_dvc(finished: Project) -> None:
     projects = _outputs(finished)["models/unet.keras"]
     finished.run("git", "checkout", "-q", ".")
     finished.run("dvc", "checkout", "-q")
-    finished.edit("  learning_rate: tuned", "  learning_rate: 0.0005")
+    finished.set(train__learning_rate="0.0005")
     finished.run("dvc", "repro", "-f", "-s", "train")
     assert _outputs(finished)["models/unet.keras"] == projects
 
