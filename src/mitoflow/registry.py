@@ -406,8 +406,8 @@ def _crown(client: MlflowClient, version: int) -> None:
     aliases, history = _aliases(client), _champions(client)
     if history[-1:] != [version]:
         client.set_model_version_tag(NAME, str(version), PROMOTED_OVER, str(aliases.get(CHAMPION, "")))
+        client.set_model_version_tag(NAME, str(version), PROMOTED_AT, _now())
         client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps([*history, version]))
-    client.set_model_version_tag(NAME, str(version), PROMOTED_AT, _now())
     client.set_registered_model_alias(NAME, CHAMPION, str(version))
     if aliases.get(CHALLENGER) == version:
         client.delete_registered_model_alias(NAME, CHALLENGER)
