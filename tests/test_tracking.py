@@ -233,9 +233,10 @@ def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     program = """
 import pathlib, sys
-from mitoflow import tracking
+from mitoflow import store, tracking
 pathlib.Path(sys.argv[1]).touch()
 while not pathlib.Path("go").exists(): pass
+store.client(store.uri())
 with tracking.start("train", "unet") as run: run.metrics({"x": 1})
 """
     ready = [checkout / "0", checkout / "1"]

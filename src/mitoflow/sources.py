@@ -16,7 +16,7 @@ import tifffile
 
 from mitoflow.errors import InputError
 from mitoflow.patches import split
-from mitoflow.volumes import Array, Pair, Stack, _natural, _open_pair
+from mitoflow.volumes import Array, Pair, Stack, natural_order, open_pair
 
 CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 
@@ -62,8 +62,8 @@ def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, 
     match = _match_names if shared else _match_order
     matches = match(image_files, mask_files, options)
     names = _unique_names([image for image, _ in matches])
-    pairs = [_open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
-    return Sources(sorted(pairs, key=lambda pair: _natural(pair.name)), by_order=len(shared) < len(matches))
+    pairs = [open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
+    return Sources(sorted(pairs, key=lambda pair: natural_order(pair.name)), by_order=len(shared) < len(matches))
 
 
 def _find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
@@ -73,7 +73,7 @@ def _find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
         # Path.glob takes no absolute patterns.
         inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
         tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
-        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: _natural(str(match)))
+        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
         if not matches:
             what = "an empty folder" if path.is_dir() else "no TIFF file"
             raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")

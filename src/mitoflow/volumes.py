@@ -277,11 +277,11 @@ def read_pairs(part: Path) -> list[Pair]:
         have the same name but for the suffix, or a file cannot be used (`open_stack`, `open_mask`).
     """
     images, masks = _tiffs_by_name(part / "images"), _tiffs_by_name(part / "masks")
-    for name in sorted(images.keys() ^ masks.keys(), key=_natural):
+    for name in sorted(images.keys() ^ masks.keys(), key=natural_order):
         if name in images:
             raise InputError(images[name], "an image without mask", f"{part / 'masks' / images[name].name}", "add it")
         raise InputError(masks[name], "a mask without image", f"{part / 'images' / masks[name].name}", "add it")
-    return [_open_pair(name, images[name], masks[name]) for name in sorted(images, key=_natural)]
+    return [open_pair(name, images[name], masks[name]) for name in sorted(images, key=natural_order)]
 
 
 def _tiffs_by_name(folder: Path) -> dict[str, Path]:
@@ -299,12 +299,12 @@ def _tiffs_by_name(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _natural(name: str) -> tuple[tuple[str, int], ...]:
+def natural_order(name: str) -> tuple[tuple[str, int], ...]:
     """Order numbers within names by value."""
     return tuple((text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name))
 
 
-def _open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
+def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
     image, mask = open_stack(image_path), open_mask(mask_path)
     if image.shape != mask.shape:
         found = f"{_size(mask)} beside an image of {_size(image)}"
