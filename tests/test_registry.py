@@ -156,11 +156,12 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     client = store.client(store.uri())
     (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
     written = tags(1)
+    asked = {key: value for key, value in written.items() if "verdict" not in key and "promoted" not in key}
     registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
 
     def cut_off_and_finish(version: int) -> None:
         client.delete_model_version_tag("mitoflow", str(version), "mitoflow.verdict")  # the last thing that is written
-        registry.admit(client, run.info.run_id, Path("packed"), written)
+        registry.admit(client, run.info.run_id, Path("packed"), asked)
         assert aliases() == {"champion": 1}
         assert tags(1) == written
 
@@ -170,7 +171,7 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     assert json.loads(client.get_registered_model("mitoflow").tags["mitoflow.champions"]) == [1]
 
     client.delete_registered_model("mitoflow")
-    registry.admit(client, run.info.run_id, Path("packed"), written)
+    registry.admit(client, run.info.run_id, Path("packed"), asked)
     assert aliases() == {"champion": 1}
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
 
@@ -182,6 +183,8 @@ def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
     assert (registry.models()[0].dice, registry.models()[0].verdict) == (None, "")
     assert registry.promote(1).reason == "it was never evaluated by mitoflow"
     assert registry.promote(1, force=True).promoted
+    with pytest.raises(InputError, match="version 1: found no run"):
+        registry.origin("1")
     assert "than champion 1 (unknown)" in register(evaluation(800)).reason
 
 

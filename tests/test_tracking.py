@@ -233,6 +233,7 @@ def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     program = """
 import pathlib, sys
+import mlflow.store.tracking.sqlalchemy_store
 from mitoflow import store, tracking
 pathlib.Path(sys.argv[1]).touch()
 while not pathlib.Path("go").exists(): pass
@@ -242,6 +243,7 @@ with tracking.start("train", "unet") as run: run.metrics({"x": 1})
     ready = [checkout / "0", checkout / "1"]
     processes = [subprocess.Popen([sys.executable, "-c", program, path], stderr=subprocess.PIPE) for path in ready]
     while not all(path.exists() for path in ready):
+        assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.01)
     (checkout / "go").touch()
     assert [process.communicate()[1] for process in processes] == [b"", b""]

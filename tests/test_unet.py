@@ -1,4 +1,5 @@
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -37,6 +38,7 @@ def test_same_weights_give_the_same_file(tmp_path: Path) -> None:
     unet.save_model(model, tmp_path / "one.keras")
     time.sleep(1.1)  # the time of writing is in neither
     unet.save_model(twin, tmp_path / "two.keras")
+    assert b"shared_object_id" in zipfile.ZipFile(tmp_path / "one.keras").read("config.json")
     assert (tmp_path / "one.keras").read_bytes() == (tmp_path / "two.keras").read_bytes()
     x = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
     assert np.array_equal(model.predict_on_batch(x), unet.load_model(tmp_path / "two.keras").predict_on_batch(x))

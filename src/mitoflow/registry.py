@@ -158,7 +158,7 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
         evaluated = Path(beside) / "evaluation.json"
         evaluation.write(evaluated)
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
         pyfunc.save_model(
             path=str(folder),
             python_model=str(package / "pyfunc.py"),
@@ -193,7 +193,7 @@ def models() -> list[Row]:
     """
     with _registry() as client:
         aliases = _aliases(client)
-        versions = _search(client, f"name = '{NAME}'")
+        versions = _search(client)
     return [
         Row(
             version=int(version.version),
@@ -250,9 +250,8 @@ def rollback() -> tuple[int, int]:
             history.pop()
         if champion is None or not history:
             found = "no champion" if champion is None else f"version {champion} as the only champion so far"
-            raise InputError(
-                f"model {NAME}", found, "a previous champion", "name a version: `mitoflow promote VERSION`"
-            )
+            remedy = "name a version: `mitoflow promote VERSION`"
+            raise InputError(f"model {NAME}", found, "a previous champion", remedy)
         client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(history))
         client.set_registered_model_alias(NAME, CHAMPION, str(history[-1]))
         client.set_model_version_tag(NAME, str(champion), ROLLED_BACK_AT, _now())
@@ -269,28 +268,33 @@ def origin(what: str) -> dict[str, str]:
     """
     if what.isdecimal():
         with _registry() as client:
-            version = _get(client, int(what))
-            return _origin(client.get_run(str(version.run_id)), version)
+            return _origin(client, _get(client, int(what)))
     if not (path := Path(what)).is_file():
         raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
     digest = lineage.file_sha256(path)
     same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
     with _registry() as client:
         for version in sorted(_search(client, same), key=lambda version: -int(version.version)):
-            return _origin(client.get_run(str(version.run_id)), version)
+            return _origin(client, version)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in client.search_runs(experiments, same, max_results=1):
-            return _origin(run)
+            return _facts(run, run.data.tags)
     remedy = "look in the store where it was trained, or register it with `mitoflow register`"
     raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
 
 
-def _origin(run: Run, version: ModelVersion | None = None) -> dict[str, str]:
-    tags = run.data.tags | (version.tags if version else {})
+def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    if not version.run_id:
+        expected = "one that mitoflow registered"
+        raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
+    run = client.get_run(version.run_id)
+    return {"version": str(version.version), **_facts(run, run.data.tags | version.tags)}
+
+
+def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     used = {tag.value: f"{i.dataset.name} {i.dataset.digest}" for i in inputs for tag in i.tags}
-    told = {
-        "version": str(version.version) if version else "",
+    facts = {
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
         "model_sha256": tags.get(store.MODEL_SHA256, ""),
@@ -298,7 +302,7 @@ def _origin(run: Run, version: ModelVersion | None = None) -> dict[str, str]:
         **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }
-    return {key: value for key, value in told.items() if value}
+    return {key: value for key, value in facts.items() if value}
 
 
 @contextmanager

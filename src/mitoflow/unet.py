@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def reach(depth: int) -> int:
 def save_model(model: keras.Model, path: Path) -> None:
     """Write `model`, which was not compiled, to `path` (``.keras``): the same weights give the same bytes.
 
-    Keras puts the time into the archive; here every time is the same, so that equal models have equal digests.
+    Keras puts the time and memory addresses into the archive; here the time is always the same and the addresses are
+    numbered in their order, so that equal models have equal digests.
     """
     with workspace.replacing(path) as beside:
         buffer = io.BytesIO()
@@ -128,10 +130,19 @@ def save_model(model: keras.Model, path: Path) -> None:
                     content = source.read(name)
                     if name == "metadata.json":
                         content = json.dumps({**json.loads(content), "date_saved": ""}, sort_keys=True).encode()
+                    if name == "config.json":
+                        content = _number_shared_objects(content)
                     target.writestr(zipfile.ZipInfo(name), content)
             beside.write_bytes(buffer.getvalue())
         finally:
             written.unlink(missing_ok=True)
+
+
+def _number_shared_objects(config: bytes) -> bytes:
+    numbers: dict[bytes, int] = {}
+    return re.sub(
+        rb'(?<="shared_object_id": )\d+', lambda found: b"%d" % numbers.setdefault(found[0], len(numbers)), config
+    )
 
 
 def load_model(path: Path) -> keras.Model:
