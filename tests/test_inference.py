@@ -28,6 +28,10 @@ def test_masks_have_the_shape_of_the_images(model: keras.Model, shape: tuple[int
     assert np.array_equal(masks, probabilities >= 0.5)
 
 
+def test_no_images_give_no_masks(model: keras.Model) -> None:
+    assert Predictor(model, SETTINGS).masks(np.zeros((0, 64, 64), np.uint8)).shape == (0, 64, 64)
+
+
 def test_a_constant_network_leaves_no_seams() -> None:
     inputs = keras.Input((None, None, 1))
     layer = keras.layers.Conv2D(1, 1, bias_initializer="ones", kernel_initializer="zeros")

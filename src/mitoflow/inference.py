@@ -79,7 +79,7 @@ class Predictor:
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) uint8 in {0, 1} for (N, Y, X) images; see `probabilities`."""
-        return np.stack([(self.probability(image) >= self.settings.threshold).astype(np.uint8) for image in images])
+        return (self.probabilities(images) >= self.settings.threshold).astype(np.uint8)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the probability of mitochondrion in [0, 1], (N, Y, X) float32, for (N, Y, X) images.
@@ -89,7 +89,10 @@ class Predictor:
         InputError
             The images are no slices, or their bit depth is not that of the training images.
         """
-        return np.stack([self.probability(image) for image in images])
+        probabilities = np.empty(images.shape, np.float32)
+        for probability, image in zip(probabilities, images, strict=True):
+            probability[...] = self.probability(image)
+        return probabilities
 
     def probability(self, image: np.ndarray) -> np.ndarray:
         """Return (Y, X) float32 in [0, 1] for one slice (Y, X) of uint8 or uint16; see `probabilities`."""

@@ -11,7 +11,9 @@ from optuna.trial import TrialState
 
 from mitoflow.params import Tune
 
-#: Reports the validation Dice of an epoch; raises `optuna.TrialPruned` where the trial is not worth going on.
+#: Ends a trial that is not worth going on with.
+Pruned = optuna.TrialPruned
+#: Reports the validation Dice of an epoch; raises `Pruned`.
 Report = Callable[[int, float], None]
 #: Fits trial number N with the sampled learning_rate, depth and augment_strength; returns the best validation Dice.
 Objective = Callable[[int, dict[str, Any], Report], float]
@@ -79,7 +81,7 @@ def _attempt(trial: optuna.Trial, settings: Tune, objective: Objective) -> float
     def report(epoch: int, dice: float) -> None:
         trial.report(dice, epoch)
         if trial.should_prune():
-            raise optuna.TrialPruned
+            raise Pruned
 
     return objective(trial.number, values, report)
 

@@ -109,9 +109,10 @@ def reach(depth: int) -> int:
     """Return how many pixels to each side an output of the U-Net sees: half of its receptive field, rounded up.
 
     On level l, whose pixels are ``2**l`` wide, two 3 x 3 convolutions see 2 pixels further on the way down and 2 on the
-    way up, and a pooling 1: ``5 * 2**l``, summed over the levels, and ``2 * 2**depth`` at the bottom.
+    way up, and a pooling 1: ``5 * 2**l``, summed over the levels, and ``2 * 2**depth`` at the bottom; together
+    ``7 * 2**depth - 5``.
     """
-    return 5 * (2**depth - 1) + 2 * 2**depth
+    return 7 * (1 << depth) - 5
 
 
 def save_model(model: keras.Model, path: Path) -> None:

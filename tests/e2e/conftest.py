@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from mitoflow import presets
 
@@ -35,6 +39,9 @@ SMALL = {
     "evaluate.overlap": "8",
     "evaluate.resamples": "200",
 }
+
+
+STAGES = ["validate", "patch", "tune", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,29 @@ class Project:
         self.run("git", "commit", "-qm", message)
 
 
+def store(project: Project) -> MlflowClient:
+    """Return a client of the project's own MLflow store."""
+    return MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+
+
+def runs(project: Project) -> list[Run]:
+    """Return all runs of the experiment."""
+    client = store(project)
+    return list(client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id]))
+
+
+def stages_run(printed: str) -> list[str]:
+    """Return the stages that `dvc repro` says it ran."""
+    return [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
+
+
+def outputs(project: Project) -> dict[str, str]:
+    """Return DVC's hash of every output but the report, which tells the verdict."""
+    with Repo(project.folder) as repo:
+        outs = {str(out): out.hash_info.value for stage in repo.index.stages for out in stage.outs}
+    return {name: digest for name, digest in outs.items() if not name.endswith("evaluate/report.html")}
+
+
 @pytest.fixture(scope="session")
 def made_project(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
     """Return a project with data and without results, shared by all workers; copy it before use."""
@@ -101,8 +131,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, made_project: Pat
     """Return a project after its first `dvc repro`, shared by all workers; copy it before use."""
 
     def finish(folder: Path) -> None:
-        shutil.copytree(made_project, folder, symlinks=True)
-        project = Project(folder)
+        project = copy_project(made_project, folder)
         project.run("dvc", "repro")
         project.commit("First results")
 
@@ -112,22 +141,36 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, made_project: Pat
 @pytest.fixture
 def fresh(made_project: Path, tmp_path: Path) -> Project:
     """A project that nothing was run in."""
-    return Project(Path(shutil.copytree(made_project, tmp_path / "project", symlinks=True)))
+    return copy_project(made_project, tmp_path / "project")
 
 
 @pytest.fixture
-def finished(finished_project: Path, tmp_path: Path) -> Iterator[Project]:
+def finished(finished_project: Path, tmp_path: Path) -> Project:
     """A project after its first `dvc repro`."""
-    yield Project(Path(shutil.copytree(finished_project, tmp_path / "project", symlinks=True)))
+    return copy_project(finished_project, tmp_path / "project")
+
+
+def copy_project(source: Path, target: Path) -> Project:
+    """Copy a project; MLflow's absolute paths in its SQLite store follow."""
+    shutil.copytree(source, target, symlinks=True)
+    if (target / "mlflow.db").exists():
+        with sqlite3.connect(target / "mlflow.db") as store:
+            tables = [name for (name,) in store.execute("select name from sqlite_master where type = 'table'")]
+            for table in tables:
+                for _, column, kind, *_ in list(store.execute(f"pragma table_info({table})")):
+                    if kind.startswith(("VARCHAR", "TEXT")):
+                        replaced = f"update {table} set {column} = replace({column}, ?, ?)"
+                        store.execute(replaced, (f"{source}/", f"{target}/"))
+    return Project(target)
 
 
 def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     root = tmp_path_factory.getbasetemp()
     shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     with FileLock(shared / f"{name}.lock"):
-        if not (shared / name).exists():
-            make(shared / f"{name}.new")
-            (shared / f"{name}.new").rename(shared / name)
+        if not (shared / f"{name}.done").exists():
+            make(shared / name)
+            (shared / f"{name}.done").touch()
     return shared / name
 
 

@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from .conftest import Project
+from .conftest import Project, copy_project
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE = 90  # seconds for a page; two workers share the machine
@@ -28,8 +28,7 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium a
 
 @pytest.fixture(scope="module")
 def project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    folder = tmp_path_factory.mktemp("ui") / "project"
-    return Project(Path(shutil.copytree(finished_project, folder, symlinks=True)))
+    return copy_project(finished_project, tmp_path_factory.mktemp("ui") / "project")
 
 
 @pytest.fixture(scope="module")

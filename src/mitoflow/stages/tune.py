@@ -42,7 +42,12 @@ def main() -> None:
 
                 def on_epoch(epoch: int, logs: training.Logs) -> None:
                     trial.metrics(logs, step=epoch)
-                    report(epoch, logs["val_dice"])
+                    try:
+                        report(epoch, logs["val_dice"])
+                    except tuning.Pruned:
+                        trial.tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
+                        trial.end()
+                        raise
 
                 title = f"trial {len(tuning.finished_trials(study)) + 1} of {settings.tune.trials}"
                 fitted = training.fit(store, recipe, on_epoch=on_epoch, title=title)

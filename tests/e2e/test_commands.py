@@ -1,0 +1,59 @@
+"""What people do with a finished pipeline: experiments, comparisons, MLflow projects, clones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .conftest import Project, outputs, runs, stages_run, store
+
+
+def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None:
+    before = {run.info.run_id for run in runs(finished)}
+    finished.run("dvc", "exp", "run", "--queue", "--name", "slower", "-S", "train.learning_rate=0.0005")
+    finished.run("dvc", "exp", "run", "--run-all")
+    new = [run for run in runs(finished) if run.info.run_id not in before]
+    assert [run.data.params["recipe.learning_rate"] for run in new] == ["0.0005"]
+    assert new[0].data.tags["mitoflow.lineage.dvc_experiment"] == "slower"
+    assert new[0].info.artifact_uri.startswith(str(finished.folder / "mlruns"))
+    assert len(store(finished).search_model_versions("name = 'mitoflow'")) == 2
+    shown = json.loads(finished.run("dvc", "exp", "show", "--json").stdout)
+    assert "slower" in json.dumps(shown)
+
+
+def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None:
+    finished.set(train__learning_rate="0.0005")
+    finished.run("dvc", "repro")
+    changes = json.loads(finished.run("dvc", "metrics", "diff", "--json").stdout)
+    changed = {name for by_file in changes["diff"].values() for name in by_file} if "diff" in changes else set()
+    assert any("dice" in name for name in changed) or "reports/train/metrics.json" in json.dumps(changes)
+    page = finished.run("dvc", "plots", "show", "--json").stdout
+    for name in ("Dice by epoch", "loss by epoch", "precision-recall", "calibration", "Dice along z"):
+        assert name in page, name
+
+
+def test_mlflow_run_gives_the_same_as_dvc(finished: Project) -> None:
+    finished.run("mlflow", "run", ".", "-e", "train", "-P", "learning_rate=0.0005", "--env-manager", "local")
+    projects = outputs(finished)["models/unet.keras"]
+    finished.run("git", "checkout", "-q", ".")
+    finished.run("dvc", "checkout", "-q")
+    finished.set(train__learning_rate="0.0005")
+    finished.run("dvc", "repro", "-f", "-s", "train")
+    assert outputs(finished)["models/unet.keras"] == projects
+
+
+def test_a_clone_that_pulled_registers_without_running(finished: Project, tmp_path: Path) -> None:
+    finished.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    finished.run("dvc", "push")
+    finished.commit("Add a remote")
+    clone = Project(tmp_path / "clone")
+    finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
+    clone.run("dvc", "pull")
+    assert stages_run(clone.run("dvc", "repro").stdout) == []
+    assert "version 1" in clone.run("mitoflow", "register").stdout
+    champion = store(clone).get_model_version_by_alias("mitoflow", "champion")
+    assert champion.tags["mitoflow.lineage.data_md5"]
+    table = clone.run("mitoflow", "models").stdout
+    assert "champion" in table
+    told = clone.run("mitoflow", "lineage", "models/unet.keras").stdout
+    assert champion.tags["mitoflow.model_sha256"] in told
