@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mitoflow import workspace
+from mitoflow.errors import InputError
 
 PREFIX = "mitoflow.lineage."
 
@@ -88,10 +89,9 @@ def _git(*arguments: str, **environment: str) -> str | None:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        return workspace.read_yaml(path, "run DVC")
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _output_md5(stage: Mapping[str, Any], path: str) -> str | None:

@@ -1,0 +1,171 @@
+"""What a person can get wrong ends in one line and exit code 2, with nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from .conftest import Project
+
+IMAGE, MASK = Path("data/train/images/phantom.tif"), Path("data/train/masks/phantom.tif")
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the only line that the command said of its own on stderr."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mitoflow: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def stage(project: Project, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return project.run(sys.executable, "-m", f"mitoflow.stages.{name}", check=False, **variables)
+
+
+def without_mask(folder: Path) -> None:
+    (folder / MASK).unlink()
+    shutil.copy(folder / IMAGE, folder / MASK.parent / "other.tif")
+
+
+def of_another_size(folder: Path) -> None:
+    tifffile.imwrite(folder / MASK, tifffile.imread(folder / MASK)[:, :-1])
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder / IMAGE.parent)
+    shutil.rmtree(folder / MASK.parent)
+    (folder / IMAGE.parent).mkdir()
+    (folder / MASK.parent).mkdir()
+
+
+def no_tiff(folder: Path) -> None:
+    (folder / IMAGE).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+
+
+def truncated(folder: Path) -> None:
+    content = (folder / IMAGE).read_bytes()
+    (folder / IMAGE).write_bytes(content[: len(content) // 2])
+
+
+def not_a_number(folder: Path) -> None:
+    image = tifffile.imread(folder / IMAGE).astype(np.float32)
+    image[3, 3, 3] = np.nan
+    tifffile.imwrite(folder / IMAGE, image)
+
+
+def in_colour(folder: Path) -> None:
+    image = tifffile.imread(folder / IMAGE)
+    tifffile.imwrite(folder / IMAGE, np.stack([image] * 3, axis=-1), photometric="rgb")
+
+
+def mask_all_zero(folder: Path) -> None:
+    tifffile.imwrite(folder / MASK, np.zeros_like(tifffile.imread(folder / MASK)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "where", "said"),
+    [
+        (without_mask, "phantom.tif", "mask"),
+        (of_another_size, "phantom.tif", "(24, 95, 128)"),
+        (empty, "data/train", "expected"),
+        (no_tiff, "phantom.tif", "TIFF"),
+        (truncated, "phantom.tif", "truncated"),
+        (not_a_number, "phantom.tif", "NaN"),
+        (in_colour, "phantom.tif", "colour"),
+        (mask_all_zero, "data/train", "mitochondri"),
+    ],
+)
+def test_data_that_cannot_be_used_ends_the_pipeline(
+    fresh: Project, damage: Callable[[Path], None], where: str, said: str
+) -> None:
+    damage(fresh.folder)
+    line = one_line(stage(fresh, "validate"))
+    assert where in line
+    assert said in line
+    assert not (fresh.folder / "reports/validate/conventions.yaml").exists()
+    assert (fresh.folder / "reports/validate/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("size: 64", "size: 66", "patch.size 66 is not divisible by 2^depth = 4"),
+        ("patience:", "patiense:", "did you mean patience?"),
+        ("overlap: 8", "overlap: -8", "evaluate.overlap"),
+        ("epochs: 4", "epochs: many", "train.epochs: found 'many', expected integer"),
+    ],
+)
+def test_parameters_are_checked_before_anything_runs(fresh: Project, old: str, new: str, said: str) -> None:
+    text = fresh.read("params.yaml")
+    assert old in text
+    (fresh.folder / "params.yaml").write_text(text.replace(old, new, 1))
+    assert said in one_line(stage(fresh, "validate"))
+    assert not (fresh.folder / "reports").exists()
+
+
+def test_an_unknown_dataset_is_one_line(fresh: Project) -> None:
+    assert "phantom, epfl or import" in one_line(fresh.run("mitoflow", "data", "epfi", check=False))
+
+
+def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp_path: Path) -> None:
+    """On a file system of its own, too small for the patches."""
+    shutil.rmtree(finished.folder / "patches")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=1300k none {disk} || exit 77
+        cp -r {finished.folder}/data {finished.folder}/params.yaml {finished.folder}/reports {disk} && cd {disk}
+        {sys.executable} -m mitoflow.stages.patch; code=$?
+        ls -A {disk} >&2; exit $code
+    """
+    done = finished.run(
+        "unshare", "--mount", "--map-root-user", "sh", "-c", script, check=False, DVC_ROOT=str(tmp_path)
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this machine lets nobody make a file system")
+    assert "no space left" in one_line(done)
+    assert done.stderr.splitlines()[-3:] == ["data", "params.yaml", "reports"]
+
+
+def test_a_place_where_one_may_not_write_is_one_line(finished: Project) -> None:
+    """As a user without the rights that root has over files."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv on this machine")
+    for path in (finished.folder, *finished.folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    plain = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    done = finished.run(*plain, sys.executable, "-m", "mitoflow.stages.patch", check=False)
+    for path in (finished.folder, *finished.folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert "no permission" in one_line(done)
+
+
+def test_a_model_of_another_bit_depth_is_refused(finished: Project) -> None:
+    image = finished.folder / "data/test/images/phantom.tif"
+    tifffile.imwrite(image, tifffile.imread(image).astype(np.uint16) * 16)
+    before = finished.read("reports/evaluate/metrics.json")
+    line = one_line(stage(finished, "evaluate"))
+    assert "uint16" in line
+    assert "trained on 8-bit" in line
+    assert finished.read("reports/evaluate/metrics.json") == before
+
+
+@pytest.mark.parametrize("command", [["models"], ["promote", "1"], ["rollback"], ["lineage", "1"]])
+def test_a_registry_that_does_not_answer_is_one_line(fresh: Project, command: list[str]) -> None:
+    uri = "http://127.0.0.1:9"
+    assert uri in one_line(fresh.run("mitoflow", *command, check=False, MLFLOW_TRACKING_URI=uri))
+
+
+def test_missing_results_are_one_line(fresh: Project) -> None:
+    for name in ("patch", "tune", "train", "evaluate"):
+        assert "dvc repro" in one_line(stage(fresh, name))
