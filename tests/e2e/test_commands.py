@@ -15,7 +15,7 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
     new = [run for run in runs(finished) if run.info.run_id not in before]
     assert [run.data.params["recipe.learning_rate"] for run in new] == ["0.0005"]
     assert new[0].data.tags["mitoflow.lineage.dvc_experiment"] == "slower"
-    assert new[0].info.artifact_uri.startswith(str(finished.folder / "mlruns"))
+    assert new[0].info.artifact_uri.startswith((finished.folder / "mlruns").as_uri())
     assert len(store(finished).search_model_versions("name = 'mitoflow'")) == 2
     shown = json.loads(finished.run("dvc", "exp", "show", "--json").stdout)
     assert "slower" in json.dumps(shown)

@@ -148,6 +148,13 @@ def test_the_report_opens(browser: WebDriver, address: str, experiment: str, cli
     report = browser.find_element(By.TAG_NAME, "body").text
     for text in ("IoU", "Accuracy", "Worst slice", "there was no champion"):
         assert text.lower() in report.lower(), text
-    pictures = browser.find_elements(By.TAG_NAME, "img")
-    assert pictures
-    assert all(browser.execute_script("return arguments[0].naturalWidth", picture) > 0 for picture in pictures)
+    pictures = browser.find_elements(By.CSS_SELECTOR, "svg image")
+    assert len(pictures) == 8  # image, truth, prediction and errors of the worst and of the median slice
+    for picture in pictures:
+        decoded = browser.execute_async_script(
+            """const [picture, done] = arguments, image = new Image();
+            image.onload = () => done(image.naturalWidth); image.onerror = () => done(0);
+            image.src = picture.getAttribute("href");""",
+            picture,
+        )
+        assert decoded > 0
