@@ -31,8 +31,7 @@ def stage(project: Project, name: str, **variables: str) -> subprocess.Completed
 
 
 def without_mask(folder: Path) -> None:
-    (folder / MASK).unlink()
-    shutil.copy(folder / IMAGE, folder / MASK.parent / "other.tif")
+    shutil.copy(folder / IMAGE, folder / IMAGE.parent / "other.tif")
 
 
 def of_another_size(folder: Path) -> None:
@@ -73,8 +72,8 @@ def mask_all_zero(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "where", "said"),
     [
-        (without_mask, "phantom.tif", "mask"),
-        (of_another_size, "phantom.tif", "(24, 95, 128)"),
+        (without_mask, "images/other.tif", "an image without mask"),
+        (of_another_size, "phantom.tif", "128 x 95"),
         (empty, "data/train", "expected"),
         (no_tiff, "phantom.tif", "TIFF"),
         (truncated, "phantom.tif", "truncated"),
@@ -121,8 +120,10 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
     disk = tmp_path / "disk"
     disk.mkdir()
     script = f"""
-        mount -t tmpfs -o size=1300k none {disk} || exit 77
-        cp -r {finished.folder}/data {finished.folder}/params.yaml {finished.folder}/reports {disk} && cd {disk}
+        mount -t tmpfs -o size=1000k none {disk} || exit 77
+        mkdir -p {disk}/reports && cp -r {finished.folder}/reports/validate {disk}/reports/validate || exit 1
+        rm {disk}/reports/validate/report.html
+        cp -r {finished.folder}/data {finished.folder}/params.yaml {disk} && cd {disk} || exit 1
         {sys.executable} -m mitoflow.stages.patch; code=$?
         ls -A {disk} >&2; exit $code
     """
