@@ -198,10 +198,15 @@ def test_mask_without_background_is_an_error(data: Path) -> None:
     assert "no background in a.tif" in only(check(data).errors)
 
 
-def test_bit_depth_is_that_of_both_parts(data: Path) -> None:
+@pytest.mark.parametrize("brighter", ["train", "test"])
+def test_bit_depth_is_that_of_the_training_images(data: Path, brighter: str) -> None:
     for part, name, seed in (("train", "a", 0), ("train", "b", 1), ("test", "c", 2)):
-        write(data, part, name, pictures(seed, dtype=np.uint16) * (20 if part == "test" else 1))
-    assert check(data).bit_depth == 12
+        write(data, part, name, pictures(seed, dtype=np.uint16) * (20 if part == brighter else 1))
+    findings = check(data)
+    if brighter == "train":
+        assert (findings.errors, findings.bit_depth) == ([], 12)
+    else:
+        assert "at most 10 bits, as in the training images" in only(findings.errors)
 
 
 def test_mixed_bit_depths_are_an_error(data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -167,17 +168,30 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     assert done.stdout == "MLflow is at https://lab.example\n"
 
 
-def test_summary(folder: Path, run_here: Here) -> None:
+def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
+    from mitoflow import store
+
     figures = {"accuracy": 0.98, "dice": 0.9, "iou": 0.82}
     scores = {f"{n}{end}": v + d for n, v in figures.items() for end, d in (("", 0), ("_low", -0.01), ("_high", 0.01))}
     report = folder / "reports/evaluate/metrics.json"
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"patch_wise": scores, "whole_slice": scores, "threshold": 0.5}))
+    (folder / "models").mkdir()
+    (folder / "models/unet.keras").write_bytes(b"weights")
     header, patch_wise, whole_slice, registered, _ = run_here("summary")[1].splitlines()
     assert header.split() == ["test", "accuracy", "Dice", "IoU"]
     assert patch_wise.startswith("patch-wise   0.9800 [0.9700, 0.9900]  0.9000 [0.8900, 0.9100]  0.8200")
     assert whole_slice.startswith("whole-slice")
-    assert registered == "registered model: none yet, see `mitoflow register`"
+    assert registered == "registered model: none yet, see `mitoflow sync` and `mitoflow register`"
+
+    client = store.client(store.uri())
+    client.create_registered_model("mitoflow")
+    for content in (b"weights", b"other weights"):
+        digest = hashlib.sha256(content).hexdigest()
+        client.create_model_version(
+            "mitoflow", "nowhere", tags={store.MODEL_SHA256: digest, "mitoflow.verdict.reason": "so"}
+        )
+    assert "registered model: version 1 (no alias): so" in run_here("summary")[1]
 
 
 def test_repro_changes_parameters_and_passes_on_what_dvc_says(folder: Path) -> None:

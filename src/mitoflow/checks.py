@@ -106,7 +106,12 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float) -> Fin
     both = scans["train"] + scans["test"]
     with findings.collecting():
         eight_bit = require_one_dtype([scan.pair for scan in both]) == np.uint8
-        findings.bit_depth = 8 if eight_bit else camera_depth(max(scan.maximum for scan in both))
+        findings.bit_depth = 8 if eight_bit else camera_depth(max(scan.maximum for scan in scans["train"]))
+        for scan in scans["test"]:
+            if scan.maximum >= 1 << findings.bit_depth:
+                found = f"grey values up to {scan.maximum}"
+                expected = f"at most {findings.bit_depth} bits, as in the training images"
+                findings.errors.append(Finding(str(scan.pair.image.path), found, expected, "scale both parts alike"))
     with findings.collecting():
         findings.mask_rule = agree_on_rule(scan.mask_values for scan in both) if mask_rule == "auto" else mask_rule
     for part in PARTS:

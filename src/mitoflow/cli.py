@@ -66,6 +66,8 @@ def mitoflow() -> None:
 
     The pipeline itself is run by DVC: `dvc repro`. All commands act on the project in the current folder.
     """
+    if not Path("params.yaml").is_file() and "--help" not in sys.argv:
+        raise InputError(Path.cwd(), "no params.yaml", "a mitoflow project", "run this in the folder of a checkout")
 
 
 @mitoflow.group(cls=InOrder)
@@ -169,13 +171,14 @@ def repro(stage: str | None, changes: Sequence[str]) -> None:
 @mitoflow.command()
 def summary() -> None:
     """Show the measured model and what became of it."""
-    from mitoflow import registry
+    from mitoflow import lineage, registry
     from mitoflow.metrics import Interval
-    from mitoflow.stages import EVALUATE_REPORTS
+    from mitoflow.stages import EVALUATE_REPORTS, MODEL
 
     path = EVALUATE_REPORTS / "metrics.json"
-    if not path.is_file():
-        raise InputError(path, "no such file", "the metrics of a test", "run `dvc repro` or `dvc pull`")
+    for needed in (path, MODEL):
+        if not needed.is_file():
+            raise InputError(needed, "no such file", "a measured model", "run `dvc repro` or `dvc pull`")
     measured = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for protocol in ("patch_wise", "whole_slice"):
@@ -184,8 +187,10 @@ def summary() -> None:
         rows.append([protocol.replace("_", "-"), *map(_score, intervals)])
     _print_table(["test", *SCORES.values()], rows)
     try:
-        versions = [f"version {v.version} ({', '.join(v.aliases) or 'no alias'})" for v in registry.models()]
-        click.echo(f"registered model: {versions[-1] if versions else 'none yet, see `mitoflow register`'}")
+        digest = lineage.file_sha256(MODEL)
+        same = [row for row in registry.models() if row.model_sha256 == digest]
+        told = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.verdict}" for row in same]
+        click.echo(f"registered model: {told[-1] if told else 'none yet, see `mitoflow sync` and `mitoflow register`'}")
     except InputError as error:
         click.echo(f"registered model: {error}")
     click.echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")

@@ -46,10 +46,9 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Read settings that `write` wrote; raises `InputError` where they are missing or not whole."""
-        values = workspace.read_yaml(path, REMEDY)
-        if values.keys() != cls.__annotations__.keys():
-            raise InputError(path, ", ".join(values), ", ".join(cls.__annotations__), REMEDY)
-        return cls(**values)
+        keys = [field.name for field in dataclasses.fields(cls)]
+        values = workspace.read_yaml(path, REMEDY, keys)
+        return cls(**{key: values[key] for key in keys})
 
 
 class Predictor:

@@ -188,7 +188,7 @@ def _explain(path: Path, error: ValidationError) -> InputError:
             remedy = f"did you mean {close[0]}?" if close else "remove it"
             return InputError(where, "an unknown key", f"one of {', '.join(known)}", remedy)
         case "missing":
-            return InputError(where, "no such key", "a value", "add it; the README lists every key")
+            return InputError(where, "no such key", "a value", "add it; git has the file as it was")
         case "value_error":
             found = first["msg"].removeprefix("Value error, ")
             return InputError(where.removesuffix(": "), found, "values that fit together", "change one of them")

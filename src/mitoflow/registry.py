@@ -30,7 +30,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from mitoflow import lineage
+from mitoflow import lineage, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.metrics import Interval
@@ -87,6 +87,7 @@ class Row:
     dice: Interval | None
     iou: Interval | None
     test_hash: str
+    model_sha256: str
     run_id: str
     created: datetime
     verdict: str
@@ -104,7 +105,7 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
     evaluation
         Of this model.
     model_path, settings_path
-        ``models/unet.keras`` and ``models/unet.yaml``.
+        ``models/unet.keras`` and ``reports/evaluate/inference.yaml``.
 
     Returns
     -------
@@ -172,7 +173,7 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
 
 def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
-    with store.only_one("registry"):
+    with workspace.only_one("registry"):
         version = _find(client, tags) or _create(client, run_id, folder, tags)
         if VERDICT not in version.tags:
             client.set_registered_model_alias(NAME, CHALLENGER, version.version)
@@ -201,6 +202,7 @@ def models() -> list[Row]:
             dice=_interval("mitoflow.dice", version.tags),
             iou=_interval("mitoflow.iou", version.tags),
             test_hash=version.tags.get(TEST_HASH, ""),
+            model_sha256=version.tags.get(store.MODEL_SHA256, ""),
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
             verdict=version.tags.get(f"{VERDICT}.reason", ""),
@@ -217,7 +219,7 @@ def promote(version: int, *, force: bool = False) -> Verdict:
     InputError
         There is no such version.
     """
-    with _registry() as client, store.only_one("registry"):
+    with _registry() as client, workspace.only_one("registry"):
         chosen = _get(client, version)
         if _aliases(client).get(CHAMPION) == version:
             return Verdict(version, True, "it is the champion already")
@@ -242,7 +244,7 @@ def rollback() -> tuple[int, int]:
     InputError
         There is no previous champion.
     """
-    with _registry() as client, store.only_one("registry"):
+    with _registry() as client, workspace.only_one("registry"):
         champion = _aliases(client).get(CHAMPION)
         existing = {int(version.version) for version in _search(client)}
         history = [version for version in _champions(client) if version in existing]

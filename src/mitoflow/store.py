@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from mitoflow import workspace
@@ -59,7 +56,7 @@ def client(place: str) -> MlflowClient:
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
     if not is_database(place):
         return MlflowClient(place, registry)
-    with only_one("store"):  # MLflow does not guard the making of its tables against a second process
+    with workspace.only_one("store"):  # MLflow does not guard the making of its tables against a second process
         return MlflowClient(place, registry)
 
 
@@ -71,14 +68,6 @@ def context() -> dict[str, str]:
 def is_database(place: str) -> bool:
     """Tell a database, which this process opens itself, from a server."""
     return urlsplit(place).scheme.partition("+")[0] in DATABASE_ENGINES
-
-
-@contextmanager
-def only_one(name: str) -> Iterator[None]:
-    """Let one process of this checkout at a time into the block."""
-    with (workspace.state_dir() / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def refused(error: Exception) -> bool:

@@ -58,12 +58,18 @@ def start(stage: str, name: str, *, key: str | None = None, tags: Mapping[str, s
         name=name,
         store=store.without_credentials(given("MLFLOW_TRACKING_URI", "")),
         experiment=given("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
-        experiment_id=given("MLFLOW_EXPERIMENT_ID"),
+        experiment_id=_chosen_experiment(),
         parent_run_id=given("MLFLOW_RUN_ID"),
         tags={**store.context(), **lineage.tags(lineage.current()), **(tags or {})},
     )
     run._sender.start()
     return run
+
+
+def _chosen_experiment() -> str | None:
+    """Return what the environment says; `mlflow run` says 0, MLflow's default experiment, where nobody chose one."""
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    return None if given == "0" else given
 
 
 class Run:
@@ -224,11 +230,6 @@ def sync() -> Synced:
             after = journal.waiting(folder)
         sent, left = sent + before - after, left + after
     return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())))
-
-
-def pending() -> int:
-    """Return the number of events on disk that MLflow does not have yet."""
-    return sum(journal.waiting(folder) for folder in journal.folders())
 
 
 class _Sender(threading.Thread):

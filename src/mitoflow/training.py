@@ -250,10 +250,11 @@ class _Progress(keras.callbacks.Callback):
         self.bar.set_postfix(epoch=epoch + 1, val_dice=f"{rounded['val_dice']:.4f}", refresh=False)
         if best_epoch(self.history) == epoch:
             self.best_weights = self.model.get_weights()
-        if self.checkpoints is not None:
-            self._write(epoch)
+        # Told before it counts: a resumed fit may tell its first epoch again, but none is left out.
         if self.on_epoch is not None:
             self.on_epoch(epoch, rounded)
+        if self.checkpoints is not None:
+            self._write(epoch)
         self.model.stop_training = self.finished
 
     def on_train_end(self, logs: Any = None) -> None:

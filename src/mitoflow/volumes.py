@@ -393,22 +393,6 @@ def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:
     return flat
 
 
-def recognise_mask_rule(pairs: Sequence[Pair]) -> Rule:
-    """Find out from their values how the masks are to be read; see `binarise`.
-
-    Raises
-    ------
-    InputError
-        Two masks need different rules, or one is a grey image or has negative values.
-    """
-    masks = []
-    for pair in pairs:
-        masks.append(MaskValues(pair.mask.path))
-        for mask in pair.mask.slices():
-            masks[-1].add(mask)
-    return agree_on_rule(masks)
-
-
 def agree_on_rule(masks: Iterable[MaskValues]) -> Rule:
     """Return the one rule that reads all ``masks``: ``nonzero`` where every rule does.
 
@@ -447,21 +431,6 @@ def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
     return (mask > 0).astype(np.uint8)
 
 
-def bit_depth(pairs: Sequence[Pair]) -> int:
-    """Return the bits that the images use: 8, or 10, 12, 14 or 16 for uint16.
-
-    Cameras of 10 to 14 bits write 16-bit files; the depth is the smallest that holds the brightest pixel.
-
-    Raises
-    ------
-    InputError
-        Some images are uint8 and others uint16.
-    """
-    if require_one_dtype(pairs) == np.uint8:
-        return 8
-    return camera_depth(max(int(image.max()) for pair in pairs for image in pair.image.slices()))
-
-
 def require_one_dtype(pairs: Sequence[Pair]) -> np.dtype[Any]:
     """Return the pixel type that all images have.
 
@@ -495,9 +464,9 @@ class Conventions:
     Attributes
     ----------
     bit_depth
-        Bits that the grey values use; see `bit_depth`.
+        Bits that the grey values of the training images use; see `camera_depth`.
     mask_rule
-        See `recognise_mask_rule`.
+        See `binarise`.
     """
 
     bit_depth: int
@@ -510,4 +479,5 @@ class Conventions:
     @classmethod
     def read(cls, path: Path) -> Conventions:
         """Read conventions that `write` wrote; raises `InputError` where they are missing or broken."""
-        return cls(**read_yaml(path, "run `dvc repro validate`"))
+        values = read_yaml(path, "run `dvc repro validate`", ("bit_depth", "mask_rule"))
+        return cls(values["bit_depth"], values["mask_rule"])

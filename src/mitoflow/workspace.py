@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ def state_dir() -> Path:
     folder = main_checkout() / ".mitoflow"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Let one process of this checkout at a time into the block; others wait."""
+    with (state_dir() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -86,8 +96,8 @@ def fingerprint(settings: object, *files: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a YAML file of keys and values.
+def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of keys and values, which has at least `keys`.
 
     Raises
     ------
@@ -102,7 +112,29 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
         raise InputError(path, error, "YAML", remedy) from None
     if not isinstance(values, dict):
         raise InputError(path, type(values).__name__, "keys with values", remedy)
+    for key in keys:
+        if key not in values:
+            raise InputError(f"{path}: {key}", "no such key", "a value", remedy)
     return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write keys and values to a JSON file, in their order."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table with a header."""
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(rows)
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mitoflow import (
     comparison,
@@ -22,7 +21,7 @@ from mitoflow import (
     volumes,
     workspace,
 )
-from mitoflow.errors import one_line
+from mitoflow.errors import InputError, one_line
 from mitoflow.inference import Predictor, Settings
 from mitoflow.metrics import Counts, Interval
 from mitoflow.patches import PatchStore
@@ -45,7 +44,7 @@ METRICS, REPORT = EVALUATE_REPORTS / "metrics.json", EVALUATE_REPORTS / "report.
 def main() -> None:
     settings = params.load()
     conventions = volumes.Conventions.read(CONVENTIONS)
-    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`")
+    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
     store, pairs = PatchStore.open(PATCHES), volumes.read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
     inference = Settings(
@@ -65,7 +64,7 @@ def main() -> None:
         bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
         evaluated = comparison.Evaluation(
             model_sha256=lineage.file_sha256(MODEL),
-            test_hash=workspace.file_digest(DATA / "test"),
+            test_hash=workspace.fingerprint(conventions.mask_rule, DATA / "test"),
             stacks=measured.stacks,
             counts=counts.tolist(),
             **bootstrap,
@@ -85,13 +84,13 @@ def main() -> None:
         }
         inference.write(INFERENCE)
         evaluated.write(EVALUATED)
-        METRICS.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _write_table(
+        workspace.write_json(METRICS, summary)
+        workspace.write_csv(
             EVALUATE_REPORTS / "precision_recall.csv",
             ("threshold", "precision", "recall"),
             zip(curve.thresholds, curve.precision, curve.recall, strict=True),
         )
-        _write_table(
+        workspace.write_csv(
             EVALUATE_REPORTS / "calibration.csv",
             ("probability", "frequency", "pixels"),
             zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
@@ -124,14 +123,25 @@ def main() -> None:
 
 
 def publish(run: tracking.Run) -> registry.Verdict | None:
-    """Record the outputs of this stage in `run` and register the model; None where MLflow is away."""
+    """Record model and evaluation in `run` and register the model; None where MLflow is away.
+
+    What the training recorded is recorded again, which changes nothing there: the run may be one that the store never
+    saw, because the model was pulled or the store is another one.
+    """
+    settings = params.load()
+    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("recipe",))
+    run.params(settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]})
+    for epoch, logs in enumerate(_history()):
+        run.metrics(logs, step=epoch)
+    run.produced(MODEL)
     summary = json.loads(METRICS.read_text(encoding="utf-8"))
     for protocol in ("patch_wise", "whole_slice"):
         run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
     run.metrics({f"test_{name}": value for name, value in summary.items()})
     evaluated = comparison.Evaluation.read(EVALUATED)
     profile = {"slices": len(evaluated.counts), "stacks": sorted(set(evaluated.stacks))}
-    run.dataset(params.load().data.name, str(DATA / "test"), evaluated.test_hash[:32], "test", profile)
+    run.dataset(settings.data.name, str(DATA / "test"), evaluated.test_hash, "test", profile)
+    run.artifact(TRAIN_REPORTS)
     for file in sorted(EVALUATE_REPORTS.iterdir()):
         if file != REPORT:
             run.artifact(file, "evaluate")
@@ -144,20 +154,15 @@ def publish(run: tracking.Run) -> registry.Verdict | None:
 
 
 def register() -> registry.Verdict | None:
-    """Register a model and an evaluation that were pulled rather than computed, in a run of their own."""
-    key = tracking.producer(MODEL)
-    with tracking.start("register", "register", key=key) as run:
-        if key is None:
-            settings = params.load().model_dump(by_alias=True)
-            facts = workspace.read_yaml(MODEL_FACTS, "run `dvc pull`")
-            run.params(settings | {"recipe": facts["recipe"]})
-            for epoch, logs in enumerate(_history()):
-                run.metrics(logs, step=epoch)
-            run.artifact(TRAIN_REPORTS)
-            run.produced(MODEL)
-        verdict = publish(run)
-        run.artifact(REPORT, "evaluate")
-    return verdict
+    """Register a model and an evaluation that were pulled rather than computed.
+
+    The report stays behind: it tells the verdict of the registry in which it was made.
+    """
+    for path in (MODEL, MODEL_FACTS, CURVES, METRICS, EVALUATED, INFERENCE):
+        if not path.is_file():
+            raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
+    with tracking.start("register", "register", key=tracking.producer(MODEL)) as run:
+        return publish(run)
 
 
 def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:
@@ -196,14 +201,7 @@ def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts) -> 
         (row, stack, z, dice, iou, *four)
         for row, (stack, z, (dice, iou, four)) in enumerate(zip(measured.stacks, measured.z, scores, strict=True))
     )
-    _write_table(path, names, rows)
-
-
-def _write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(names)
-        table.writerows(rows)
+    workspace.write_csv(path, names, rows)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 import uuid
 from pathlib import Path
@@ -17,61 +15,54 @@ from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TR
 def main() -> None:
     settings = params.load()
     store = PatchStore.open(PATCHES)
-    best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`")
     values = settings.train.model_dump()
+    tuned = [key for key, value in values.items() if value == "tuned"]
+    best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
     recipe = training.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
     fingerprint = workspace.fingerprint([training.as_dict(recipe), store.digest, training.code_digest()])
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
-    checkpoints.mkdir(parents=True, exist_ok=True)
 
-    with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
-        run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe)})
-        for side, patches in (("training", store.train), ("validation", store.validation)):
-            profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
-            run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
-        fitted = training.fit(
-            store, recipe, checkpoints=checkpoints, on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch)
-        )
-        unet.save_model(fitted.model, MODEL)
-        facts = {
-            "bit_depth": store.bit_depth,
-            "divisor": 2**recipe.depth,
-            "parameters": fitted.model.count_params(),
-            "recipe": training.as_dict(recipe),
-        }
-        workspace.write_yaml(MODEL_FACTS, facts)
-        _write_curves(fitted)
-        best_epoch = fitted.best_epoch
-        summary = {
-            "best_epoch": best_epoch + 1,
-            "epochs": len(fitted.history),
-            **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
-        }
-        (TRAIN_REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        run.metrics(summary)
-        run.artifact(TRAIN_REPORTS)
-        run.produced(MODEL)
-    shutil.rmtree(checkpoints)
-    print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+    with workspace.only_one(f"train-{fingerprint}"):
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
+            run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe)})
+            for side, patches in (("training", store.train), ("validation", store.validation)):
+                profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
+                run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
+            fitted = training.fit(
+                store, recipe, checkpoints=checkpoints, on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch)
+            )
+            unet.save_model(fitted.model, MODEL)
+            facts = {
+                "bit_depth": store.bit_depth,
+                "divisor": 2**recipe.depth,
+                "parameters": fitted.model.count_params(),
+                "recipe": training.as_dict(recipe),
+            }
+            workspace.write_yaml(MODEL_FACTS, facts)
+            names = ("loss", "val_loss", "dice", "val_dice")
+            rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(fitted.history, start=1))
+            workspace.write_csv(CURVES, ("epoch", *names), rows)
+            best_epoch = fitted.best_epoch
+            summary = {
+                "best_epoch": best_epoch + 1,
+                "epochs": len(fitted.history),
+                **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
+            }
+            workspace.write_json(TRAIN_REPORTS / "metrics.json", summary)
+            run.metrics(summary)
+            run.artifact(TRAIN_REPORTS)
+            run.produced(MODEL)
+        shutil.rmtree(checkpoints)
+        print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
 
 
 def _run_key(checkpoints: Path) -> str:
     """Return the key of the tracked run, which a resumed training continues."""
     file = checkpoints / "run"
     if not file.exists():
-        with workspace.replacing(file) as beside:
-            beside.write_text(f"train-{uuid.uuid4().hex}", encoding="utf-8")
+        workspace.write_text(file, f"train-{uuid.uuid4().hex}")
     return file.read_text(encoding="utf-8")
-
-
-def _write_curves(fitted: training.Fit) -> None:
-    TRAIN_REPORTS.mkdir(parents=True, exist_ok=True)
-    with CURVES.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        names = ["loss", "val_loss", "dice", "val_dice"]
-        rows.writerow(["epoch", *names])
-        for epoch, logs in enumerate(fitted.history, start=1):
-            rows.writerow([epoch, *(logs[name] for name in names)])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import uuid
 from typing import Any
 
@@ -19,62 +17,58 @@ def main() -> None:
     shared = settings.train.model_dump(include={"base_width", "loss", "precision", "batch_size"})
     searched = settings.tune.model_dump(exclude={"trials"})
     name = "tune-" + workspace.fingerprint([searched, shared, store.digest, training.code_digest()])
-    study = tuning.open_study(workspace.state_dir() / "optuna.db", name)
-    key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
-    study.set_user_attr("run", key)
+    with workspace.only_one(name):
+        study = tuning.open_study(workspace.state_dir() / "optuna.db", name)
+        key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
+        study.set_user_attr("run", key)
 
-    with tracking.start("tune", "tune", key=key) as run:
-        run.params({"tune": settings.tune.model_dump()})
-        for number in tuning.recover(study):
-            run.child(f"trial {number}", key=f"{key}-{number}").end("KILLED")
+        with tracking.start("tune", "tune", key=key) as run:
+            run.params({"tune": settings.tune.model_dump()})
+            for number in tuning.recover(study):
+                run.child(f"trial {number}", key=f"{key}-{number}").end("KILLED")
 
-        def objective(number: int, values: dict[str, Any], report: tuning.Report) -> float:
-            recipe = training.Recipe(
-                **values,
-                **shared,
-                epochs=settings.tune.epochs,
-                patches_per_epoch=settings.tune.patches_per_epoch,
-                patience=settings.tune.epochs,
-                seed=settings.tune.seed,
+            def objective(number: int, values: dict[str, Any], report: tuning.Report) -> float:
+                recipe = training.Recipe(
+                    **values,
+                    **shared,
+                    epochs=settings.tune.epochs,
+                    patches_per_epoch=settings.tune.patches_per_epoch,
+                    patience=settings.tune.epochs,
+                    seed=settings.tune.seed,
+                )
+                with run.child(f"trial {number}", key=f"{key}-{number}") as trial:
+                    trial.params(training.as_dict(recipe))
+
+                    def on_epoch(epoch: int, logs: training.Logs) -> None:
+                        trial.metrics(logs, step=epoch)
+                        try:
+                            report(epoch, logs["val_dice"])
+                        except tuning.Pruned:
+                            trial.tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
+                            trial.end()
+                            raise
+
+                    title = f"trial {len(tuning.finished_trials(study)) + 1} of {settings.tune.trials}"
+                    fitted = training.fit(store, recipe, on_epoch=on_epoch, title=title)
+                    return fitted.history[fitted.best_epoch]["val_dice"]
+
+            tuning.run_study(study, settings.tune, objective)
+            finished = tuning.finished_trials(study)
+            workspace.write_yaml(BEST_PARAMS, study.best_params)
+            names = ("learning_rate", "depth", "augment_strength")
+            rows = (
+                (place, trial.state.name, *(trial.params[name] for name in names), trial.value)
+                for place, trial in enumerate(finished, start=1)
             )
-            with run.child(f"trial {number}", key=f"{key}-{number}") as trial:
-                trial.params(training.as_dict(recipe))
-
-                def on_epoch(epoch: int, logs: training.Logs) -> None:
-                    trial.metrics(logs, step=epoch)
-                    try:
-                        report(epoch, logs["val_dice"])
-                    except tuning.Pruned:
-                        trial.tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
-                        trial.end()
-                        raise
-
-                title = f"trial {len(tuning.finished_trials(study)) + 1} of {settings.tune.trials}"
-                fitted = training.fit(store, recipe, on_epoch=on_epoch, title=title)
-                return fitted.history[fitted.best_epoch]["val_dice"]
-
-        tuning.run_study(study, settings.tune, objective)
-        finished = tuning.finished_trials(study)
-        workspace.write_yaml(BEST_PARAMS, study.best_params)
-        _write_trials(study)
-        tuning.write_plots(study, TUNE_REPORTS / "plots", settings.tune.seed)
-        summary = {"best_val_dice": study.best_value, "trials": len(finished)}
-        (TUNE_REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        run.metrics(summary)
-        run.params({"best": study.best_params})
-        run.artifact(TUNE_REPORTS)
-    tuning.mark_delivered(study)
-    print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
-
-
-def _write_trials(study: Any) -> None:
-    """Write one row per finished trial: its number among them, state, values and validation Dice."""
-    names = ["learning_rate", "depth", "augment_strength"]
-    with (TUNE_REPORTS / "trials.csv").open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(["trial", "state", *names, "val_dice"])
-        for place, trial in enumerate(tuning.finished_trials(study), start=1):
-            rows.writerow([place, trial.state.name, *(trial.params[name] for name in names), trial.value])
+            workspace.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *names, "val_dice"), rows)
+            tuning.write_plots(study, TUNE_REPORTS / "plots", settings.tune.seed)
+            summary = {"best_val_dice": study.best_value, "trials": len(finished)}
+            workspace.write_json(TUNE_REPORTS / "metrics.json", summary)
+            run.metrics(summary)
+            run.params({"best": study.best_params})
+            run.artifact(TUNE_REPORTS)
+        tuning.mark_delivered(study)
+        print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from mitoflow import checks, params, report, tracking, volumes, workspace
 from mitoflow.errors import InputError, one_line
 from mitoflow.stages import CONVENTIONS, DATA, VALIDATE_REPORTS
@@ -17,8 +15,7 @@ def main() -> None:
         rule = findings.mask_rule
         samples = {part: report.sample_slices(DATA / part, rule) for part in checks.PARTS} if rule else {}
         report.write_validation_report(page, findings, samples)
-        with workspace.replacing(table) as beside:
-            beside.write_text(json.dumps(findings.as_dict(), indent=2) + "\n", encoding="utf-8")
+        workspace.write_json(table, findings.as_dict())
         run.params({"data.mask_rule": settings.data.mask_rule})
         run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
         for file in (page, table):
