@@ -160,7 +160,7 @@ def worst_and_median(counts: Counts) -> tuple[int, int]:
 
 
 def write_evaluation_report(path: Path, results: Results, verdict: Verdict | None = None) -> None:
-    """Write the report on a model; without ``verdict`` it holds nothing that a tracking server must be asked for."""
+    """Write the report on a model; without ``verdict`` it says that none was reached."""
     best_epoch = int(np.argmax([logs["val_dice"] for logs in results.history]))
     _write(
         path,
