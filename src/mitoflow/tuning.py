@@ -99,14 +99,17 @@ def mark_delivered(study: optuna.Study) -> None:
 def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
     """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network.
 
-    The importance of a parameter needs two complete trials.
+    They show the finished trials, numbered as if none had been cut off. The importance of a parameter needs two
+    complete ones.
     """
     from optuna import visualization as plots
 
-    figures = {"history": plots.plot_optimization_history(study), "parallel": plots.plot_parallel_coordinate(study)}
-    if len(study.get_trials(states=(TrialState.COMPLETE,))) > 1:
+    shown = optuna.create_study(direction="maximize")
+    shown.add_trials(finished_trials(study))
+    figures = {"history": plots.plot_optimization_history(shown), "parallel": plots.plot_parallel_coordinate(shown)}
+    if len(shown.get_trials(states=(TrialState.COMPLETE,))) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
-        figures["importance"] = plots.plot_param_importances(study, evaluator=evaluator)
+        figures["importance"] = plots.plot_param_importances(shown, evaluator=evaluator)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.write_html(folder / f"{name}.html", include_plotlyjs=True, div_id=name)

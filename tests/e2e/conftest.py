@@ -179,7 +179,7 @@ def _make(folder: Path, dataset: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
         source = REPOSITORY / name
-        if source.is_file() and not name.startswith(("tests/", "data.dvc", "dvc.lock")):
+        if source.is_file() and not name.startswith(("tests/", "data.dvc", "dvc.lock", "models/", "reports/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder / name)
     shutil.copytree(dataset, folder / "data")
