@@ -22,6 +22,7 @@ _SETTINGS = {
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
+# Below the settings and not at the top (E402), for the reason given there.
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
@@ -72,6 +73,7 @@ def is_database(place: str) -> bool:
 
 def refused(error: Exception) -> bool:
     """Tell an answer that says no from no answer."""
+    # MLflow has no types for this method.
     return isinstance(error, MlflowException) and error.get_http_status_code() < 500  # type: ignore[no-untyped-call]
 
 
