@@ -5,18 +5,15 @@ from scipy import ndimage
 from mitoflow import augment
 
 
-def smooth_images(count: int, size: int) -> np.ndarray:
-    noise = np.random.default_rng(0).standard_normal((count, size, size))
-    return ndimage.gaussian_filter(noise, (0, 3, 3))[..., None].astype(np.float32)
+def smooth_image(shape: tuple[int, int]) -> np.ndarray:
+    return ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(shape), 3).astype(np.float32)
 
 
 def test_strength_zero_changes_nothing() -> None:
     maps = augment.random_maps(4, 64, 0.0, np.random.default_rng(0))
     assert np.array_equal(maps, np.broadcast_to(np.eye(3), maps.shape))
-    images = smooth_images(4, 64)
-    masks = (images > 0).astype(np.float32)
-    for before, after in zip((images, masks), augment.resample(images, masks, maps), strict=True):
-        assert np.array_equal(before, after)
+    image = np.random.default_rng(0).random((8, 8, 1), dtype=np.float32)
+    assert augment.vary_grey_values(image, 0.0, np.random.default_rng(0)) is image
 
 
 def test_strength_one_has_the_seeds_ranges() -> None:
@@ -43,25 +40,62 @@ def test_half_strength_halves_the_ranges() -> None:
     assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-6)
 
 
-def test_resampling_is_that_of_scipy() -> None:
-    size = 64
-    images = smooth_images(3, size)
-    masks = (images > 0).astype(np.float32)
-    maps = augment.random_maps(3, size, 1.0, np.random.default_rng(5))
-    got_images, got_masks = (np.asarray(got) for got in augment.resample(images, masks, maps))
-    for i in range(3):
+def reader(array: np.ndarray) -> augment.Read:
+    return lambda box: array[box[0] : box[1], box[2] : box[3]]
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (40, 70), (-30, 90), (96, -10)])
+def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
+    size, shape = 64, (128, 160)
+    image = smooth_image(shape)
+    mask = (image > 0).astype(np.uint8)
+    for transform in (*augment.random_maps(6, size, 1.0, np.random.default_rng(5)), None):
+        crop = augment.Crop(corner, size, transform, shape)
+        to_slice = np.array([[1, 0, corner[1]], [0, 1, corner[0]], [0, 0, 1]]) @ (
+            np.eye(3) if transform is None else transform
+        )
         # scipy's axes are (y, x), the maps' are (x, y); its "reflect" is the one that repeats the edge pixel.
-        matrix = maps[i][np.ix_([1, 0, 2], [1, 0, 2])]
-        image = ndimage.affine_transform(images[i, ..., 0], matrix, order=1, mode="reflect")
-        mask = ndimage.affine_transform(masks[i, ..., 0], matrix, order=0, mode="reflect")
-        assert np.abs(got_images[i, ..., 0] - image).max() < 1e-3
-        assert np.mean(got_masks[i, ..., 0] != mask) < 2e-3  # ties between two neighbours may go either way
+        matrix = to_slice[np.ix_([1, 0, 2], [1, 0, 2])]
+        wanted = ndimage.affine_transform(image, matrix, order=1, mode="reflect", output_shape=(size, size))
+        truth = ndimage.affine_transform(mask, matrix, order=0, mode="reflect", output_shape=(size, size))
+        assert np.abs(crop.image(reader(image)) - wanted).max() < 0.02 * np.ptp(image)  # OpenCV counts in 1/32 px
+        assert np.mean(crop.mask(reader(mask)) != truth) < 5e-3
+        y0, y1, x0, x1 = crop.box
+        assert 0 <= y0 < y1 <= shape[0]
+        assert 0 <= x0 < x1 <= shape[1]
 
 
-def test_masks_move_with_their_images() -> None:
-    images = smooth_images(8, 64)
-    masks = (images > 0).astype(np.float32)
-    maps = augment.random_maps(8, 64, 1.0, np.random.default_rng(1))
-    got_images, got_masks = (np.asarray(got) for got in augment.resample(images, masks, maps))
-    assert set(np.unique(got_masks)) == {0.0, 1.0}
-    assert np.mean((got_images > 0) == (got_masks > 0)) > 0.95
+def test_a_crop_without_a_map_keeps_every_pixel() -> None:
+    image = np.random.default_rng(0).integers(0, 4096, (100, 90), dtype=np.uint16)
+    assert np.array_equal(augment.Crop((20, 13), 64, None, image.shape).image(reader(image)), image[20:84, 13:77])
+
+
+def test_a_crop_larger_than_the_slice_reflects_it() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    crop = augment.Crop((-22, -17), 64, None, image.shape)
+    assert np.array_equal(crop.image(reader(image))[22:42, 17:47], image)
+    assert np.array_equal(crop.image(reader(image))[2:22, 17:47], image[::-1])
+
+
+def test_all_eight_turns_come_and_are_turns() -> None:
+    square = np.arange(9).reshape(3, 3)
+    rng = np.random.default_rng(0)
+    seen = {augment.random_turn(rng)(square).tobytes() for _ in range(200)}
+    wanted = {
+        each.tobytes() for turns in range(4) for each in (np.rot90(square, turns), np.rot90(square, turns)[:, ::-1])
+    }
+    assert seen == wanted
+
+
+def test_grey_values_stay_in_range_and_vary_within_it() -> None:
+    image = np.full((32, 32, 3), 0.5, np.float32)
+    rng = np.random.default_rng(0)
+    varied = np.stack([augment.vary_grey_values(image, 1.0, rng) for _ in range(200)])
+    assert varied.dtype == np.float32
+    assert varied.min() >= 0
+    assert varied.max() <= 1
+    means = varied.mean(axis=(1, 2, 3))
+    assert means.std() > 0.05  # brightness and gamma
+    assert np.ptp(varied.mean(axis=(1, 2)), axis=1).max() > 0.02  # slices by themselves
+    half = np.stack([augment.vary_grey_values(image, 0.25, np.random.default_rng(seed)) for seed in range(200)])
+    assert half.mean(axis=(1, 2, 3)).std() < means.std() / 2

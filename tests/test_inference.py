@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -6,9 +7,15 @@ import pytest
 
 from mitoflow import unet
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference import Predictor, Settings, median_along_z
 
-SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5)
+SETTINGS = Settings(
+    bit_depth=8, divisor=4, context=0, context_step=1, tile=64, overlap=8, views=1, median=1, threshold=0.5
+)
+
+
+def single(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    return predictor.probabilities(image[None])[0]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def test_a_constant_network_leaves_no_seams() -> None:
     layer = keras.layers.Conv2D(1, 1, bias_initializer="ones", kernel_initializer="zeros")
     constant = keras.Model(inputs, layer(inputs))
     image = np.random.default_rng(0).integers(0, 256, (150, 170), dtype=np.uint8)
-    probability = Predictor(constant, SETTINGS).probability(image)
+    probability = single(Predictor(constant, SETTINGS), image)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
@@ -45,14 +52,14 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
     """Where every tile that takes part sees all that an output can see, tiling changes nothing."""
     reach = unet.reach(2)
     image = np.random.default_rng(0).integers(0, 256, (160, 64), dtype=np.uint8)
-    whole = Predictor(model, Settings(8, 4, tile=160, overlap=0, threshold=0.5)).probability(image)
-    tiled = Predictor(model, Settings(8, 4, tile=112, overlap=32, threshold=0.5)).probability(image)
+    whole = single(Predictor(model, replace(SETTINGS, tile=160, overlap=0)), image)
+    tiled = single(Predictor(model, replace(SETTINGS, tile=112, overlap=32)), image)
     # Tiles start at 0 and 48; between reach after the start of one and before the end of the other both see enough.
     np.testing.assert_allclose(tiled[48 + reach : 112 - reach], whole[48 + reach : 112 - reach], atol=1e-5)
 
 
 def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:
-    patches = np.random.default_rng(0).integers(0, 256, (11, 32, 32), dtype=np.uint8)
+    patches = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 1), dtype=np.uint8)
     predictor = Predictor(model, SETTINGS)
     together = predictor.patch_probabilities(patches)
     alone = np.concatenate([predictor.patch_probabilities(patch[None]) for patch in patches])
@@ -70,7 +77,7 @@ def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:
     ],
 )
 def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_depth: int, images: np.ndarray) -> None:
-    settings = Settings(bit_depth, 4, 64, 8, 0.5)
+    settings = replace(SETTINGS, bit_depth=bit_depth)
     with pytest.raises(InputError, match="images: found"):
         Predictor(model, settings).masks(images)
 
@@ -85,3 +92,62 @@ def test_broken_settings_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "inference.yaml").write_text(text)
     with pytest.raises(InputError, match="inference.yaml"):
         Settings.read(tmp_path / "inference.yaml")
+
+
+@pytest.fixture(scope="module")
+def stack() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (7, 40, 50), dtype=np.uint8)
+
+
+def test_a_model_with_context_sees_the_neighbours_in_their_order(stack: np.ndarray) -> None:
+    inputs = keras.Input((None, None, 5))
+    layer = keras.layers.Conv2D(1, 1, use_bias=False)
+    weighted = keras.Model(inputs, layer(inputs))
+    weights = np.array([1, -2, 3, -4, 5], np.float32)
+    layer.set_weights([weights.reshape(1, 1, 5, 1)])
+    got = Predictor(weighted, replace(SETTINGS, context=2, context_step=2)).probabilities(stack)
+    for z in range(7):
+        near = np.clip([z - 4, z - 2, z, z + 2, z + 4], 0, 6)
+        logits = np.tensordot(weights, stack[near] / 255, 1)
+        np.testing.assert_allclose(got[z], 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [4, 8])
+def test_views_make_the_map_follow_the_image(model: keras.Model, stack: np.ndarray, views: int) -> None:
+    """The mean over symmetries knows no direction: turn the image, and the map turns with it."""
+    predictor = Predictor(model, replace(SETTINGS, views=views, tile=64))
+    square = stack[:1, :40, :40]
+    plain = predictor.probabilities(square)
+    np.testing.assert_allclose(predictor.probabilities(square[:, ::-1]), plain[:, ::-1], atol=1e-5)
+    turned = predictor.probabilities(np.rot90(square, axes=(1, 2)))
+    close = np.allclose(turned, np.rot90(plain, axes=(1, 2)), atol=1e-5)
+    assert close == (views == 8)
+    single_view = Predictor(model, replace(SETTINGS, tile=64)).probabilities(square)
+    assert not np.allclose(plain, single_view, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+@pytest.mark.parametrize("depth", [1, 2, 6, 9])
+def test_the_median_along_z_is_that_of_the_slices_around(size: int, depth: int) -> None:
+    maps = np.random.default_rng(0).random((depth, 3, 4), dtype=np.float32)
+    got = np.stack(list(median_along_z(iter(maps), size)))
+    half = size // 2
+    wanted = np.stack([np.median(maps[max(0, z - half) : z + half + 1], axis=0) for z in range(depth)])
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_slices_are_read_once_and_few_at_a_time(model: keras.Model, stack: np.ndarray) -> None:
+    inputs = keras.Input((None, None, 3))
+    outputs = keras.layers.Conv2D(1, 1)(inputs)
+    read: list[int] = []
+    given = 0
+
+    def tell(z: int) -> np.ndarray:
+        read.append(z)
+        assert z <= given + 1 + 2  # context ahead, half a median ahead
+        return stack[z]
+
+    predictor = Predictor(keras.Model(inputs, outputs), replace(SETTINGS, context=1, median=5))
+    for _ in predictor.stream(tell, range(7)):
+        given += 1
+    assert read == list(range(7))

@@ -82,13 +82,38 @@ def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[volumes.Pair])
     seen = []
     for side in (store.train, store.validation):
         assert isinstance(side.images, np.memmap)
-        for (stack, z), image, mask in side.slices():
-            assert np.array_equal(image, pairs[stack].image.slice(z))
-            assert np.array_equal(mask, image > 200)
-            seen.append((stack, z))
+        for stack, held in side.ranges.items():
+            for z in held:
+                image = pairs[stack].image.slice(z)
+                assert np.array_equal(side.image(stack, z), image)
+                assert np.array_equal(side.mask(stack, z), image > 200)
+                box = (3, 61, 30, 95)
+                assert np.array_equal(side.image(stack, z, box), image[3:61, 30:95])
+                seen.append((stack, z))
     sides = patches.split([12, 9], SETTINGS.validation_fraction, SETTINGS.gap)
     assert seen == sides["train"] + sides["validation"]
     assert store.validation.owned(np.arange(len(store.validation))).sum() == 3 * 70 * 100 + 2 * 64 * 130
+
+
+def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pairs: list[volumes.Pair]) -> None:
+    store = PatchStore.write(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
+    side = store.validation
+    rows = np.arange(len(side))[::3]
+    images = side.with_neighbours(rows, context=1, step=2)
+    for image, row in zip(images, rows, strict=True):
+        stack, z, y, x, *_ = (int(value) for value in side.index[row])
+        held = side.ranges[stack]
+        for channel, near in enumerate((z - 2, z, z + 2)):
+            near = min(max(near, held.start), held.stop - 1)
+            whole = pairs[stack].image.slice(near)
+            inside = whole[y : y + side.size, x : x + side.size]
+            assert np.array_equal(image[: inside.shape[0], : inside.shape[1], channel], inside)
+
+
+def test_foreground_is_counted_where_it_is_owned(tmp_path: Path, pairs: list[volumes.Pair]) -> None:
+    side = PatchStore.write(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).train
+    whole = sum(int(side.mask(stack, z).sum()) for stack, held in side.ranges.items() for z in held)
+    assert side.foreground().sum() == whole > 0
 
 
 def test_digest_follows_content(tmp_path: Path, pairs: list[volumes.Pair]) -> None:

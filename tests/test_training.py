@@ -14,6 +14,11 @@ RECIPE = Recipe(
     learning_rate=0.01,
     depth=2,
     augment_strength=0.5,
+    resampled=0.5,
+    intensity_strength=0.5,
+    foreground=0.5,
+    context=1,
+    context_step=2,
     base_width=4,
     loss="bce",
     precision="float32",
@@ -33,12 +38,42 @@ def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Patc
     return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
-def test_every_patch_is_seen_before_any_is_seen_again(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, augment_strength=0.0)
-    dataset = training.TrainPatches(store.train, 8, recipe)
-    rows = [dataset._row(place) for place in range(2 * len(store.train))]
-    assert sorted(rows[: len(store.train)]) == sorted(rows[len(store.train) :]) == list(range(len(store.train)))
-    assert rows[: len(store.train)] != rows[len(store.train) :]
+def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
+    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0)
+    dataset = training.TrainPatches(store.train, 8, plain)
+    rng = np.random.default_rng(7)
+    (stack, z), (y, x) = dataset._place(rng)
+    image, mask = dataset._crop(np.random.default_rng(7))
+    box = (y, y + 64, x, x + 64)
+    for channel, near in enumerate(volumes.neighbours(z, 1, 2, store.train.ranges[stack])):
+        assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
+    assert np.array_equal(mask[..., 0], store.train.mask(stack, z, box))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: float) -> None:
+    """With the masks in the place of the images, both come out equal, up to interpolation at the edges."""
+    twice = dataclasses.replace(store.train, images=store.train.masks * np.uint8(255))
+    recipe = dataclasses.replace(
+        RECIPE, augment_strength=strength, resampled=1.0, intensity_strength=0.0, context=0, foreground=1.0
+    )
+    images, masks = training.TrainPatches(twice, 8, recipe)[0]
+    assert np.mean((images > 0.5) != (masks > 0.5)) < 0.02 * strength + 1e-9
+    assert masks.mean() > 0
+
+
+def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground=1.0, batch_size=64)
+    _, masks = training.TrainPatches(store.train, 8, recipe)[0]
+    assert masks.any(axis=(1, 2, 3)).all()
+
+
+def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
+    dataset = training.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground=0.0))
+    corners = np.array([dataset._place(np.random.default_rng(seed))[1] for seed in range(400)])
+    height, width = store.train.shapes[0][1:]
+    assert corners.min(axis=0).tolist() == [0, 0]
+    assert corners.max(axis=0).tolist() == [height - 64, width - 64]
 
 
 def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> None:
@@ -52,10 +87,10 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> Non
 
 def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -> None:
     recipe = dataclasses.replace(RECIPE, epochs=12, patches_per_epoch=120, augment_strength=0.0, base_width=8)
-    recipe = dataclasses.replace(recipe, patience=12, loss="bce_dice")
+    recipe = dataclasses.replace(recipe, patience=12, loss="bce_dice", intensity_strength=0.0)
     fitted = training.fit(store, recipe)
     assert fitted.history[fitted.best_epoch]["val_dice"] > 0.5
-    images, _ = training.batch(store.validation, slice(None), 8)
+    images = store.validation.with_neighbours(np.arange(len(store.validation)), 1, 2) / np.float32(255)
     predicted = fitted.model.predict_on_batch(images)[..., 0] > 0
     counts = metrics.count(store.validation.masks[:], predicted, store.validation.owned(slice(None))).sum(0)
     assert fitted.history[fitted.best_epoch]["val_dice"] == pytest.approx(float(metrics.dice(counts)), abs=1e-5)

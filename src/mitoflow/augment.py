@@ -1,33 +1,49 @@
-"""Joint augmentation of images and masks: one random affine map, one resampling."""
+"""Augmentation: where a crop comes from, joint for image and mask, and how its grey values vary."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import keras
+import cv2
 import numpy as np
 
-# What strength 1 means: the ranges of the student's `ImageDataGenerator`.
+# What geometric strength 1 means: the ranges of the student's `ImageDataGenerator`.
 ROTATION = 90.0  # degrees to either side
-SHIFT = 0.3  # of the patch, to either side
+SHIFT = 0.3  # of the crop, to either side
 SHEAR = 0.5  # degrees to either side
 ZOOM = 0.3  # of the scale, to either side, for each axis by itself
 FLIP = 0.5  # probability, for each axis by itself
 
+# What grey-value strength 1 means, for grey values in [0, 1]; the logarithms are natural.
+GAMMA = 0.5  # of its logarithm, to either side
+CONTRAST = 0.4  # of its logarithm, to either side
+BRIGHTNESS = 0.15  # added, to either side
+SLICE_GAIN = 0.1  # of its logarithm, to either side, for each slice by itself
+SLICE_OFFSET = 0.05  # added, to either side, for each slice by itself
+BLUR = 1.5  # pixels of the Gaussian's standard deviation, at most
+NOISE = 0.08  # standard deviation, at most
+# How often each of them happens, whatever the strength.
+GAMMA_SHARE, CONTRAST_SHARE, SLICE_SHARE, BLUR_SHARE, NOISE_SHARE = 0.5, 0.8, 0.3, 0.25, 0.4
+
+#: Reads the box ``y0, y1, x0, x1`` of a slice, (Y, X).
+Read = Callable[[tuple[int, int, int, int]], np.ndarray]
+
+cv2.setNumThreads(1)  # the cores belong to the training step
+
 
 def random_maps(count: int, size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw random affine maps about the centre of a patch.
+    """Draw random affine maps about the centre of a crop.
 
-    Flip, zoom, shear, shift and rotation are composed into one map, so that a patch is resampled once.
+    Flip, zoom, shear, shift and rotation are composed into one map, so that a crop is resampled once.
 
     Parameters
     ----------
     count
         Maps to draw.
     size
-        Pixels of the patch along y and x.
+        Pixels of the crop along y and x.
     strength
-        In [0, 1]: 0 gives the identity, 1 a rotation of up to 90 degrees, shifts of up to 0.3 of the patch, a shear of
+        In [0, 1]: 0 gives the identity, 1 a rotation of up to 90 degrees, shifts of up to 0.3 of the crop, a shear of
         up to 0.5 degrees, zooms from 0.7 to 1.3 for each axis, and flips of either axis half of the time.
     rng
         Source of the random numbers.
@@ -60,27 +76,112 @@ def random_maps(count: int, size: int, strength: float, rng: np.random.Generator
     return np.asarray(back @ rotation @ translation @ shearing @ zoom_and_flip @ to_centre)
 
 
-def resample(images: Any, masks: Any, maps: np.ndarray) -> tuple[Any, Any]:
-    """Resample images bilinearly and masks by nearest neighbour, both through the same maps.
+class Crop:
+    """A square crop of a slice, seen through an affine map: one map for images and mask.
 
-    What lies outside a patch is its reflection (``d c b a | a b c d | d c b a``).
+    Only the part of the slice that the map reaches is read. What lies outside the slice is its reflection
+    (``d c b a | a b c d | d c b a``).
 
     Parameters
     ----------
-    images
-        (N, Y, X, C) float in [0, 1].
-    masks
-        (N, Y, X, 1) in {0, 1}; any other values are kept as they are, too: nearest neighbour makes no new ones.
-    maps
-        (N, 3, 3) as `random_maps` draws them.
+    corner
+        y and x of the crop's first pixel in the slice, where the map is the identity.
+    size
+        Pixels of the crop along y and x.
+    transform
+        (3, 3), from ``(x, y, 1)`` of the crop to where in the crop its pixel comes from, as `random_maps` draws it;
+        None is the identity, which resamples nothing.
+    shape
+        Y and X of the slice.
+    """
+
+    def __init__(
+        self, corner: tuple[int, int], size: int, transform: np.ndarray | None, shape: tuple[int, int]
+    ) -> None:
+        self.size, self._resampled = size, transform is not None
+        ends = np.array([[0, 0, 1], [0, size - 1, 1], [size - 1, 0, 1], [size - 1, size - 1, 1]], float).T
+        moved = np.eye(3)
+        moved[:2, 2] = corner[1], corner[0]
+        to_slice = moved if transform is None else moved @ transform
+        x, y = (to_slice @ ends)[:2]
+        (y0, y1), (x0, x1) = (self._reach(places, length) for places, length in zip((y, x), shape, strict=True))
+        self.box = y0, y1, x0, x1
+        self._to_box = to_slice[:2] - [[0, 0, x0], [0, 0, y0]]
+
+    @staticmethod
+    def _reach(places: np.ndarray, length: int) -> tuple[int, int]:
+        """Return the first and the past-the-end pixel that is needed along an axis, for the reflection too."""
+        low, high = int(np.floor(places.min())) - 1, int(np.ceil(places.max())) + 2
+        if low < 0:
+            high = max(high, 1 - low)
+        if high > length:
+            low = min(low, 2 * length - high - 1)
+        return max(low, 0), min(high, length)
+
+    def image(self, read: Read) -> np.ndarray:
+        """Return the crop of an image, (size, size), bilinear, in the dtype of the slice."""
+        return self._sample(read, cv2.INTER_LINEAR)
+
+    def mask(self, read: Read) -> np.ndarray:
+        """Return the crop of a mask, (size, size), by nearest neighbour: no values but those of the slice."""
+        return self._sample(read, cv2.INTER_NEAREST)
+
+    def _sample(self, read: Read, interpolation: int) -> np.ndarray:
+        # A whole shift is exact under either interpolation, so unresampled crops keep their pixels.
+        flags = (interpolation if self._resampled else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
+        size = (self.size, self.size)
+        part = read(self.box)
+        return np.asarray(cv2.warpAffine(part, self._to_box, size, flags=flags, borderMode=cv2.BORDER_REFLECT))
+
+
+def random_turn(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw one of the eight symmetries of a square: a quarter turn and perhaps a flip, which resample nothing.
+
+    The function returned takes (Y, X) or (Y, X, C) with Y = X and returns a view of it.
+    """
+    turns, flipped = int(rng.integers(4)), rng.random() < 0.5
+
+    def turn(square: np.ndarray) -> np.ndarray:
+        turned = np.rot90(square, turns)
+        return turned[:, ::-1] if flipped else turned
+
+    return turn
+
+
+def vary_grey_values(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Vary contrast, brightness, gamma, sharpness and noise at random, as slices and microscopes differ in them.
+
+    Parameters
+    ----------
+    image
+        (Y, X, C) float32 in [0, 1], where C are neighbouring slices.
+    strength
+        In [0, 1]; the constants of this module say what 1 means. 0 returns the image as it is.
+    rng
+        Source of the random numbers.
 
     Returns
     -------
-    Tensors of the shapes and dtypes of `images` and `masks`.
+    (Y, X, C) float32 in [0, 1].
     """
-    transforms = (maps / maps[:, 2:, 2:]).reshape(-1, 9)[:, :8].astype(np.float32)
-    affine = keras.ops.image.affine_transform
-    return (
-        affine(images, transforms, interpolation="bilinear", fill_mode="reflect"),
-        affine(masks, transforms, interpolation="nearest", fill_mode="reflect"),
-    )
+    if strength == 0:
+        return image
+
+    def uniform(limit: float, count: int = 1) -> np.ndarray:
+        return (rng.uniform(-limit, limit, count) * strength).astype(np.float32)
+
+    if rng.random() < GAMMA_SHARE:
+        image = image ** np.exp(uniform(GAMMA))
+    if rng.random() < CONTRAST_SHARE:
+        mean = image.mean()
+        image = (image - mean) * np.exp(uniform(CONTRAST)) + mean + uniform(BRIGHTNESS)
+    if rng.random() < SLICE_SHARE:
+        channels = image.shape[-1]
+        image = image * np.exp(uniform(SLICE_GAIN, channels)) + uniform(SLICE_OFFSET, channels)
+    if rng.random() < BLUR_SHARE:
+        sigma = max(1e-3, float(rng.uniform(0, BLUR)) * strength)
+        image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma).reshape(image.shape)
+    if rng.random() < NOISE_SHARE:
+        deviation = np.float32(rng.uniform(0, NOISE) * strength)
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * deviation
+    return np.clip(image, 0, 1)

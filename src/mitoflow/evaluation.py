@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import tee
 
 import numpy as np
 from tqdm import tqdm
 
 from mitoflow import metrics, patches, volumes
-from mitoflow.inference import Predictor
+from mitoflow.inference import Predictor, median_along_z
 from mitoflow.metrics import Counts, ProbabilityHistogram
 
 PATCH_WISE_THRESHOLD = 0.5
 
 
-def choose_threshold(predictor: Predictor, validation: patches.Patches) -> float:
-    """Return the threshold of the highest whole-slice Dice on the validation slices."""
-    histogram = ProbabilityHistogram()
-    total = len(np.unique(validation.index[:, :2], axis=0))
-    for _, image, truth in tqdm(validation.slices(), desc="evaluate: threshold", unit="slice", total=total):
-        histogram.add(truth, predictor.probability(image))
-    return histogram.best_threshold()
+@dataclass(frozen=True)
+class Choice:
+    """What validation decided: the threshold, the median along z (see `inference.Settings`), and their Dice."""
+
+    threshold: float
+    median: int
+    dice: float
+
+
+def choose(predictor: Predictor, validation: patches.Patches, medians: Sequence[int]) -> Choice:
+    """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
+
+    Every slice is predicted once, whatever the number of `medians`; of equals, the first is chosen.
+    """
+    histograms = [ProbabilityHistogram() for _ in medians]
+    total = sum(len(held) for held in validation.ranges.values())
+    with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
+        for stack, held in validation.ranges.items():
+            maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
+            filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
+            for z, candidates in zip(held, zip(*filtered, strict=True), strict=True):
+                truth = validation.mask(stack, z)
+                for histogram, probability in zip(histograms, candidates, strict=True):
+                    histogram.add(truth, probability)
+                bar.update()
+    choices = []
+    for histogram, median in zip(histograms, medians, strict=True):
+        threshold = histogram.best_threshold()
+        choices.append(Choice(threshold, median, float(metrics.dice(histogram.counts_at(threshold).sum(0)))))
+    return max(choices, key=lambda choice: choice.dice)
 
 
 @dataclass(frozen=True)
@@ -36,12 +62,15 @@ class Measured:
         itself, at threshold 0.5: the protocol of the student's report.
     whole_slice
         The predicted probabilities of each slice, from overlapping tiles that are blended.
+    masks
+        For each stack by its name, the mask at the predictor's threshold, (Z, Y, X) uint8 in {0, 1}.
     """
 
     stacks: list[str]
     z: list[int]
     patch_wise: Counts
     whole_slice: ProbabilityHistogram
+    masks: dict[str, np.ndarray]
 
 
 def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, size: int) -> Measured:
@@ -62,21 +91,29 @@ def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule,
         The images are of another bit depth than those that the model was trained on.
     """
     stacks, places, counts, histogram = [], [], [], ProbabilityHistogram()
+    masks: dict[str, np.ndarray] = {}
+    settings = predictor.settings
     with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
         for pair in pairs:
-            for z in range(pair.image.shape[0]):
-                image, truth = pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule)
-                histogram.add(truth, predictor.probability(image))
-                counts.append(_count_patches(predictor, image, truth, size))
+            held = range(pair.image.shape[0])
+            masks[pair.name] = np.empty(pair.image.shape, np.uint8)
+            for z, probability in zip(held, predictor.stream(pair.image.slice, held), strict=True):
+                truth = volumes.binarise(pair.mask.slice(z), rule)
+                histogram.add(truth, probability)
+                masks[pair.name][z] = probability >= settings.threshold
+                near = volumes.neighbours(z, settings.context, settings.context_step, held)
+                images = np.stack([pair.image.slice(place) for place in near], axis=-1)
+                counts.append(_count_patches(predictor, images, truth, size))
                 stacks.append(pair.name)
                 places.append(z)
                 bar.update()
-    return Measured(stacks, places, np.array(counts), histogram)
+    return Measured(stacks, places, np.array(counts), histogram, masks)
 
 
-def _count_patches(predictor: Predictor, image: np.ndarray, truth: np.ndarray, size: int) -> Counts:
-    images, boxes = patches.cut(image, size, size)
-    truths, _ = patches.cut(truth, size, size)
-    predicted = predictor.patch_probabilities(images) >= PATCH_WISE_THRESHOLD
+def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, size: int) -> Counts:
+    """Count one slice, (Y, X, C) with its neighbours, by the patch-wise protocol."""
+    channels = [patches.cut(image, size, size)[0] for image in np.moveaxis(images, -1, 0)]
+    truths, boxes = patches.cut(truth, size, size)
+    predicted = predictor.patch_probabilities(np.stack(channels, axis=-1)) >= PATCH_WISE_THRESHOLD
     counts: Counts = metrics.count(truths, predicted, patches.owned(boxes[:, 2:], size)).sum(axis=0)
     return counts

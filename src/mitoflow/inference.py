@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 import keras
@@ -16,6 +19,16 @@ from mitoflow.errors import InputError
 BATCH = 8  # tiles that go through the network together
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
+#: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
+VIEWS = {
+    1: [(0, 1)],
+    4: [(turns, flip) for turns in (0, 2) for flip in (1, -1)],
+    8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
+}
+
+#: Reads slice z of a stack, (Y, X) uint8 or uint16.
+Read = Callable[[int], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,16 +40,26 @@ class Settings:
         Bits of the grey values that the model was trained on.
     divisor
         The U-Net takes sides that are divisible by this: ``2**depth``.
+    context, context_step
+        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
     tile, overlap
         Pixels of a tile, and pixels on each of its sides that are blended with the neighbour.
+    views
+        Symmetries of a tile whose predictions are averaged: 1 as it is, 4 with its flips, 8 with quarter turns too.
+    median
+        Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
     threshold
         Probability from which a pixel is mitochondrion.
     """
 
     bit_depth: int
     divisor: int
+    context: int
+    context_step: int
     tile: int
     overlap: int
+    views: int
+    median: int
     threshold: float
 
     def write(self, path: Path) -> None:
@@ -61,7 +84,7 @@ class Predictor:
     Parameters
     ----------
     model
-        From (N, Y, X, 1) float32 in [0, 1] to (N, Y, X, 1) logits.
+        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits.
     settings
         See `Settings`.
     """
@@ -77,11 +100,11 @@ class Predictor:
         return cls(unet.load_model(Path(model_path)), Settings.read(Path(settings_path)))
 
     def masks(self, images: np.ndarray) -> np.ndarray:
-        """Return (N, Y, X) uint8 in {0, 1} for (N, Y, X) images; see `probabilities`."""
+        """Return (Z, Y, X) uint8 in {0, 1} for a stack (Z, Y, X); see `probabilities`."""
         return (self.probabilities(images) >= self.settings.threshold).astype(np.uint8)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return the probability of mitochondrion in [0, 1], (N, Y, X) float32, for (N, Y, X) images.
+        """Return the probability of mitochondrion in [0, 1], (Z, Y, X) float32, for consecutive slices (Z, Y, X).
 
         Raises
         ------
@@ -89,52 +112,82 @@ class Predictor:
             The images are no slices, or their bit depth is not that of the training images.
         """
         probabilities = np.empty(images.shape, np.float32)
-        for probability, image in zip(probabilities, images, strict=True):
-            probability[...] = self.probability(image)
+        for z, probability in enumerate(self.stream(images.__getitem__, range(len(images)))):
+            probabilities[z] = probability
         return probabilities
 
-    def probability(self, image: np.ndarray) -> np.ndarray:
-        """Return (Y, X) float32 in [0, 1] for one slice (Y, X) of uint8 or uint16; see `probabilities`."""
-        self._check(image)
-        rows, columns = (self._axis(length) for length in image.shape)
+    def stream(self, read: Read, held: range) -> Iterator[np.ndarray]:
+        """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
+
+        Parameters
+        ----------
+        read
+            Reads slice z of the stack.
+        held
+            The consecutive slices that there are.
+        """
+        return median_along_z(self.stream_unfiltered(read, held), self.settings.median)
+
+    def stream_unfiltered(self, read: Read, held: range) -> Iterator[np.ndarray]:
+        """Yield what `stream` does, without the median along z."""
+        window: dict[int, np.ndarray] = {}
+        for z in held:
+            near = volumes.neighbours(z, self.settings.context, self.settings.context_step, held)
+            # Each slice is read once, and stays as long as a later one needs it.
+            window = {place: image for place, image in window.items() if place >= near[0]}
+            window |= {place: self._unit(_slice(read(place))) for place in sorted({*near} - window.keys())}
+            yield self._blend(np.stack([window[place] for place in near], axis=-1))
+
+    def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
+        """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).
+
+        Each is predicted by itself, as it is, without tiling. Sides are divisible by `Settings.divisor`; raises like
+        `probabilities`.
+        """
+        units = np.stack([self._unit(patch) for patch in patches])
+        return np.concatenate([self._run(units[first : first + BATCH]) for first in range(0, len(units), BATCH)])
+
+    def _blend(self, image: np.ndarray) -> np.ndarray:
+        """Return (Y, X) float32 in [0, 1] for one slice with its neighbours, (Y, X, C) float32 in [0, 1]."""
+        height, width = image.shape[:2]
+        rows, columns = (self._axis(length) for length in (height, width))
         reached = (starts[-1] + tile for starts, tile in (rows, columns))
-        padding = [(0, end - length) for end, length in zip(reached, image.shape, strict=True)]
-        padded = np.pad(volumes.to_unit(image, self.settings.bit_depth), padding, mode="reflect")
-        total, weight = np.zeros_like(padded), np.zeros_like(padded)
+        padding = [(0, end - length) for end, length in zip(reached, (height, width), strict=True)]
+        padded = np.pad(image, [*padding, (0, 0)], mode="reflect")
+        total, weight = (np.zeros(padded.shape[:2], np.float32) for _ in range(2))
         window = np.outer(self._ramp(rows[1]), self._ramp(columns[1]))
         places = [np.s_[y : y + rows[1], x : x + columns[1]] for y in rows[0] for x in columns[0]]
         for first in range(0, len(places), BATCH):
             batch = places[first : first + BATCH]
-            for place, tile in zip(batch, self._run(np.stack([padded[place] for place in batch])), strict=True):
+            tiles = np.stack([padded[place] for place in batch])
+            for place, tile in zip(batch, self._average(tiles), strict=True):
                 total[place] += window * tile
                 weight[place] += window
-        return (total / weight)[: image.shape[0], : image.shape[1]]
+        return (total / weight)[:height, :width]
 
-    def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
-        """Return (N, Y, X) float32 in [0, 1] for patches (N, Y, X), each predicted by itself, without tiling.
-
-        Sides are divisible by `Settings.divisor`; raises like `probabilities`.
-        """
-        for patch in patches:
-            self._check(patch)
-        units = volumes.to_unit(patches, self.settings.bit_depth)
-        return np.concatenate([self._run(units[first : first + BATCH]) for first in range(0, len(units), BATCH)])
+    def _average(self, batch: np.ndarray) -> np.ndarray:
+        """Return the mean probability over the views of a batch, (N, Y, X) float32."""
+        total = np.zeros(batch.shape[:3], np.float32)
+        for turns, flip in VIEWS[self.settings.views]:
+            seen = self._run(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
+            total += np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
+        return total / self.settings.views
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        logits = np.asarray(self.model.predict_on_batch(batch[..., None]), np.float32)[..., 0]
+        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
         return np.asarray(expit(logits))
 
-    def _check(self, image: np.ndarray) -> None:
+    def _unit(self, image: np.ndarray) -> np.ndarray:
+        """Return grey values as float32 in [0, 1], after a check that they are like those of training."""
         trained = f"{self.settings.bit_depth}-bit"
         remedy = f"convert the images to {trained}, or train on images like these"
         container = np.uint8 if self.settings.bit_depth == 8 else np.uint16
-        if image.ndim != 2 or min(image.shape) < 1:
-            raise InputError("images", f"a slice of shape {image.shape}", "slices (Y, X)", "pass an array (N, Y, X)")
         if image.dtype != container:
             expected = f"{np.dtype(container)}: the model was trained on {trained}"
             raise InputError("images", image.dtype, expected, remedy)
         if image.max() >= 2**self.settings.bit_depth:
             raise InputError("images", f"grey value {image.max()}", f"{trained}, as the model was trained on", remedy)
+        return volumes.to_unit(image, self.settings.bit_depth)
 
     def _axis(self, length: int) -> tuple[list[int], int]:
         """Return where tiles start along an axis, and their size."""
@@ -150,3 +203,28 @@ class Predictor:
         shared = 2 * self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
+
+
+def _slice(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 2 or min(image.shape) < 1:
+        raise InputError("images", f"a slice of shape {image.shape}", "slices (Y, X)", "pass an array (Z, Y, X)")
+    return image
+
+
+def median_along_z(maps: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield the median of each map and its neighbours along z: a slice that was misjudged follows those around it.
+
+    Parameters
+    ----------
+    maps
+        Consecutive maps, (Y, X) each.
+    size
+        Maps, an odd number, of which the median is taken; at the ends of the stack as many of them as there are.
+    """
+    half = size // 2
+    window: deque[np.ndarray | None] = deque(maxlen=size)
+    for place, latest in enumerate(chain(maps, repeat(None, half))):
+        window.append(latest)
+        if place >= half:
+            near = [each for each in window if each is not None]
+            yield near[0] if len(near) == 1 else np.median(near, axis=0)

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mitoflow import workspace
 from mitoflow.errors import InputError
@@ -17,6 +17,15 @@ Depth = Annotated[int, Field(ge=1, le=6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Tuned = Literal["tuned"]
 MaskRule = Literal["auto", "nonzero", "half"]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"{size}, an even number of slices, of which none is in the middle")
+    return size
+
+
+Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class Section(BaseModel):
@@ -105,6 +114,11 @@ class Train(Section):
     learning_rate: LearningRate | Tuned
     depth: Depth | Tuned
     augment_strength: Fraction | Tuned
+    resampled: Fraction
+    intensity_strength: Fraction
+    foreground: Fraction
+    context: Annotated[int, Field(ge=0, le=8)]
+    context_step: Positive
     base_width: Positive
     loss: Literal["bce", "bce_dice"]
     precision: Literal["float32", "mixed_bfloat16"]
@@ -116,10 +130,15 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Whole-slice inference on the test part, and the bootstrap behind the intervals."""
+    """Whole-slice inference on the test part, and the bootstrap behind the intervals.
+
+    Of `medians`, windows along z in slices, validation chooses one.
+    """
 
     tile: Annotated[int, Field(ge=64)]
     overlap: Annotated[int, Field(ge=0)]
+    views: Literal[1, 4, 8]
+    medians: Annotated[list[Odd], Field(min_length=1)]
     resamples: Positive
     block: Positive
     seed: int

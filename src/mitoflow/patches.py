@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from mitoflow.errors import InputError
 from mitoflow.params import Patch
 
 SPLITS = ("train", "validation")
-FORMAT = 1
+FORMAT = 2
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]
+#: Part of a slice: first and past-the-end pixel along y, then along x.
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,23 @@ class Axis:
         return max(0, self.starts[-1] + self.size - self.length)
 
     @property
+    def edges(self) -> list[int]:
+        """Where one owner follows another: patch i owns the pixels from edge i up to edge i + 1."""
+        return [0, *(start + (self.size - self.step) // 2 for start in self.starts[1:]), self.length]
+
+    @property
     def owned(self) -> list[tuple[int, int]]:
         """First and past-the-end owned pixel of each patch, counted from the start of the patch."""
-        borders = [start + (self.size - self.step) // 2 for start in self.starts[1:]]
-        edges = [0, *borders, self.length]
+        edges = self.edges
         return [(edges[i] - start, edges[i + 1] - start) for i, start in enumerate(self.starts)]
+
+    def pieces(self, low: int, high: int) -> Iterator[tuple[int, slice, slice]]:
+        """Yield, for the pixels from `low` up to `high`, each owner, where it has them, and where they go."""
+        edges = self.edges
+        for i, start in enumerate(self.starts):
+            first, last = max(low, edges[i]), min(high, edges[i + 1])
+            if first < last:
+                yield i, slice(first - start, last - start), slice(first - low, last - low)
 
 
 def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +149,7 @@ def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceI
 
 @dataclass(frozen=True)
 class Patches:
-    """One side of the split, memory-mapped.
+    """One side of the split, memory-mapped; slices come back from it whole, in part, or patch by patch.
 
     Attributes
     ----------
@@ -146,33 +161,78 @@ class Patches:
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes
         (Z, Y, X) of each stack.
+    step
+        Pixels from one patch to the next.
     """
 
     images: np.ndarray
     masks: np.ndarray
     index: np.ndarray
     shapes: list[tuple[int, int, int]]
+    step: int
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def size(self) -> int:
+        """Pixels of a patch along y and x."""
+        return int(self.images.shape[1])
+
+    @cached_property
+    def ranges(self) -> dict[int, range]:
+        """The consecutive slices that this side holds of each stack."""
+        held = {int(stack): self.index[self.index[:, 0] == stack, 1] for stack in np.unique(self.index[:, 0])}
+        return {stack: range(int(z.min()), int(z.max()) + 1) for stack, z in held.items()}
+
     def owned(self, rows: np.ndarray | slice) -> np.ndarray:
         """Return which pixels the patches at `rows` own, (n, size, size) bool."""
-        return owned(self.index[rows, 4:], self.images.shape[1])
+        return owned(self.index[rows, 4:], self.size)
 
-    def slices(self) -> Iterator[tuple[SliceId, np.ndarray, np.ndarray]]:
-        """Yield each slice put together again: its id, image (Y, X) as stored, mask (Y, X) uint8 in {0, 1}."""
-        changes = np.flatnonzero(np.any(np.diff(self.index[:, :2], axis=0), axis=1)) + 1
-        for rows in np.split(np.arange(len(self)), changes):
-            stack, z = (int(value) for value in self.index[rows[0], :2])
-            shape = self.shapes[stack][1:]
-            image, mask = np.zeros(shape, self.images.dtype), np.zeros(shape, np.uint8)
-            for row in rows:
-                _, _, y, x, y0, y1, x0, x1 = self.index[row]
-                there = np.s_[y + y0 : y + y1, x + x0 : x + x1]
-                image[there] = self.images[row, y0:y1, x0:x1]
-                mask[there] = self.masks[row, y0:y1, x0:x1]
-            yield (stack, z), image, mask
+    def foreground(self) -> np.ndarray:
+        """Count the foreground pixels that each patch owns, (P,) int64."""
+        counts = (
+            mask[y0:y1, x0:x1].sum() for mask, (y0, y1, x0, x1) in zip(self.masks, self.index[:, 4:], strict=True)
+        )
+        return np.fromiter(counts, np.int64, len(self))
+
+    def with_neighbours(self, rows: np.ndarray, context: int, step: int) -> np.ndarray:
+        """Return the images at `rows` with those of neighbouring slices, (n, size, size, 2 context + 1) as stored.
+
+        See `volumes.neighbours`; a neighbour that this side does not hold is replaced by the nearest one that it does.
+        """
+        places = []
+        for row in rows:
+            stack, z = (int(value) for value in self.index[row, :2])
+            held, in_slice = self.ranges[stack], row - self._first_row[stack, z]
+            nearby = volumes.neighbours(z, context, step, held)
+            places.append([self._first_row[stack, near] + in_slice for near in nearby])
+        return np.moveaxis(self.images[np.array(places)], 1, -1)
+
+    def image(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
+        """Return a slice, or the box ``y0, y1, x0, x1`` of it, (Y, X) as stored."""
+        return self._put_together(self.images, stack, z, box)
+
+    def mask(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
+        """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
+        return self._put_together(self.masks, stack, z, box)
+
+    def _put_together(self, patches: np.ndarray, stack: int, z: int, box: Box | None) -> np.ndarray:
+        height, width = self.shapes[stack][1:]
+        y0, y1, x0, x1 = box or (0, height, 0, width)
+        rows, columns = Axis(height, self.size, self.step), Axis(width, self.size, self.step)
+        whole = np.empty((y1 - y0, x1 - x0), patches.dtype)
+        for i, from_y, to_y in rows.pieces(y0, y1):
+            for j, from_x, to_x in columns.pieces(x0, x1):
+                row = self._first_row[stack, z] + i * len(columns.starts) + j
+                whole[to_y, to_x] = patches[row, from_y, from_x]
+        return whole
+
+    @cached_property
+    def _first_row(self) -> dict[SliceId, int]:
+        """Where the patches of each slice begin."""
+        slices, rows = np.unique(self.index[:, :2], axis=0, return_index=True)
+        return {(int(stack), int(z)): int(row) for (stack, z), row in zip(slices, rows, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -228,6 +288,7 @@ class PatchStore:
                 "format": FORMAT,
                 "bit_depth": bit_depth,
                 "size": settings.size,
+                "step": settings.step,
                 "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
                 "sha256": digests,
             }
@@ -254,6 +315,7 @@ class PatchStore:
                     masks=np.load(folder / side / "masks.npy", mmap_mode="r"),
                     index=np.load(folder / side / "index.npy"),
                     shapes=shapes,
+                    step=header["step"],
                 )
                 for side in SPLITS
             )

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mitoflow import augment, losses, unet, workspace
-from mitoflow.patches import Patches, PatchStore
-from mitoflow.volumes import to_unit
+from mitoflow.patches import Patches, PatchStore, SliceId
+from mitoflow.volumes import neighbours, to_unit
 
 #: What an epoch ended with: loss, dice, val_loss, val_dice.
 Logs = dict[str, float]
@@ -31,6 +31,11 @@ class Recipe:
     learning_rate: float
     depth: int
     augment_strength: float
+    resampled: float
+    intensity_strength: float
+    foreground: float
+    context: int
+    context_step: int
     base_width: int
     loss: Literal["bce", "bce_dice"]
     precision: Literal["float32", "mixed_bfloat16"]
@@ -68,60 +73,81 @@ def best_epoch(history: list[Logs]) -> int:
 
 
 class TrainPatches(keras.utils.PyDataset):
-    """Augmented training batches.
+    """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
 
-    Every patch is seen once before any is seen again. A batch depends on the seed, the epoch and its place in the
-    epoch alone, so a resumed run sees what an undisturbed one would have seen; whoever trains sets `epoch`.
+    A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
+    one would have seen; whoever trains sets `epoch`.
 
-    A batch is images (N, size, size, 1) float32 in [0, 1] and masks (N, size, size, 1) float32 in {0, 1}.
+    A batch is images (N, size, size, 2 context + 1) float32 in [0, 1] and masks (N, size, size, 1) float32 in {0, 1}.
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
         super().__init__()
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._pixels = patches.foreground().cumsum()
 
     def __len__(self) -> int:
         return -(-self.recipe.patches_per_epoch // self.recipe.batch_size)
 
-    def __getitem__(self, step: int) -> tuple[Any, Any]:
-        first = (self.epoch * len(self) + step) * self.recipe.batch_size
-        rows = [self._row(first + i) for i in range(self.recipe.batch_size)]
-        images, masks = batch(self.patches, rows, self.bit_depth)
-        if self.recipe.augment_strength == 0:
-            return images, masks
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
-        maps = augment.random_maps(len(rows), images.shape[1], self.recipe.augment_strength, rng)
-        return augment.resample(images, masks, maps)
+        crops = [self._crop(rng) for _ in range(self.recipe.batch_size)]
+        images, masks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
+        return images, masks.astype(np.float32)
 
-    def _row(self, place: int) -> int:
-        turn, place = divmod(place, len(self.patches))
-        return int(self._order(turn)[place])
+    def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        size, strength = self.patches.size, self.recipe.augment_strength
+        (stack, z), corner = self._place(rng)
+        resampled = rng.random() < self.recipe.resampled and strength > 0
+        transform = augment.random_maps(1, size, strength, rng)[0] if resampled else None
+        crop = augment.Crop(corner, size, transform, self.patches.shapes[stack][1:])
+        near = neighbours(z, self.recipe.context, self.recipe.context_step, self.patches.ranges[stack])
+        images = [crop.image(functools.partial(self.patches.image, stack, place)) for place in near]
+        image = to_unit(np.stack(images, axis=-1), self.bit_depth)
+        mask = crop.mask(functools.partial(self.patches.mask, stack, z))[..., None]
+        if strength > 0:
+            turn = augment.random_turn(rng)
+            image, mask = turn(image), turn(mask)
+            if rng.random() < 0.5:  # no end of a stack is the upper one
+                image = image[..., ::-1]
+        return augment.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
 
-    def _shuffled(self, turn: int) -> np.ndarray:
-        return np.random.default_rng((self.recipe.seed, turn)).permutation(len(self.patches))
+    def _place(self, rng: np.random.Generator) -> tuple[SliceId, tuple[int, int]]:
+        """Draw a slice and the corner of a crop that holds a pixel drawn from the foreground, or from anywhere."""
+        on_foreground = self._pixels[-1] > 0 and rng.random() < self.recipe.foreground
+        if on_foreground:
+            row = int(np.searchsorted(self._pixels, rng.integers(self._pixels[-1]), side="right"))
+        else:
+            row = int(rng.integers(len(self.patches)))
+        stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
+        wanted = self.patches.masks[row, y0:y1, x0:x1] if on_foreground else np.ones((y1 - y0, x1 - x0), np.uint8)
+        places = np.flatnonzero(wanted)
+        inside = np.unravel_index(places[rng.integers(len(places))], wanted.shape)
+        size = self.patches.size
+        corner = np.array([y + y0, x + x0]) + inside - rng.integers(size // 8, size - size // 8, 2)
+        # Where the slice is large enough, a crop lies inside it; where it is smaller, around it.
+        room = np.array(self.patches.shapes[stack][1:]) - size
+        corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
+        return (stack, z), (int(corner[0]), int(corner[1]))
 
 
 class ValidationPatches(keras.utils.PyDataset):
     """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others."""
 
-    def __init__(self, patches: Patches, bit_depth: int, batch_size: int) -> None:
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
         super().__init__()
-        self.patches, self.bit_depth, self.batch_size = patches, bit_depth, batch_size
+        self.patches, self.bit_depth, self.recipe = patches, bit_depth, recipe
 
     def __len__(self) -> int:
-        return -(-len(self.patches) // self.batch_size)
+        return -(-len(self.patches) // self.recipe.batch_size)
 
-    def __getitem__(self, step: int) -> tuple[Any, Any, Any]:
-        rows = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.patches)))
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first = step * self.recipe.batch_size
+        rows = np.arange(first, min(first + self.recipe.batch_size, len(self.patches)))
+        images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
+        masks = self.patches.masks[rows][..., None].astype(np.float32)
         weights = self.patches.owned(rows)[..., None].astype(np.float32)
-        return (*batch(self.patches, rows, self.bit_depth), weights)
-
-
-def batch(patches: Patches, rows: Any, bit_depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read patches: images (N, size, size, 1) float32 in [0, 1], masks (N, size, size, 1) float32 in {0, 1}."""
-    images, masks = patches.images[rows], patches.masks[rows]
-    return to_unit(images, bit_depth)[..., None], masks[..., None].astype(np.float32)
+        return to_unit(images, self.bit_depth), masks, weights
 
 
 def fit(
@@ -152,7 +178,7 @@ def fit(
         What the progress bar says.
     """
     prepare_backend(recipe)
-    model = unet.build_unet(recipe.depth, recipe.base_width)
+    model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     train = TrainPatches(store.train, store.bit_depth, recipe)
     steps = len(train) * recipe.epochs
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -173,14 +199,14 @@ def fit(
     if not progress.finished:
         model.fit(
             train,
-            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe.batch_size),
+            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe),
             initial_epoch=resumed_at,
             epochs=recipe.epochs,
             shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
             callbacks=[progress],
             verbose=0,
         )
-    fitted = unet.build_unet(recipe.depth, recipe.base_width)
+    fitted = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(progress.best_weights)
     return Fit(fitted, progress.history)
 

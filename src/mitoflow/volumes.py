@@ -447,6 +447,15 @@ def require_one_dtype(pairs: Sequence[Pair]) -> np.dtype[Any]:
     return first.dtype
 
 
+def neighbours(z: int, context: int, step: int, held: range) -> list[int]:
+    """Return the slices that slice `z` is seen with: `context` on each side, `step` apart, itself in the middle.
+
+    Where one lies outside `held`, the first or last slice held stands in for it.
+    """
+    near = range(z - context * step, z + context * step + 1, step)
+    return [min(max(place, held.start), held.stop - 1) for place in near]
+
+
 def camera_depth(maximum: int) -> int:
     """Return the smallest of 10, 12, 14 and 16 bits that holds ``maximum``."""
     return next(depth for depth in CAMERA_DEPTHS if maximum < 1 << depth)

@@ -50,13 +50,18 @@ def main() -> None:
     inference = Settings(
         bit_depth=facts["bit_depth"],
         divisor=facts["divisor"],
+        context=facts["recipe"]["context"],
+        context_step=facts["recipe"]["context_step"],
         tile=settings.evaluate.tile,
         overlap=settings.evaluate.overlap,
+        views=settings.evaluate.views,
+        median=1,
         threshold=0.5,
     )
     with tracking.start("evaluate", "evaluate", key=tracking.producer(MODEL)) as run:
-        threshold = evaluation.choose_threshold(Predictor(model, inference), store.validation)
-        inference = dataclasses.replace(inference, threshold=threshold)
+        chosen = evaluation.choose(Predictor(model, inference), store.validation, settings.evaluate.medians)
+        threshold = chosen.threshold
+        inference = dataclasses.replace(inference, threshold=threshold, median=chosen.median)
         predictor = Predictor(model, inference)
         measured = evaluation.measure(predictor, pairs, conventions.mask_rule, store.size)
         counts = measured.whole_slice.counts_at(threshold)
@@ -78,6 +83,8 @@ def main() -> None:
             "patch_wise": _flat(patch_wise.intervals),
             "whole_slice": _flat(whole_slice.intervals),
             "threshold": threshold,
+            "median": chosen.median,
+            "validation_dice": chosen.dice,
             "average_precision": curve.average_precision,
             "calibration_error": reliability.expected_calibration_error,
             "brier": reliability.brier,
@@ -99,7 +106,7 @@ def main() -> None:
 
         verdict = publish(run)
         worst, median = (
-            _picture(predictor, pairs, conventions.mask_rule, measured.stacks[row], measured.z[row])
+            _picture(measured, pairs, conventions.mask_rule, measured.stacks[row], measured.z[row])
             for row in report.worst_and_median(counts)
         )
         results = report.Results(
@@ -181,11 +188,11 @@ def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
 
 
 def _picture(
-    predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int
+    measured: evaluation.Measured, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int
 ) -> report.PredictedSlice:
     pair = next(pair for pair in pairs if pair.name == stack)
     image, truth = pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule)
-    return report.PredictedSlice(stack, z, image, truth, predictor.masks(image[None])[0])
+    return report.PredictedSlice(stack, z, image, truth, measured.masks[stack][z])
 
 
 def _history() -> list[dict[str, float]]:

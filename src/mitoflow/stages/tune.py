@@ -14,8 +14,9 @@ from mitoflow.stages import BEST_PARAMS, PATCHES, TUNE_REPORTS
 def main() -> None:
     settings = params.load()
     store = PatchStore.open(PATCHES)
-    shared = settings.train.model_dump(include={"base_width", "loss", "precision", "batch_size"})
     searched = settings.tune.model_dump(exclude={"trials"})
+    of_a_fit = {"learning_rate", "depth", "augment_strength", "epochs", "patches_per_epoch", "patience", "seed"}
+    shared = settings.train.model_dump(exclude=of_a_fit)
     name = "tune-" + workspace.fingerprint([searched, shared, store.digest, training.code_digest()])
     with workspace.only_one(name):
         study = tuning.open_study(workspace.state_dir() / "optuna.db", name)
