@@ -43,6 +43,16 @@ def test_nothing_to_get_wrong_scores_one():
     assert (metrics.precision(invented), metrics.recall(invented), metrics.iou(invented)) == (0, 1, 0)
 
 
+def test_quantiles_are_of_the_slices_with_mitochondria():
+    counts = np.array([[8, 1, 1, 90], [0, 0, 0, 100], [6, 2, 2, 90], [0, 3, 0, 97], [4, 0, 0, 96]])
+    assert metrics.slice_dice(counts).tolist() == pytest.approx([16 / 18, 12 / 16, 0, 1])
+    quantiles = metrics.slice_dice_quantiles(counts)
+    assert quantiles["min"] == 0
+    assert quantiles["median"] == pytest.approx((16 / 18 + 12 / 16) / 2)
+    assert quantiles["min"] <= quantiles["q05"] <= quantiles["median"] <= quantiles["q95"] <= 1
+    assert set(metrics.slice_dice_quantiles(counts[1:2]).values()) == {1.0}
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         metrics.count(np.zeros((2, 4, 4)), np.zeros((4, 4)))
@@ -202,6 +212,15 @@ def test_files_of_one_slice_count_as_one_stack():
     counts = drifting_counts(20, seed=0)
     files = metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0, stacks=[f"page{i}" for i in range(20)])
     assert files == metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0)
+
+
+def test_interval_of_fractions_is_that_of_a_plain_resampling():
+    rows = np.random.default_rng(5).random((40, 2))
+    drawn = np.random.default_rng(1).integers(40, size=(4000, 40))
+    interval = metrics.bootstrap_interval(rows, lambda r: metrics.ratio(r[..., 0], r.sum(-1)), 1, 4000, seed=0)
+    scores = rows[drawn].sum(1)
+    expected = np.quantile(scores[:, 0] / scores.sum(1), [0.025, 0.975])
+    assert (interval.low, interval.high) == pytest.approx(tuple(expected), abs=5e-3)
 
 
 def test_a_single_slice_tells_nothing():

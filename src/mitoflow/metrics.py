@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-Score = Callable[[Counts], NDArray[np.float64]]
+Score = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 BINS = 256
 THRESHOLDS: NDArray[np.float64] = np.arange(BINS) / BINS
@@ -51,38 +51,57 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], owned: NDArray[Any] | N
 
 def accuracy(counts: Counts) -> NDArray[np.float64]:
     """Return the fraction of pixels that are right; ``counts`` is ``(..., 4)``, 0/0 is 1."""
-    return _ratio(counts[..., 0] + counts[..., 3], counts.sum(-1))
+    return ratio(counts[..., 0] + counts[..., 3], counts.sum(-1))
 
 
 def dice(counts: Counts) -> NDArray[np.float64]:
     """Return 2 TP / (2 TP + FP + FN), the F1 score of the foreground; ``counts`` is ``(..., 4)``, 0/0 is 1."""
     tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+    return ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FP + FN), the Jaccard index of the foreground; ``counts`` is ``(..., 4)``, 0/0 is 1."""
     tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(tp, tp + fp + fn)
+    return ratio(tp, tp + fp + fn)
 
 
 def precision(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FP); ``counts`` is ``(..., 4)``, 0/0 is 1: nothing predicted, nothing predicted wrongly."""
-    return _ratio(counts[..., 0], counts[..., 0] + counts[..., 1])
+    return ratio(counts[..., 0], counts[..., 0] + counts[..., 1])
 
 
 def recall(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FN); ``counts`` is ``(..., 4)``, 0/0 is 1: nothing to find, nothing missed."""
-    return _ratio(counts[..., 0], counts[..., 0] + counts[..., 2])
+    return ratio(counts[..., 0], counts[..., 0] + counts[..., 2])
 
 
-def _ratio(part: Counts, whole: Counts) -> NDArray[np.float64]:
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Return part / whole, and 1 for 0/0: where there is nothing to get wrong, nothing is wrong."""
     return np.divide(part, whole, out=np.ones(np.shape(whole)), where=whole != 0)
 
 
 SCORES: Mapping[str, Score] = MappingProxyType(
     {"dice": dice, "iou": iou, "accuracy": accuracy, "precision": precision, "recall": recall}
 )
+
+
+QUANTILES: Mapping[str, float] = MappingProxyType({"min": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95})
+
+
+def slice_dice(counts: Counts) -> NDArray[np.float64]:
+    """Return the Dice of each slice with mitochondria, true or predicted; ``counts`` is ``(slices, 4)``.
+
+    Slices without any are always right and would hide the others; they count only where there are no others.
+    """
+    held = counts[:, :3].any(axis=1)
+    return dice(counts[held] if held.any() else counts)
+
+
+def slice_dice_quantiles(counts: Counts) -> dict[str, float]:
+    """Return `QUANTILES` of `slice_dice` by name; ``counts`` is ``(slices, 4)``, one slice at least."""
+    values = np.quantile(slice_dice(counts), list(QUANTILES.values()))
+    return dict(zip(QUANTILES, values.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Interval:
 
 
 def bootstrap_interval(
-    counts: Counts, score: Score, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
+    counts: NDArray[Any], score: Score, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
 ) -> Interval:
     """Return a score of all slices together, with its 95 % interval from a circular block bootstrap over slices.
 
@@ -111,9 +130,10 @@ def bootstrap_interval(
     Parameters
     ----------
     counts
-        ``(slices, 4)`` int64, the slices of a stack in the order of z.
+        ``(slices, 4)`` int64, the slices of a stack in the order of z; or ``(rows, columns)`` of anything else that
+        adds up: boundary pixels by slice, or objects, with ``block`` 1.
     score
-        Any of `SCORES`.
+        Any of `SCORES`, or another function of the summed counts.
     block
         Consecutive slices in a block, at most half of the stack: a short stack has its blocks shortened, because a
         block as long as the ring is the same one wherever it starts.
@@ -161,10 +181,12 @@ def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _resample(counts: Counts, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None) -> Counts:
+def _resample(
+    counts: NDArray[Any], block: int, resamples: int, seed: int, stacks: Sequence[Any] | None
+) -> NDArray[Any]:
     """Return the summed counts of each draw, ``(resamples, columns)``, from counts ``(slices, columns)``."""
     rng = np.random.default_rng(seed)
-    drawn = np.zeros((resamples, counts.shape[-1]), np.int64)
+    drawn = np.zeros((resamples, counts.shape[-1]), counts.dtype)
     for rows in _rings(len(counts), stacks):
         ring = counts[rows]
         full = min(block, max(1, len(ring) // 2))
@@ -184,10 +206,10 @@ def _rings(slices: int, stacks: Sequence[Any] | None) -> list[NDArray[np.intp]]:
     return [*rings, alone] if len(alone) else rings
 
 
-def _block_sums(ring: Counts, length: int) -> Counts:
+def _block_sums(ring: NDArray[Any], length: int) -> NDArray[Any]:
     """Return the sum of ``length`` consecutive rows from each row on, the first row following the last."""
     running = np.cumsum(np.concatenate([np.zeros_like(ring[:1]), ring, ring[: length - 1]]), axis=0)
-    sums: Counts = running[length:] - running[:-length]
+    sums: NDArray[Any] = running[length:] - running[:-length]
     return sums
 
 
