@@ -92,6 +92,15 @@ def results() -> report.Results:
         patch_wise=report.Scores(0.5, scores),
         stacks=["stack<1>"] * 4 + ["b"] * 2,
         counts=counts,
+        shapes={
+            "boundary_f1": Interval(0.9012, 0.8877, 0.9155),
+            "error_near_boundary": Interval(0.62345, 0.6, 0.65432),
+            "instance_f1_50": Interval(0.75, 0.4321, 0.9876),
+            "instance_f1_75": Interval(0.5, 0.2, 0.8),
+            "panoptic_quality": Interval(0.6789, 0.5, 0.8),
+        },
+        true_instances=31,
+        predicted_instances=47,
         curve=histogram.precision_recall(),
         reliability=histogram.reliability(),
         worst=shown(worst),
@@ -121,6 +130,27 @@ def test_evaluation_report_says_what_it_was_given(page, results):
     assert "The weights of epoch 3" in page.text
     assert "4b7a1d2f" in page.text
     assert "train.learning_rate 0.001" in page.text
+
+
+def test_evaluation_report_tells_of_boundaries_instances_and_slices(page, results):
+    assert "Boundary F1 at 2 px 0.9012 0.8877 – 0.9155" in page.text
+    assert "Errors within 2 px of the boundary 62.34 % 60.00 – 65.43" in page.text
+    assert "Instance F1 at IoU 0.5 0.7500 0.4321 – 0.9876" in page.text
+    assert "Instance F1 at IoU 0.75 0.5000" in page.text
+    assert "Panoptic quality 0.6789" in page.text
+    assert "62.3 % of the wrong pixels" in page.text
+    assert "31 in the truth and 47 in the prediction" in page.text
+    low, median = np.quantile(metrics.dice(results.counts), [0, 0.5])
+    assert f"lowest {low:.4f}" in page.text
+    assert f"half below {median:.4f}" in page.text
+
+
+def test_histogram_beside_the_curve_counts_the_slices_with_mitochondria(results):
+    counts = np.array([[90, 10, 10, 0]] * 3 + [[50, 50, 50, 0]] + [[0, 0, 0, 100]] * 5)
+    chart = figures.dice_along_z_chart(counts, ["a"] * 9, worst=3, median=0)
+    bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n"[^>]*fill: var\(--first\)', chart)
+    lengths = [float(end) - float(start) for start, end in bars]
+    assert lengths == pytest.approx([lengths[0], 3 * lengths[0]])  # one slice of 0.5, three of 0.9, none of the empty
 
 
 def test_evaluation_report_needs_nothing_from_elsewhere(page):

@@ -30,6 +30,8 @@ PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)"
 # Widths in inches of a chart across half of the page and across all of it.
 HALF, FULL = 5.6, 12.0
 
+DICE_BAR = 0.01  # width of a bar in the histogram of slices
+
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mitoflow",
@@ -91,13 +93,17 @@ def reliability_chart(reliability: Reliability) -> str:
 
 
 def dice_along_z_chart(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> str:
-    """Draw Dice of every slice, stack after stack, and mark two of the rows of ``counts``, ``(slices, 4)``."""
+    """Draw Dice of every slice, stack after stack, and beside it how many slices of those with mitochondria have it.
+
+    Two of the rows of ``counts``, ``(slices, 4)``, are marked.
+    """
     scores = metrics.dice(counts)
     borders = [0, *(i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]), len(stacks)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(FULL, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, label="all slices together")
+        axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
+        for each in (axes, beside):
+            each.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0, label="all slices together")
         for first, last in pairwise(borders):
             axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=5, linewidth=1.2)
         for border in borders[1:-1]:
@@ -105,8 +111,14 @@ def dice_along_z_chart(counts: Counts, stacks: Sequence[str], worst: int, median
         axes.plot(median, scores[median], "D", color=SECOND, markersize=7, label="median slice")
         axes.plot(worst, scores[worst], "v", color=SECOND, markersize=9, label="worst slice")
         axes.set(xlim=(-1, len(scores)), ylabel="Dice", xlabel="Slice, stack after stack" if borders[2:] else "Slice")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper right", ncols=3)
+        bars, slices = np.unique(
+            np.minimum(metrics.slice_dice(counts) // DICE_BAR, 1 / DICE_BAR - 1), return_counts=True
+        )
+        beside.barh((bars + 0.5) * DICE_BAR, slices, height=0.85 * DICE_BAR, color=FIRST)
+        beside.set(xlabel="Slices")
+        for each in (axes, beside):
+            each.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
         return _svg(figure)
 
 

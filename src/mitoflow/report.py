@@ -76,6 +76,10 @@ class Results:
     stacks, counts
         For each slice, in the order of stacks and z, the name of its stack and its counts ``(slices, 4)`` by the
         whole-slice protocol.
+    shapes
+        Boundary and instance scores of the whole-slice masks, by the names of `evaluation.score_shapes`.
+    true_instances, predicted_instances
+        How many mitochondria there are, in 3-D.
     curve, reliability
         Of the whole-slice probabilities.
     worst, median
@@ -93,6 +97,9 @@ class Results:
     patch_wise: Scores
     stacks: Sequence[str]
     counts: Counts
+    shapes: Mapping[str, Interval]
+    true_instances: int
+    predicted_instances: int
     curve: PrecisionRecall
     reliability: Reliability
     worst: PredictedSlice
@@ -169,6 +176,7 @@ def write_evaluation_report(path: Path, results: Results, verdict: Verdict | Non
         verdict=verdict,
         pictures={"worst": _error_pictures(results.worst), "median": _error_pictures(results.median)},
         colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
+        quantiles=metrics.slice_dice_quantiles(results.counts),
         along_z=figures.dice_along_z_chart(results.counts, results.stacks, *worst_and_median(results.counts)),
         precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
         reliability=figures.reliability_chart(results.reliability),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mitoflow import (
+    boundary,
     comparison,
     evaluation,
     lineage,
@@ -65,6 +68,9 @@ def main() -> None:
         predictor = Predictor(model, inference)
         measured = evaluation.measure(predictor, pairs, conventions.mask_rule, store.size)
         counts = measured.whole_slice.counts_at(threshold)
+        shapes = [
+            evaluation.compare_shapes(_truth(pair, conventions.mask_rule), measured.masks[pair.name]) for pair in pairs
+        ]
 
         bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
         evaluated = comparison.Evaluation(
@@ -79,12 +85,20 @@ def main() -> None:
             for limit, c in ((evaluation.PATCH_WISE_THRESHOLD, measured.patch_wise), (threshold, counts))
         )
         curve, reliability = measured.whole_slice.precision_recall(), measured.whole_slice.reliability()
+        shape_scores = evaluation.score_shapes(shapes, measured.stacks, **bootstrap)
+        found = {
+            "true_instances": sum(stack.matching.true_instances for stack in shapes),
+            "predicted_instances": sum(stack.matching.predicted_instances for stack in shapes),
+        }
         summary = {
             "patch_wise": _flat(patch_wise.intervals),
             "whole_slice": _flat(whole_slice.intervals),
             "threshold": threshold,
             "median": chosen.median,
             "validation_dice": chosen.dice,
+            **_flat(shape_scores),
+            **found,
+            **{f"slice_dice_{name}": value for name, value in metrics.slice_dice_quantiles(counts).items()},
             "average_precision": curve.average_precision,
             "calibration_error": reliability.expected_calibration_error,
             "brier": reliability.brier,
@@ -102,7 +116,7 @@ def main() -> None:
             ("probability", "frequency", "pixels"),
             zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
         )
-        _write_slices(EVALUATE_REPORTS / "slices.csv", measured, counts)
+        _write_slices(EVALUATE_REPORTS / "slices.csv", measured, counts, np.concatenate([s.boundary for s in shapes]))
 
         verdict = publish(run)
         worst, median = (
@@ -115,6 +129,8 @@ def main() -> None:
             whole_slice=whole_slice,
             stacks=measured.stacks,
             counts=counts,
+            shapes=shape_scores,
+            **found,
             curve=curve,
             reliability=reliability,
             worst=worst,
@@ -195,20 +211,29 @@ def _picture(
     return report.PredictedSlice(stack, z, image, truth, measured.masks[stack][z])
 
 
+def _truth(pair: volumes.Pair, rule: volumes.Rule) -> np.ndarray:
+    return np.stack([volumes.binarise(mask, rule) for mask in pair.mask.slices()])
+
+
 def _history() -> list[dict[str, float]]:
     with CURVES.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 
-def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts) -> None:
-    names = ("slice", "stack", "z", "dice", "iou", "tp", "fp", "fn", "tn")
-    scores = zip(metrics.dice(counts), metrics.iou(counts), counts.tolist(), strict=True)
-    rows = (
-        (row, stack, z, dice, iou, *four)
-        for row, (stack, z, (dice, iou, four)) in enumerate(zip(measured.stacks, measured.z, scores, strict=True))
-    )
-    workspace.write_csv(path, names, rows)
+def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts, boundaries: Counts) -> None:
+    columns: dict[str, Iterable[object]] = {
+        "slice": range(len(counts)),
+        "stack": measured.stacks,
+        "z": measured.z,
+        "dice": metrics.dice(counts),
+        "iou": metrics.iou(counts),
+        **dict(zip(("tp", "fp", "fn", "tn"), counts.T, strict=True)),
+        "boundary_f1": boundary.f1(boundaries),
+        "error_near_boundary": boundary.near_share(boundaries),
+        **dict(zip(boundary.COLUMNS, boundaries.T, strict=True)),
+    }
+    workspace.write_csv(path, tuple(columns), zip(*columns.values(), strict=True))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""Shapes of several stacks, scored together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mitoflow import boundary, evaluation, instances, metrics
+
+BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
+
+
+def balls(*centres: tuple[int, int, int], radius: float) -> np.ndarray:
+    z, y, x = np.ogrid[:12, :48, :64]
+    held = [(z - c) ** 2 + (y - b) ** 2 + (x - a) ** 2 <= radius**2 for c, b, a in centres]
+    return np.any(held, axis=0).astype(np.uint8)
+
+
+def test_shapes_of_all_stacks_are_scored_together():
+    truth = balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=5)
+    masks = [balls((6, 12, 12), (6, 12, 41), radius=5), balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=6)]
+    shapes = [evaluation.compare_shapes(truth, mask) for mask in masks]
+    scores = evaluation.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
+
+    assert scores["instance_f1_50"].value == pytest.approx(10 / 11)  # 5 of 6 found, none invented
+    boundaries = boundary.count(np.concatenate([truth, truth]), np.concatenate(masks)).sum(0)
+    assert scores["boundary_f1"].value == boundary.f1(boundaries)
+    assert scores["error_near_boundary"].value == boundary.near_share(boundaries)
+    matched = np.concatenate([stack.matching.iou for stack in shapes])
+    assert scores["panoptic_quality"].value == pytest.approx(matched.sum() / 5.5)
+    assert scores["instance_f1_75"].value == pytest.approx(2 * (matched > 0.75).sum() / 11)
+    assert (matched > 0.75).sum() == 1  # that which was neither moved nor blown up
+    for interval in scores.values():
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def test_instances_do_not_reach_from_stack_to_stack():
+    through = np.ones((4, 8, 8), np.uint8)
+    shapes = [evaluation.compare_shapes(through, through) for _ in range(2)]
+    assert sum(stack.matching.true_instances for stack in shapes) == 2
+    together = evaluation.compare_shapes(np.concatenate([through] * 2), np.concatenate([through] * 2))
+    assert together.matching.true_instances == 1
+
+
+def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
+    empty = np.zeros((4, 8, 8), np.uint8)
+    scores = evaluation.score_shapes([evaluation.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
+    assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
+    assert scores["instance_f1_50"] == metrics.Interval(1, 0, 1)
+    assert instances.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)
