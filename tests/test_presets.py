@@ -13,7 +13,7 @@ from mitoflow import params, presets
 from mitoflow.errors import InputError
 
 COMMITTED = Path(__file__).parents[1] / "params.yaml"
-NAMES = ["phantom", "epfl", "imported"]
+NAMES = list(presets.names())
 
 CRLF = "# ours\r\ndata:   {name:  'phantom' , mask_rule: auto}\r\n"
 
@@ -39,6 +39,21 @@ def test_every_preset_names_every_key_and_is_valid(path: Path, name: str) -> Non
     assert preset.keys() == presets.scalars(COMMITTED.read_text()).keys()
     presets.apply(path, name, name=name, mask_rule="auto")
     assert params.load(path).model_dump(by_alias=True) == YAML(typ="safe").load(presets.PRESETS.read_text())[name]
+
+
+def test_every_preset_says_what_it_is_for() -> None:
+    assert {"phantom", "epfl", "epfl-quick", "imported"} <= presets.names().keys()
+    assert all(presets.names().values())
+
+
+def test_a_chosen_preset_leaves_the_data_alone(path: Path) -> None:
+    before = params.load(path)
+    presets.choose(path, "epfl-quick")
+    after = params.load(path)
+    assert after.data == before.data
+    assert after.train != before.train
+    with pytest.raises(InputError, match="one of phantom, epfl, epfl-quick"):
+        presets.choose(path, "eplf")
 
 
 def test_comments_order_and_columns_stay(path: Path) -> None:

@@ -19,6 +19,7 @@ RECIPE = Recipe(
     foreground=0.5,
     context=1,
     context_step=2,
+    context_dropout=0.0,
     base_width=4,
     loss="bce",
     precision="float32",
@@ -48,6 +49,15 @@ def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
     for channel, near in enumerate(volumes.neighbours(z, 1, 2, store.train.ranges[stack])):
         assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
     assert np.array_equal(mask[..., 0], store.train.mask(stack, z, box))
+
+
+def test_without_its_neighbours_a_slice_stands_for_them(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, intensity_strength=0.0, context_dropout=1.0)
+    images, _ = training.TrainPatches(store.train, 8, recipe)[0]
+    assert np.array_equal(images[..., 0], images[..., 1])
+    seeing = dataclasses.replace(recipe, context_dropout=0.0)
+    images, _ = training.TrainPatches(store.train, 8, seeing)[0]
+    assert not np.array_equal(images[..., 0], images[..., 1])
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])

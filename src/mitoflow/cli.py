@@ -153,6 +153,19 @@ def _tell(installed: Installed) -> None:
 
 
 @mitoflow.command()
+@click.argument("name", required=False)
+def preset(name: str | None) -> None:
+    """Write a preset into params.yaml, all but what names the data; without NAME, list the presets."""
+    from mitoflow import presets
+
+    if name is None:
+        _print_table(["preset", ""], list(presets.names().items()))
+        return
+    for key, (old, new) in presets.choose(Path("params.yaml"), name).items():
+        click.echo(f"params.yaml: {key} {old} -> {new}")
+
+
+@mitoflow.command()
 @click.argument("stage", required=False)
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change."

@@ -119,6 +119,7 @@ class Train(Section):
     foreground: Fraction
     context: Annotated[int, Field(ge=0, le=8)]
     context_step: Positive
+    context_dropout: Fraction
     base_width: Positive
     loss: Literal["bce", "bce_dice"]
     precision: Literal["float32", "mixed_bfloat16"]

@@ -50,6 +50,27 @@ def apply(path: Path, preset: str, *, name: str, mask_rule: str) -> dict[str, tu
     return change(path, values | {"data.name": _quoted(name), "data.mask_rule": mask_rule})
 
 
+def names() -> dict[str, str]:
+    """Return the presets, each with what is said about it beside its name."""
+    lines = PRESETS.read_text(encoding="utf-8").splitlines()
+    sections = (line.partition("#") for line in lines if line[:1].isalnum())
+    return {section.strip().removesuffix(":"): about.strip() for section, _, about in sections}
+
+
+def choose(path: Path, preset: str) -> dict[str, tuple[str, str]]:
+    """Write a preset into ``params.yaml`` and leave the section ``data`` as it is; otherwise as `apply`.
+
+    Raises
+    ------
+    InputError
+        There is no such preset, or as in `change`.
+    """
+    if preset not in names():
+        raise InputError("preset", preset, f"one of {', '.join(names())}", "see `mitoflow preset`")
+    values = {key: value.source for key, value in scalars(PRESETS.read_text(encoding="utf-8"), preset).items()}
+    return change(path, {key: value for key, value in values.items() if not key.startswith("data.")})
+
+
 def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Write values, as YAML spells them, to dotted keys of ``params.yaml``; return as `apply` does.
 

@@ -36,6 +36,7 @@ class Recipe:
     foreground: float
     context: int
     context_step: int
+    context_dropout: float
     base_width: int
     loss: Literal["bce", "bce_dice"]
     precision: Literal["float32", "mixed_bfloat16"]
@@ -102,6 +103,8 @@ class TrainPatches(keras.utils.PyDataset):
         transform = augment.random_maps(1, size, strength, rng)[0] if resampled else None
         crop = augment.Crop(corner, size, transform, self.patches.shapes[stack][1:])
         near = neighbours(z, self.recipe.context, self.recipe.context_step, self.patches.ranges[stack])
+        if rng.random() < self.recipe.context_dropout:
+            near = [z] * len(near)
         images = [crop.image(functools.partial(self.patches.image, stack, place)) for place in near]
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
         mask = crop.mask(functools.partial(self.patches.mask, stack, z))[..., None]

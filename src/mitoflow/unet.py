@@ -80,20 +80,21 @@ def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
     skips = []
     x = inputs
     for level in range(depth):
-        x = _convolve_twice(x, base_width * 2**level, f"down{level}")
+        x = convolve_twice(x, base_width * 2**level, f"down{level}")
         skips.append(x)
         x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-    x = _convolve_twice(x, base_width * 2**depth, "bottom")
+    x = convolve_twice(x, base_width * 2**depth, "bottom")
     for level in reversed(range(depth)):
         width = base_width * 2**level
         x = layers.Conv2DTranspose(width, 2, strides=2, name=f"up{level}_transpose")(x)
         x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
-        x = _convolve_twice(x, width, f"up{level}")
+        x = convolve_twice(x, width, f"up{level}")
     logits = layers.Conv2D(1, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="unet")
 
 
-def _convolve_twice(x: Any, width: int, name: str) -> Any:
+def convolve_twice(x: Any, width: int, name: str) -> Any:
+    """Convolve (N, Y, X, C) twice to `width` feature maps, each time with normalisation and ReLU: a level's block."""
     for i in (1, 2):
         # The normalisation brings its own offset, so the convolution goes without a bias.
         convolve = layers.Conv2D(

@@ -1,0 +1,182 @@
+"""What each part of the recipe is worth: `python -m benchmarks.ablation`, in a project whose patches/ are cut.
+
+Every row changes one thing in the recipe of `params.yaml`, trains on the same number of patches from the same seed, and
+is judged on the validation slices alone: as they are, and with other contrast, brightness, sharpness and noise, since
+validation slices come from the volume of the training slices and a user's stack does not. The test part stays closed.
+Rows that are done are not done again; `--seed` adds others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import layers
+from scipy import ndimage
+
+from mitoflow import evaluation, params, training, unet, workspace
+from mitoflow.inference import Predictor, Settings
+from mitoflow.patches import Patches, PatchStore
+from mitoflow.training import Recipe
+
+RESULTS = Path(__file__).with_name("results") / "ablation.json"
+
+Block = Callable[[Any, int, str], Any]
+
+
+def group_normalised(x: Any, width: int, name: str) -> Any:
+    """Two convolutions with group normalisation (Wu and He, ECCV 2018), groups of 8 feature maps."""
+    for i in (1, 2):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}")(
+            x
+        )
+        x = layers.GroupNormalization(max(1, width // 8), name=f"{name}_{i}_norm")(x)
+        x = layers.ReLU(name=f"{name}_{i}_relu")(x)
+    return x
+
+
+def residual(x: Any, width: int, name: str) -> Any:
+    """The two convolutions of the U-Net with a shortcut around them (He et al., CVPR 2016)."""
+    shortcut = layers.Conv2D(width, 1, use_bias=False, name=f"{name}_shortcut")(x)
+    return layers.Add(name=f"{name}_sum")([shortcut, unet.convolve_twice(x, width, name)])
+
+
+#: Name of a row: what it changes in the recipe, and the block of the U-Net where that is another one.
+ROWS: dict[str, tuple[dict[str, Any], Block | None]] = {
+    "the recipe": ({}, None),
+    "no neighbouring slices": ({"context": 0}, None),
+    "one neighbour on each side, next to it": ({"context": 1, "context_step": 1}, None),
+    "no variation of grey values": ({"intensity_strength": 0.0}, None),
+    "crops anywhere, none placed on foreground": ({"foreground": 0.0}, None),
+    "every crop placed on foreground": ({"foreground": 1.0}, None),
+    "turns and flips only, nothing resampled": ({"resampled": 0.0}, None),
+    "every crop resampled, as the student's report did": ({"resampled": 1.0, "augment_strength": 1.0}, None),
+    "no geometric augmentation": ({"augment_strength": 0.0}, None),
+    "cross-entropy without Dice": ({"loss": "bce"}, None),
+    "half of the width": ({"base_width": 8}, None),
+    "one and a half of the width": ({"base_width": 24}, None),
+    "a level less": ({"depth": 3}, None),
+    "residual blocks": ({}, residual),
+    "group normalisation": ({}, group_normalised),
+}
+
+
+def altered(patches: Patches) -> Patches:
+    """Return validation patches as another microscope could have taken them; the masks are the same."""
+    images = patches.images.astype(np.float32)
+    top = np.iinfo(patches.images.dtype).max
+    noise = np.random.default_rng(0).normal(0, 0.04 * top, images.shape[1:]).astype(np.float32)
+    for i, image in enumerate(images):
+        blurred = ndimage.gaussian_filter(image, 0.8) / top
+        images[i] = ((blurred**1.2 - 0.5) * 0.75 + 0.55) * top + noise
+    return dataclasses.replace(patches, images=np.clip(images, 0, top).astype(patches.images.dtype))
+
+
+@contextmanager
+def built_of(block: Block | None) -> Iterator[None]:
+    original = unet.convolve_twice
+    if block is None:
+        yield
+        return
+
+    def other(x: Any, width: int, name: str) -> Any:
+        unet.convolve_twice = original  # what the block itself builds upon
+        try:
+            return block(x, width, name)
+        finally:
+            unet.convolve_twice = other
+
+    unet.convolve_twice = other
+    try:
+        yield
+    finally:
+        unet.convolve_twice = original
+
+
+def measure(store: PatchStore, recipe: Recipe, block: Block | None, title: str) -> dict[str, Any]:
+    started = time.perf_counter()
+    with built_of(block):
+        fitted = training.fit(store, recipe, title=title)
+    seconds = time.perf_counter() - started
+    model = fitted.model
+    settings = Settings(
+        bit_depth=store.bit_depth,
+        divisor=2**recipe.depth,
+        context=recipe.context,
+        context_step=recipe.context_step,
+        tile=1024,
+        overlap=64,
+        views=1,
+        median=1,
+        threshold=0.5,
+    )
+    plain, other = (
+        evaluation.choose(Predictor(model, settings), patches, [1]).dice
+        for patches in (store.validation, altered(store.validation))
+    )
+    return {
+        "validation_dice": round(plain, 4),
+        "altered_dice": round(other, 4),
+        "seconds": round(seconds),
+        "parameters": model.count_params(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n")[0])
+    parser.add_argument("--patches", type=int, default=6400, help="training patches of each row (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", type=Path, default=Path("patches"))
+    parser.add_argument("--into", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the table of what is done")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="some of the rows; all without it")
+    options = parser.parse_args()
+    if unknown := set(options.rows) - ROWS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(ROWS)}")
+    done = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
+    if not options.table:
+        store, values = PatchStore.open(options.store), params.load().train.model_dump()
+        if tuned := [key for key, value in values.items() if value == "tuned"]:
+            parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
+        base = Recipe(**{**values, "epochs": 1, "patches_per_epoch": options.patches, "seed": options.seed})
+        for name in options.rows or ROWS:
+            changes, block = ROWS[name]
+            key = f"{name} / {options.patches} patches / seed {options.seed}"
+            if key in done:
+                continue
+            recipe = dataclasses.replace(base, **changes)
+            done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
+            done[key] |= measure(store, recipe, block, name)
+            options.into.parent.mkdir(exist_ok=True)
+            workspace.write_json(options.into, done)
+            keras.utils.clear_session()
+    print(table(list(done.values())))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return Markdown: one line for each row, each figure the mean over its seeds."""
+    lines = [
+        "| change | validation Dice | altered validation Dice | seconds | parameters | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["row"] for row in rows):
+        same = [row for row in rows if row["row"] == name]
+        dice, other = (" / ".join(f"{row[key]:.4f}" for row in same) for key in ("validation_dice", "altered_dice"))
+        seconds = round(float(np.mean([row["seconds"] for row in same])))
+        lines.append(f"| {name} | {dice} | {other} | {seconds} | {same[0]['parameters'] / 1e6:.2f} M | {len(same)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
