@@ -113,13 +113,11 @@ def measure(store: PatchStore, recipe: Recipe, block: Block | None, title: str) 
     settings = Settings(
         bit_depth=store.bit_depth,
         divisor=2**recipe.depth,
-        context=recipe.context,
-        context_step=recipe.context_step,
         tile=1024,
         overlap=64,
-        views=1,
-        median=1,
         threshold=0.5,
+        context=recipe.context,
+        context_step=recipe.context_step,
     )
     plain, other = (
         evaluation.choose(Predictor(model, settings), patches, [1]).dice

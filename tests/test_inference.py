@@ -9,9 +9,7 @@ from mitoflow import unet
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings, median_along_z
 
-SETTINGS = Settings(
-    bit_depth=8, divisor=4, context=0, context_step=1, tile=64, overlap=8, views=1, median=1, threshold=0.5
-)
+SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5)
 
 
 def single(predictor: Predictor, image: np.ndarray) -> np.ndarray:
@@ -83,7 +81,13 @@ def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_dep
 
 
 def test_settings_survive_the_file(tmp_path: Path) -> None:
-    SETTINGS.write(tmp_path / "inference.yaml")
+    settings = replace(SETTINGS, context=2, views=8, median=5)
+    settings.write(tmp_path / "inference.yaml")
+    assert Settings.read(tmp_path / "inference.yaml") == settings
+
+
+def test_settings_of_a_model_from_before_there_was_context_are_read(tmp_path: Path) -> None:
+    (tmp_path / "inference.yaml").write_text("{bit_depth: 8, divisor: 4, tile: 64, overlap: 8, threshold: 0.5}")
     assert Settings.read(tmp_path / "inference.yaml") == SETTINGS
 
 

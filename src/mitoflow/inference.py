@@ -40,27 +40,27 @@ class Settings:
         Bits of the grey values that the model was trained on.
     divisor
         The U-Net takes sides that are divisible by this: ``2**depth``.
-    context, context_step
-        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
     tile, overlap
         Pixels of a tile, and pixels on each of its sides that are blended with the neighbour.
+    threshold
+        Probability from which a pixel is mitochondrion.
+    context, context_step
+        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
     views
         Symmetries of a tile whose predictions are averaged: 1 as it is, 4 with its flips, 8 with quarter turns too.
     median
         Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
-    threshold
-        Probability from which a pixel is mitochondrion.
     """
 
     bit_depth: int
     divisor: int
-    context: int
-    context_step: int
     tile: int
     overlap: int
-    views: int
-    median: int
     threshold: float
+    context: int = 0
+    context_step: int = 1
+    views: int = 1
+    median: int = 1
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
@@ -68,10 +68,14 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Settings:
-        """Read settings that `write` wrote; raises `InputError` where they are missing or not whole."""
-        keys = [field.name for field in dataclasses.fields(cls)]
-        values = workspace.read_yaml(path, REMEDY, keys)
-        return cls(**{key: values[key] for key in keys})
+        """Read settings that `write` wrote; raises `InputError` where they are missing or not whole.
+
+        Models registered before there was context know nothing of it, and take what the defaults say.
+        """
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        values = workspace.read_yaml(path, REMEDY, needed)
+        return cls(**{field.name: values[field.name] for field in fields if field.name in values})
 
 
 class Predictor:

@@ -58,7 +58,6 @@ def main() -> None:
         tile=settings.evaluate.tile,
         overlap=settings.evaluate.overlap,
         views=settings.evaluate.views,
-        median=1,
         threshold=0.5,
     )
     with tracking.start("evaluate", "evaluate", key=tracking.producer(MODEL)) as run:
