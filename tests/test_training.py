@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mitoflow import metrics, training, volumes
+from mitoflow.errors import InputError
 from mitoflow.params import Patch
 from mitoflow.patches import PatchStore
 from mitoflow.training import Recipe
@@ -125,6 +126,16 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: P
     finished = training.fit(store, RECIPE, checkpoints=tmp_path, on_epoch=lambda epoch, logs: seen.append(epoch))
     assert seen == [1, 2]
     assert np.array_equal(finished.model.get_weights()[0], undisturbed.model.get_weights()[0])
+
+
+def test_it_starts_from_another_model(store: PatchStore) -> None:
+    first = training.fit(store, RECIPE).model
+    still = dataclasses.replace(RECIPE, learning_rate=1e-9, epochs=1, patches_per_epoch=4)
+    tuned = training.fit(store, still, initial=first)
+    for mine, theirs in zip(tuned.model.trainable_variables, first.trainable_variables, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    with pytest.raises(InputError, match="train.init_from: found a U-Net of other depth"):
+        training.fit(store, dataclasses.replace(still, depth=1), initial=first)
 
 
 def test_it_stops_when_validation_gets_no_better(store: PatchStore) -> None:

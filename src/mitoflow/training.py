@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mitoflow import augment, losses, unet, workspace
+from mitoflow.errors import InputError
 from mitoflow.patches import Patches, PatchStore, SliceId
 from mitoflow.volumes import neighbours, to_unit
 
@@ -157,6 +158,7 @@ def fit(
     store: PatchStore,
     recipe: Recipe,
     *,
+    initial: keras.Model | None = None,
     checkpoints: Path | None = None,
     on_epoch: Callable[[int, Logs], None] | None = None,
     title: str = "train",
@@ -172,6 +174,8 @@ def fit(
         The patches.
     recipe
         How to fit.
+    initial
+        A U-Net to start from, in place of random weights: fine-tuning. It is of the recipe's depth, width and context.
     checkpoints
         Folder for a checkpoint after every epoch. Where it holds checkpoints of a run that was cut off, the fit goes
         on after the last whole epoch, and ends with the weights that it would have had undisturbed.
@@ -179,9 +183,17 @@ def fit(
         Called after each epoch with its number, counted from 0, and its logs; an exception ends the fit.
     title
         What the progress bar says.
+
+    Raises
+    ------
+    InputError
+        The recipe describes another U-Net than `initial`.
     """
+    weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
     model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+    if weights:
+        _take_over(model, weights)
     train = TrainPatches(store.train, store.bit_depth, recipe)
     steps = len(train) * recipe.epochs
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -212,6 +224,15 @@ def fit(
     fitted = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(progress.best_weights)
     return Fit(fitted, progress.history)
+
+
+def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:
+    found, expected = ([array.shape for array in arrays] for arrays in (weights, model.weights))
+    if found != expected:
+        described = "a U-Net of other depth, width or context"
+        remedy = "give train.depth, train.base_width and train.context the values of that model"
+        raise InputError("train.init_from", described, "one like that of the recipe", remedy)
+    model.set_weights(weights)
 
 
 def prepare_backend(recipe: Recipe) -> None:

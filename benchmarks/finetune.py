@@ -1,0 +1,139 @@
+"""What a lab's few labels are worth: `python -m benchmarks.finetune MODEL_FOLDER`, in a project with the EPFL data.
+
+Four annotated slices of a target that the model has not seen: a phantom, and EPFL's training volume with inverted
+contrast, at half of the resolution, and with strong noise. For each target three contenders are measured on slices that
+none of them was trained on: the model untouched, the same U-Net from scratch, and the model fine-tuned, the last two on
+the same patches and for the same time, with the recipe of the preset `finetune`. The test part stays closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from mitoflow import evaluation, metrics, phantom, presets, training, unet, volumes, workspace
+from mitoflow.inference import Predictor, Settings
+from mitoflow.params import Patch
+from mitoflow.patches import PatchStore
+from mitoflow.training import Recipe
+
+RESULTS = Path(__file__).with_name("results") / "finetune.json"
+LABELLED = 4
+
+Volume = tuple[np.ndarray, np.ndarray]
+
+
+def inverted(image: np.ndarray, mask: np.ndarray) -> Volume:
+    return 255 - image, mask
+
+
+def halved(image: np.ndarray, mask: np.ndarray) -> Volume:
+    """Twice as coarse along y and x; a pixel is mitochondrion where half of it is."""
+    depth, height, width = (length // 2 * 2 for length in image.shape)
+
+    def mean(array: np.ndarray) -> np.ndarray:
+        return array[:depth, :height, :width].reshape(depth, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
+
+    return np.round(mean(image)).astype(np.uint8), (mean(mask) >= 0.5).astype(np.uint8)
+
+
+def noisy(image: np.ndarray, mask: np.ndarray) -> Volume:
+    noise = np.random.default_rng(0).normal(0, 40, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), mask
+
+
+EPFL: dict[str, Callable[[np.ndarray, np.ndarray], Volume]] = {
+    "EPFL, contrast inverted": inverted,
+    "EPFL, half of the resolution": halved,
+    "EPFL, noise of 40 grey values": noisy,
+}
+
+
+def targets(data: Path) -> dict[str, Callable[[], tuple[Volume, Volume]]]:
+    """Return, for each target, what makes its annotated slices and the consecutive slices that are judged."""
+
+    def of_phantom() -> tuple[Volume, Volume]:
+        image, mask = phantom.make_phantom((40, 320, 448), seed=5)
+        return _spread(image[:24], mask[:24]), (image[30:], mask[30:])
+
+    def of_epfl(change: Callable[[np.ndarray, np.ndarray], Volume]) -> tuple[Volume, Volume]:
+        (pair,) = volumes.read_pairs(data / "train")
+        image = np.stack([*pair.image.slices()])
+        mask = np.stack([volumes.binarise(each, "nonzero") for each in pair.mask.slices()])
+        # The model was trained on the first slices and validated on the last 20.
+        return _spread(*change(image[:130], mask[:130])), change(image[-20:], mask[-20:])
+
+    degraded = {name: lambda change=change: of_epfl(change) for name, change in EPFL.items()}
+    return {"phantom": of_phantom, **degraded}
+
+
+def _spread(image: np.ndarray, mask: np.ndarray) -> Volume:
+    places = np.linspace(0, len(image) - 1, LABELLED + 2).astype(int)[1:-1]
+    return image[places], mask[places]
+
+
+def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
+    """Cut the annotated slices, each a page of its own, as a lab imports them."""
+    for place, (image, mask) in enumerate(zip(*labelled, strict=True)):
+        for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
+            volumes.write_stack(folder / "data" / kind / f"{place}.tif", array)
+    pairs = volumes.read_pairs(folder / "data")
+    return PatchStore.write(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+
+
+def measure(labelled: Volume, judged: Volume, model_folder: Path) -> dict[str, Any]:
+    preset = YAML(typ="safe", pure=True).load(presets.PRESETS.read_text(encoding="utf-8"))["finetune"]
+    train, settings = preset["train"], Settings.read(model_folder / "inference.yaml")
+    untouched = unet.load_model(model_folder / "unet.keras")
+    wanted = {key: value for key, value in train.items() if key != "init_from"}
+    recipe = Recipe(**wanted)
+    found: dict[str, Any] = {"untouched": score(Predictor(untouched, settings), judged)}
+    with tempfile.TemporaryDirectory() as folder:
+        store = store_of(labelled, Path(folder), Patch(**preset["patch"]))
+        for name, initial in (("from scratch", None), ("fine-tuned", untouched)):
+            started = time.perf_counter()
+            fitted = training.fit(store, recipe, initial=initial, title=name)
+            seconds = time.perf_counter() - started
+            predictor = Predictor(fitted.model, settings)
+            chosen = evaluation.choose(predictor, store.validation, [1]).threshold
+            predictor = Predictor(fitted.model, Settings(**{**settings.__dict__, "threshold": chosen}))
+            found[name] = score(predictor, judged)
+            found[f"{name}, seconds"] = round(seconds)
+    return found
+
+
+def score(predictor: Predictor, judged: Volume) -> float:
+    image, mask = judged
+    counts = metrics.count(mask > 0, predictor.masks(image))
+    return round(float(metrics.dice(counts.sum(0))), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path, help="folder with unet.keras and inference.yaml, such as pretrained/epfl")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--into", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    found = {}
+    for name, make in targets(options.data).items():
+        found[name] = measure(*make(), options.model)
+        options.into.parent.mkdir(exist_ok=True)
+        workspace.write_json(options.into, found)
+    names = ("untouched", "from scratch", "fine-tuned")
+    print(f"| target | {' | '.join(names)} | seconds |\n|---|---|---|---|---|")
+    for name, row in found.items():
+        print(f"| {name} | {' | '.join(f'{row[each]:.4f}' for each in names)} | {row['fine-tuned, seconds']} |")
+
+
+if __name__ == "__main__":
+    main()
