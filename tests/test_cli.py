@@ -208,3 +208,17 @@ def test_repro_changes_parameters_and_passes_on_what_dvc_says(folder: Path) -> N
         done = run("repro", "--set", change)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert said in done.stderr
+
+
+def test_presets_are_listed_and_written(folder: Path, run_here: Here) -> None:
+    code, listed, _ = run_here("preset")
+    assert code == 0
+    assert "epfl-quick" in listed
+    code, told, _ = run_here("preset", "epfl-quick")
+    assert code == 0
+    assert "params.yaml: train.learning_rate tuned -> 0.002" in told
+    assert params.load(folder / "params.yaml").data.name == "phantom"
+    code, told, complaint = run_here("preset", "quick")
+    assert code == 2
+    assert told == ""
+    assert complaint.startswith("mitoflow: preset: found quick, expected one of phantom")

@@ -155,7 +155,10 @@ def _tell(installed: Installed) -> None:
 @mitoflow.command()
 @click.argument("name", required=False)
 def preset(name: str | None) -> None:
-    """Write a preset into params.yaml, all but what names the data; without NAME, list the presets."""
+    """Write a preset into params.yaml, or list them.
+
+    What names the data stays as it is.
+    """
     from mitoflow import presets
 
     if name is None:
