@@ -37,6 +37,13 @@ EPFL_NOTE = (
     "IEEE TMI 31(2), 2012."
 )
 
+#: What the named datasets are and on which terms they may be used, for the cards of models that learned from them.
+NOTES = {
+    "phantom": "A synthetic EM stack, drawn by mitoflow and not acquired: it says nothing about real tissue.",
+    "epfl": f"{EPFL_NOTE} A voxel is about 5 nm wide along each axis.",
+}
+LICENCES = {"phantom": "MIT, as mitoflow", "epfl": "research use; cite Lucchi et al., IEEE TMI 31(2), 2012"}
+
 
 @dataclass(frozen=True)
 class Installed:

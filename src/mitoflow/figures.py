@@ -97,29 +97,40 @@ def dice_along_z_chart(counts: Counts, stacks: Sequence[str], worst: int, median
 
     Two of the rows of ``counts``, ``(slices, 4)``, are marked.
     """
+    with matplotlib.rc_context(STYLE):
+        return _svg(_dice_along_z(counts, stacks, worst, median))
+
+
+def dice_along_z_png(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> bytes:
+    """Return the chart of `dice_along_z_chart` as a PNG on white, for where no page gives it colours."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure = _dice_along_z(counts, stacks, worst, median)
+        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _dice_along_z(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> Figure:
     scores = metrics.dice(counts)
     borders = [0, *(i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]), len(stacks)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(FULL, 3.2), layout="constrained")
-        axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
-        for each in (axes, beside):
-            each.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0, label="all slices together")
-        for first, last in pairwise(borders):
-            axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=5, linewidth=1.2)
-        for border in borders[1:-1]:
-            axes.axvline(border - 0.5, color=INK, linewidth=0.7, linestyle=":")
-        axes.plot(median, scores[median], "D", color=SECOND, markersize=7, label="median slice")
-        axes.plot(worst, scores[worst], "v", color=SECOND, markersize=9, label="worst slice")
-        axes.set(xlim=(-1, len(scores)), ylabel="Dice", xlabel="Slice, stack after stack" if borders[2:] else "Slice")
-        bars, slices = np.unique(
-            np.minimum(metrics.slice_dice(counts) // DICE_BAR, 1 / DICE_BAR - 1), return_counts=True
-        )
-        beside.barh((bars + 0.5) * DICE_BAR, slices, height=0.85 * DICE_BAR, color=FIRST)
-        beside.set(xlabel="Slices")
-        for each in (axes, beside):
-            each.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
-        return _svg(figure)
+    figure = Figure(figsize=(FULL, 3.2), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
+    for each in (axes, beside):
+        each.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0, label="all slices together")
+    for first, last in pairwise(borders):
+        axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=5, linewidth=1.2)
+    for border in borders[1:-1]:
+        axes.axvline(border - 0.5, color=INK, linewidth=0.7, linestyle=":")
+    axes.plot(median, scores[median], "D", color=SECOND, markersize=7, label="median slice")
+    axes.plot(worst, scores[worst], "v", color=SECOND, markersize=9, label="worst slice")
+    axes.set(xlim=(-1, len(scores)), ylabel="Dice", xlabel="Slice, stack after stack" if borders[2:] else "Slice")
+    bars, slices = np.unique(np.minimum(metrics.slice_dice(counts) // DICE_BAR, 1 / DICE_BAR - 1), return_counts=True)
+    beside.barh((bars + 0.5) * DICE_BAR, slices, height=0.85 * DICE_BAR, color=FIRST)
+    beside.set(xlabel="Slices")
+    for each in (axes, beside):
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
 
 
 def learning_chart(history: Sequence[Mapping[str, float]], best_epoch: int) -> str:

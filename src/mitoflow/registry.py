@@ -8,6 +8,7 @@ version keeps what was decided about it, and why, in its tags and its descriptio
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,13 @@ class Verdict:
     reason: str
     champion: int | None = None
     difference: Interval | None = None
+
+
+def outcome(verdict: Verdict | None) -> str:
+    """Say what `register` came to."""
+    if verdict is None:
+        return f"model {NAME}: MLflow is away; `mitoflow sync` will register the model and decide"
+    return f"model {NAME} version {verdict.version}: {verdict.reason}"
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,53 @@ def rollback() -> tuple[int, int]:
         return champion, history[-1]
 
 
+def champion() -> int:
+    """Return the version that is the champion.
+
+    Raises
+    ------
+    InputError
+        There is none yet.
+    """
+    with _registry() as client:
+        version = _aliases(client).get(CHAMPION)
+    if version is None:
+        remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
+        raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
+    return version
+
+
+def model_file(version: int) -> Path:
+    """Return the ``.keras`` file of a version, which is fetched into ``.mitoflow/weights/`` once.
+
+    Raises
+    ------
+    InputError
+        There is no such version, it was registered by other means, or its file is gone or another one.
+    """
+    with _registry() as client:
+        chosen = _get(client, version)
+        digest = chosen.tags.get(store.MODEL_SHA256)
+        if digest is None:
+            remedy = "take another version; `mitoflow models` lists them"
+            raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
+        path = workspace.state_dir() / "weights" / f"{digest}.keras"
+        if path.is_file():
+            return path
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                fetched = _download(client, chosen, "unet.keras", folder)
+            except store.TROUBLE as error:
+                where, remedy = f"version {version}: unet.keras", "look after the artifacts, or take another version"
+                raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
+            if (found := lineage.file_sha256(fetched)) != digest:
+                remedy = "register the model again, or take another version"
+                raise InputError(f"version {version}: {fetched.name}", f"SHA-256 {found}", digest, remedy)
+            with workspace.replacing(path) as beside:
+                shutil.copyfile(fetched, beside)
+    return path
+
+
 def origin(what: str) -> dict[str, str]:
     """Return where a version, or the model in a ``.keras`` file, comes from: run, digests, lineage, data, parameters.
 
@@ -401,10 +456,14 @@ def _judge(client: MlflowClient, version: int, evaluation: Evaluation) -> Verdic
 
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation:
-    place = f"{version.source}/artifacts/evaluation.json"
     with tempfile.TemporaryDirectory() as folder:
-        found = artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri)
-        return Evaluation.read(Path(found))
+        return Evaluation.read(_download(client, version, "evaluation.json", folder))
+
+
+def _download(client: MlflowClient, version: ModelVersion, name: str, folder: str) -> Path:
+    """Copy an artifact that `pack` put into the model of a version into ``folder``."""
+    place = f"{version.source}/artifacts/{name}"
+    return Path(artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri))
 
 
 def _crown(client: MlflowClient, version: int) -> None:

@@ -32,13 +32,20 @@ PATIENCE = 60.0  # seconds that the end of a stage waits for a server that is sl
 SAY_SO_AFTER = 30.0  # seconds without MLflow after which a person is told
 
 
-def start(stage: str, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+def start(
+    stage: str,
+    name: str,
+    *,
+    key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    made_from: Mapping[str, str] | None = None,
+) -> Run:
     """Start the run of a stage, or go on with the run ``key``.
 
     Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run: the stage that
     began it sets it running again; another stage (evaluation of a training run) leaves its status and duration as they
-    are, and its own status goes into the tag ``mitoflow.STAGE``. A new run carries `lineage.current` as tags. Where
-    ``mlflow run`` started the process, it becomes a child of the project's run.
+    are, and its own status goes into the tag ``mitoflow.STAGE``. A new run carries its lineage as tags. Where ``mlflow
+    run`` started the process, it becomes a child of the project's run.
 
     Parameters
     ----------
@@ -48,6 +55,8 @@ def start(stage: str, name: str, *, key: str | None = None, tags: Mapping[str, s
         Letters, digits, _ and -; unique among all who share the store, so pass what `Run.key` gave, or nothing.
     tags
         More tags for a new run.
+    made_from
+        The lineage of a new run; without it, that of what runs now: `lineage.current`.
     """
     key = key or uuid.uuid4().hex
     run = Run(_Sender(Journal.create(key)), key)
@@ -60,7 +69,7 @@ def start(stage: str, name: str, *, key: str | None = None, tags: Mapping[str, s
         experiment=given("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=_chosen_experiment(),
         parent_run_id=given("MLFLOW_RUN_ID"),
-        tags={**store.context(), **lineage.tags(lineage.current()), **(tags or {})},
+        tags={**store.context(), **lineage.tags(made_from or lineage.current()), **(tags or {})},
     )
     run._sender.start()
     return run

@@ -11,6 +11,8 @@ BEST_PARAMS = Path("reports/tune/best_params.yaml")
 VALIDATE_REPORTS, TUNE_REPORTS, TRAIN_REPORTS, EVALUATE_REPORTS = (
     Path("reports") / stage for stage in ("validate", "tune", "train", "evaluate")
 )
+FINDINGS = VALIDATE_REPORTS / "report.json"
 CURVES = TRAIN_REPORTS / "curves.csv"
 INFERENCE = EVALUATE_REPORTS / "inference.yaml"
 EVALUATED = EVALUATE_REPORTS / "evaluation.json"
+METRICS = EVALUATE_REPORTS / "metrics.json"

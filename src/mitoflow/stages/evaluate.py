@@ -35,13 +35,14 @@ from mitoflow.stages import (
     EVALUATE_REPORTS,
     EVALUATED,
     INFERENCE,
+    METRICS,
     MODEL,
     MODEL_FACTS,
     PATCHES,
     TRAIN_REPORTS,
 )
 
-METRICS, REPORT = EVALUATE_REPORTS / "metrics.json", EVALUATE_REPORTS / "report.html"
+REPORT = EVALUATE_REPORTS / "report.html"
 
 
 def main() -> None:
@@ -168,10 +169,7 @@ def publish(run: tracking.Run) -> registry.Verdict | None:
         if file != REPORT:
             run.artifact(file, "evaluate")
     verdict = registry.register(run, evaluated, MODEL, INFERENCE)
-    if verdict is None:
-        print(f"model {registry.NAME}: MLflow is away; `mitoflow sync` will register the model and decide")
-    else:
-        print(f"model {registry.NAME} version {verdict.version}: {verdict.reason}")
+    print(registry.outcome(verdict))
     return verdict
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from mitoflow import checks, params, report, tracking, volumes, workspace
 from mitoflow.errors import InputError, one_line
-from mitoflow.stages import CONVENTIONS, DATA, VALIDATE_REPORTS
+from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
 
 
 def main() -> None:
     settings = params.load()
     with tracking.start("validate", "validate") as run:
         findings = checks.check_dataset(DATA, settings.data.mask_rule, settings.validate_.near_duplicate)
-        page, table = VALIDATE_REPORTS / "report.html", VALIDATE_REPORTS / "report.json"
+        page = VALIDATE_REPORTS / "report.html"
         rule = findings.mask_rule
         samples = {part: report.sample_slices(DATA / part, rule) for part in checks.PARTS} if rule else {}
         report.write_validation_report(page, findings, samples)
-        workspace.write_json(table, findings.as_dict())
+        workspace.write_json(FINDINGS, findings.as_dict())
         run.params({"data.mask_rule": settings.data.mask_rule})
         run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
-        for file in (page, table):
+        for file in (page, FINDINGS):
             run.artifact(file)
         for warning in findings.warnings:
             print(f"warning: {warning}")
