@@ -12,8 +12,8 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
 # What checks input, finds files and talks to MLflow decides nothing about the outputs of a stage.
 BESIDE_THE_POINT = (
     *("mitoflow.errors", "mitoflow.params", "mitoflow.workspace"),
-    *("mitoflow.delivery", "mitoflow.journal", "mitoflow.lineage", "mitoflow.registry", "mitoflow.store"),
-    "mitoflow.tracking",
+    *("mitoflow.delivery", "mitoflow.journal", "mitoflow.lineage", "mitoflow.pretrained"),
+    *("mitoflow.registry", "mitoflow.store", "mitoflow.tracking"),
 )
 
 

@@ -227,8 +227,12 @@ def ui(port: int) -> None:
 
 
 @mitoflow.command()
-def models() -> None:
+@click.option("--pretrained", "shipped", is_flag=True, help="The trained models that ship with the project instead.")
+def models(shipped: bool) -> None:
     """List the versions of the registered model."""
+    if shipped:
+        _list_pretrained()
+        return
     from mitoflow import registry
 
     rows = [
@@ -247,6 +251,20 @@ def models() -> None:
         _print_table(["version", "alias", "Dice", "IoU", "test data", "created", "verdict"], rows)
     else:
         click.echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+
+
+def _list_pretrained() -> None:
+    from mitoflow import pretrained
+
+    rows = []
+    for model in pretrained.models():
+        made, measured = model.lineage["data"], model.evaluation
+        scores = (_score(measured.interval(score)) for score in ("dice", "iou"))
+        rows.append([model.name, *scores, made["name"], made["licence"]])
+    if rows:
+        _print_table(["name", "Dice", "IoU", "data", "licence of the data"], rows)
+    else:
+        click.echo("no pretrained models here: `mitoflow release` makes one of a finished pipeline")
 
 
 def _score(score: Interval | None) -> str:
@@ -286,11 +304,29 @@ def lineage(what: str) -> None:
 
 
 @mitoflow.command()
-def register() -> None:
+@click.option("--pretrained", "name", metavar="NAME", help="The model in pretrained/NAME instead.")
+def register(name: str | None) -> None:
     """Register a model that was pulled, not computed."""
+    if name:
+        from mitoflow import pretrained, registry
+
+        click.echo(registry.outcome(pretrained.register(name)))
+        return
     from mitoflow.stages import evaluate
 
     evaluate.register()
+
+
+@mitoflow.command()
+@click.option("--licence", metavar="TEXT", help="The terms of your own data, for the model card.")
+def release(licence: str | None) -> None:
+    """Put the trained model into pretrained/, with its card."""
+    from mitoflow.stages import release
+
+    model = release.main(licence)
+    click.echo(
+        f"{model.folder}: Dice {_score(model.evaluation.interval('dice'))}; look at {model.folder / 'MODEL_CARD.md'}"
+    )
 
 
 @mitoflow.command()

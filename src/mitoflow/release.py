@@ -1,0 +1,171 @@
+"""Release a trained model: small, with its lineage, and with a card that says what it is and what it is not.
+
+The card has the sections of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, as far as they apply; every
+figure in it was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mitoflow import figures, lineage, metrics, report, unet, workspace
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.inference import Predictor, Settings
+from mitoflow.metrics import Interval
+from mitoflow.pretrained import CARD, COVER, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
+
+LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
+QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained and measured model, as the pipeline leaves it.
+
+    Attributes
+    ----------
+    model, settings, evaluation
+        The ``.keras`` file, what inference must know besides, and what the model did on the test part.
+    measured
+        All that was measured on the test part, ``metrics.json``.
+    parameters
+        Of the network.
+    data
+        What it learned from: ``name``, ``note`` and ``licence``.
+    parts
+        For ``train`` and ``test`` their ``slices`` and ``stacks``, and the share of ``foreground``; see
+        `mitoflow.checks.Findings.facts`.
+    origin
+        Where the model comes from; see `mitoflow.registry.origin`.
+    """
+
+    model: Path
+    settings: Settings
+    evaluation: Evaluation
+    measured: Mapping[str, Any]
+    parameters: int
+    data: Mapping[str, str]
+    parts: Mapping[str, Any]
+    origin: Mapping[str, str]
+
+
+def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
+    """Write a model into ``folder``, all of it or nothing.
+
+    What was measured of the trained model holds for the released one only if both predict the same, so that is checked
+    to the last bit.
+
+    Parameters
+    ----------
+    folder
+        ``pretrained/NAME``; what is there is replaced.
+    trained
+        The model.
+    samples
+        Consecutive slices (Z, Y, X), uint8 or uint16, for the check.
+
+    Raises
+    ------
+    InputError
+        The file is larger than `LARGEST`, or predicts something else.
+    """
+    with workspace.replacing(folder) as beside:
+        beside.mkdir()
+        compact(trained.model, beside / MODEL)
+        megabytes = (beside / MODEL).stat().st_size / 1e6
+        if megabytes > LARGEST:
+            expected = f"at most {LARGEST} MB"
+            remedy = "train it with a lower train.base_width, or in mixed_bfloat16"
+            raise InputError(trained.model, f"{megabytes:.1f} MB as small as it gets", expected, remedy)
+        before, after = (
+            Predictor(unet.load_model(file), trained.settings).probabilities(samples)
+            for file in (trained.model, beside / MODEL)
+        )
+        if change := float(np.abs(after - before).max()):
+            found = f"probabilities that change by up to {change:.2g} when its weights are rounded"
+            remedy = "release it where inference computes in the precision of the model"
+            raise InputError(trained.model, found, "the same ones", remedy)
+
+        trained.settings.write(beside / SETTINGS)
+        evaluation = dataclasses.replace(trained.evaluation, model_sha256=lineage.file_sha256(beside / MODEL))
+        evaluation.write(beside / EVALUATION)
+        made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
+        workspace.write_yaml(beside / LINEAGE, made)
+        counts = np.array(evaluation.counts)
+        chart = figures.dice_along_z_png(counts, evaluation.stacks, *report.worst_and_median(counts))
+        (beside / COVER).write_bytes(chart)
+        card = _card(
+            name=folder.name,
+            made=made,
+            parts=trained.parts,
+            settings=trained.settings,
+            parameters=trained.parameters,
+            megabytes=megabytes,
+            compared=len(samples),
+            scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
+            further=_scores(trained.measured),
+            slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
+        )
+        (beside / CARD).write_text(card, encoding="utf-8")
+    return Pretrained(folder)
+
+
+def compact(source: Path, target: Path) -> None:
+    """Write a model smaller without changing what it predicts; `unet.load_model` reads it as any other.
+
+    A layer that computes in 16 bits casts its kernels to 16 bits whenever it is called. Here they are rounded so once
+    and for all: they stay float32 in the file, with zeros for the bits that no prediction depends on, which compression
+    takes out. Vectors, which are few, and layers that compute in float32 keep every bit.
+    """
+    model = unet.load_model(source)
+    for layer in model.layers:
+        weights = [w.astype(layer.compute_dtype).astype(w.dtype) if w.ndim > 1 else w for w in layer.get_weights()]
+        layer.set_weights(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / target.name
+        unet.save_model(model, plain)
+        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(target, "w") as packed:
+            for entry in archive.infolist():
+                packed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
+
+
+def _grouped(origin: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return an origin by what it speaks of: the run, the code, the data that were read, and the parameters."""
+    groups: dict[str, dict[str, str]] = {"run": {}, "code": {}, "dataset": {}, "params": {}}
+    for key, value in origin.items():
+        group, dot, name = key.partition(".")
+        if dot:
+            groups[group][name] = value
+        else:
+            groups["run" if key in ("version", "run", "run_name", "model_sha256") else "code"][key] = value
+    return groups
+
+
+def _scores(measured: Mapping[str, Any]) -> dict[str, Interval | float]:
+    """Return the figures in a section of ``metrics.json``, with their intervals where they have one."""
+    figures = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+    ends = {f"{name}{end}" for name in figures for end in ("_low", "_high")}
+    return {
+        name: Interval(value, figures[f"{name}_low"], figures[f"{name}_high"]) if f"{name}_low" in figures else value
+        for name, value in figures.items()
+        if name not in ends
+    }
+
+
+def _card(**content: Any) -> str:
+    pages = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)

@@ -1,0 +1,48 @@
+"""Release the trained model into ``pretrained/``.
+
+Not a stage of ``dvc.yaml``, because a person decides when; in all else like one: it reads what the stages wrote, and
+writes its own output.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from mitoflow import datasets, lineage, params, pretrained, registry, release, volumes, workspace
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.inference import Settings
+from mitoflow.stages import DATA, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
+
+COMPARED = 4  # slices on which the released model must predict what the trained one does
+
+
+def main(licence: str | None = None) -> pretrained.Pretrained:
+    name = params.load().data.name
+    licence = licence or datasets.LICENCES.get(name)
+    if licence is None:
+        expected = "the terms on which the data may be used, for the model card"
+        raise InputError("--licence", f"none for {name}", expected, "say them with --licence TEXT")
+    for path in (MODEL, METRICS, FINDINGS):
+        if not path.is_file():
+            raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc repro` or `dvc pull`")
+    evaluated = Evaluation.read(EVALUATED)
+    if (digest := lineage.file_sha256(MODEL)) != evaluated.model_sha256:
+        expected = f"{evaluated.model_sha256}, which was evaluated"
+        raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
+    network = workspace.read_yaml(MODEL_FACTS, "run `dvc repro` or `dvc pull`", ("parameters",))
+    trained = release.Trained(
+        model=MODEL,
+        settings=Settings.read(INFERENCE),
+        evaluation=evaluated,
+        measured=json.loads(METRICS.read_text(encoding="utf-8")),
+        parameters=network["parameters"],
+        data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
+        parts=json.loads(FINDINGS.read_text(encoding="utf-8"))["facts"],
+        origin=registry.origin(str(MODEL)),
+    )
+    image = volumes.read_pairs(DATA / "train")[-1].image
+    last = range(max(0, image.shape[0] - COMPARED), image.shape[0])
+    return release.release(pretrained.HERE / name, trained, np.stack([image.slice(z) for z in last]))

@@ -1,0 +1,372 @@
+"""A trained model is released, listed, registered elsewhere, and trained on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tifffile
+
+from mitoflow import cli, inference, lineage, presets, pretrained, registry, store, tracking, unet, workspace
+from mitoflow import release as releases
+from mitoflow.errors import InputError
+from mitoflow.pretrained import Pretrained, initial_weights
+from mitoflow.stages import BEST_PARAMS, evaluate, patch, release, train, validate
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "patch.size": "64",
+    "patch.step": "64",
+    "train.learning_rate": "0.003",
+    "train.depth": "2",
+    "train.augment_strength": "0.0",
+    "train.base_width": "8",
+    "train.epochs": "1",
+    "train.patches_per_epoch": "240",
+    "evaluate.tile": "64",
+    "evaluate.overlap": "8",
+    "evaluate.resamples": "200",
+}
+FILES = {"unet.keras", "inference.yaml", "evaluation.json", "lineage.yaml", "MODEL_CARD.md", "cover.png"}
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder, with the MLflow store that is its own."""
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store._SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", folder)
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(store.uri())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Iterator[Path]:
+    """A project in which every stage but the study was run, and a release of its model; it is not changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        shutil.copytree(small_dataset, "data")
+        presets.change(Path("params.yaml"), SMALL)
+        for command in ("init -q", "config user.name Test", "config user.email test@localhost", "add params.yaml"):
+            subprocess.run(["git", *command.split()], check=True)
+        subprocess.run(["git", "commit", "-qm", "A project"], check=True)
+        workspace.write_yaml(BEST_PARAMS, {"value": 0.0})
+        for stage in (validate, patch, train, evaluate):
+            stage.main()
+        release.main()
+        yield folder
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to change; the store is the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished}/mlflow.db")
+    return copy
+
+
+@pytest.fixture
+def elsewhere(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkout of somebody else, with a registry of its own and the released model."""
+    enter(tmp_path / "elsewhere", monkeypatch)
+    shutil.copytree(finished / "pretrained", "pretrained")
+    return tmp_path / "elsewhere"
+
+
+def released(folder: Path) -> Pretrained:
+    return Pretrained(folder / "pretrained/phantom")
+
+
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments])
+    cli.main()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "float32"])
+def test_a_compact_model_predicts_the_same_to_the_last_bit(tmp_path: Path, precision: str) -> None:
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy(precision)
+    unet.save_model(unet.build_unet(depth=2, base_width=16), tmp_path / "trained.keras")
+    releases.compact(tmp_path / "trained.keras", tmp_path / "compact.keras")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compact.keras", "trained.keras"]
+    trained, compact = (unet.load_model(tmp_path / name) for name in ("trained.keras", "compact.keras"))
+    assert trained.get_config() == compact.get_config()
+    images = np.random.default_rng(0).random((2, 64, 64, 1), np.float32)
+    np.testing.assert_array_equal(*(np.asarray(each.predict_on_batch(images)) for each in (trained, compact)))
+
+    sizes = [(tmp_path / name).stat().st_size for name in ("compact.keras", "trained.keras")]
+    pairs = list(zip(trained.get_weights(), compact.get_weights(), strict=True))
+    assert all(after.dtype == np.float32 for _, after in pairs)
+    if precision == "float32":
+        assert all(np.array_equal(*pair) for pair in pairs)
+    else:
+        assert sizes[0] < 0.55 * sizes[1]
+        kernels = [pair for pair in pairs if pair[0].ndim > 1 and pair[0].shape[-1] > 1]  # all but that of the logits
+        assert all(not np.array_equal(*pair) for pair in kernels)
+        assert all(np.all(after.view(np.uint32) & 0xFFFF == 0) for _, after in kernels)
+
+
+def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
+    model = released(finished)
+    assert {file.name for file in model.folder.iterdir()} == FILES
+    assert [folder.name for folder in model.folder.parent.iterdir()] == ["phantom"]
+    assert model.evaluation.model_sha256 == lineage.file_sha256(model.folder / "unet.keras")
+    assert (model.folder / "cover.png").read_bytes().startswith(b"\x89PNG")
+
+    measured = json.loads((finished / "reports/evaluate/metrics.json").read_text())
+    dice = model.evaluation.interval("dice")
+    assert dice.value == measured["whole_slice"]["dice"]
+    card = (model.folder / "MODEL_CARD.md").read_text()
+    assert f"| Dice | {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}] |" in card
+    assert "Data: MIT, as mitoflow." in card
+    assert "| test | 8 | 8 x 96 x 128 |" in card
+    assert f"- average precision: {measured['average_precision']:.4f}\n" in card
+
+    made = model.lineage
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=finished, capture_output=True, text=True, check=True)
+    assert made["code"]["git_commit"] == commit.stdout.strip()
+    assert made["code"]["git_commit"] in card
+    assert made["run"]["model_sha256"] == lineage.file_sha256(finished / "models/unet.keras")
+    assert made["dataset"].keys() == {"training", "test"}
+    assert made["params"]["recipe.learning_rate"] == "0.003"
+    assert made["metrics"] == measured
+
+
+def test_the_stated_dice_is_that_of_the_file(finished: Path) -> None:
+    model = released(finished)
+    predictor = inference.Predictor.load(model.folder / "unet.keras", model.folder / "inference.yaml")
+    masks = predictor.masks(tifffile.imread(finished / "data/test/images/phantom.tif"))
+    truth = tifffile.imread(finished / "data/test/masks/phantom.tif") > 0
+    dice = 2 * np.sum(masks * truth) / (masks.sum() + truth.sum())
+    assert model.evaluation.interval("dice").value == pytest.approx(dice, abs=1e-12)
+
+
+def test_the_same_model_is_released_to_the_same_bytes(project: Path, finished: Path) -> None:
+    (project / "pretrained/phantom/left over").touch()
+    release.main()
+    for file in released(project).folder.iterdir():
+        assert file.read_bytes() == (released(finished).folder / file.name).read_bytes(), file.name
+
+
+def test_the_list(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    dice = released(elsewhere).evaluation.interval("dice")
+    run("models", "--pretrained", monkeypatch=monkeypatch)
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "Dice", "IoU", "data", "licence", "of", "the", "data"]
+    assert row.startswith(f"phantom  {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}]  0.")
+    assert row.endswith("phantom  MIT, as mitoflow")
+    shutil.rmtree("pretrained")
+    run("models", "--pretrained", monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.startswith("no pretrained models here: `mitoflow release` makes one")
+
+
+def test_registering_it_elsewhere(
+    elsewhere: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time changes nothing
+        run("register", "--pretrained", "phantom", monkeypatch=monkeypatch)
+        assert capsys.readouterr().out == "model mitoflow version 1: there was no champion\n"
+    (row,) = registry.models()
+    assert (row.aliases, row.dice) == (("champion",), released(elsewhere).evaluation.interval("dice"))
+
+    there = registry.origin("1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished}/mlflow.db")
+    here = registry.origin(str(finished / "models/unet.keras"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    of_its_own = {"run", "run_name", "model_sha256"}
+    assert {key for key in here if here[key] != there.get(key)} == of_its_own
+    assert there.keys() == here.keys()
+
+    images = tifffile.imread(finished / "data/test/images/phantom.tif")
+    files = (elsewhere / "pretrained/phantom" / name for name in ("unet.keras", "inference.yaml"))
+    masks = mlflow.pyfunc.load_model("models:/mitoflow@champion").predict(images)
+    np.testing.assert_array_equal(masks, inference.Predictor.load(*files).masks(images))
+
+
+def test_the_gate_treats_it_like_any_other(elsewhere: Path) -> None:
+    shipped = released(elsewhere)
+    better = [[tp + fn, 0, 0, tn + fp] for tp, fp, fn, tn in shipped.evaluation.counts]
+    with tracking.start("train", "train") as run:
+        own = dataclasses.replace(shipped.evaluation, counts=better)
+        assert registry.register(run, own, shipped.folder / "unet.keras", shipped.folder / "inference.yaml").promoted
+    verdict = pretrained.register("phantom")
+    assert (verdict.version, verdict.promoted, verdict.champion) == (2, False, 1)
+    assert "from champion 1 on the same slices: the 95 % interval is not above zero" in verdict.reason
+
+
+def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("pretrained/phantom/unet.keras")
+    digest = lineage.file_sha256(path)
+    assert initial_weights("none") is None
+    for wanted in ("pretrained", "pretrained:phantom"):
+        found = initial_weights(wanted)
+        assert (found.path, found.origin) == (path, {"name": "pretrained:phantom", "sha256": digest})
+    found = initial_weights(str(path))
+    assert (found.path, found.origin) == (path, {"name": str(path), "sha256": digest})
+
+    with pytest.raises(InputError, match="model mitoflow: found no champion, expected a champion"):
+        initial_weights("champion")
+    pretrained.register("phantom")
+    for wanted in ("champion", "1"):
+        found = initial_weights(wanted)
+        assert found.origin == {"name": "mitoflow", "version": "1", "sha256": digest}
+        assert found.path.read_bytes() == path.read_bytes()
+        assert found.path.is_relative_to(elsewhere / ".mitoflow")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("0", "version 0: found no such version"),
+        ("3", "version 3: found no such version, expected a version of model mitoflow"),
+        (
+            "pretrained:retina",
+            "pretrained model: found retina, expected one of phantom; `mitoflow models --pretrained`",
+        ),
+        ("absent.keras", "train.init_from: found absent.keras, expected none, pretrained, pretrained:NAME, champion"),
+        ("champoin", "train.init_from: found champoin, expected none"),
+        ("", "train.init_from: found , expected none"),
+    ],
+)
+def test_weights_that_are_not_there(elsewhere: Path, wanted: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        initial_weights(wanted)
+    assert str(refused.value).startswith(said)
+
+
+def test_weights_of_a_registry_in_trouble(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = store.client(store.uri())
+    client.create_registered_model("mitoflow")
+    client.create_model_version("mitoflow", str(elsewhere))
+    with pytest.raises(
+        InputError, match="version 1: found no model of mitoflow, expected one that mitoflow registered"
+    ):
+        initial_weights("1")
+    pretrained.register("phantom")
+    (file,) = (elsewhere / "mlruns").rglob("artifacts/unet.keras")
+    file.write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"version 2: unet\.keras: found SHA-256 .* register the model again"):
+        initial_weights("2")
+    file.unlink()
+    with pytest.raises(InputError, match=r"version 2: unet\.keras: found .*, expected a file in the artifact store"):
+        initial_weights("2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for wanted in ("champion", "2"):
+        with pytest.raises(InputError, match="expected an MLflow registry that answers"):
+            initial_weights(wanted)
+    assert not list(elsewhere.rglob(".mitoflow/weights/*"))
+
+
+def test_one_of_several_needs_a_name_and_a_broken_one_is_refused(elsewhere: Path) -> None:
+    shutil.copytree("pretrained/phantom", "pretrained/cortex")
+    with pytest.raises(InputError, match="pretrained model: found no name, expected one of cortex, phantom"):
+        initial_weights("pretrained")
+    Path("pretrained/cortex/unet.keras").write_text("version https://git-lfs.github.com/spec/v1")
+    for use in (pretrained.register, lambda name: initial_weights(f"pretrained:{name}")):
+        with pytest.raises(InputError, match=r"cortex/unet\.keras: found SHA-256 .*, which was evaluated; take the"):
+            use("cortex")
+    Path("pretrained/phantom/lineage.yaml").unlink()
+    with pytest.raises(InputError, match=r"phantom/lineage\.yaml: found no such file"):
+        pretrained.register("phantom")
+    shutil.rmtree("pretrained")
+    with pytest.raises(InputError, match="found none, expected one that `mitoflow release` made"):
+        initial_weights("pretrained")
+
+
+def unmeasured(folder: Path) -> None:
+    (folder / "reports/evaluate/metrics.json").unlink()
+
+
+def another_model(folder: Path) -> None:
+    unet.save_model(unet.build_unet(2, 2), folder / "models/unet.keras")
+
+
+def without_training_images(folder: Path) -> None:
+    shutil.rmtree(folder / "data/train/images")
+
+
+def data_without_terms(folder: Path) -> None:
+    presets.change(folder / "params.yaml", {"data.name": "cortex"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (unmeasured, "reports/evaluate/metrics.json: found no such file, expected the outputs of a pipeline"),
+        (another_model, "models/unet.keras: found SHA-256"),
+        (without_training_images, "data/train/images: found no"),
+        (data_without_terms, "--licence: found none for cortex, expected the terms"),
+    ],
+)
+def test_what_cannot_be_released(project: Path, harm, said: str) -> None:
+    before = {file: file.read_bytes() for file in project.glob("pretrained/**/*") if file.is_file()}
+    harm(project)
+    with pytest.raises(InputError) as refused:
+        release.main()
+    assert str(refused.value).startswith(said)
+    assert {file: file.read_bytes() for file in project.glob("pretrained/**/*") if file.is_file()} == before
+
+
+def test_a_model_that_is_too_large_or_unknown_to_mlflow(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releases, "LARGEST", 0.01)
+    with pytest.raises(InputError, match=r"unet\.keras: found 0\.\d MB as small as it gets, expected at most"):
+        release.main()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/empty.db")
+    with pytest.raises(InputError, match="which is unknown, expected a model that MLflow knows; .*`mitoflow register`"):
+        release.main()
+
+
+def test_a_lab_releases_its_own_model_and_says_the_terms(project: Path) -> None:
+    data_without_terms(project)
+    model = release.main("CC BY 4.0")
+    assert model.folder == Path("pretrained/cortex")
+    assert "Data: CC BY 4.0." in (model.folder / "MODEL_CARD.md").read_text()
+    assert [model.name for model in pretrained.models()] == ["cortex", "phantom"]
+
+
+def test_a_wheel_brings_the_models(finished: Path, tmp_path: Path) -> None:
+    """Built from the sources with a model of the name that they list, and installed into an environment of its own."""
+    sources, environment = tmp_path / "sources", tmp_path / "environment"
+    shutil.copytree(ROOT / "src/mitoflow", sources / "src/mitoflow", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, sources)
+    shutil.copytree(finished / "pretrained/phantom", sources / "pretrained/epfl")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", tmp_path, sources], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin/python"
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+
+    # The dependencies come from here; the package itself does not, because a path that is given so reads no .pth file.
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "params.yaml", project)
+    libraries = sysconfig.get_path("purelib")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [environment / "bin/mitoflow", "models", "--pretrained"],
+        cwd=project,
+        env=variables | {"PYTHONPATH": libraries},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[1].startswith("epfl  0.")
