@@ -111,6 +111,7 @@ class Tune(Section):
 class Train(Section):
     """The final fit. ``tuned`` takes the value that the study found best."""
 
+    init_from: str | Positive
     learning_rate: LearningRate | Tuned
     depth: Depth | Tuned
     augment_strength: Fraction | Tuned

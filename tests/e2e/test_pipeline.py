@@ -69,6 +69,7 @@ KEYS = {
     "tune.depth.high": ["tune"],
     "tune.augment_strength.low": ["tune"],
     "tune.augment_strength.high": ["tune"],
+    "train.init_from": ["train"],
     "train.learning_rate": ["train"],
     "train.depth": ["train"],
     "train.augment_strength": ["train"],
@@ -120,6 +121,25 @@ def _leaves(section: dict, prefix: str = "") -> list[str]:
         for key, value in section.items()
         for leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
     ]
+
+
+def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> None:
+    facts = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
+    assert facts["initial"] == {}
+    before = json.loads(finished.read("reports/train/metrics.json"))["best_val_dice"]
+    champion = store(finished).get_model_version_by_alias("mitoflow", "champion")
+    depth = str(facts["recipe"]["depth"])
+    finished.set(train__init_from="champion", train__depth=depth, train__epochs="1", train__learning_rate="0.00001")
+    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["train"]
+    tuned = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
+    assert tuned["initial"] == {
+        "name": "mitoflow",
+        "version": champion.version,
+        "sha256": champion.tags["mitoflow.model_sha256"],
+    }
+    assert "initial.sha256" in finished.run("mitoflow", "lineage", "models/unet.keras").stdout
+    # The steps are too small to forget what the champion knew.
+    assert json.loads(finished.read("reports/train/metrics.json"))["best_val_dice"] > before - 0.1
 
 
 def test_changing_evaluation_runs_evaluation_alone(finished: Project) -> None:

@@ -153,7 +153,7 @@ def publish(run: tracking.Run) -> registry.Verdict | None:
     """
     settings = params.load()
     facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("recipe",))
-    run.params(settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]})
+    run.params(settings.model_dump(by_alias=True) | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
     for epoch, logs in enumerate(_history()):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)

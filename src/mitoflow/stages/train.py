@@ -6,7 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from mitoflow import params, tracking, training, unet, workspace
+from mitoflow import params, pretrained, tracking, training, unet, workspace
 from mitoflow.errors import one_line
 from mitoflow.patches import PatchStore
 from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
@@ -15,22 +15,29 @@ from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TR
 def main() -> None:
     settings = params.load()
     store = PatchStore.open(PATCHES)
-    values = settings.train.model_dump()
+    values = settings.train.model_dump(exclude={"init_from"})
     tuned = [key for key, value in values.items() if value == "tuned"]
     best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
     recipe = training.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
-    fingerprint = workspace.fingerprint([training.as_dict(recipe), store.digest, training.code_digest()])
+    initial = pretrained.initial_weights(str(settings.train.init_from))
+    origin = initial.origin if initial else {}
+    decides = [training.as_dict(recipe), origin.get("sha256"), store.digest, training.code_digest()]
+    fingerprint = workspace.fingerprint(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
     with workspace.only_one(f"train-{fingerprint}"):
         checkpoints.mkdir(parents=True, exist_ok=True)
         with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
-            run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe)})
+            run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe), "initial": origin})
             for side, patches in (("training", store.train), ("validation", store.validation)):
                 profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
                 run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
             fitted = training.fit(
-                store, recipe, checkpoints=checkpoints, on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch)
+                store,
+                recipe,
+                initial=unet.load_model(initial.path) if initial else None,
+                checkpoints=checkpoints,
+                on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch),
             )
             unet.save_model(fitted.model, MODEL)
             facts = {
@@ -38,6 +45,7 @@ def main() -> None:
                 "divisor": 2**recipe.depth,
                 "parameters": fitted.model.count_params(),
                 "recipe": training.as_dict(recipe),
+                "initial": origin,
             }
             workspace.write_yaml(MODEL_FACTS, facts)
             names = ("loss", "val_loss", "dice", "val_dice")

@@ -15,7 +15,16 @@ def main() -> None:
     settings = params.load()
     store = PatchStore.open(PATCHES)
     searched = settings.tune.model_dump(exclude={"trials"})
-    of_a_fit = {"learning_rate", "depth", "augment_strength", "epochs", "patches_per_epoch", "patience", "seed"}
+    of_a_fit = {
+        "init_from",
+        "learning_rate",
+        "depth",
+        "augment_strength",
+        "epochs",
+        "patches_per_epoch",
+        "patience",
+        "seed",
+    }
     shared = settings.train.model_dump(exclude=of_a_fit)
     name = "tune-" + workspace.fingerprint([searched, shared, store.digest, training.code_digest()])
     with workspace.only_one(name):
