@@ -37,6 +37,14 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	lint-imports
 	python -m pytest
 
+$(VENV)/installed-bench: pyproject.toml $(VENV)/installed
+	@$(INSTALL) --no-build-isolation --extra-index-url https://download.pytorch.org/whl/cpu -e '.[bench]' \
+		&& touch $@ || echo "PyTorch could not be installed; its rows are left out"
+
+.PHONY: bench
+bench: $(VENV)/installed-bench  ## measure speed and memory against the baselines (about 20 minutes)
+	python -m benchmarks
+
 .PHONY: ui
 ui: $(VENV)/installed  ## open MLflow: runs, artifacts and the model registry
 	@mitoflow ui

@@ -1,0 +1,64 @@
+"""How large a share of a training is MLflow's?
+
+One contender reports a whole training of the preset `epfl` to MLflow, with nothing between its epochs, and waits until
+MLflow has everything; the other trains. In a training the sending happens beside the work, so the share is an upper
+bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measure import Contender, Lap, alternate, ratio
+from benchmarks.table import Row, share
+from benchmarks.train_step import mitoflow, write_patches
+
+COMMAND = "python -m benchmarks logging_share"
+PRESET = "epfl"
+
+
+def rows(rounds: int) -> list[Row]:
+    epochs, patches = length()
+    with tempfile.TemporaryDirectory() as folder:
+        contenders: dict[str, Contender] = {
+            "training": partial(mitoflow, write_patches(Path(folder))),
+            "logging": partial(log, Path(folder), epochs),
+        }
+        series = alternate(contenders, rounds)
+    training = series["training"]
+    trainings = dataclasses.replace(training, work=training.work / patches)
+    logged = ratio(trainings, series["logging"])
+    return [share("MLflow's share of training time", {**series, "training": trainings}, logged, 0.01, COMMAND)]
+
+
+def length() -> tuple[int, int]:
+    """Return the epochs of a training, and the patches of all of them."""
+    from ruamel.yaml import YAML
+
+    from mitoflow.presets import PRESETS
+
+    train = YAML(typ="safe").load(PRESETS)[PRESET]["train"]
+    return train["epochs"], train["epochs"] * train["patches_per_epoch"]
+
+
+def log(folder: Path, epochs: int, lap: Lap) -> None:
+    """Report what the stage `train` reports."""
+    os.chdir(folder)  # where the journal and the store go
+    from mitoflow import tracking
+    from mitoflow.presets import PRESETS
+
+    while True:
+        with tracking.start("train", "train") as run:
+            run.params({"recipe": {f"key{i}": i for i in range(20)}})
+            for side in ("training", "validation"):
+                run.dataset("phantom", "patches", "0" * 32, side, {"patches": 1980, "size": 256, "bit_depth": 8})
+            for epoch in range(epochs):
+                run.metrics({"loss": 0.1, "dice": 0.9, "val_loss": 0.1, "val_dice": 0.9}, step=epoch)
+            run.artifact(PRESETS)
+            if not run.flush():
+                raise RuntimeError("MLflow did not take everything")
+        lap(1)

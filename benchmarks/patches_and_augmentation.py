@@ -1,0 +1,61 @@
+"""How many augmented patches a second could be fed to a training?
+
+A lap cuts a stack into patches and augments each of them once, in batches of 8; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from benchmarks import baselines
+from benchmarks.measure import Contender, Lap, alternate
+from benchmarks.table import Row, compare
+from benchmarks.train_step import BATCH, SIZE, recipe
+
+COMMAND = "python -m benchmarks patches_and_augmentation"
+STACK = (33, 512, 512)  # pixels of the phantom, of which a slice validates
+PATCHES = 128  # of the 32 slices that train
+
+
+def rows(rounds: int) -> list[Row]:
+    from mitoflow.phantom import write_phantom
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        write_phantom(data, train=STACK, test=(1, 64, 64))
+        contenders: dict[str, Contender] = {"mitoflow": partial(mitoflow, data), "the seed": partial(seed, data)}
+        series = alternate(contenders, rounds)
+    baseline = "`patchify` and two `ImageDataGenerator`s"
+    return [compare("patch store and augmentation alone", "patches/s", series, "the seed", baseline, 5, COMMAND)]
+
+
+def mitoflow(data: Path, lap: Lap) -> None:
+    from mitoflow import training, volumes
+    from mitoflow.params import Patch
+    from mitoflow.patches import PatchStore
+
+    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    while True:
+        pairs = volumes.read_pairs(data / "train")
+        store = PatchStore.write(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+        batches = training.TrainPatches(store.train, store.bit_depth, recipe(patches_per_epoch=PATCHES))
+        for step in range(len(batches)):
+            batches[step]
+        lap(PATCHES)
+
+
+def seed(data: Path, lap: Lap) -> None:
+    import numpy as np
+    import tifffile
+
+    while True:
+        images, masks = (
+            baselines.cut(tifffile.imread(data / "train" / kind / "phantom.tif")[:-1], SIZE)
+            for kind in ("images", "masks")
+        )
+        batches = baselines.augmented(images, np.round(masks), BATCH)
+        for _ in range(PATCHES // BATCH):
+            next(batches)
+        lap(PATCHES)

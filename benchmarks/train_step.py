@@ -1,0 +1,128 @@
+"""How many patches a second does training take in?
+
+The U-Net has base width 16, depth 4 and batches of 8 patches of 256 x 256. Ours is `mitoflow.training.fit` with
+augmentation, batches made while it trains, and a validation (of one patch) after every lap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import baselines
+from benchmarks.measure import Contender, Lap, Series, alternate
+from benchmarks.table import Row, compare
+
+COMMAND = "python -m benchmarks train_step"
+BATCH, SIZE = 8, 256
+STEPS = 8  # of a lap
+STACK = (25, SIZE, SIZE)  # pixels of the phantom
+
+# The seed project: width 64, float32, 25 epochs of the 1,980 patches of its training volume.
+SEED_WIDTH, SEED_PATCHES = 64, 25 * 1_980
+SEED = "the seed's own model (31 M parameters) and loop, 25 epochs"
+#: Patches after which ours is beyond the seed's Dice; see docs/quality.md.
+OUR_PATCHES = 6_120
+
+
+def rows(rounds: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        ours = partial(mitoflow, write_patches(Path(folder)))
+        same: dict[str, Contender] = {"mitoflow": ours, "Keras": partial(keras, 16, STEPS), "PyTorch": pytorch}
+        same_unet = alternate(same, rounds)
+        # By themselves: the seed's model needs the memory that the others would hold.
+        seed = alternate({"mitoflow": ours, "the seed": partial(keras, SEED_WIDTH, 1)}, rounds)
+    what = "training, the same U-Net"
+    return [
+        compare(what, "patches/s", same_unet, "Keras", "Keras `fit`, float32, `ImageDataGenerator`", 4, COMMAND),
+        compare(what, "patches/s", same_unet, "PyTorch", "PyTorch bf16, channels_last, no augmentation", 1.3, COMMAND),
+        compare("training to the seed's Dice", "an hour", _trainings(seed), "the seed", SEED, 200, COMMAND),
+    ]
+
+
+def write_patches(folder: Path) -> Path:
+    """Draw a phantom and write its patch store."""
+    from mitoflow import volumes
+    from mitoflow.params import Patch
+    from mitoflow.patches import PatchStore
+    from mitoflow.phantom import write_phantom
+
+    write_phantom(folder / "data", train=STACK, test=(1, 64, 64))
+    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    pairs = volumes.read_pairs(folder / "data" / "train")
+    PatchStore.write(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return folder / "patches"
+
+
+def recipe(**changes: Any) -> Any:
+    """Return how mitoflow trains here: for ever, and with the seed's ranges of augmentation."""
+    from mitoflow.training import Recipe
+
+    settings: dict[str, Any] = {
+        "learning_rate": 0.001,
+        "depth": 4,
+        "augment_strength": 1.0,
+        "base_width": 16,
+        "loss": "bce_dice",
+        "precision": "mixed_bfloat16",
+        "batch_size": BATCH,
+        "epochs": 1_000_000,
+        "patches_per_epoch": STEPS * BATCH,
+        "patience": 1_000_000,
+        "seed": baselines.SEED,
+    }
+    return Recipe(**settings | changes)
+
+
+def mitoflow(patches: Path, lap: Lap) -> None:
+    from mitoflow import training
+    from mitoflow.patches import PatchStore
+
+    training.fit(PatchStore.open(patches), recipe(), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
+
+
+def keras(base_width: int, steps: int, lap: Lap) -> None:
+    import keras
+    import numpy as np
+
+    from mitoflow.phantom import make_phantom
+
+    images, masks = (baselines.cut(each, SIZE) for each in make_phantom(STACK, seed=0))
+    model = baselines.keras_unet(base_width)
+    model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
+    model.fit(
+        baselines.augmented(images, np.round(masks), BATCH),
+        steps_per_epoch=steps,
+        epochs=1_000_000,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: lap(steps * BATCH))],
+        verbose=0,
+    )
+
+
+def pytorch(lap: Lap) -> None:
+    import torch
+
+    from mitoflow.phantom import make_phantom
+
+    images, masks = (torch.from_numpy(baselines.cut(each, SIZE)).permute(0, 3, 1, 2) for each in make_phantom(STACK, 0))
+    model = baselines.torch_unet(16).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss = torch.nn.BCEWithLogitsLoss()
+    while True:
+        for rows in torch.randperm(STEPS * BATCH).remainder(len(images)).split(BATCH):
+            image = images[rows].contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(image)
+            loss(logits.float(), masks[rows]).backward()
+            optimizer.step()
+        lap(STEPS * BATCH)
+
+
+def _trainings(series: dict[str, Series]) -> dict[str, Series]:
+    """Turn patches into trainings an hour, up to the seed's Dice."""
+    needed = {"mitoflow": OUR_PATCHES, "the seed": SEED_PATCHES}
+    return {name: dataclasses.replace(each, work=each.work / needed[name] * 3600) for name, each in series.items()}
