@@ -64,8 +64,8 @@ def segment(data: Path, count: int, lap: Lap) -> None:
     stack = open_stack(data / f"{count}.tif")
     while True:
         with tifffile.TiffWriter(data / f"{count}-masks.tif") as masks:
-            for image in stack.slices():
-                masks.write((model.probability(image) >= 0.5).astype(np.uint8), contiguous=True)
+            for probability in model.stream(stack.slice, range(count)):
+                masks.write((probability >= 0.5).astype(np.uint8), contiguous=True)
         lap(count)
 
 
@@ -84,5 +84,6 @@ def draw(series: dict[str, Series], file: Path) -> None:
     seconds.set(xscale="log", yscale="log", xlabel="slices", ylabel="seconds")
     seconds.legend(frameon=False)
     memory.plot(counts, [each.peak_mib for each in series.values()], marker="o")
-    memory.set(xscale="log", xlabel="slices", ylabel="peak memory, MiB", ylim=(0, None))
+    largest = max(each.peak_mib for each in series.values())
+    memory.set(xscale="log", xlabel="slices", ylabel="peak memory, MiB", ylim=(0, 1.2 * largest))
     figure.savefig(file, metadata={"Date": None})

@@ -5,11 +5,14 @@ Slices go in and masks come out, as from a file to a file; the U-Net has base wi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import baselines
 from benchmarks.measure import Contender, Lap, alternate
 from benchmarks.table import Row, compare
+
+if TYPE_CHECKING:
+    from mitoflow.inference import Predictor
 
 COMMAND = "python -m benchmarks inference"
 STACK = (4, 768, 1024)  # pixels of the phantom
@@ -34,7 +37,7 @@ def images() -> Any:
     return make_phantom(STACK, seed=0)[0]
 
 
-def predictor() -> Any:
+def predictor() -> Predictor:
     """Return mitoflow's predictor, as training would leave it but for its weights."""
     import keras
 
@@ -42,7 +45,17 @@ def predictor() -> Any:
     from mitoflow.inference import Predictor, Settings
 
     keras.config.set_dtype_policy("mixed_bfloat16")
-    settings = Settings(bit_depth=8, divisor=16, tile=256, overlap=32, threshold=0.5)
+    settings = Settings(
+        bit_depth=8,
+        divisor=16,
+        context=0,
+        context_step=1,
+        tile=1024,
+        overlap=64,
+        views=1,
+        median=1,
+        threshold=0.5,
+    )
     return Predictor(unet.build_unet(4, 16), settings)
 
 

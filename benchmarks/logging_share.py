@@ -1,6 +1,6 @@
 """How large a share of a training is MLflow's?
 
-One contender reports a whole training of the preset `epfl` to MLflow, with nothing between its epochs, and waits until
+One contender reports a whole training of the preset to MLflow, with nothing between its epochs, and waits until
 MLflow has everything; the other trains. In a training the sending happens beside the work, so the share is an upper
 bound.
 """
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from benchmarks.measure import Contender, Lap, alternate, ratio
 from benchmarks.table import Row, share
-from benchmarks.train_step import mitoflow, write_patches
+from benchmarks.train_step import PRESET, mitoflow, preset, write_patches
 
 COMMAND = "python -m benchmarks logging_share"
-PRESET = "epfl"
 
 
 def rows(rounds: int) -> list[Row]:
-    epochs, patches = length()
+    settings = preset(PRESET)
+    epochs, patches = settings["epochs"], settings["epochs"] * settings["patches_per_epoch"]
     with tempfile.TemporaryDirectory() as folder:
         contenders: dict[str, Contender] = {
-            "training": partial(mitoflow, write_patches(Path(folder))),
+            "training": partial(mitoflow, write_patches(Path(folder)), {}),
             "logging": partial(log, Path(folder), epochs),
         }
         series = alternate(contenders, rounds)
@@ -33,16 +33,6 @@ def rows(rounds: int) -> list[Row]:
     trainings = dataclasses.replace(training, work=training.work / patches)
     logged = ratio(trainings, series["logging"])
     return [share("MLflow's share of training time", {**series, "training": trainings}, logged, 0.01, COMMAND)]
-
-
-def length() -> tuple[int, int]:
-    """Return the epochs of a training, and the patches of all of them."""
-    from ruamel.yaml import YAML
-
-    from mitoflow.presets import PRESETS
-
-    train = YAML(typ="safe").load(PRESETS)[PRESET]["train"]
-    return train["epochs"], train["epochs"] * train["patches_per_epoch"]
 
 
 def log(folder: Path, epochs: int, lap: Lap) -> None:

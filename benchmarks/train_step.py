@@ -1,7 +1,7 @@
 """How many patches a second does training take in?
 
-The U-Net has base width 16, depth 4 and batches of 8 patches of 256 x 256. Ours is `mitoflow.training.fit` with
-augmentation, batches made while it trains, and a validation (of one patch) after every lap.
+The U-Net has base width 16, depth 4 and batches of 8 patches of 256 x 256. Ours is `mitoflow.training.fit` with a
+preset, batches made while it trains, and a validation (of one patch) after every lap.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ import dataclasses
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import baselines
 from benchmarks.measure import Contender, Lap, Series, alternate
 from benchmarks.table import Row, compare
 
+if TYPE_CHECKING:
+    from mitoflow.training import Recipe
+
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
 STEPS = 8  # of a lap
 STACK = (25, SIZE, SIZE)  # pixels of the phantom
+PRESET = "epfl"
+
+#: Changes to the preset that make one input channel of it, and of every patch what the seed project makes of it.
+LIKE_THE_SEED = {"context": 0, "resampled": 1.0, "augment_strength": 1.0, "intensity_strength": 0.0}
 
 # The seed project: width 64, float32, 25 epochs of the 1,980 patches of its training volume.
 SEED_WIDTH, SEED_PATCHES = 64, 25 * 1_980
@@ -30,11 +37,19 @@ OUR_PATCHES = 6_120
 
 def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        ours = partial(mitoflow, write_patches(Path(folder)))
-        same: dict[str, Contender] = {"mitoflow": ours, "Keras": partial(keras, 16, STEPS), "PyTorch": pytorch}
+        patches = write_patches(Path(folder))
+        same: dict[str, Contender] = {
+            "mitoflow": partial(mitoflow, patches, LIKE_THE_SEED),
+            "Keras": partial(keras, 16, STEPS),
+            "PyTorch": pytorch,
+        }
         same_unet = alternate(same, rounds)
         # By themselves: the seed's model needs the memory that the others would hold.
-        seed = alternate({"mitoflow": ours, "the seed": partial(keras, SEED_WIDTH, 1)}, rounds)
+        own: dict[str, Contender] = {
+            "mitoflow": partial(mitoflow, patches, {}),
+            "the seed": partial(keras, SEED_WIDTH, 1),
+        }
+        seed = alternate(own, rounds)
     what = "training, the same U-Net"
     return [
         compare(what, "patches/s", same_unet, "Keras", "Keras `fit`, float32, `ImageDataGenerator`", 4, COMMAND),
@@ -57,31 +72,30 @@ def write_patches(folder: Path) -> Path:
     return folder / "patches"
 
 
-def recipe(**changes: Any) -> Any:
-    """Return how mitoflow trains here: for ever, and with the seed's ranges of augmentation."""
+def recipe(**changes: Any) -> Recipe:
+    """Return the recipe of the preset, which trains for ever."""
     from mitoflow.training import Recipe
 
-    settings: dict[str, Any] = {
-        "learning_rate": 0.001,
-        "depth": 4,
-        "augment_strength": 1.0,
-        "base_width": 16,
-        "loss": "bce_dice",
-        "precision": "mixed_bfloat16",
-        "batch_size": BATCH,
-        "epochs": 1_000_000,
-        "patches_per_epoch": STEPS * BATCH,
-        "patience": 1_000_000,
-        "seed": baselines.SEED,
-    }
-    return Recipe(**settings | changes)
+    endless = {"epochs": 1_000_000, "patience": 1_000_000, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH}
+    return Recipe(**preset(PRESET) | endless | changes)
 
 
-def mitoflow(patches: Path, lap: Lap) -> None:
+def preset(name: str) -> dict[str, Any]:
+    """Return what a preset says about training."""
+    from ruamel.yaml import YAML
+
+    from mitoflow.presets import PRESETS
+
+    values: dict[str, Any] = YAML(typ="safe").load(PRESETS)[name]["train"]
+    return values
+
+
+def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:
     from mitoflow import training
     from mitoflow.patches import PatchStore
 
-    training.fit(PatchStore.open(patches), recipe(), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
+    store = PatchStore.open(patches)
+    training.fit(store, recipe(**changes), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
 
 
 def keras(base_width: int, steps: int, lap: Lap) -> None:
