@@ -38,7 +38,7 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	python -m pytest
 
 $(VENV)/installed-bench: pyproject.toml $(VENV)/installed
-	@$(INSTALL) --no-build-isolation --extra-index-url https://download.pytorch.org/whl/cpu -e '.[bench]' \
+	@$(INSTALL) --no-build-isolation -e '.[bench]' \
 		&& touch $@ || echo "PyTorch could not be installed; its rows are left out"
 
 .PHONY: bench

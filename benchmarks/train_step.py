@@ -81,13 +81,13 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Return what a preset says about training."""
+    """Return the recipe of a preset."""
     from ruamel.yaml import YAML
 
     from mitoflow.presets import PRESETS
 
     values: dict[str, Any] = YAML(typ="safe").load(PRESETS)[name]["train"]
-    return values
+    return {key: value for key, value in values.items() if key != "init_from"}
 
 
 def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:
