@@ -97,10 +97,11 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> Non
 
 
 def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=12, patches_per_epoch=120, augment_strength=0.0, base_width=8)
-    recipe = dataclasses.replace(recipe, patience=12, loss="bce_dice", intensity_strength=0.0)
+    recipe = dataclasses.replace(RECIPE, epochs=8, patches_per_epoch=120, patience=8, base_width=8, loss="bce_dice")
+    # A thousand small crops, turned but neither resampled nor altered: enough to learn what the phantom shows.
+    recipe = dataclasses.replace(recipe, learning_rate=0.003, resampled=0.0, intensity_strength=0.0)
     fitted = training.fit(store, recipe)
-    assert fitted.history[fitted.best_epoch]["val_dice"] > 0.5
+    assert fitted.history[fitted.best_epoch]["val_dice"] > 0.6
     images = store.validation.with_neighbours(np.arange(len(store.validation)), 1, 2) / np.float32(255)
     predicted = fitted.model.predict_on_batch(images)[..., 0] > 0
     counts = metrics.count(store.validation.masks[:], predicted, store.validation.owned(slice(None))).sum(0)

@@ -134,7 +134,7 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
     tuned = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
     assert tuned["initial"] == {
         "name": "mitoflow",
-        "version": champion.version,
+        "version": str(champion.version),
         "sha256": champion.tags["mitoflow.model_sha256"],
     }
     assert "initial.sha256" in finished.run("mitoflow", "lineage", "models/unet.keras").stdout
