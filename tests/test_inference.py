@@ -1,9 +1,12 @@
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mitoflow import unet
 from mitoflow.errors import InputError
@@ -56,6 +59,49 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
     np.testing.assert_allclose(tiled[48 + reach : 112 - reach], whole[48 + reach : 112 - reach], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def wide(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
+    image = np.random.default_rng(0).integers(0, 256, (70, 150), dtype=np.uint8)
+    return image, single(Predictor(model, SETTINGS), image)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.sets(st.integers(1, 69), max_size=2), st.sets(st.integers(1, 149), max_size=3))
+def test_a_slice_cut_into_any_boxes_is_the_whole_slice(
+    model: keras.Model, wide: tuple[np.ndarray, np.ndarray], rows: set[int], columns: set[int]
+) -> None:
+    """No box sees more than its source: the pixels around it are not handed out."""
+    image, whole = wide
+    predictor, pieces = Predictor(model, SETTINGS), np.full(image.shape, np.nan, np.float32)
+    for y0, y1 in pairwise(sorted(rows | {0, 70})):
+        for x0, x1 in pairwise(sorted(columns | {0, 150})):
+            region = predictor.region(image.shape, (y0, y1, x0, x1))
+            top, bottom, left, right = region.source
+            seen = image[top:bottom, left:right]
+            (pieces[y0:y1, x0:x1],) = predictor.stream(lambda _, seen=seen: seen, range(1), None, region)
+    np.testing.assert_allclose(pieces, whole, atol=1e-5)
+
+
+def test_what_a_box_is_predicted_from_does_not_grow_with_the_slice(model: keras.Model) -> None:
+    predictor = Predictor(model, SETTINGS)
+    top, bottom, left, right = predictor.region((100_000, 100_000), (50_000, 50_100, 99_900, 100_000)).source
+    assert max(bottom - top, right - left) <= 100 + 2 * SETTINGS.tile
+    assert top <= 50_000 < 50_100 <= bottom
+    assert left <= 99_900 < right == 100_000
+
+
+def test_part_of_a_stack_is_predicted_as_in_the_whole(model: keras.Model, stack: np.ndarray) -> None:
+    inputs = keras.Input((None, None, 3))
+    layer = keras.layers.Conv2D(1, 1)
+    predictor = Predictor(keras.Model(inputs, layer(inputs)), replace(SETTINGS, context=1, context_step=2, median=3))
+    whole = predictor.probabilities(stack)
+    for wanted in (range(0, 1), range(0, 7), range(2, 5), range(6, 7), range(3, 3)):
+        part = list(predictor.stream(stack.__getitem__, range(7), wanted))
+        assert len(part) == len(wanted)
+        for z, map_ in zip(wanted, part, strict=True):
+            np.testing.assert_allclose(map_, whole[z], atol=1e-6)
+
+
 def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:
     patches = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 1), dtype=np.uint8)
     predictor = Predictor(model, SETTINGS)
@@ -75,15 +121,14 @@ def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:
     ],
 )
 def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_depth: int, images: np.ndarray) -> None:
-    settings = replace(SETTINGS, bit_depth=bit_depth)
     with pytest.raises(InputError, match="images: found"):
-        Predictor(model, settings).masks(images)
+        Predictor(model, replace(SETTINGS, bit_depth=bit_depth)).masks(images)
 
 
 def test_settings_survive_the_file(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, context=2, views=8, median=5)
-    settings.write(tmp_path / "inference.yaml")
-    assert Settings.read(tmp_path / "inference.yaml") == settings
+    written = replace(SETTINGS, context=2, views=8, median=5)
+    written.write(tmp_path / "inference.yaml")
+    assert Settings.read(tmp_path / "inference.yaml") == written
 
 
 def test_settings_of_a_model_from_before_there_was_context_are_read(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ SMALL = {
     "evaluate.overlap": "8",
     "evaluate.resamples": "200",
 }
-FILES = {"unet.keras", "inference.yaml", "evaluation.json", "lineage.yaml", "MODEL_CARD.md", "cover.png"}
+FILES = {"unet.keras", "inference.yaml", "domain.yaml", "evaluation.json", "lineage.yaml", "MODEL_CARD.md", "cover.png"}
 
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

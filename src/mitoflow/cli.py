@@ -295,12 +295,48 @@ def rollback() -> None:
 
 
 @mitoflow.command()
+@click.argument("source", metavar="INPUT")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
+@click.option("--tta", is_flag=True, help="Average over all symmetries of a tile: better, and up to 8 times as long.")
+@click.option("--probability", is_flag=True, help="Write OUTPUT_probability too, float32 in [0, 1].")
+@click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
+@click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
+@click.option("--rescale", is_flag=True, help="Resample the slices to the pixel size that the model was trained on.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr for empty ones.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -> None:
+    """Write the mask of a stack of any size.
+
+    INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
+    .ome.tif or .ome.zarr. The model is the champion, or the pretrained one where there is no champion yet. A command
+    that was interrupted goes on where it was when it is given again.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells more about itself than about the stack
+    from mitoflow import prediction, spacing
+
+    known = spacing.parse(voxel_size) if voxel_size else None
+    request = prediction.Request(source, output, spacing=known, **options)
+    model = prediction.predict(request, lambda line: click.echo(line, err=True))
+    told = f"`mitoflow lineage {shlex.quote(str(output))}`"
+    click.echo(f"{output}: mask by {model.name}; {told} tells where it comes from")
+
+
+@mitoflow.command()
 @click.argument("what", metavar="VERSION|FILE")
 def lineage(what: str) -> None:
-    """Tell where a version or a .keras file comes from."""
-    from mitoflow import registry
+    """Tell where a version, a .keras file or a mask comes from."""
+    if what.lower().endswith((".tif", ".tiff", ".zarr")):
+        from mitoflow import ome
 
-    _print_table([], [[key, value] for key, value in registry.origin(what).items()])
+        facts = ome.read_lineage(Path(what))
+    else:
+        from mitoflow import registry
+
+        facts = registry.origin(what)
+    _print_table([], [[key, value] for key, value in facts.items()])
 
 
 @mitoflow.command()

@@ -6,8 +6,9 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -16,7 +17,10 @@ from scipy.special import expit
 from mitoflow import unet, volumes, workspace
 from mitoflow.errors import InputError
 
-BATCH = 8  # tiles that go through the network together
+if TYPE_CHECKING:
+    from mitoflow.patches import Box  # the registered model runs without what cuts patches
+
+BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 #: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
@@ -26,7 +30,7 @@ VIEWS = {
     8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
 }
 
-#: Reads slice z of a stack, (Y, X) uint8 or uint16.
+#: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]
 
 
@@ -78,12 +82,62 @@ class Settings:
         return cls(**{field.name: values[field.name] for field in fields if field.name in values})
 
 
+@dataclass(frozen=True)
+class Span:
+    """The tiles along one axis of a slice that reach into some of its pixels.
+
+    Attributes
+    ----------
+    low, high
+        First and past-the-end pixel that is wanted.
+    tile
+        Pixels of a tile.
+    starts
+        First pixel of each tile.
+    pixels
+        Which pixel of the slice lies at each place from the start of the first tile to the end of the last.
+    """
+
+    low: int
+    high: int
+    tile: int
+    starts: list[int]
+    pixels: np.ndarray
+
+    @property
+    def wanted(self) -> slice:
+        """The places that are wanted."""
+        return slice(self.low - self.starts[0], self.high - self.starts[0])
+
+    @property
+    def places(self) -> list[slice]:
+        """The places of each tile."""
+        return [slice(start - self.starts[0], start - self.starts[0] + self.tile) for start in self.starts]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of a slice, by the tiles that reach into it along y and along x; `Predictor.region` makes it."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def source(self) -> Box:
+        """The box of the slice that it is predicted from."""
+        rows, columns = self.rows.pixels, self.columns.pixels
+        return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
+
+
 class Predictor:
     """Whole-slice inference with overlapping, blended tiles.
 
     Tiles start every ``tile - 2 * overlap`` pixels, which keeps the U-Net's pooling grid in place, and the slice is
     continued by reflection where the last tile reaches past its end. Across the ``2 * overlap`` pixels that two
     neighbours share, the weight of one falls linearly while that of the other rises, so that the map has no seams.
+
+    A box of a slice is predicted from the tiles of the whole slice that reach into it, and from no other pixels. So it
+    makes no difference in how many boxes a slice is predicted.
 
     Parameters
     ----------
@@ -120,27 +174,46 @@ class Predictor:
             probabilities[z] = probability
         return probabilities
 
-    def stream(self, read: Read, held: range) -> Iterator[np.ndarray]:
+    def region(self, shape: tuple[int, ...], box: Box | None = None) -> Region:
+        """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""
+        y0, y1, x0, x1 = box or (0, shape[0], 0, shape[1])
+        return Region(self._span(shape[0], y0, y1), self._span(shape[1], x0, x1))
+
+    def stream(
+        self, read: Read, held: range, wanted: range | None = None, region: Region | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
         Parameters
         ----------
         read
-            Reads slice z of the stack.
+            Reads slice z of the stack; where a `region` is given, its `source` of that slice.
         held
             The consecutive slices that there are.
+        wanted
+            The consecutive slices to predict, which see those around them all the same; without it all.
+        region
+            The box of the slices to predict; without it they are predicted as a whole.
         """
-        return median_along_z(self.stream_unfiltered(read, held), self.settings.median)
+        wanted = held if wanted is None else wanted
+        half = self.settings.median // 2
+        near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
+        maps = median_along_z(self.stream_unfiltered(read, held, near, region), self.settings.median)
+        first = wanted.start - near.start
+        return islice(maps, first, first + len(wanted))
 
-    def stream_unfiltered(self, read: Read, held: range) -> Iterator[np.ndarray]:
+    def stream_unfiltered(
+        self, read: Read, held: range, wanted: range | None = None, region: Region | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         window: dict[int, np.ndarray] = {}
-        for z in held:
+        for z in held if wanted is None else wanted:
             near = volumes.neighbours(z, self.settings.context, self.settings.context_step, held)
             # Each slice is read once, and stays as long as a later one needs it.
             window = {place: image for place, image in window.items() if place >= near[0]}
-            window |= {place: self._unit(_slice(read(place))) for place in sorted({*near} - window.keys())}
-            yield self._blend(np.stack([window[place] for place in near], axis=-1))
+            window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
+            images = [window[place] for place in near]
+            yield self._blend(images, region or self.region(images[0].shape))
 
     def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).
@@ -148,26 +221,26 @@ class Predictor:
         Each is predicted by itself, as it is, without tiling. Sides are divisible by `Settings.divisor`; raises like
         `probabilities`.
         """
-        units = np.stack([self._unit(patch) for patch in patches])
-        return np.concatenate([self._run(units[first : first + BATCH]) for first in range(0, len(units), BATCH)])
+        units = self._unit(np.stack([self._checked(patch) for patch in patches]))
+        count = _batch(*units.shape[1:3])
+        return np.concatenate([self._run(units[first : first + count]) for first in range(0, len(units), count)])
 
-    def _blend(self, image: np.ndarray) -> np.ndarray:
-        """Return (Y, X) float32 in [0, 1] for one slice with its neighbours, (Y, X, C) float32 in [0, 1]."""
-        height, width = image.shape[:2]
-        rows, columns = (self._axis(length) for length in (height, width))
-        reached = (starts[-1] + tile for starts, tile in (rows, columns))
-        padding = [(0, end - length) for end, length in zip(reached, (height, width), strict=True)]
-        padded = np.pad(image, [*padding, (0, 0)], mode="reflect")
-        total, weight = (np.zeros(padded.shape[:2], np.float32) for _ in range(2))
-        window = np.outer(self._ramp(rows[1]), self._ramp(columns[1]))
-        places = [np.s_[y : y + rows[1], x : x + columns[1]] for y in rows[0] for x in columns[0]]
-        for first in range(0, len(places), BATCH):
-            batch = places[first : first + BATCH]
-            tiles = np.stack([padded[place] for place in batch])
-            for place, tile in zip(batch, self._average(tiles), strict=True):
-                total[place] += window * tile
-                weight[place] += window
-        return (total / weight)[:height, :width]
+    def _blend(self, images: list[np.ndarray], region: Region) -> np.ndarray:
+        """Return the map of a region, (Y, X) float32 in [0, 1], from its source in a slice and its neighbours."""
+        rows, columns = region.rows, region.columns
+        top, _, left, _ = region.source
+        across, along = self._ramp(rows.tile), self._ramp(columns.tile)
+        total = np.zeros((len(rows.pixels), len(columns.pixels)), np.float32)
+        places = [(y, x) for y in rows.places for x in columns.places]
+        count = _batch(rows.tile, columns.tile)
+        for first in range(0, len(places), count):
+            batch = places[first : first + count]
+            sources = [np.ix_(rows.pixels[y] - top, columns.pixels[x] - left) for y, x in batch]
+            tiles = np.stack([np.stack([image[source] for image in images], axis=-1) for source in sources])
+            for place, tile in zip(batch, self._average(self._unit(tiles)), strict=True):
+                total[place] += np.outer(across, along) * tile
+        weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
+        return total[rows.wanted, columns.wanted] / weight
 
     def _average(self, batch: np.ndarray) -> np.ndarray:
         """Return the mean probability over the views of a batch, (N, Y, X) float32."""
@@ -181,8 +254,8 @@ class Predictor:
         logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
         return np.asarray(expit(logits))
 
-    def _unit(self, image: np.ndarray) -> np.ndarray:
-        """Return grey values as float32 in [0, 1], after a check that they are like those of training."""
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        """Return grey values as they are, after a check that they are like those of training."""
         trained = f"{self.settings.bit_depth}-bit"
         remedy = f"convert the images to {trained}, or train on images like these"
         container = np.uint8 if self.settings.bit_depth == 8 else np.uint16
@@ -191,7 +264,17 @@ class Predictor:
             raise InputError("images", image.dtype, expected, remedy)
         if image.max() >= 2**self.settings.bit_depth:
             raise InputError("images", f"grey value {image.max()}", f"{trained}, as the model was trained on", remedy)
+        return image
+
+    def _unit(self, image: np.ndarray) -> np.ndarray:
         return volumes.to_unit(image, self.settings.bit_depth)
+
+    def _span(self, length: int, low: int, high: int) -> Span:
+        """Return the tiles of an axis that reach into the pixels from `low` up to `high`."""
+        starts, tile = self._axis(length)
+        pixels = np.pad(np.arange(length), (0, max(0, starts[-1] + tile - length)), mode="reflect")
+        starts = [start for start in starts if start < high and start + tile > low]
+        return Span(low, high, tile, starts, pixels[starts[0] : starts[-1] + tile])
 
     def _axis(self, length: int) -> tuple[list[int], int]:
         """Return where tiles start along an axis, and their size."""
@@ -207,6 +290,19 @@ class Predictor:
         shared = 2 * self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
+
+
+def _batch(height: int, width: int) -> int:
+    """Return how many tiles of that size go through the network together."""
+    return max(1, BATCH // (height * width))
+
+
+def _overlapped(span: Span, ramp: np.ndarray) -> np.ndarray:
+    """Return the weights of all tiles together at the wanted pixels of an axis."""
+    weight = np.zeros(len(span.pixels), np.float32)
+    for place in span.places:
+        weight[place] += ramp
+    return weight[span.wanted]
 
 
 def _slice(image: np.ndarray) -> np.ndarray:
@@ -230,5 +326,14 @@ def median_along_z(maps: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray
     for place, latest in enumerate(chain(maps, repeat(None, half))):
         window.append(latest)
         if place >= half:
-            near = [each for each in window if each is not None]
-            yield near[0] if len(near) == 1 else np.median(near, axis=0)
+            yield _median([each for each in window if each is not None])
+
+
+def _median(maps: list[np.ndarray]) -> np.ndarray:
+    if len(maps) == 1:
+        return maps[0]
+    middle = np.empty_like(maps[0])
+    for first in range(0, len(middle), 64):  # numpy sorts two copies; of a few rows they stay in the cache
+        rows = slice(first, first + 64)
+        middle[rows] = np.median([each[rows] for each in maps], axis=0)
+    return middle

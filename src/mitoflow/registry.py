@@ -8,6 +8,7 @@ version keeps what was decided about it, and why, in its tags and its descriptio
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
     from mitoflow import tracking
 
 NAME = "mitoflow"
+SETTINGS, DOMAIN = "inference.yaml", "domain.yaml"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 # What inference imports; the versions are those installed here.
 REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
+
+RUN_ID = re.compile("[0-9a-f]{32}")
 
 EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
 TEST_HASH = "mitoflow.test_hash"
@@ -155,7 +159,8 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
     """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
 
     It takes slices (N, Y, X) of any size, uint8 for a model of 8 bits and uint16 for one of more, and returns masks
-    (N, Y, X) uint8 in {0, 1}.
+    (N, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is beside the settings, it
+    goes with them.
     """
     from mitoflow.inference import Settings  # imports Keras
 
@@ -168,10 +173,13 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
         evaluated = Path(beside) / "evaluation.json"
         evaluation.write(evaluated)
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
+        carried = {"model": model_path, "settings": settings_path, "evaluation": evaluated}
+        if (domain := settings_path.with_name(DOMAIN)).is_file():
+            carried["domain"] = domain
         pyfunc.save_model(
             path=str(folder),
             python_model=str(package / "pyfunc.py"),
-            artifacts={"model": str(model_path), "settings": str(settings_path), "evaluation": str(evaluated)},
+            artifacts={name: str(path) for name, path in carried.items()},
             code_paths=[str(package)],
             pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
             signature=ModelSignature(slices, masks),
@@ -282,6 +290,60 @@ def champion() -> int:
         remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
     return version
+
+
+def is_missing() -> bool:
+    """Tell whether there is no registry yet, so that it is not made just to be asked."""
+    return store.is_missing(store.uri())
+
+
+def find_version(what: str) -> int | None:
+    """Return the version that a name means.
+
+    Parameters
+    ----------
+    what
+        The number of a version, the ID of a run, whose newest version it is, or an alias such as ``champion``.
+
+    Returns
+    -------
+    version
+        None where no version has this alias.
+
+    Raises
+    ------
+    InputError
+        There is no version of that number or run.
+    """
+    with _registry() as client:
+        if what.isdecimal():
+            return int(_get(client, int(what)).version)
+        if not RUN_ID.fullmatch(what):
+            return _aliases(client).get(what)
+        versions = [int(version.version) for version in _search(client, f"run_id = '{what}'")]
+    if not versions:
+        raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
+    return max(versions)
+
+
+def fetch_settings(version: int, folder: Path) -> None:
+    """Copy ``inference.yaml``, and ``domain.yaml`` where a version has it, into `folder`.
+
+    Raises
+    ------
+    InputError
+        There is no such version, or it has no settings: it was registered by other means.
+    """
+    with _registry() as client:
+        chosen = _get(client, version)
+        place = f"{chosen.source}/artifacts"
+        listed = artifacts.list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
+        names = {file.path.rpartition("/")[2] for file in listed}
+        if SETTINGS not in names:
+            remedy = "take another version; `mitoflow models` lists them"
+            raise InputError(f"version {version}", f"no {SETTINGS}", "one that mitoflow registered", remedy)
+        for name in sorted(names & {SETTINGS, DOMAIN}):
+            _download(client, chosen, name, str(folder))
 
 
 def model_file(version: int) -> Path:

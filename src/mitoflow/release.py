@@ -19,10 +19,11 @@ import numpy as np
 
 from mitoflow import figures, lineage, metrics, report, unet, workspace
 from mitoflow.comparison import Evaluation
+from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 from mitoflow.metrics import Interval
-from mitoflow.pretrained import CARD, COVER, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
+from mitoflow.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
 
 LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
@@ -49,6 +50,8 @@ class Trained:
         `mitoflow.checks.Findings.facts`.
     origin
         Where the model comes from; see `mitoflow.registry.origin`.
+    domain
+        What the training images look like.
     """
 
     model: Path
@@ -59,6 +62,7 @@ class Trained:
     data: Mapping[str, str]
     parts: Mapping[str, Any]
     origin: Mapping[str, str]
+    domain: Domain
 
 
 def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
@@ -99,6 +103,7 @@ def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
             raise InputError(trained.model, found, "the same ones", remedy)
 
         trained.settings.write(beside / SETTINGS)
+        trained.domain.write(beside / DOMAIN)
         evaluation = dataclasses.replace(trained.evaluation, model_sha256=lineage.file_sha256(beside / MODEL))
         evaluation.write(beside / EVALUATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}

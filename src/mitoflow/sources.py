@@ -57,7 +57,7 @@ def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, 
         There is no such file, an image has no mask or a mask no image, their sizes differ, or a file cannot be used
         (`volumes.open_stack`).
     """
-    image_files, mask_files = _find_tiffs(options[0], images), _find_tiffs(options[1], masks)
+    image_files, mask_files = find_tiffs(options[0], images), find_tiffs(options[1], masks)
     shared = {path.stem for path in image_files} & {path.stem for path in mask_files}
     match = _match_names if shared else _match_order
     matches = match(image_files, mask_files, options)
@@ -66,7 +66,14 @@ def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, 
     return Sources(sorted(pairs, key=lambda pair: natural_order(pair.name)), by_order=len(shared) < len(matches))
 
 
-def _find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
+def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
+    """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
+
+    Raises
+    ------
+    InputError
+        A pattern matches no TIFF; the error begins with `option`.
+    """
     found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from mitoflow import workspace
@@ -64,6 +65,12 @@ def client(place: str) -> MlflowClient:
 def context() -> dict[str, str]:
     """Return the tags that MLflow's own API would set: user, script and commit."""
     return dict(resolve_tags())
+
+
+def is_missing(place: str) -> bool:
+    """Tell a SQLite database that nobody has made yet; `client` would make it."""
+    path = place.removeprefix("sqlite:///")
+    return path != place and not Path(path).is_file()
 
 
 def is_database(place: str) -> bool:

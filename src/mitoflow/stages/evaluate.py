@@ -13,12 +13,14 @@ import numpy as np
 from mitoflow import (
     boundary,
     comparison,
+    domain,
     evaluation,
     lineage,
     metrics,
     params,
     registry,
     report,
+    spacing,
     tracking,
     unet,
     volumes,
@@ -32,6 +34,7 @@ from mitoflow.stages import (
     CONVENTIONS,
     CURVES,
     DATA,
+    DOMAIN,
     EVALUATE_REPORTS,
     EVALUATED,
     INFERENCE,
@@ -43,6 +46,7 @@ from mitoflow.stages import (
 )
 
 REPORT = EVALUATE_REPORTS / "report.html"
+LOOKED_AT = 64  # training patches
 
 
 def main() -> None:
@@ -104,6 +108,7 @@ def main() -> None:
             "brier": reliability.brier,
         }
         inference.write(INFERENCE)
+        _look_at_training(store, settings.data.name).write(DOMAIN)
         evaluated.write(EVALUATED)
         workspace.write_json(METRICS, summary)
         workspace.write_csv(
@@ -183,6 +188,14 @@ def register() -> registry.Verdict | None:
             raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
     with tracking.start("register", "register", key=tracking.producer(MODEL)) as run:
         return publish(run)
+
+
+def _look_at_training(store: PatchStore, name: str) -> domain.Domain:
+    images = store.train.images
+    rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
+    first = volumes.read_pairs(DATA / "train")[0].image.path
+    known = spacing.read_tiff_spacing(first) or spacing.PUBLISHED.get(name, {})
+    return domain.look_at((volumes.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
 def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:

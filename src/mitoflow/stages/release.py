@@ -12,9 +12,10 @@ import numpy as np
 
 from mitoflow import datasets, lineage, params, pretrained, registry, release, volumes, workspace
 from mitoflow.comparison import Evaluation
+from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Settings
-from mitoflow.stages import DATA, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
+from mitoflow.stages import DATA, DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
 
 COMPARED = 4  # slices on which the released model must predict what the trained one does
 
@@ -42,6 +43,7 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
         parts=json.loads(FINDINGS.read_text(encoding="utf-8"))["facts"],
         origin=registry.origin(str(MODEL)),
+        domain=Domain.read(DOMAIN),
     )
     image = volumes.read_pairs(DATA / "train")[-1].image
     last = range(max(0, image.shape[0] - COMPARED), image.shape[0])

@@ -1,0 +1,118 @@
+"""How much memory does `mitoflow predict` need for a stack of 10 Gvoxel, and does it stay what it is?
+
+A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it while its memory is looked at; the same
+command with a stack of one small slice tells what the loaded model needs. The U-Net has the size of the EPFL preset and
+learned nothing, which changes neither time nor memory.
+
+    python -m benchmarks.large_stack                    # hours on two cores
+    python -m benchmarks.large_stack --slices 64        # slices of the same size, fewer of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results")
+SIDE = 2155  # voxels: a cube of 10 Gvoxel
+CHUNK = (32, 256, 256)
+STEP = 1.0  # seconds from one look to the next
+LIMIT = 1024.0  # MiB above the loaded model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_stack", description=__doc__)
+    parser.add_argument("--slices", type=int, default=SIDE, help="of 2155 x 2155 voxels (default %(default)s)")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the results (default %(default)s)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        write_model(project)
+        write_stack(project / "small.ome.zarr", (1, 64, 64))
+        write_stack(project / "large.ome.zarr", (options.slices, SIDE, SIDE))
+        model = max(memory for _, memory in watch(project, "small"))
+        curve = list(watch(project, "large"))
+    options.into.mkdir(parents=True, exist_ok=True)
+    write(options.into, curve, model, (options.slices, SIDE, SIDE))
+
+
+def write_model(project: Path) -> None:
+    from mitoflow import unet
+    from mitoflow.inference import Settings
+
+    (project / "params.yaml").touch()
+    settings = Settings(
+        bit_depth=8, divisor=16, tile=256, overlap=32, threshold=0.5, context=2, context_step=2, median=5
+    )
+    settings.write(project / "inference.yaml")
+    unet.save_model(unet.build_unet(depth=4, base_width=16, channels=5), project / "unet.keras")
+
+
+def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
+    """Write an OME-Zarr of `shape` (Z, Y, X), chunk by chunk, all of them parts of one phantom."""
+    from mitoflow import ome
+    from mitoflow.phantom import make_phantom
+
+    drawn = make_phantom(CHUNK, seed=0)[0] & 0xF0  # fewer grey values: it compresses, and no network is the wiser
+    array = ome.create_multiscale(path, shape, drawn.dtype, CHUNK[0])
+    starts = (range(0, length, chunk) for length, chunk in zip(shape, CHUNK, strict=True))
+    for start in itertools.product(*starts):
+        place = tuple(slice(s, min(s + c, n)) for s, c, n in zip(start, CHUNK, shape, strict=True))
+        array[place] = drawn[tuple(slice(0, each.stop - each.start) for each in place)]
+    axes = [{"name": axis, "type": "space"} for axis in "zyx"]
+    scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
+    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    (path / ".zattrs").write_text(json.dumps({"multiscales": [image]}), encoding="utf-8")
+
+
+def watch(project: Path, name: str) -> Iterator[tuple[float, float]]:
+    """Predict a stack and yield seconds and resident MiB as it goes."""
+    arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", "unet.keras"]
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, "-m", "mitoflow.cli", "predict", *arguments], cwd=project) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+            resident = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")]
+            if resident:
+                yield time.monotonic() - started, resident[0]
+            time.sleep(STEP)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+
+
+def write(folder: Path, curve: list[tuple[float, float]], model: float, shape: tuple[int, int, int]) -> None:
+    from matplotlib.figure import Figure
+
+    name = f"large-stack-{time.strftime('%Y-%m-%d')}"
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("seconds", "resident_mib"))
+        table.writerows((f"{seconds:.1f}", f"{memory:.0f}") for seconds, memory in curve)
+    seconds, memory = np.array(curve).T
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(seconds, memory, label=f"mitoflow predict, {np.prod(shape) / 1e9:.1f} Gvoxel")
+    axes.axhline(model, color="grey", linestyle="--", label="the model loaded and run on one small slice")
+    axes.axhline(model + LIMIT, color="grey", linestyle=":", label="1 GiB above")
+    axes.set(xlabel="seconds", ylabel="resident memory, MiB", ylim=(0, 1.3 * max(memory.max(), model + LIMIT)))
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    above = memory.max() - model
+    verdict = "within" if above <= LIMIT else "above"
+    print(
+        f"{shape}: at most {above:.0f} MiB above the {model:.0f} MiB of the model, {verdict} {LIMIT:.0f}; see {folder}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""From a stack in a file to masks in a file, in bounded memory, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from mitoflow import __version__, domain, figures, ome, partial, resampling, scans, trained, volumes, workspace
+from mitoflow.domain import Domain
+from mitoflow.errors import InputError
+from mitoflow.inference import Predictor
+from mitoflow.partial import Partial
+from mitoflow.patches import Box
+from mitoflow.scans import Levels, Regraded, Resampled, Scan
+from mitoflow.spacing import Spacing
+
+DEPTH = 8  # slices of a block
+SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
+SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
+SAMPLES = 16
+TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
+SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
+
+#: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
+PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
+    "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
+    "probability": (np.float32, lambda probability, _: probability),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for.
+
+    Attributes
+    ----------
+    source
+        The stack; see `mitoflow.scans.open_scan`.
+    output
+        Where the mask goes: 255 for mitochondrion, 0 for background; a TIFF or a Zarr by its ending.
+    model
+        See `mitoflow.trained.find`.
+    threshold
+        Probability from which a voxel is mitochondrion, in place of the one that the model comes with.
+    tta
+        Whether the mean over all eight symmetries of a tile is predicted.
+    probability
+        Whether the probability, float32 in [0, 1], goes to a file beside the mask too; see `probability_path`.
+    overlay
+        A picture of a few slices with the contours of the mask.
+    roi
+        The part to predict, ``z0:z1,y0:y1,x0:x1``, as what it is in the whole.
+    rescale
+        Whether the slices are resampled to the pixel size that the model was trained on.
+    spacing, fill_missing
+        See `mitoflow.scans.open_scan`.
+    overwrite
+        Whether outputs that exist are replaced.
+    """
+
+    source: str
+    output: Path
+    model: str | None = None
+    threshold: float | None = None
+    tta: bool = False
+    probability: bool = False
+    overlay: Path | None = None
+    roi: str | None = None
+    rescale: bool = False
+    spacing: Spacing | None = None
+    fill_missing: bool = False
+    overwrite: bool = False
+
+    @property
+    def probability_path(self) -> Path:
+        """Where the probability goes: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
+        name, dot, endings = self.output.name.partition(".")
+        return self.output.with_name(f"{name}_probability{dot}{endings}")
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Where each product goes; the mask, which comes last, says that all is there."""
+        beside = {"probability": self.probability_path} if self.probability else {}
+        return {**beside, "mask": self.output}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a stack: consecutive slices, and the box of each of them."""
+
+    slices: range
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return len(self.slices), y1 - y0, x1 - x0
+
+    @property
+    def name(self) -> str:
+        """Its first voxel; unique among the blocks of an output."""
+        return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where it is in an array (Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
+
+
+def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
+    """Yield the blocks of an output of `shape` (Z, Y, X), which cover it, as columns along z.
+
+    A block is whole chunks of the file, so no two write to the same one. Along y and x it is no longer than `side`, or
+    than a chunk.
+    """
+    rows, across = (_pieces(length, side) for length in shape[1:])
+    for (y0, y1), (x0, x1) in product(rows, across):
+        layers = (range(z, min(z + DEPTH, shape[0])) for z in range(0, shape[0], DEPTH))
+        yield [Part(layer, (y0, y1, x0, x1)) for layer in layers]
+
+
+def _pieces(length: int, side: int) -> list[tuple[int, int]]:
+    """Cut an axis into pieces of whole chunks, about equal."""
+    whole = max(1, side // ome.CHUNK) * ome.CHUNK
+    size = math.ceil(length / math.ceil(length / whole) / ome.CHUNK) * ome.CHUNK
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterator[list[Part]]:
+    """Yield the blocks of a column that are not done, those together that follow each other."""
+    for is_done, blocks in groupby(column, key=lambda block: done(block.name)):
+        if not is_done:
+            yield list(blocks)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The probability maps of a stack, any part of them, each the same whatever else is predicted.
+
+    Attributes
+    ----------
+    scan
+        The slices as the model is to see them.
+    plane
+        (Y, X) of the maps: those of the scan, or of the slices that it was resampled from.
+    predictor
+        The model.
+    """
+
+    scan: Scan
+    plane: tuple[int, int]
+    predictor: Predictor
+
+    @property
+    def side(self) -> int:
+        """The largest side of a block, which the model may see as more pixels than it is made of."""
+        return int(SIDE * min(1, self.plane[0] / self.scan.shape[1], self.plane[1] / self.scan.shape[2]))
+
+    def maps(self, part: Part) -> Iterator[np.ndarray]:
+        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]."""
+        if self.plane == self.scan.shape[1:]:
+            return self._maps(part)
+        y0, y1, x0, x1 = part.box
+        rows = resampling.weights(self.scan.shape[1], self.plane[0], y0, y1)
+        across = resampling.weights(self.scan.shape[2], self.plane[1], x0, x1)
+        seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
+        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen))
+
+    def _maps(self, part: Part) -> Iterator[np.ndarray]:
+        region = self.predictor.region(self.scan.shape[1:], part.box)
+
+        def read(z: int) -> np.ndarray:
+            return self.scan.read(z, region.source)
+
+        return self.predictor.stream(read, range(self.scan.shape[0]), part.slices, region)
+
+
+def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedModel:
+    """Predict a stack and return the model that did.
+
+    A process that was killed is continued by the same request, at the first block that is missing.
+
+    Parameters
+    ----------
+    request
+        What is asked for.
+    tell
+        Told what a person should know besides, a line at a time.
+
+    Raises
+    ------
+    InputError
+        The input, the model or the request cannot be used, or an output exists.
+    """
+    _require_outputs(request)
+    whole = scans.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
+    part = parse_roi(request.roi, whole)
+    model = trained.find(request.model)
+    settings = model.predictor.settings
+    settings = replace(
+        settings,
+        threshold=settings.threshold if request.threshold is None else request.threshold,
+        views=8 if request.tta else settings.views,
+    )
+    scan = _as_in_training(whole, request, model, tell)
+    prediction = Prediction(scan, whole.shape[1:], Predictor(model.predictor.model, settings))
+    places = part.place[-len(whole.axes) :]
+    origin = tuple(place.start for place in places)
+    lineage = {
+        **model.lineage,
+        "threshold": str(settings.threshold),
+        "input": Path(request.source).name,
+        "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
+        "mitoflow": __version__,
+    }
+    description = ome.Description(whole.axes, whole.spacing, origin, lineage)
+    asked_for = {
+        "scan": scan.state(),
+        "part": [*part.shape, *origin],
+        "settings": asdict(settings),
+        "spacing": whole.spacing,
+        "lineage": lineage,
+        "outputs": sorted(str(path.absolute()) for path in request.outputs.values()),
+    }
+    with partial.making(request.output, asked_for) as making:
+        if making.is_publishing:
+            making.go_on_publishing()
+            return model
+        arrays = {name: _array(making, name, request, part, description) for name in request.outputs}
+        _fill(arrays, prediction, part, making)
+        _finish(arrays, request, whole, part, description, making)
+    return model
+
+
+def _require_outputs(request: Request) -> None:
+    if not (ome.is_tiff(request.output) or ome.is_zarr(request.output)):
+        expected = "a name that ends with .tif, .ome.tif or .ome.zarr"
+        raise InputError("OUTPUT", request.output, expected, "choose such a name")
+    if request.overlay and request.overlay.suffix.lower() != ".png":
+        raise InputError("--overlay", request.overlay, "a name that ends with .png", "choose such a name")
+    beside = [request.probability_path] if request.probability else []
+    beside += [request.overlay] if request.overlay else []
+    for path in (request.output, *beside):
+        if path.resolve() == Path(request.source).resolve():
+            raise InputError(path, "the input", "a name of its own", "choose another output")
+        if not path.parent.is_dir():
+            raise InputError(path, "no such folder", "a place to write to", "make the folder first")
+    if not request.overwrite:
+        partial.refuse_existing(request.output, beside)
+
+
+def parse_roi(text: str | None, scan: Scan) -> Part:
+    """Return the part of a stack that ``z0:z1,y0:y1,x0:x1`` means, without z for a slice; all of it for None.
+
+    A start or end that is left out is that of the stack.
+
+    Raises
+    ------
+    InputError
+        It is written in another way, or does not lie within the stack.
+    """
+    lengths = scan.shape[-len(scan.axes) :]
+    limits = [(0, length) for length in lengths]
+    if text is not None:
+        expected = ",".join(f"{axis}0:{axis}1" for axis in scan.axes)
+        within = ", ".join(f"{axis} up to {length}" for axis, length in zip(scan.axes, lengths, strict=True))
+        try:
+            ends = [[end.strip() for end in side.split(":")] for side in text.split(",")]
+            limits = [
+                (int(start or 0), int(stop or length)) for (start, stop), length in zip(ends, lengths, strict=True)
+            ]
+        except ValueError:
+            raise InputError("--roi", text, expected, f"give voxels: {within}") from None
+        if not all(0 <= start < stop <= length for (start, stop), length in zip(limits, lengths, strict=True)):
+            raise InputError("--roi", text, f"a part of the stack: {within}", "count from 0, the end excluded")
+    (z0, z1), (y0, y1), (x0, x1) = [(0, 1), *limits][-3:]
+    return Part(range(z0, z1), (y0, y1, x0, x1))
+
+
+def _as_in_training(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> Scan:
+    """Return the scan as the model is to see it, and tell in what it differs from the training images all the same."""
+    known, bit_depth = model.domain, model.predictor.settings.bit_depth
+    size = known.size if known else SAMPLE_SIDE
+    if levels := match_levels(sample(scan, size), known, bit_depth):
+        tell(
+            f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
+            f"{levels.low_to:.2f} to {levels.high_to:.2f} of the {bit_depth}-bit range that the model knows"
+        )
+        scan = Regraded(scan, levels)
+    if request.rescale:
+        scan = Resampled(scan, _trained_spacing(scan, known))
+    if known is None:
+        tell("note: the model does not say what its training images look like, so the input is not compared with them")
+    elif min(size, *scan.shape[1:]) >= domain.SMALLEST:
+        seen = [volumes.to_unit(patch, bit_depth) for patch in sample(scan, size)]
+        if found := domain.differences(known, domain.look_at(seen, scan.spacing)):
+            tell(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
+    return scan
+
+
+def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:
+    trained_on = known.spacing if known else {}
+    for where, spacing, remedy in (
+        ("INPUT", scan.spacing, "give --voxel-size"),
+        ("model", trained_on, "predict without --rescale"),
+    ):
+        if not {"y", "x"} <= spacing.keys():
+            raise InputError("--rescale", f"no voxel size of the {where}", "one along y and x", remedy)
+    return trained_on
+
+
+def sample(scan: Scan, size: int) -> list[np.ndarray]:
+    """Return patches from all over a stack, (Y, X) as stored, of `size` pixels a side or what there is."""
+    depth, height, width = scan.shape
+    slices = _spread(depth - 1, 4)
+    across = math.isqrt(SAMPLES // len(slices))
+    tall, wide = min(size, height), min(size, width)
+    places = product(slices, _spread(height - tall, across), _spread(width - wide, across))
+    return [scan.read(z, (y, y + tall, x, x + wide)) for z, y, x in places]
+
+
+def _spread(last: int, count: int) -> list[int]:
+    """Return at most `count` numbers from 0 to `last`, evenly."""
+    return sorted({round(place) for place in np.linspace(0, last, count + 2)[1:-1].tolist()})
+
+
+def match_levels(patches: Sequence[np.ndarray], known: Domain | None, bit_depth: int) -> Levels | None:
+    """Return the linear map that brings the grey values of patches to where those of training are.
+
+    None where the patches are of the bit depth that the model was trained on.
+    """
+    stored = np.uint8 if bit_depth == 8 else np.uint16
+    if patches[0].dtype == stored and max(int(patch.max()) for patch in patches) < 2**bit_depth:
+        return None
+    low, high = np.quantile(np.concatenate([patch.ravel() for patch in patches]), TAILS)
+    low_to, high_to = (known.quantile(share) for share in TAILS) if known else (0.0, 1.0)
+    return Levels(float(low), float(high), low_to, high_to, bit_depth)
+
+
+def _array(making: Partial, name: str, request: Request, part: Part, description: ome.Description) -> zarr.Array[Any]:
+    """Return the array that a product is written to, begun or as it was left."""
+    folder = making.folder / f"{name}.zarr"
+    if making.resumed:
+        return ome.open_level(folder)
+    depth = 1 if ome.is_tiff(request.output) else DEPTH  # a TIFF is written slice by slice
+    shape = part.shape[-len(description.axes) :]
+    return ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name][0]), depth)
+
+
+def _fill(arrays: dict[str, zarr.Array[Any]], prediction: Prediction, part: Part, making: Partial) -> None:
+    """Predict the blocks that are missing; each run of blocks along z needs nothing of the others."""
+    total = math.prod(part.shape)
+    runs = [run for column in columns(part.shape, prediction.side) for run in missing_runs(column, making.is_done)]
+    missing = sum(math.prod(block.shape) for run in runs for block in run)
+    with tqdm(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True) as bar:
+        for run in runs:
+            z, (top, _, left, _) = part.slices.start, part.box
+            y0, y1, x0, x1 = run[0].box
+            slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
+            maps = prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)))
+            for block in run:
+                _write(arrays, block, maps, prediction.predictor.settings.threshold, bar.update)
+                making.mark(block.name)
+
+
+def _write(
+    arrays: dict[str, zarr.Array[Any]],
+    block: Part,
+    maps: Iterator[np.ndarray],
+    threshold: float,
+    advance: Callable[[int], object],
+) -> None:
+    voxels = {name: np.empty(block.shape, array.dtype) for name, array in arrays.items()}
+    for z in range(len(block.slices)):
+        probability = next(maps)
+        for name, made in voxels.items():
+            made[z] = PRODUCTS[name][1](probability, threshold)
+        advance(probability.size)
+    for name, array in arrays.items():
+        array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
+
+
+def _finish(
+    arrays: dict[str, zarr.Array[Any]],
+    request: Request,
+    scan: Scan,
+    part: Part,
+    description: ome.Description,
+    making: Partial,
+) -> None:
+    """Make of the arrays what was asked for, and let it be seen."""
+    names = {}
+    for name, path in request.outputs.items():
+        if ome.is_tiff(path):
+            names[path] = f"{name}.tif"
+            ome.write_tiff(making.folder / names[path], arrays[name], description)
+        else:
+            names[path] = f"{name}.zarr"
+            ome.finish_multiscale(making.folder / names[path], description)
+    if request.overlay:
+        with workspace.replacing(request.overlay) as beside:
+            beside.write_bytes(_overlay(arrays["mask"], scan, part))
+    making.publish(names)
+
+
+def _overlay(mask: zarr.Array[Any], scan: Scan, part: Part) -> bytes:
+    """Draw slices from all over a part; of large ones the middle."""
+    (top, bottom), (left, right) = (_middle(length) for length in part.shape[1:])
+    z0, (y0, _, x0, _) = part.slices.start, part.box
+    panels = []
+    for z in _spread(len(part.slices) - 1, SHOWN):
+        image = scan.read(z0 + z, (y0 + top, y0 + bottom, x0 + left, x0 + right))
+        plane = np.asarray(mask[(z, slice(top, bottom), slice(left, right))[-mask.ndim :]])
+        panels.append((image, (plane > 0).astype(np.uint8)))
+    return figures.contours_png(panels)
+
+
+def _middle(length: int) -> tuple[int, int]:
+    start = max(0, (length - LARGEST_SHOWN) // 2)
+    return start, min(length, start + LARGEST_SHOWN)

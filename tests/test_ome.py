@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from mitoflow import ome
+from mitoflow.errors import InputError
+from mitoflow.ome import Description
+
+VOXELS = np.random.default_rng(0).integers(0, 256, (5, 530, 600), np.uint8)
+LINEAGE = {"model": "mitoflow", "input": "Größe & <Maß>.tif"}
+KNOWN = Description("zyx", {"z": 30.0, "y": 4.0, "x": 5.0}, (2, 0, 7), LINEAGE)
+
+
+def stored(path: Path, voxels: np.ndarray, depth: int = 2) -> zarr.Array[Any]:
+    array = ome.create_multiscale(path, voxels.shape, voxels.dtype, depth)
+    array[:] = voxels
+    return array
+
+
+@pytest.mark.parametrize("voxels", [VOXELS, VOXELS[0], VOXELS[:2, :7, :300].astype(np.float32) / 255])
+def test_a_tiff_is_what_was_stored(tmp_path: Path, voxels: np.ndarray) -> None:
+    axes = "zyx"[-voxels.ndim :]
+    ome.write_tiff(tmp_path / "o.tif", stored(tmp_path / "a", voxels), Description(axes, KNOWN.spacing, (), LINEAGE))
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        assert file.is_ome
+        assert not file.is_bigtiff
+        assert file.series[0].axes == axes.upper()
+        assert file.pages.first.is_tiled
+        assert file.pages.first.compression == 8
+        np.testing.assert_array_equal(file.asarray(), voxels)
+    assert ome.read_lineage(tmp_path / "o.tif") == LINEAGE
+
+
+def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ome, "CLASSIC_TIFF", VOXELS.size - 1)
+    ome.write_tiff(tmp_path / "o.tif", stored(tmp_path / "a", VOXELS), KNOWN)
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        assert file.is_bigtiff
+        np.testing.assert_array_equal(file.asarray(), VOXELS)
+
+
+def test_levels_keep_every_second_voxel_of_long_axes(tmp_path: Path) -> None:
+    path = tmp_path / "o.ome.zarr"
+    stored(path, VOXELS)
+    ome.finish_multiscale(path, KNOWN)
+    group = zarr.open_group(path, mode="r")
+    assert sorted(group.array_keys()) == ["0", "1", "2"]
+    np.testing.assert_array_equal(group["1"][:], VOXELS[:, ::2, ::2])
+    np.testing.assert_array_equal(group["2"][:], VOXELS[:, ::4, ::4])
+    multiscale = group.attrs["multiscales"][0]
+    assert multiscale["version"] == "0.4"
+    assert [axis["unit"] for axis in multiscale["axes"]] == ["nanometer"] * 3
+    scale, shift = multiscale["datasets"][2]["coordinateTransformations"]
+    assert scale == {"type": "scale", "scale": [30, 16, 20]}
+    assert shift == {"type": "translation", "translation": [60, 0, 35]}
+    assert ome.read_lineage(path) == LINEAGE
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "o.ome.zarr"
+    stored(path, VOXELS * 0)
+    ome.finish_multiscale(path, KNOWN)
+    image = ome.open_multiscale(path)
+    assert (image.axes, image.array.shape, image.spacing) == ("zyx", VOXELS.shape, KNOWN.spacing)
+    assert ome.missing_chunks(image) == [], "empty chunks are written too"
+    (path / "0/1/0/1").unlink()
+    assert ome.missing_chunks(image) == ["1/0/1"]
+
+
+def test_an_unknown_voxel_size_has_no_unit(tmp_path: Path) -> None:
+    stored(tmp_path / "o.zarr", VOXELS[0, :9, :9])
+    ome.finish_multiscale(tmp_path / "o.zarr", Description("yx"))
+    image = ome.open_multiscale(tmp_path / "o.zarr")
+    assert (image.axes, image.spacing) == ("yx", {})
+
+
+def version_05(path: Path, axes: str = "tczyx", **shards: Any) -> Path:
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    voxels = VOXELS[None, None]
+    array = group.create_array("s0", shape=voxels.shape, dtype=voxels.dtype, chunks=(1, 1, 2, 256, 256), **shards)
+    array[:] = voxels
+    described = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in axes]
+    scale = [{"type": "scale", "scale": [1, 1, 0.03, 0.004, 0.002]}]
+    twice = [{"type": "scale", "scale": [1, 1, 1, 1, 2]}]
+    dataset = {"path": "s0", "coordinateTransformations": scale}
+    multiscale = {"axes": described, "datasets": [dataset], "coordinateTransformations": twice}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+    return path
+
+
+def test_version_05_is_read(tmp_path: Path) -> None:
+    image = ome.open_multiscale(version_05(tmp_path / "i.zarr", shards=(1, 1, 4, 512, 512)))
+    assert image.axes == "tczyx"
+    assert image.spacing == pytest.approx({"z": 30, "y": 4, "x": 4})
+    np.testing.assert_array_equal(image.array[0, 0], VOXELS)
+    assert ome.missing_chunks(image) == []
+    (image.path / "c/0/0/1/0/1").unlink()
+    assert ome.missing_chunks(image) == ["c/0/0/1/0/1"]
+
+
+def plain_array(path: Path) -> None:
+    zarr.create_array(path, shape=(9, 9), dtype=np.uint8)
+
+
+def no_metadata(path: Path) -> None:
+    zarr.open_group(path, mode="w").create_array("0", shape=(9, 9), dtype=np.uint8)
+
+
+def collection(path: Path) -> None:
+    zarr.open_group(path, mode="w").attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+
+
+def broken_metadata(path: Path) -> None:
+    no_metadata(path)
+    (path / "zarr.json").write_text("{")
+
+
+def without_its_array(path: Path) -> None:
+    version_05(path)
+    (path / "s0/zarr.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "found no such folder"),
+        (Path.mkdir, "found no group of Zarr"),
+        (plain_array, "found no group of Zarr"),
+        (no_metadata, "found no image of OME-Zarr 0.4 or 0.5"),
+        (broken_metadata, "found no group of Zarr"),
+        (without_its_array, "found no image of OME-Zarr"),
+        (collection, "found a collection of images, expected one image; name one of them"),
+        (lambda path: version_05(path, "tcxyz"), r"found axes t, c, x, y, z of an array of shape"),
+        (lambda path: version_05(path, "tcqyx"), r"found axes t, c, q, y, x of an array of shape"),
+        (lambda path: version_05(path, "zyx"), r"found no image of OME-Zarr|found axes z, y, x of an array"),
+    ],
+)
+def test_what_is_no_image_is_one_line(tmp_path: Path, make: Any, said: str) -> None:
+    make(tmp_path / "i.zarr")
+    with pytest.raises(InputError, match=said):
+        ome.open_multiscale(tmp_path / "i.zarr")
+
+
+def test_images_of_others_have_no_lineage(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "i.tif", VOXELS)
+    (tmp_path / "text.tif").write_text("text")
+    version_05(tmp_path / "i.zarr")
+    wrong = {"i.tif": "no lineage", "i.zarr": "no lineage", "text.tif": "not a TIFF", "x.tif": "no such file"}
+    for name, said in wrong.items():
+        with pytest.raises(InputError, match=said):
+            ome.read_lineage(tmp_path / name)

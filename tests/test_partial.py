@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mitoflow import partial
+from mitoflow.errors import InputError
+from mitoflow.partial import making
+
+
+def begin(output: Path, asked_for: str = "this") -> None:
+    """Do one block and be interrupted."""
+    with pytest.raises(KeyboardInterrupt), making(output, {"what": asked_for}) as work:
+        (work.folder / "mask.zarr").mkdir(exist_ok=True)
+        (work.folder / "mask.zarr/0").write_text(asked_for)
+        work.mark("0-0-0")
+        raise KeyboardInterrupt
+
+
+def test_what_was_done_is_found_again(tmp_path: Path) -> None:
+    output = tmp_path / "o.zarr"
+    begin(output)
+    assert not output.exists()
+    with making(output, {"what": "this"}) as work:
+        assert work.resumed
+        assert work.is_done("0-0-0")
+        assert not work.is_done("8-0-0")
+        work.publish({output: "mask.zarr"})
+    assert (output / "0").read_text() == "this"
+    assert [path.name for path in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_what_was_made_for_another_request_is_thrown_away(tmp_path: Path) -> None:
+    output = tmp_path / "o.zarr"
+    begin(output)
+    with pytest.raises(ValueError), making(output, {"what": "that"}) as work:
+        assert not work.resumed
+        assert not work.is_done("0-0-0")
+        assert not (work.folder / "mask.zarr").exists()
+        raise ValueError
+    assert list(tmp_path.iterdir()) == [], "nothing stays of what did not come to a block"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mitoflow.partial import making\n"
+        "with making(Path(sys.argv[1]), {}) as work: print(flush=True); sys.stdin.read()"
+    )
+    output = tmp_path / "o.zarr"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match="found another process that is making it"), making(output, {}):
+            pass
+        other.kill()
+    with making(output, {}) as work:
+        work.publish({})
+
+
+def test_publishing_replaces_files_and_folders(tmp_path: Path) -> None:
+    for name in ("o.zarr", "p.tif"):
+        with making(tmp_path / "o.zarr", {}) as work:
+            (work.folder / "new").mkdir()
+            (work.folder / "new.tif").write_text(name)
+            work.publish({tmp_path / "p.tif": "new.tif", tmp_path / "o.zarr": "new"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.zarr", "p.tif"]
+    assert (tmp_path / "p.tif").read_text() == "p.tif"
+
+
+def test_publishing_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, beside = tmp_path / "o.zarr", tmp_path / "p.zarr"
+    begin(output)
+    real = partial._replace
+
+    def killed_at_the_second(source: Path, target: Path, aside: Path) -> None:
+        if target == output:
+            raise KeyboardInterrupt
+        real(source, target, aside)
+
+    monkeypatch.setattr(partial, "_replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt), making(output, {"what": "this"}) as work:
+        (work.folder / "probability.zarr").mkdir()
+        work.publish({beside: "probability.zarr", output: "mask.zarr"})
+    assert beside.exists()
+    assert not output.exists()
+    partial.refuse_existing(output, [beside])
+    monkeypatch.undo()
+    with making(output, {"what": "this"}) as work:
+        assert work.is_publishing
+        work.go_on_publishing()
+    assert (output / "0").exists()
+    with pytest.raises(InputError, match="p.zarr: found an output that exists.*--overwrite"):
+        partial.refuse_existing(tmp_path / "new.zarr", [beside])
+
+
+def test_a_full_disk_tells_whose_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="o.zarr"), making(tmp_path / "o.zarr", {}):
+        raise OSError(28, "No space left on device")

@@ -1,0 +1,382 @@
+"""`mitoflow predict` with a real, if tiny, network."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+from mitoflow import cli, domain, ome, prediction, unet, volumes
+from mitoflow.inference import Predictor, Settings
+from mitoflow.prediction import Part
+
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
+STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
+KNOWN = {
+    "axes": "ZYX",
+    "PhysicalSizeX": 5.0,
+    "PhysicalSizeXUnit": "nm",
+    "PhysicalSizeY": 4.0,
+    "PhysicalSizeYUnit": "nm",
+}
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stack, a network, its settings and the fingerprint of its training images."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "params.yaml").touch()
+    (folder / "model").mkdir()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    network = unet.build_unet(depth=1, base_width=2, channels=3)
+    unet.save_model(network, folder / "model/unet.keras")
+    # Noise predicts as noise: the threshold lies where half of it is mitochondrion.
+    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
+    replace(SETTINGS, threshold=middle).write(folder / "model/inference.yaml")
+    seen = domain.look_at([volumes.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
+    seen.write(folder / "model/domain.yaml")
+    tifffile.imwrite(folder / "cell.ome.tif", STACK, metadata=KNOWN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probabilities(project: Path) -> np.ndarray:
+    return Predictor.load(project / "model/unet.keras", project / "model/inference.yaml").probabilities(STACK)
+
+
+@pytest.fixture(scope="module")
+def threshold(project: Path) -> float:
+    return Settings.read(project / "model/inference.yaml").threshold
+
+
+@pytest.fixture
+def say(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Say:
+    """Run `mitoflow predict` in a copy of the project; gives exit code, stdout and stderr without the progress."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+    def say(*arguments: str, command: str = "predict", model: str = "model/unet.keras") -> tuple[int, str, str]:
+        chosen = ["--model", model] if command == "predict" and "--model" not in arguments else []
+        monkeypatch.setattr(sys, "argv", ["mitoflow", command, *arguments, *chosen])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, "".join(line for line in err.splitlines(True) if not line.startswith(("predict:", "\r")))
+
+    return say
+
+
+def test_blocks_cover_an_output_once_in_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ome, "CHUNK", 16)
+    for shape in [(1, 1, 1), (8, 80, 81), (17, 100, 250), (3, 16, 2000)]:
+        owners = np.zeros(shape, np.uint8)
+        names = set()
+        for column in prediction.columns(shape, 95):
+            for block in column:
+                owners[block.place] += 1
+                names.add(block.name)
+                assert max(block.shape[1:]) <= 80
+                assert not any(start % 16 for start in (block.box[0], block.box[2]))
+        assert (owners == 1).all()
+        assert len(names) == sum(map(len, prediction.columns(shape, 95)))
+
+
+def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
+    (column,) = prediction.columns((60, 9, 9), 1)
+    done = {"0-0-0", "24-0-0", "32-0-0"}
+    runs = [[block.slices.start for block in run] for run in prediction.missing_runs(column, done.__contains__)]
+    assert runs == [[8, 16], [40, 48, 56]]
+
+
+@pytest.mark.parametrize("roi", ["", "3:21,10:75,7:90"])
+@pytest.mark.parametrize("ending", ["tif", "ome.tif", "ome.zarr"])
+def test_outputs_are_what_the_model_says(
+    say: Say, probabilities: np.ndarray, threshold: float, ending: str, roi: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a part, which is predicted as in the whole, and where a slice is cut into several blocks."""
+    monkeypatch.setattr(ome, "CHUNK", 32)
+    monkeypatch.setattr(prediction, "SIDE", 64)
+    monkeypatch.setattr(ome, "TILE", 16)
+    part = np.s_[3:21, 10:75, 7:90] if roi else np.s_[:]
+    asked = ["--probability", *(["--roi", roi] if roi else [])]
+    code, out, err = say("cell.ome.tif", f"mask.{ending}", *asked)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"mask.{ending}: mask by model/unet.keras")
+    if ending == "ome.zarr":
+        image = ome.open_multiscale(Path("mask.ome.zarr"))
+        assert image.spacing == {"y": 4, "x": 5}
+        mask, probability = image.array[:], ome.open_multiscale(Path("mask_probability.ome.zarr")).array[:]
+    else:
+        mask, probability = tifffile.imread(f"mask.{ending}"), tifffile.imread(f"mask_probability.{ending}")
+        with tifffile.TiffFile(f"mask.{ending}") as file:
+            assert 'PhysicalSizeX="5.0" PhysicalSizeXUnit="nm"' in str(file.ome_metadata)
+    np.testing.assert_allclose(probability, probabilities[part], atol=1e-5)
+    np.testing.assert_array_equal(mask, np.where(probability >= threshold, 255, 0))
+    assert mask.dtype == np.uint8
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
+
+
+def test_lineage_comes_with_every_output(say: Say, threshold: float) -> None:
+    for name in ("mask.tif", "mask.ome.zarr"):
+        assert say("cell.ome.tif", name, "--roi", ":8,:,:", "--threshold", "0.25")[0] == 0
+        code, out, _ = say(name, command="lineage")
+        assert code == 0
+        told = dict(re.split("  +", line, maxsplit=1) for line in out.splitlines())
+        assert told["model"] == "model/unet.keras"
+        assert len(told["model_sha256"]) == 64
+        assert (told["threshold"], told["input"], told["roi"]) == ("0.25", "cell.ome.tif", "0:8,0:80,0:100")
+        assert told["mitoflow"]
+
+
+def test_a_slice_gives_a_slice(say: Say) -> None:
+    tifffile.imwrite("slice.tif", STACK[0])
+    assert say("slice.tif", "mask.tif", "--overlay", "o.png")[0] == 0
+    assert say("slice.tif", "mask.ome.zarr", "--tta")[0] == 0
+    assert tifffile.imread("mask.tif").shape == zarr.open_array("mask.ome.zarr/0").shape == (80, 100)
+    assert Image.open("o.png").size == (104, 84)
+
+
+def test_an_overlay_shows_the_contours(say: Say) -> None:
+    assert say("cell.ome.tif", "mask.tif", "--overlay", "o.png", "--roi", "0:9,:,:")[0] == 0
+    picture = np.asarray(Image.open("o.png"))
+    assert picture.shape == (2 * 84, 2 * 104, 3)
+    assert (picture == (0, 200, 150)).all(axis=2).any()
+
+
+@pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+def test_a_killed_process_is_continued_at_the_first_missing_block(
+    say: Say, probabilities: np.ndarray, threshold: float, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = f"mask.{ending}"
+    code = f"""
+import os, signal, sys
+from mitoflow import cli, scans
+read = scans.TiffScan.read
+def read_or_die(scan, z, box):
+    if z == 22:  # of the third block, and of no sample
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(scan, z, box)
+scans.TiffScan.read = read_or_die
+sys.argv = ["mitoflow", "predict", "cell.ome.tif", "{output}", "--model", "model/unet.keras"]
+cli.main()
+"""
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not Path(output).exists()
+    assert sorted(path.name for path in Path(f".{output}.partial/done").iterdir()) == ["0-0-0", "8-0-0"]
+
+    predicted: list[Part] = []
+    maps = prediction.Prediction.maps
+    monkeypatch.setattr(prediction.Prediction, "maps", lambda self, part: (predicted.append(part), maps(self, part))[1])
+    assert say("cell.ome.tif", output)[0] == 0
+    assert [part.slices for part in predicted] == [range(16, 26)]
+    mask = zarr.open_array(f"{output}/0")[:] if ending == "ome.zarr" else tifffile.imread(output)
+    np.testing.assert_array_equal(mask, np.where(probabilities >= threshold, 255, 0))
+    assert not Path(f".{output}.partial").exists()
+
+
+def test_another_request_does_not_continue_what_was_begun(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict(prediction.Request("cell.ome.tif", Path("mask.tif"), "model/unet.keras"), print)
+    monkeypatch.undo()
+    assert Path(".mask.tif.partial/done/24-0-0").exists()
+    assert say("cell.ome.tif", "mask.tif", "--threshold", "0.999")[0] == 0
+    assert not tifffile.imread("mask.tif").any()
+
+
+def test_images_of_another_bit_depth_are_brought_to_that_of_training(
+    say: Say, probabilities: np.ndarray, threshold: float
+) -> None:
+    tifffile.imwrite("wide.tif", STACK.astype(np.uint16) * 200 + 1000)
+    code, _, err = say("wide.tif", "mask.tif")
+    assert code == 0
+    assert re.search(
+        r"^note: grey values 1\d{3} to 5\d{4} of wide.tif become 0.0\d to (0.9\d|1.00) of the 8-bit range", err
+    )
+    mask = tifffile.imread("mask.tif")
+    assert ((mask > 0) == (probabilities >= threshold)).mean() > 0.9
+
+
+def test_images_unlike_those_of_training_are_told(say: Say) -> None:
+    tifffile.imwrite("dark.tif", STACK // 4)
+    code, _, err = say("dark.tif", "mask.tif")
+    assert code == 0
+    assert err.startswith("warning: dark.tif looks unlike the training images: it is darker: a mean grey of 0.12")
+
+
+def test_pixels_of_another_size_are_resampled_on_request(say: Say, probabilities: np.ndarray) -> None:
+    smooth = np.repeat(np.repeat(STACK, 2, axis=1), 2, axis=2)
+    tifffile.imwrite("fine.tif", smooth)
+    assert say("fine.tif", "mask.tif", "--voxel-size", "2,2.5")[2].startswith(
+        "warning: fine.tif looks unlike the training images: its pixels are about 2.0 x finer (2.5 nm, 5 nm in the"
+    )
+    code, _, err = say("fine.tif", "mask.tif", "--voxel-size", "2,2.5", "--rescale", "--probability", "--overwrite")
+    assert code == 0
+    assert "pixels" not in err
+    found = tifffile.imread("mask_probability.tif")
+    assert found.shape == (26, 160, 200)
+    # Up and down again is a blur, and noise predicts as noise: they agree, but not to the last digit.
+    agreement = np.corrcoef(found.reshape(26, 80, 2, 100, 2).mean((2, 4)).ravel(), probabilities.ravel())[0, 1]
+    assert agreement > 0.5
+
+
+def lambda_model(folder: Path) -> None:
+    inputs = keras.Input((None, None, 3))
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x[..., :1])(inputs)).save(folder / "model/unet.keras")
+
+
+def classifier(folder: Path) -> None:
+    inputs = keras.Input((8,))
+    keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(folder / "model/unet.keras")
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model/unet.keras").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+
+
+def without_settings(folder: Path) -> None:
+    (folder / "model/inference.yaml").unlink()
+
+
+def other_suffix(folder: Path) -> None:
+    (folder / "model.h5").write_bytes(b"")
+
+
+def existing(folder: Path) -> None:
+    (folder / "mask.tif").write_text("precious")
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "no input": (nothing, ["no.tif", "mask.tif"], "no.tif: found no such file, expected a TIFF, a folder or"),
+    "ending": (nothing, ["cell.ome.tif", "mask.png"], "OUTPUT: found mask.png, expected a name that ends with .tif"),
+    "no folder": (nothing, ["cell.ome.tif", "no/mask.tif"], "no/mask.tif: found no such folder"),
+    "overlay": (nothing, ["cell.ome.tif", "mask.tif", "--overlay", "o.gif"], "--overlay: found o.gif, expected a name"),
+    "exists": (existing, ["cell.ome.tif", "mask.tif"], "mask.tif: found an output that exists, expected a new name"),
+    "itself": (nothing, ["cell.ome.tif", "cell.ome.tif", "--overwrite"], "cell.ome.tif: found the input, expected"),
+    "roi": (nothing, ["cell.ome.tif", "mask.tif", "--roi", "1:2"], "--roi: found 1:2, expected z0:z1,y0:y1,x0:x1"),
+    "roi beyond": (
+        nothing,
+        ["cell.ome.tif", "mask.tif", "--roi", "0:99,:,:"],
+        "expected a part of the stack: z up to 26",
+    ),
+    "voxel size": (nothing, ["cell.ome.tif", "mask.tif", "--voxel-size", "big"], "--voxel-size: found big, expected"),
+    "threshold": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "2"], "2.0 is not in the range 0<x<1"),
+    "rescale": (
+        lambda folder: tifffile.imwrite(folder / "plain.tif", STACK),
+        ["plain.tif", "mask.tif", "--rescale"],
+        "--rescale: found no voxel size of the INPUT, expected one along y and x; give --voxel-size",
+    ),
+    "no model": (
+        nothing,
+        ["cell.ome.tif", "mask.tif", "--model", "no.keras"],
+        "no.keras: found no such file, expected",
+    ),
+    "model of another kind": (
+        other_suffix,
+        ["cell.ome.tif", "mask.tif", "--model", "model.h5"],
+        "--model: found model.h5",
+    ),
+    "lambda": (
+        lambda_model,
+        ["cell.ome.tif", "mask.tif"],
+        "model/unet.keras: found .*Lambda.*, expected a U-Net saved by",
+    ),
+    "pickle": (pickled, ["cell.ome.tif", "mask.tif"], "model/unet.keras: found .*, expected a U-Net saved by mitoflow"),
+    "another network": (classifier, ["cell.ome.tif", "mask.tif"], r"found a network from \(None, 8\) to \(None, 2\)"),
+    "no settings": (
+        without_settings,
+        ["cell.ome.tif", "mask.tif"],
+        "found no inference.yaml beside it, expected a model",
+    ),
+    "no lineage": (
+        nothing,
+        ["cell.ome.tif"],
+        "cell.ome.tif: found no lineage, expected an output of `mitoflow predict`",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line(say: Say, tmp_path: Path, kind: str) -> None:
+    make, arguments, said = BAD[kind]
+    make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = say(*arguments, command="predict" if len(arguments) > 1 else "lineage")
+    assert code == 2, (out, err)
+    assert err.startswith("mitoflow: ")
+    assert err.count("\n") == 1, err
+    assert re.search(said, err), err
+    assert sorted(tmp_path.rglob("*")) == before, "nothing half-written"
+
+
+def test_a_registry_that_does_not_answer_is_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, _, err = say("cell.ome.tif", "mask.tif", "--model", "models:/mitoflow@champion")
+    assert code == 2
+    assert err.startswith("mitoflow: http://127.0.0.1:9: found ")
+    assert err.count("\n") == 1
+    assert "an MLflow registry that answers" in err
+
+
+def test_a_full_disk_is_one_line_and_the_rest_is_continued(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = prediction._write
+    full = iter([False, True, False, False, False])
+
+    def write_until_full(*arguments: object) -> None:
+        if next(full):
+            raise OSError(28, "No space left on device")
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction, "_write", write_until_full)
+    code, _, err = say("cell.ome.tif", "mask.tif")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("mitoflow: mask.tif: found no space left on the disk")
+    assert not Path("mask.tif").exists()
+    assert say("cell.ome.tif", "mask.tif")[0] == 0
+    assert tifffile.imread("mask.tif").shape == STACK.shape
+
+
+def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
+    """Only the slices that a map needs are held: a stack of any depth, of which each slice is read twice at most."""
+    reads: list[int] = []
+
+    class Endless:
+        axes, shape, dtype, spacing = "zyx", (10**6, 80, 100), np.dtype(np.uint8), {}
+
+        def read(self, z: int, box: tuple[int, int, int, int]) -> np.ndarray:
+            reads.append(z)
+            return STACK[z % 26, box[0] : box[1], box[2] : box[3]]
+
+        def state(self) -> list[object]:
+            return []
+
+    predictor = Predictor.load(project / "model/unet.keras", project / "model/inference.yaml")
+    maps = prediction.Prediction(Endless(), (80, 100), predictor).maps(Part(range(10**6), (0, 80, 0, 100)))
+    for _ in range(5):
+        next(maps)
+    assert reads == list(range(8)), "one slice of context and one of the median ahead"

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from mitoflow import scans
+from mitoflow.errors import InputError
+from mitoflow.scans import Levels, Regraded, Resampled, open_scan
+
+STACK = np.random.default_rng(0).integers(0, 256, (5, 70, 90), np.uint8)
+WHOLE = (0, 70, 0, 90)
+BOX = (10, 65, 3, 77)
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one after the other": {},
+    "a directory each": {"metadata": None, "rowsperstrip": 16},
+    "big-endian": {"byteorder": ">"},
+    "strips": {"compression": "lzw", "rowsperstrip": 16},
+    "tiles": {"compression": "zlib", "tile": (32, 32), "predictor": True},
+    "ImageJ": {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 30, "unit": "nm"}},
+    "OME, BigTIFF": {"ome": True, "bigtiff": True, "metadata": {"axes": "ZYX"}, "tile": (64, 64)},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_boxes_of_a_tiff(tmp_path: Path, layout: str, dtype: type) -> None:
+    stack = STACK.astype(dtype) * (1 if dtype is np.uint8 else 200)
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", **LAYOUTS[layout])
+    scan = open_scan(str(tmp_path / "s.tif"))
+    assert (scan.axes, scan.shape, scan.dtype) == ("zyx", stack.shape, dtype)
+    for z in (4, 0, 2):
+        np.testing.assert_array_equal(scan.read(z, BOX), stack[z, 10:65, 3:77])
+        np.testing.assert_array_equal(scan.read(z, WHOLE), stack[z])
+
+
+def test_pages_that_were_appended_one_by_one(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        for page in STACK:
+            file.write(page, compression="zlib", contiguous=False)
+    scan = open_scan(str(tmp_path / "s.tif"))
+    np.testing.assert_array_equal(np.stack([scan.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
+
+
+def test_a_single_page_is_a_slice(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK[3])
+    scan = open_scan(str(tmp_path / "s.tif"))
+    assert (scan.axes, scan.shape) == ("yx", (1, 70, 90))
+    np.testing.assert_array_equal(scan.read(0, BOX), STACK[3, 10:65, 3:77])
+
+
+@pytest.mark.parametrize("source", ["slices", "slices/s*.tif"])
+def test_a_folder_or_glob_of_slices_in_natural_order(tmp_path: Path, source: str) -> None:
+    (tmp_path / "slices").mkdir()
+    for z, page in enumerate(STACK):
+        tifffile.imwrite(tmp_path / f"slices/s{z + 8}.tif", page)
+    scan = open_scan(str(tmp_path / source))
+    assert (scan.axes, scan.shape) == ("zyx", STACK.shape)
+    np.testing.assert_array_equal(np.stack([scan.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
+
+
+def write_zarr(
+    path: Path, voxels: np.ndarray, axes: str = "zyx", chunks: tuple[int, ...] = (4, 32, 32), version: int = 2
+) -> Path:
+    group = zarr.open_group(path, mode="w", zarr_format=version)  # type: ignore[arg-type]
+    keys = {"name": "v2", "separator": "/"} if version == 2 else {"name": "default", "separator": "/"}
+    shape = voxels.shape
+    group.create_array("0", shape=shape, dtype=voxels.dtype, chunks=chunks, chunk_key_encoding=keys)[...] = voxels
+    scale = [{"type": "scale", "scale": [30.0, 5.0, 5.0][-len(axes) :] if len(axes) < 4 else [1.0] * len(axes)}]
+    named = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in axes]
+    image = {"axes": named, "datasets": [{"path": "0", "coordinateTransformations": scale}], "version": "0.4"}
+    group.attrs.update(
+        {"multiscales": [image]} if version == 2 else {"ome": {"version": "0.5", "multiscales": [image]}}
+    )
+    return path
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("slab", [1, 2 * 55 * 74, 2**26])
+def test_boxes_of_a_zarr_whatever_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, slab: int
+) -> None:
+    monkeypatch.setattr(scans, "SLAB", slab)
+    scan = open_scan(str(write_zarr(tmp_path / "s.zarr", STACK, version=version)))
+    assert (scan.axes, scan.shape, scan.spacing) == ("zyx", STACK.shape, {"z": 30, "y": 5, "x": 5})
+    for z in (0, 1, 2, 3, 4, 1):
+        np.testing.assert_array_equal(scan.read(z, BOX), STACK[z, 10:65, 3:77])
+
+
+def test_single_channels_and_times_are_left_out(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK[None, None], "tczyx", (1, 1, 4, 32, 32))
+    scan = open_scan(str(path))
+    assert (scan.axes, scan.shape) == ("zyx", STACK.shape)
+    np.testing.assert_array_equal(scan.read(4, BOX), STACK[4, 10:65, 3:77])
+    flat = open_scan(str(write_zarr(tmp_path / "f.zarr", STACK[0].astype(">u2"), "yx", (32, 32))))
+    assert (flat.axes, flat.shape, flat.dtype) == ("yx", (1, 70, 90), np.dtype(np.uint16))
+    np.testing.assert_array_equal(flat.read(0, BOX), STACK[0, 10:65, 3:77])
+
+
+def test_a_voxel_size_that_is_given_counts(tmp_path: Path) -> None:
+    path = str(write_zarr(tmp_path / "s.zarr", STACK))
+    assert open_scan(path, spacing={"z": 1, "y": 2, "x": 3}).spacing == {"z": 1, "y": 2, "x": 3}
+
+
+def test_chunks_that_are_missing_are_an_error_unless_they_are_empty(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    (path / "0/1/0/2").unlink()
+    with pytest.raises(InputError, match=r"s.zarr/0: found 1 missing chunks, the first 1/0/2.*give --fill-missing"):
+        open_scan(str(path))
+    scan = open_scan(str(path), fill_missing=True)
+    assert not scan.read(4, (0, 32, 64, 90)).any()
+    np.testing.assert_array_equal(scan.read(3, WHOLE), STACK[3])
+
+
+def test_damage_is_told_when_it_is_met(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    (path / "0/1/0/2").write_bytes(b"damaged")
+    tifffile.imwrite(tmp_path / "s.tif", STACK, compression="zlib")
+    with tifffile.TiffFile(tmp_path / "s.tif") as file:
+        start, count = file.pages[4].dataoffsets[0], file.pages[4].databytecounts[0]
+    content = bytearray((tmp_path / "s.tif").read_bytes())
+    content[start : start + count] = bytes(count)
+    (tmp_path / "s.tif").write_bytes(content)
+    for name in ("s.zarr", "s.tif"):
+        scan = open_scan(str(tmp_path / name))
+        np.testing.assert_array_equal(scan.read(3, BOX), STACK[3, 10:65, 3:77])
+        with pytest.raises(InputError, match="slice.* 4 .*that cannot be"):
+            scan.read(4, WHOLE)
+
+
+def two_sizes(folder: Path) -> str:
+    tifffile.imwrite(folder / "1.tif", STACK[0])
+    tifffile.imwrite(folder / "2.tif", STACK[0, :, :80])
+    return str(folder)
+
+
+def a_stack_among_slices(folder: Path) -> str:
+    tifffile.imwrite(folder / "1.tif", STACK[0])
+    tifffile.imwrite(folder / "2.tif", STACK)
+    return str(folder / "*.tif")
+
+
+def page(voxels: np.ndarray, **settings: Any) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        tifffile.imwrite(folder / "s.tif", voxels, **settings)
+        return str(folder / "s.tif")
+
+    return write
+
+
+def image(voxels: np.ndarray, axes: str, chunks: tuple[int, ...]) -> Callable[[Path], str]:
+    return lambda folder: str(write_zarr(folder / "s.zarr", voxels, axes, chunks))
+
+
+def text(folder: Path) -> str:
+    (folder / "s.tif").write_text("text")
+    return str(folder / "s.tif")
+
+
+BAD: dict[str, tuple[Callable[[Path], str], str]] = {
+    "nothing": (lambda folder: str(folder / "s.tif"), "s.tif: found no such file, expected a TIFF, a folder or"),
+    "an empty folder": (str, "found an empty folder"),
+    "a glob of nothing": (lambda folder: str(folder / "*.tif"), "found no TIFF file"),
+    "no image": (text, "found no TIFF but a file that begins with b'text'"),
+    "colour": (page(np.zeros((70, 90, 3), np.uint8), photometric="rgb"), "found 3 colour samples a pixel"),
+    "float": (page(np.zeros((70, 90), np.float32)), "found float32 pixels, expected uint8 or uint16"),
+    "time": (page(STACK, imagej=True, metadata={"axes": "TYX"}), "found 5 time points"),
+    "two sizes": (two_sizes, r"2.tif: found 80 x 70 pixels of uint8, expected 90 x 70 .*1.tif"),
+    "a stack among slices": (a_stack_among_slices, "2.tif: found 5 slices in one of several files"),
+    "float Zarr": (image(STACK / 255, "zyx", (4, 32, 32)), "found float64 voxels, expected uint8 or uint16"),
+    "channels": (image(STACK[:3], "cyx", (1, 32, 32)), "s.zarr: found 3 channels"),
+    "times": (image(STACK[None, :3], "ctyx", (1, 1, 32, 32)), "found axes c, t, y, x"),
+    "zero size": (image(STACK[:, :0], "zyx", (4, 1, 32)), r"found an array of shape \(5, 0, 90\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
+    make, said = BAD[kind]
+    with pytest.raises(InputError, match=said):
+        open_scan(make(tmp_path))
+
+
+def test_levels_are_mapped_and_clipped(tmp_path: Path) -> None:
+    stack = np.array([[[0, 1000, 2000, 3000, 65535]]], np.uint16).repeat(70, 1).repeat(14, 2)
+    tifffile.imwrite(tmp_path / "s.tif", stack)
+    plain = open_scan(str(tmp_path / "s.tif"))
+    scan = Regraded(plain, Levels(1000, 3000, 0.2, 0.6, 8))
+    assert scan.dtype == np.uint8
+    assert scan.read(0, (0, 1, 0, 70))[0, ::14].tolist() == [0, 51, 102, 153, 255]
+    assert scan.state() != plain.state()
+
+
+def test_a_resampled_scan_has_no_seams(tmp_path: Path) -> None:
+    scan = Resampled(open_scan(str(write_zarr(tmp_path / "s.zarr", STACK))), {"y": 7.0, "x": 2.5})
+    assert scan.shape == (5, 50, 180)
+    assert scan.spacing == {"z": 30, "y": 7, "x": 2.5}
+    whole = scan.read(2, (0, 50, 0, 180))
+    assert abs(whole.mean() - STACK[2].mean()) < 2
+    for y0, y1, x0, x1 in [(0, 20, 0, 99), (20, 50, 0, 99), (0, 50, 99, 180), (49, 50, 179, 180)]:
+        np.testing.assert_array_equal(scan.read(2, (y0, y1, x0, x1)), whole[y0:y1, x0:x1])
+
+
+def test_the_state_tells_files_apart(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK)
+    before = open_scan(str(tmp_path / "s.tif")).state()
+    assert open_scan(str(tmp_path / "s.tif")).state() == before
+    tifffile.imwrite(tmp_path / "s.tif", STACK, compression="zlib")
+    assert open_scan(str(tmp_path / "s.tif")).state() != before

@@ -1,0 +1,134 @@
+"""Which model a name means, in a real registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from mitoflow import domain, lineage, registry, store, tracking, trained, unet, workspace
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.inference import Settings
+
+SLICES = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
+MODEL = Path("models/unet.keras")
+REPORTS = Path("reports/evaluate")
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store._SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the pipeline leaves: a model, its settings and fingerprint, and a version of it that is the champion."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_folder(folder, monkeypatch)
+        unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
+        Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.4).write(REPORTS / "inference.yaml")
+        domain.look_at([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
+        evaluation = Evaluation(
+            lineage.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
+        )
+        evaluation.write(REPORTS / "evaluation.json")
+        with tracking.start("train", "unet") as run:
+            run.produced(MODEL)
+            verdict = registry.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
+        assert verdict is not None
+        assert verdict.promoted
+        yield folder
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    in_folder(made, monkeypatch)
+    return made
+
+
+def test_every_name_of_a_version_means_it(here: Path) -> None:
+    run = registry.models()[0].run_id
+    names = [None, "1", "models:/mitoflow/1", "models:/mitoflow@champion", run, f"runs:/{run}", f"runs:/{run}/model"]
+    wanted = trained.find(str(MODEL)).predictor.probabilities(SLICES)
+    for name in names:
+        model = trained.find(name)
+        assert model.name == "mitoflow version 1"
+        assert model.predictor.settings.threshold == 0.4
+        assert model.domain == domain.Domain.read(REPORTS / "domain.yaml")
+        assert (model.lineage["model"], model.lineage["version"], model.lineage["run"]) == ("mitoflow", "1", run)
+        assert model.lineage["model_sha256"] == lineage.file_sha256(MODEL)
+        assert "platform" not in model.lineage
+        np.testing.assert_array_equal(model.predictor.probabilities(SLICES), wanted)
+
+
+def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> None:
+    model = trained.find("models/unet.keras")
+    assert model.predictor.settings.threshold == 0.4
+    assert model.lineage["model"] == "models/unet.keras"
+    assert model.lineage["run"] == registry.models()[0].run_id
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("7", "version 7: found no such version"),
+        ("models:/mitoflow@best", "--model: found models:/mitoflow@best, which no version is called"),
+        ("models:/other/1", "--model: found models:/other/1"),
+        ("0" * 32, "run 0+: found no version"),
+        ("pretrained:none", "pretrained model: found none"),
+        (
+            "best",
+            "--model: found best, which no version is called, expected models:/mitoflow@champion, a version, a run",
+        ),
+        ("mlflow.db", "--model: found mlflow.db, expected models:/mitoflow@champion, a version, a run, a .keras file"),
+    ],
+)
+def test_names_of_nothing_are_one_line(here: Path, name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        trained.find(name)
+
+
+def test_a_version_that_others_registered_is_refused(here: Path) -> None:
+    client = store.client(store.uri())
+    with tracking.start("other", "other") as run:
+        run.metrics({"dice": 1.0})
+    (other,) = client.search_runs(
+        [client.get_experiment_by_name("mitoflow").experiment_id], "attributes.run_name = 'other'"
+    )
+    client.create_model_version("mitoflow", f"{other.info.artifact_uri}/model", other.info.run_id)
+    with pytest.raises(InputError, match=r"version 2: found no inference.yaml, expected one that mitoflow registered"):
+        trained.find("2")
+
+
+def test_without_a_champion_the_pretrained_model_is_taken(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pretrained/phantom"
+    shutil.copytree(made / REPORTS, folder)
+    shutil.copy(made / MODEL, folder / "unet.keras")
+    facts = {
+        "data": {},
+        "run": {"run": "abc"},
+        "code": {"git_commit": "def", "python": "3"},
+        "dataset": {},
+        "params": {},
+    }
+    workspace.write_yaml(folder / "lineage.yaml", facts)
+    in_folder(tmp_path, monkeypatch)
+    for name in (None, "pretrained", "pretrained:phantom"):
+        model = trained.find(name)
+        assert model.name == "pretrained:phantom"
+        assert model.domain is not None
+        assert (model.lineage["run"], model.lineage["git_commit"]) == ("abc", "def")
+        assert "python" not in model.lineage
+    assert not Path("mlflow.db").exists(), "no registry is made to ask it"
