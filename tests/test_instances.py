@@ -31,6 +31,14 @@ def test_a_shared_corner_connects():
     assert instances.label(mask).max() == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (1, 9, 9), (3, 3, 3)])
+def test_as_many_components_as_there_can_be(shape):
+    corners, faces = np.zeros(shape, bool), np.indices(shape).sum(0) % 2 == 0
+    corners[::2, ::2, ::2] = True
+    assert instances.label(corners).max() == corners.sum()
+    assert instances.label(faces, connectivity=6).max() == faces.sum()
+
+
 def every_pair(truth: NDArray[np.uint16], prediction: NDArray[np.uint16]) -> dict[tuple[int, int], float]:
     return {
         (t, p): np.sum((truth == t) & (prediction == p)) / np.sum((truth == t) | (prediction == p))

@@ -1,0 +1,225 @@
+"""Mitochondria of a mask: against scipy in one piece, against themselves in all blocks, and bodies of known shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mitoflow import instances
+from mitoflow.blocks import shape_of
+from mitoflow.separation import Criteria, Separation, fill_holes, split
+
+EVERYTHING = Criteria(smallest_nm3=0, smallest_voxels=0, neck=0)
+
+sides = st.integers(1, 7)
+# Mostly mask, mostly background, and shells with specks in them.
+masks = st.one_of(
+    hnp.arrays(bool, st.tuples(st.integers(1, 5), sides, sides), elements=st.sampled_from([False, True, True, True])),
+    hnp.arrays(bool, st.tuples(st.integers(1, 5), sides, sides), elements=st.sampled_from([False, False, False, True])),
+    hnp.arrays(bool, st.tuples(*[st.integers(2, 5)] * 3), elements=st.sampled_from([False] * 8 + [True])).map(
+        lambda specks: np.pad(specks, 1, constant_values=True)
+    ),
+)
+blocks = st.tuples(*[st.integers(1, 7)] * 3)
+
+
+def separate(mask: NDArray[np.bool_], **settings) -> tuple[NDArray[np.uint32], list[int]]:
+    """The labels and the unsplit ones; every voxel must be written once."""
+    labels, written = np.zeros(mask.shape, np.uint32), np.zeros(mask.shape, int)
+
+    def write(region, block):
+        assert block.dtype == np.uint32
+        labels[region] = block
+        written[region] += 1
+
+    unsplit = Separation(lambda region: mask[region], mask.shape, **settings).write(write)
+    assert (written == 1).all()
+    return labels, unsplit
+
+
+def same(labels: NDArray, others: NDArray) -> bool:
+    """Both have the same parts, whatever their numbers; and both count from 1 without gaps."""
+    parts = [len(np.unique(pair)) for pair in (labels, others)]
+    pairs = len(np.unique(np.stack([labels.ravel(), others.ravel()]), axis=1).T)
+    dense = [set(np.unique(part)) | {0} == set(range(int(part.max()) + 1)) for part in (labels, others)]
+    return parts == [pairs, pairs] and all(dense) and np.array_equal(labels > 0, others > 0)
+
+
+def in_one_piece(mask: NDArray[np.bool_], smallest: int, neck: float) -> NDArray[np.int64]:
+    """The same with scipy, component by component."""
+    filled = ndimage.binary_fill_holes(mask[0] if len(mask) == 1 else mask).reshape(mask.shape)
+    found, number = ndimage.label(filled, np.ones((3, 3, 3)))
+    labels = np.zeros(mask.shape, np.int64)
+    for component in range(1, number + 1):
+        alone = found == component
+        if alone.sum() >= smallest:
+            parts = split(alone, neck, smallest)
+            labels[alone] = parts[alone] + labels.max()
+    return labels
+
+
+@given(masks, st.integers(0, 6))
+def test_one_piece_is_filled_labelled_and_weighed_as_scipy_does(mask, smallest):
+    assume(1 not in mask.shape[1:])  # scipy knows no axis without an outside
+    labels, unsplit = separate(mask, criteria=Criteria(smallest_nm3=smallest, smallest_voxels=smallest, neck=0))
+    assert same(labels, in_one_piece(mask, smallest, 0))
+    assert unsplit == []
+
+
+@given(masks, blocks, st.integers(0, 6), st.sampled_from([0, 0.5, 0.8]), st.sampled_from([30, 1000]))
+def test_labels_do_not_depend_on_the_blocks(mask, block, smallest, neck, largest):
+    criteria = Criteria(smallest_nm3=smallest, smallest_voxels=smallest, neck=neck)
+    voxel_size = (1.0, 1.0, 1.0)
+    whole, unsplit = separate(mask, voxel_size=voxel_size, criteria=criteria, block=mask.shape, largest=largest)
+    labels, unsplit_too = separate(mask, voxel_size=voxel_size, criteria=criteria, block=block, largest=largest)
+    assert same(labels, whole)
+    assert {tuple(np.argwhere(whole == label)[0]) for label in unsplit} == {
+        tuple(np.argwhere(labels == label)[0]) for label in unsplit_too
+    }
+
+
+def ball(shape, centre, radius) -> NDArray[np.bool_]:
+    return (
+        sum((axis - at) ** 2 for axis, at in zip(np.ogrid[tuple(map(slice, shape))], centre, strict=True)) <= radius**2
+    )
+
+
+def dumbbell(distance: float, radius: int = 8, thinner: int | None = None) -> NDArray[np.bool_]:
+    """Two balls in a row along x, their middles this far apart."""
+    shape = (20, 20, 50)
+    return ball(shape, (10, 10, 12), radius) | ball(shape, (10, 10, 12 + distance), thinner or radius)
+
+
+def test_touching_balls_are_two_and_a_waist_is_not():
+    touching, waisted = dumbbell(15.5), dumbbell(10)
+    assert instances.label(touching).max() == 1
+    labels, _ = separate(touching)
+    assert labels.max() == 2
+    for block in ((8, 7, 9), (20, 20, 20), (3, 30, 50)):
+        assert same(separate(touching, block=block)[0], labels)
+    assert np.array_equal(labels > 0, touching)
+    assert len(np.unique(labels[..., :19])) == len(np.unique(labels[..., 21:])) == 2  # each with background
+    assert separate(waisted)[0].max() == 1
+    assert separate(waisted, criteria=Criteria(neck=0.99))[0].max() == 2
+    assert separate(touching, criteria=Criteria(neck=0))[0].max() == 1
+
+
+@pytest.mark.parametrize(("neck", "number"), [(0.4, 1), (0.7, 2)])
+def test_the_neck_is_compared_with_the_thinner_part(neck, number):
+    # The neck is 2 voxels thick, half of the 4 of the thinner ball and a quarter of the 8 of the other.
+    assert split(dumbbell(11.6, thinner=4), neck).max() == number
+
+
+def test_a_neck_means_the_same_in_thin_voxels_and_in_thick_ones():
+    touching, waisted = dumbbell(15.5)[::4], dumbbell(10)[::4]
+    assert [split(mask, 0.5, voxel_size=(4, 1, 1)).max() for mask in (touching, waisted)] == [2, 1]
+    nm = {"voxel_size": (40.0, 10.0, 10.0), "criteria": Criteria(smallest_nm3=1e5)}
+    assert [separate(mask, **nm)[0].max() for mask in (touching, waisted)] == [2, 1]
+
+
+def test_equal_heights_along_a_tube_are_one_mitochondrion():
+    places = np.arange(60)
+    tube = np.hypot(*np.ogrid[-10:11, -10:11])[..., None] <= 6 + (places % 10 < 5)
+    assert split(np.pad(tube, ((0, 0), (0, 0), (1, 1))), 0.5).max() == 1
+
+
+def test_parts_too_small_stay_with_their_neighbour():
+    mask = dumbbell(11.2, thinner=3)
+    parts = np.bincount(split(mask, 0.9)[mask])[1:]
+    assert len(parts) == 2
+    assert split(mask, 0.9, smallest=min(parts)).max() == 2
+    assert split(mask, 0.9, smallest=min(parts) + 1).max() == 1
+    assert np.array_equal(split(mask, 0.9, smallest=min(parts) + 1) > 0, mask)
+
+
+def test_what_the_border_cuts_is_not_thinner_there():
+    tube = np.hypot(*np.ogrid[-10:11, -10:11]) <= 6
+    assert separate(np.repeat(tube[None], 20, axis=0))[0].max() == 1
+    assert separate(np.ones((8, 9, 10), bool))[0].max() == 1
+    # Half of the dumbbell is out of sight: the neck is as thick as before.
+    assert separate(dumbbell(15.5)[10:])[0].max() == 2
+    assert separate(dumbbell(10)[10:])[0].max() == 1
+
+
+def test_a_single_slice_is_filled_and_split_in_its_plane():
+    discs = dumbbell(15.5)[10:11]
+    discs[0, 10, 12] = False
+    labels, _ = separate(discs, criteria=Criteria(smallest_voxels=50), voxel_size=(5.0, 5.0, 5.0))
+    assert labels.max() == 2
+    assert labels[0, 10, 12] > 0
+
+
+def shell(shape=(9, 9, 9)) -> NDArray[np.bool_]:
+    mask = np.zeros(shape, bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    mask[2:-2, 2:-2, 2:-2] = False
+    return mask
+
+
+def test_a_void_is_filled_and_a_tunnel_is_not():
+    closed, tunnel, cut = shell(), shell(), shell()[2:]
+    tunnel[:, 4, 4] = False
+    assert fill_holes(closed).sum() == 7**3
+    assert np.array_equal(fill_holes(tunnel), tunnel)
+    assert np.array_equal(fill_holes(cut), cut)
+    assert fill_holes(cut, axes=(1, 2)).sum() == 6 * 49
+
+
+@pytest.mark.parametrize("block", [(9, 9, 9), (4, 4, 4), (1, 9, 9), (9, 9, 1), (2, 3, 1)])
+def test_a_speck_in_a_void_is_part_of_what_is_around_it(block):
+    mask = shell()
+    mask[4, 4, 4] = True
+    labels, _ = separate(mask, criteria=EVERYTHING, block=block)
+    assert labels.max() == 1
+    assert np.count_nonzero(labels) == 7**3
+
+
+def test_small_is_a_volume_in_nm_or_voxels_where_that_is_unknown():
+    mask = np.zeros((12, 12, 30), bool)
+    mask[1:11, 1:11, 1:11] = True  # 1000 voxels
+    mask[1:6, 1:6, 20:25] = True  # 125
+    assert separate(mask)[0].max() == 1
+    assert separate(mask, criteria=Criteria(smallest_voxels=125))[0].max() == 2
+    assert separate(mask, criteria=Criteria(smallest_voxels=126))[0].max() == 1
+    assert separate(mask, voxel_size=(20.0, 20.0, 20.0))[0].max() == 2  # 1e6 nm³ are 125 voxels
+    assert separate(mask, voxel_size=(20.0, 20.0, 19.0))[0].max() == 1
+    assert separate(mask, voxel_size=(5.0, 5.0, 5.0))[0].max() == 0
+
+
+def test_what_is_too_large_keeps_one_label_and_is_named():
+    mask = np.pad(dumbbell(15.5), ((0, 0), (0, 30), (0, 0)))
+    mask[2:18, 32:48, 2:18] = ball((16, 16, 16), (8, 8, 8), 7)
+    mask[10, 10, 12] = False  # a hole, which would be filled
+    for block in ((20, 50, 50), (6, 11, 13)):
+        labels, unsplit = separate(mask, block=block, largest=18 * 18 * 30)
+        assert labels.max() == 2
+        assert unsplit == [labels[10, 10, 10]]
+        assert np.array_equal(labels == unsplit[0], mask & (np.arange(50) < 25)[:, None])
+
+
+def test_no_more_is_read_at_once_than_a_grown_block_or_the_largest_box():
+    mask, sizes = dumbbell(15.5), []
+
+    def read(region):
+        sizes.append(np.prod(shape_of(region)))
+        return mask[region]
+
+    Separation(read, mask.shape, block=(5, 5, 5), largest=1000).write(lambda region, labels: None)
+    assert max(sizes) <= 1000
+
+
+def test_no_mitochondria():
+    labels, unsplit = separate(np.zeros((3, 4, 5), bool), block=(2, 2, 2))
+    assert not labels.any()
+    assert unsplit == []
+
+
+@pytest.mark.parametrize("wrong", [{"neck": 1}, {"neck": -0.1}, {"smallest_nm3": -1}, {"neck": float("nan")}])
+def test_criteria_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="negative volume or a neck"):
+        Criteria(**wrong)
