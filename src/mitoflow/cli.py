@@ -18,6 +18,7 @@ from mitoflow.errors import InputError, fail, one_line
 
 if TYPE_CHECKING:
     from mitoflow.datasets import Installed
+    from mitoflow.export import Parity
     from mitoflow.metrics import Interval
 
 SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
@@ -351,6 +352,52 @@ def register(name: str | None) -> None:
     from mitoflow.stages import evaluate
 
     evaluate.register()
+
+
+@mitoflow.command()
+@click.option("--onnx", type=click.Path(path_type=Path), metavar="FILE", help="Write the network as ONNX.")
+@click.option(
+    "--bioimageio",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a package for the BioImage Model Zoo: ONNX, Keras, test images, documentation.",
+)
+@click.option("--model", "wanted", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
+@click.option("--author", "authors", multiple=True, metavar="NAME", help="Who trained it; for the package.")
+@click.option("--licence", default="MIT", show_default=True, metavar="SPDX", help="Of the weights; for the package.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier export wrote there.")
+def export(
+    onnx: Path | None, bioimageio: Path | None, wanted: str, authors: Sequence[str], licence: str, overwrite: bool
+) -> None:
+    """Write a model for other programs: ilastik, deepImageJ, QuPath.
+
+    The model is the champion, or the pretrained one where there is no champion yet. They get the network alone, in
+    float32; what `predict` does besides is left to them.
+    """
+    if not (onnx or bioimageio):
+        raise click.UsageError("nothing to write: give --onnx FILE, --bioimageio DIR or both")
+    for target, earlier in ((onnx, onnx), (bioimageio, bioimageio and bioimageio / "rdf.yaml")):
+        if target and earlier and target.exists() and not (overwrite and earlier.is_file()):
+            remedy = "take another name; --overwrite replaces an earlier export, and nothing else"
+            raise InputError(target, "something that exists", "a new name", remedy)
+    try:
+        from mitoflow import export, modelzoo, trained
+    except ModuleNotFoundError as error:
+        remedy = "install them: `pip install -e .[export]`"
+        raise InputError("mitoflow export", f"no {error.name}", "the libraries that it needs", remedy) from None
+    model = trained.find(wanted)
+    if onnx:
+        parity = export.export_onnx(onnx, model.predictor)
+        _tell_exported(onnx, model.name, parity)
+    if bioimageio:
+        parity = modelzoo.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)
+        _tell_exported(bioimageio, model.name, parity)
+        click.echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shlex.quote(str(bioimageio))}")
+
+
+def _tell_exported(target: Path, model: str, parity: Parity) -> None:
+    figures = f"{parity.converted:.1g} from Keras in float32 and by {parity.trained:.1g} from the model as trained"
+    click.echo(f"{target}: {model}; probabilities on a drawn slice differ by at most {figures}")
 
 
 @mitoflow.command()

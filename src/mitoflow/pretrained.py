@@ -19,9 +19,8 @@ HERE = Path("pretrained")
 PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
 
 #: The files of a model.
-MODEL, SETTINGS, DOMAIN = "unet.keras", "inference.yaml", "domain.yaml"
-EVALUATION, LINEAGE = "evaluation.json", "lineage.yaml"
-CARD, COVER = "MODEL_CARD.md", "cover.png"
+MODEL, SETTINGS, EVALUATION, DOMAIN = registry.MODEL, registry.SETTINGS, registry.EVALUATION, registry.DOMAIN
+LINEAGE, CARD, COVER = "lineage.yaml", "MODEL_CARD.md", "cover.png"
 
 REMEDY = "take the folder from git again, or install mitoflow again"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from mitoflow import tracking
 
 NAME = "mitoflow"
-SETTINGS, DOMAIN = "inference.yaml", "domain.yaml"
+MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 # What inference imports; the versions are those installed here.
@@ -170,7 +169,7 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
     slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
     package = Path(__file__).parent
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
-        evaluated = Path(beside) / "evaluation.json"
+        evaluated = Path(beside) / EVALUATION
         evaluation.write(evaluated)
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
         carried = {"model": model_path, "settings": settings_path, "evaluation": evaluated}
@@ -193,7 +192,7 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
         version = _find(client, tags) or _create(client, run_id, folder, tags)
         if VERDICT not in version.tags:
             client.set_registered_model_alias(NAME, CHALLENGER, version.version)
-            evaluation = Evaluation.read(folder / "artifacts" / "evaluation.json")
+            evaluation = Evaluation.read(folder / "artifacts" / EVALUATION)
             verdict = _judge(client, int(version.version), evaluation)
             if verdict.promoted:
                 _crown(client, verdict.version)
@@ -326,33 +325,16 @@ def find_version(what: str) -> int | None:
     return max(versions)
 
 
-def fetch_settings(version: int, folder: Path) -> None:
-    """Copy ``inference.yaml``, and ``domain.yaml`` where a version has it, into `folder`.
-
-    Raises
-    ------
-    InputError
-        There is no such version, or it has no settings: it was registered by other means.
-    """
-    with _registry() as client:
-        chosen = _get(client, version)
-        place = f"{chosen.source}/artifacts"
-        listed = artifacts.list_artifacts(artifact_uri=place, tracking_uri=client.tracking_uri)
-        names = {file.path.rpartition("/")[2] for file in listed}
-        if SETTINGS not in names:
-            remedy = "take another version; `mitoflow models` lists them"
-            raise InputError(f"version {version}", f"no {SETTINGS}", "one that mitoflow registered", remedy)
-        for name in sorted(names & {SETTINGS, DOMAIN}):
-            _download(client, chosen, name, str(folder))
-
-
 def model_file(version: int) -> Path:
-    """Return the ``.keras`` file of a version, which is fetched into ``.mitoflow/weights/`` once.
+    """Return the ``.keras`` file of a version, with its settings, evaluation and fingerprint of the training images.
+
+    All are in one folder and are fetched into ``.mitoflow/weights/`` once. A version that was registered before there
+    were fingerprints of the training images has no ``domain.yaml``.
 
     Raises
     ------
     InputError
-        There is no such version, it was registered by other means, or its file is gone or another one.
+        There is no such version, it was registered by other means, or a file is gone or another one.
     """
     with _registry() as client:
         chosen = _get(client, version)
@@ -360,21 +342,27 @@ def model_file(version: int) -> Path:
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
-        path = workspace.state_dir() / "weights" / f"{digest}.keras"
-        if path.is_file():
-            return path
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                fetched = _download(client, chosen, "unet.keras", folder)
-            except store.TROUBLE as error:
-                where, remedy = f"version {version}: unet.keras", "look after the artifacts, or take another version"
-                raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
-            if (found := lineage.file_sha256(fetched)) != digest:
+        folder = workspace.state_dir() / "weights" / workspace.fingerprint(chosen.source)
+        if folder.is_dir():
+            return folder / MODEL
+        with workspace.replacing(folder) as beside:
+            beside.mkdir()
+            for name in (MODEL, SETTINGS, EVALUATION, *_listed(client, chosen, DOMAIN)):
+                try:
+                    _download(client, chosen, name, str(beside))
+                except store.TROUBLE as error:
+                    where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
+                    raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
+            if (found := lineage.file_sha256(beside / MODEL)) != digest:
                 remedy = "register the model again, or take another version"
-                raise InputError(f"version {version}: {fetched.name}", f"SHA-256 {found}", digest, remedy)
-            with workspace.replacing(path) as beside:
-                shutil.copyfile(fetched, beside)
-    return path
+                raise InputError(f"version {version}: {MODEL}", f"SHA-256 {found}", digest, remedy)
+    return folder / MODEL
+
+
+def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[str]:
+    """Return those of the files that a version has."""
+    files = artifacts.list_artifacts(artifact_uri=f"{version.source}/artifacts", tracking_uri=client.tracking_uri)
+    return [name for name in names if name in {file.path.rpartition("/")[2] for file in files}]
 
 
 def origin(what: str) -> dict[str, str]:
@@ -519,7 +507,7 @@ def _judge(client: MlflowClient, version: int, evaluation: Evaluation) -> Verdic
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation:
     with tempfile.TemporaryDirectory() as folder:
-        return Evaluation.read(_download(client, version, "evaluation.json", folder))
+        return Evaluation.read(_download(client, version, EVALUATION, folder))
 
 
 def _download(client: MlflowClient, version: ModelVersion, name: str, folder: str) -> Path:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mitoflow import lineage, pretrained, registry
+from mitoflow.comparison import Evaluation
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor
 
-PIPELINE = Path("reports/evaluate")  # where the pipeline has the settings of its model
-EXPECTED = "models:/mitoflow@champion, a version, a run, a .keras file or pretrained"
+PIPELINE = Path("reports/evaluate")  # where the pipeline has what belongs to its model
+EXPECTED = f"models:/{registry.NAME}@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
+OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
 
 
 @dataclass(frozen=True)
@@ -23,37 +25,80 @@ class TrainedModel:
     Attributes
     ----------
     name
-        What to call it.
-    predictor
-        The model itself, with its settings.
-    domain
-        What its training images look like; None where that was not recorded.
-    lineage
-        Where it comes from.
+        What to call it, such as ``mitoflow version 3``.
+    weights
+        The ``.keras`` file.
+    folder
+        Where the files are that belong to it: settings, and as far as there are any what the training images look
+        like, what it did on the test part, and a model card.
+    origin
+        Where it comes from, as far as that is known: at least ``model`` and ``model_sha256``; see
+        `mitoflow.registry.origin`.
     """
 
     name: str
-    predictor: Predictor
-    domain: Domain | None
-    lineage: dict[str, str]
+    weights: Path
+    folder: Path
+    origin: Mapping[str, str]
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The U-Net with its settings; no code that comes with it is run.
+
+        Raises
+        ------
+        InputError
+            It is none of mitoflow's, it or its settings are broken, or they do not fit together.
+        """
+        loaded = Predictor.load(self.weights, self.folder / registry.SETTINGS)
+        channels = 2 * loaded.settings.context + 1
+        shapes = [tuple(getattr(loaded.model, name, ())) for name in ("input_shape", "output_shape")]
+        if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (channels, 1):
+            found = f"a network from {shapes[0]} to {shapes[1]}"
+            expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
+            raise InputError(self.weights, found, expected, f"put the {registry.SETTINGS} of this model beside it")
+        return loaded
+
+    @property
+    def domain(self) -> Domain | None:
+        """What its training images look like; None where that was not recorded."""
+        path = self.folder / registry.DOMAIN
+        return Domain.read(path) if path.is_file() else None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What it did on the test part; None where that was left behind, or is of another model."""
+        path = self.folder / registry.EVALUATION
+        measured = Evaluation.read(path) if path.is_file() else None
+        return measured if measured and measured.model_sha256 == self.origin["model_sha256"] else None
+
+    @property
+    def card(self) -> Path | None:
+        """Its model card in Markdown; only models that were released have one."""
+        path = self.folder / pretrained.CARD
+        return path if path.is_file() else None
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """The origin without what a person would take for facts about a prediction, and without the parameters."""
+        return {key: each for key, each in self.origin.items() if key not in OF_TRAINING and "params." not in key}
 
 
 def find(wanted: str | None = None) -> TrainedModel:
-    """Load a trained model; no code that comes with it is run.
+    """Find a trained model.
 
     Parameters
     ----------
     wanted
-        ``models:/mitoflow@ALIAS``, ``models:/mitoflow/VERSION`` or the version alone; the ID of a run, or ``runs:/ID``;
-        a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline and the registry write both;
+        ``models:/mitoflow@ALIAS``, ``models:/mitoflow/VERSION`` or the alias or version alone; the ID of a run, or
+        ``runs:/ID``; a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline and the registry write both;
         ``pretrained``, or ``pretrained:NAME`` where there are several. Without it the champion, or the pretrained model
         where the registry has no champion.
 
     Raises
     ------
     InputError
-        There is no such model, it is none of mitoflow's, its file carries code or is broken, or the registry does not
-        answer.
+        There is no such model, or the registry does not answer.
     """
     if wanted is None:
         version = None if registry.is_missing() else registry.find_version(registry.CHAMPION)
@@ -73,48 +118,32 @@ def find(wanted: str | None = None) -> TrainedModel:
 
 
 def _of_registry(version: int) -> TrainedModel:
-    facts = {"model": registry.NAME, **_facts(registry.origin(str(version)))}
-    with tempfile.TemporaryDirectory() as folder:
-        registry.fetch_settings(version, Path(folder))
-        model, settings = registry.model_file(version), Path(folder) / registry.SETTINGS
-        return _load(f"{registry.NAME} version {version}", model, settings, facts)
+    weights = registry.model_file(version)
+    origin = {"model": registry.NAME, **registry.origin(str(version))}
+    return TrainedModel(f"{registry.NAME} version {version}", weights, weights.parent, origin)
 
 
 def _pretrained(name: str) -> TrainedModel:
     model = pretrained.find(name)
     made = model.lineage
-    facts = {"model": f"pretrained:{model.name}", **_facts({**made.get("run", {}), **made["code"]})}
-    return _load(facts["model"], model.folder / pretrained.MODEL, model.folder / pretrained.SETTINGS, facts)
+    sections = {f"{group}.{key}": str(value) for group in ("dataset", "params") for key, value in made[group].items()}
+    called = f"pretrained:{model.name}"
+    origin = {"model": called, **made.get("run", {}), **made["code"], **sections}
+    origin["model_sha256"] = model.evaluation.model_sha256
+    return TrainedModel(called, model.folder / pretrained.MODEL, model.folder, origin)
 
 
 def _of_file(path: Path) -> TrainedModel:
     if not path.is_file():
-        raise InputError(path, "no such file", EXPECTED, "check the path")
+        raise InputError("--model", f"{path}, which is no file", EXPECTED, "check the path")
     places = [path.parent, path.parent.parent / PIPELINE]
-    settings = next((place / registry.SETTINGS for place in places if (place / registry.SETTINGS).is_file()), None)
-    if settings is None:
+    folder = next((place for place in places if (place / registry.SETTINGS).is_file()), None)
+    if folder is None:
         remedy = "put the one of its evaluation there, or name a version of the registry"
         raise InputError(path, f"no {registry.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
     try:
         known = {} if registry.is_missing() else registry.origin(str(path))
     except InputError:  # MLflow does not know the file, or does not answer; the file is all that is needed
         known = {}
-    return _load(str(path), path, settings, {"model": str(path), **_facts(known)})
-
-
-def _facts(origin: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what a person would take for facts about the prediction, and the many parameters."""
-    of_training = ("mitoflow", "python", "platform")
-    return {key: str(value) for key, value in origin.items() if key not in of_training and "params." not in key}
-
-
-def _load(name: str, model: Path, settings: Path, facts: dict[str, str]) -> TrainedModel:
-    predictor = Predictor.load(model, settings)
-    seen = 2 * predictor.settings.context + 1
-    shapes = [tuple(getattr(predictor.model, name, ())) for name in ("input_shape", "output_shape")]
-    if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (seen, 1):
-        expected = f"(slices, y, x, {seen}) to (slices, y, x, 1), as its settings say"
-        raise InputError(model, f"a network from {shapes[0]} to {shapes[1]}", expected, "name a model of mitoflow")
-    facts = {**facts, "model_sha256": lineage.file_sha256(model)}
-    domain = settings.with_name(registry.DOMAIN)
-    return TrainedModel(name, predictor, Domain.read(domain) if domain.is_file() else None, facts)
+    origin = {"model": str(path), **known, "model_sha256": lineage.file_sha256(path)}
+    return TrainedModel(path.stem, path, folder, origin)
