@@ -45,6 +45,15 @@ def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(file.asarray(), VOXELS)
 
 
+def test_labels_take_16_bits_where_that_is_enough(tmp_path: Path) -> None:
+    for largest, dtype in ((2**16 - 1, np.uint16), (2**16, np.uint32)):
+        labels = np.array([[0, 7, largest]], np.uint32)
+        ome.write_tiff(tmp_path / "labels.tif", zarr.array(labels), Description("yx"))
+        written = tifffile.imread(tmp_path / "labels.tif")
+        assert written.dtype == dtype
+        np.testing.assert_array_equal(written, labels)
+
+
 def test_levels_keep_every_second_voxel_of_long_axes(tmp_path: Path) -> None:
     path = tmp_path / "o.ome.zarr"
     stored(path, VOXELS)

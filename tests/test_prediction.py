@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
 import re
@@ -20,7 +21,7 @@ import tifffile
 import zarr
 from PIL import Image
 
-from mitoflow import cli, domain, ome, prediction, unet, volumes
+from mitoflow import cli, domain, ome, prediction, separation, unet, volumes
 from mitoflow.inference import Predictor, Settings
 from mitoflow.prediction import Part
 
@@ -66,6 +67,10 @@ def threshold(project: Path) -> float:
     return Settings.read(project / "model/inference.yaml").threshold
 
 
+def read(path: str) -> np.ndarray:
+    return ome.open_multiscale(Path(path)).array[:] if path.endswith(".zarr") else tifffile.imread(path)
+
+
 @pytest.fixture
 def say(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Say:
     """Run `mitoflow predict` in a copy of the project; gives exit code, stdout and stderr without the progress."""
@@ -81,7 +86,11 @@ def say(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         out, err = capfd.readouterr()
-        return code, out, "".join(line for line in err.splitlines(True) if not line.startswith(("predict:", "\r")))
+        return (
+            code,
+            out,
+            "".join(line for line in err.splitlines(True) if not line.startswith(("predict:", "instances:", "\r"))),
+        )
 
     return say
 
@@ -121,7 +130,7 @@ def test_outputs_are_what_the_model_says(
     asked = ["--probability", *(["--roi", roi] if roi else [])]
     code, out, err = say("cell.ome.tif", f"mask.{ending}", *asked)
     assert (code, err) == (0, "")
-    assert out.startswith(f"mask.{ending}: mask by model/unet.keras")
+    assert out.startswith(f"mask.{ending}: mask by unet;")
     if ending == "ome.zarr":
         image = ome.open_multiscale(Path("mask.ome.zarr"))
         assert image.spacing == {"y": 4, "x": 5}
@@ -154,6 +163,34 @@ def test_a_slice_gives_a_slice(say: Say) -> None:
     assert say("slice.tif", "mask.ome.zarr", "--tta")[0] == 0
     assert tifffile.imread("mask.tif").shape == zarr.open_array("mask.ome.zarr/0").shape == (80, 100)
     assert Image.open("o.png").size == (104, 84)
+
+
+@pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None:
+    size = (50.0, 40.0, 5.0)
+    asked = ("--instances", "--table", "t.csv", "--voxel-size", "50,40,5", "--roi", "2:,:,:90")
+    code, _, err = say("cell.ome.tif", f"mask.{ending}", *asked)
+    assert code == 0, err
+    mask, labels = (read(f"{name}.{ending}") for name in ("mask", "mask_instances"))
+    assert labels.dtype == (np.uint16 if ending == "tif" else np.uint32)
+    apart = np.zeros(mask.shape, np.uint32)
+    separation.Separation(lambda region: mask[region] > 0, mask.shape, voxel_size=size).write(apart.__setitem__)
+    np.testing.assert_array_equal(labels, apart)
+
+    with Path("t.csv").open() as table, Path("t_totals.csv").open() as beside:
+        rows, (totals,) = list(csv.DictReader(table)), csv.DictReader(beside)
+    assert [int(row["volume_voxels"]) for row in rows] == np.bincount(labels.ravel())[1:].tolist() != []
+    assert float(rows[0]["volume_um3"]) == pytest.approx(int(rows[0]["volume_voxels"]) * 1e-5, rel=1e-5)
+    assert float(totals["volume_fraction"]) == pytest.approx((labels > 0).mean(), rel=1e-5)
+    assert f"{len(rows)} mitochondria" in err
+
+
+def test_without_a_voxel_size_mitochondria_are_measured_in_voxels(say: Say) -> None:
+    _, _, err = say("cell.ome.tif", "mask.tif", "--table", "t.csv")
+    assert "note: the voxel size is unknown, so mitochondria are measured in voxels" in err
+    with Path("t.csv").open() as table:
+        assert {row["volume_um3"] for row in csv.DictReader(table)} == {""}
+    assert not Path("mask_instances.tif").exists()
 
 
 def test_an_overlay_shows_the_contours(say: Say) -> None:
@@ -195,11 +232,10 @@ cli.main()
     assert not Path(f".{output}.partial").exists()
 
 
-def test_another_request_does_not_continue_what_was_begun(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+def test_another_request_does_not_continue_what_was_begun(say: Say) -> None:
+    with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prediction.predict(prediction.Request("cell.ome.tif", Path("mask.tif"), "model/unet.keras"), print)
-    monkeypatch.undo()
     assert Path(".mask.tif.partial/done/24-0-0").exists()
     assert say("cell.ome.tif", "mask.tif", "--threshold", "0.999")[0] == 0
     assert not tifffile.imread("mask.tif").any()
@@ -276,6 +312,12 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "ending": (nothing, ["cell.ome.tif", "mask.png"], "OUTPUT: found mask.png, expected a name that ends with .tif"),
     "no folder": (nothing, ["cell.ome.tif", "no/mask.tif"], "no/mask.tif: found no such folder"),
     "overlay": (nothing, ["cell.ome.tif", "mask.tif", "--overlay", "o.gif"], "--overlay: found o.gif, expected a name"),
+    "table": (nothing, ["cell.ome.tif", "mask.tif", "--table", "t.xls"], "--table: found t.xls, expected a name that"),
+    "table exists": (
+        lambda folder: (folder / "t_totals.csv").touch(),
+        ["cell.ome.tif", "mask.tif", "--table", "t.csv"],
+        "t_totals.csv: found an output that exists, expected a new name",
+    ),
     "exists": (existing, ["cell.ome.tif", "mask.tif"], "mask.tif: found an output that exists, expected a new name"),
     "itself": (nothing, ["cell.ome.tif", "cell.ome.tif", "--overwrite"], "cell.ome.tif: found the input, expected"),
     "roi": (nothing, ["cell.ome.tif", "mask.tif", "--roi", "1:2"], "--roi: found 1:2, expected z0:z1,y0:y1,x0:x1"),
@@ -294,7 +336,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no model": (
         nothing,
         ["cell.ome.tif", "mask.tif", "--model", "no.keras"],
-        "no.keras: found no such file, expected",
+        "--model: found no.keras, which is no file, expected",
     ),
     "model of another kind": (
         other_suffix,
@@ -379,4 +421,4 @@ def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
     maps = prediction.Prediction(Endless(), (80, 100), predictor).maps(Part(range(10**6), (0, 80, 0, 100)))
     for _ in range(5):
         next(maps)
-    assert reads == list(range(8)), "one slice of context and one of the median ahead"
+    assert reads == list(range(7)), "one slice of context and one of the median ahead"

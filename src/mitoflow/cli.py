@@ -302,6 +302,8 @@ def rollback() -> None:
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
 @click.option("--tta", is_flag=True, help="Average over all symmetries of a tile: better, and up to 8 times as long.")
 @click.option("--probability", is_flag=True, help="Write OUTPUT_probability too, float32 in [0, 1].")
+@click.option("--instances", is_flag=True, help="Write OUTPUT_instances too: each mitochondrion with its own label.")
+@click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="Measure each mitochondrion: CSV.")
 @click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
 @click.option("--rescale", is_flag=True, help="Resample the slices to the pixel size that the model was trained on.")

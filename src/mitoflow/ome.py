@@ -79,32 +79,39 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
     path
         The file. It is a BigTIFF where the pixels before compression need more than 4 GB.
     pixels
-        ``(Y, X)`` or ``(Z, Y, X)``, as `description` says.
+        ``(Y, X)`` or ``(Z, Y, X)``, as `description` says. What is uint32 becomes uint16 where its values allow that,
+        which more programs show.
     description
         What to write beside them. The origin of a part has no place in OME-TIFF.
     """
 
-    def tiles() -> Iterator[np.ndarray]:
+    def bands() -> Iterator[np.ndarray]:
         planes: Any = [()] if pixels.ndim == 2 else [(z,) for z in range(pixels.shape[0])]
         for plane in planes:
             for top in range(0, pixels.shape[-2], CHUNK):
-                band = np.asarray(pixels[(*plane, slice(top, top + CHUNK), slice(None))])
-                for y in range(0, band.shape[0], TILE):
-                    for x in range(0, band.shape[1], TILE):
-                        yield band[y : y + TILE, x : x + TILE]
+                yield np.asarray(pixels[(*plane, slice(top, top + CHUNK), slice(None))])
 
+    def tiles(dtype: np.dtype) -> Iterator[np.ndarray]:
+        for band in bands():
+            for y in range(0, band.shape[0], TILE):
+                for x in range(0, band.shape[1], TILE):
+                    yield band[y : y + TILE, x : x + TILE].astype(dtype, copy=False)
+
+    dtype = pixels.dtype
+    if dtype == np.uint32 and max(int(band.max()) for band in bands()) < 2**16:
+        dtype = np.dtype(np.uint16)
     metadata: dict[str, Any] = {"axes": description.axes.upper()}
     for axis, size in description.spacing.items():
         if axis in description.axes:
             metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "nm"}
     if description.lineage:
         metadata["MapAnnotation"] = {"Namespace": LINEAGE, "Value": dict(description.lineage)}
-    large = math.prod(pixels.shape) * pixels.dtype.itemsize > CLASSIC_TIFF
+    large = math.prod(pixels.shape) * dtype.itemsize > CLASSIC_TIFF
     with tifffile.TiffWriter(path, ome=True, bigtiff=large) as file:
         file.write(
-            tiles(),
+            tiles(dtype),
             shape=pixels.shape,
-            dtype=pixels.dtype,
+            dtype=dtype,
             tile=(TILE, TILE),
             compression="zlib",
             photometric="minisblack",

@@ -13,13 +13,28 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mitoflow import __version__, domain, figures, ome, partial, resampling, scans, trained, volumes, workspace
+from mitoflow import (
+    __version__,
+    domain,
+    figures,
+    measurements,
+    ome,
+    partial,
+    resampling,
+    scans,
+    trained,
+    volumes,
+    workspace,
+)
+from mitoflow.blocks import Region, Shape, shape_of
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor
+from mitoflow.measurements import Measurements
 from mitoflow.partial import Partial
 from mitoflow.patches import Box
 from mitoflow.scans import Levels, Regraded, Resampled, Scan
+from mitoflow.separation import Separation
 from mitoflow.spacing import Spacing
 
 DEPTH = 8  # slices of a block
@@ -27,6 +42,7 @@ SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
+TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
 #: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
@@ -53,7 +69,13 @@ class Request:
     tta
         Whether the mean over all eight symmetries of a tile is predicted.
     probability
-        Whether the probability, float32 in [0, 1], goes to a file beside the mask too; see `probability_path`.
+        Whether the probability, float32 in [0, 1], goes to a file beside the mask too, ``NAME_probability``.
+    instances
+        Whether each mitochondrion gets a label of its own, in a file beside the mask, ``NAME_instances``: uint32, and
+        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.separation`.
+    table
+        A CSV of the mitochondria, with the sums over the stack in ``TABLE_totals`` beside it; see
+        `mitoflow.measurements`.
     overlay
         A picture of a few slices with the contours of the mask.
     roi
@@ -72,6 +94,8 @@ class Request:
     threshold: float | None = None
     tta: bool = False
     probability: bool = False
+    instances: bool = False
+    table: Path | None = None
     overlay: Path | None = None
     roi: str | None = None
     rescale: bool = False
@@ -80,16 +104,24 @@ class Request:
     overwrite: bool = False
 
     @property
-    def probability_path(self) -> Path:
-        """Where the probability goes: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
-        name, dot, endings = self.output.name.partition(".")
-        return self.output.with_name(f"{name}_probability{dot}{endings}")
+    def images(self) -> dict[str, Path]:
+        """Where each image goes; the mask, which comes last, says that all is there."""
+        wanted = {"probability": self.probability, "instances": self.instances}
+        return {
+            **{name: beside(self.output, name) for name, is_wanted in wanted.items() if is_wanted},
+            "mask": self.output,
+        }
 
     @property
-    def outputs(self) -> dict[str, Path]:
-        """Where each product goes; the mask, which comes last, says that all is there."""
-        beside = {"probability": self.probability_path} if self.probability else {}
-        return {**beside, "mask": self.output}
+    def tables(self) -> dict[str, Path]:
+        """Where each table goes."""
+        return {"mitochondria": self.table, "totals": beside(self.table, "totals")} if self.table else {}
+
+
+def beside(path: Path, what: str) -> Path:
+    """Return where something goes that belongs to a file: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
+    name, dot, endings = path.name.partition(".")
+    return path.with_name(f"{name}_{what}{dot}{endings}")
 
 
 @dataclass(frozen=True)
@@ -230,15 +262,17 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         "settings": asdict(settings),
         "spacing": whole.spacing,
         "lineage": lineage,
-        "outputs": sorted(str(path.absolute()) for path in request.outputs.values()),
+        "outputs": sorted(str(path.absolute()) for path in (*request.images.values(), *request.tables.values())),
     }
     with partial.making(request.output, asked_for) as making:
         if making.is_publishing:
             making.go_on_publishing()
             return model
-        arrays = {name: _array(making, name, request, part, description) for name in request.outputs}
+        arrays = {name: _array(making, name, request, part, description) for name in request.images if name in PRODUCTS}
         _fill(arrays, prediction, part, making)
-        _finish(arrays, request, whole, part, description, making)
+        if request.instances or request.table:
+            _tell_apart(arrays["mask"], request, part, description, making, tell)
+        _finish(arrays["mask"], request, whole, part, description, making)
     return model
 
 
@@ -248,15 +282,17 @@ def _require_outputs(request: Request) -> None:
         raise InputError("OUTPUT", request.output, expected, "choose such a name")
     if request.overlay and request.overlay.suffix.lower() != ".png":
         raise InputError("--overlay", request.overlay, "a name that ends with .png", "choose such a name")
-    beside = [request.probability_path] if request.probability else []
-    beside += [request.overlay] if request.overlay else []
-    for path in (request.output, *beside):
+    if request.table and request.table.suffix.lower() != ".csv":
+        raise InputError("--table", request.table, "a name that ends with .csv", "choose such a name")
+    others = [path for path in (*request.images.values(), *request.tables.values()) if path != request.output]
+    others += [request.overlay] if request.overlay else []
+    for path in (request.output, *others):
         if path.resolve() == Path(request.source).resolve():
             raise InputError(path, "the input", "a name of its own", "choose another output")
         if not path.parent.is_dir():
             raise InputError(path, "no such folder", "a place to write to", "make the folder first")
     if not request.overwrite:
-        partial.refuse_existing(request.output, beside)
+        partial.refuse_existing(request.output, others)
 
 
 def parse_roi(text: str | None, scan: Scan) -> Part:
@@ -390,26 +426,64 @@ def _write(
         array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
 
 
-def _finish(
-    arrays: dict[str, zarr.Array[Any]],
+def _tell_apart(
+    mask: zarr.Array[Any],
     request: Request,
-    scan: Scan,
     part: Part,
     description: ome.Description,
     making: Partial,
+    tell: Callable[[str], object],
+) -> None:
+    """Give each mitochondrion of a mask a label, and measure it."""
+    spacing = description.spacing
+    voxel_size = (spacing["z"], spacing["y"], spacing["x"]) if {*"zyx"} <= spacing.keys() else None
+    if voxel_size is None and len(part.slices) > 1:
+        tell("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
+    labels = ome.create_multiscale(
+        making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), 1 if ome.is_tiff(request.output) else DEPTH
+    )
+
+    def read(array: zarr.Array[Any], region: Region) -> np.ndarray:
+        return np.asarray(array[region[-array.ndim :]]).reshape(shape_of(region))
+
+    def write(region: Region, named: np.ndarray) -> None:
+        labels[region[-labels.ndim :]] = named.reshape(named.shape[-labels.ndim :])
+        bar.update(named.size)
+
+    separation = Separation(lambda region: read(mask, region) > 0, part.shape, voxel_size=voxel_size, block=TOLD_APART)
+    with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
+        unsplit = separation.write(write)
+    if request.table:
+        measured = measurements.measure(
+            lambda region: read(labels, region), part.shape, voxel_size=voxel_size, unsplit=unsplit, block=TOLD_APART
+        )
+        measured.write(making.folder / "mitochondria.csv")
+        measured.write_totals(making.folder / "totals.csv")
+        tell(_told(measured))
+
+
+def _told(measured: Measurements) -> str:
+    totals = measured.totals
+    density = f", {totals['density_per_um3']:.3g} per cubic micrometre" if measured.voxel_size else ""
+    return f"{totals['mitochondria']} mitochondria{density}; {totals['volume_fraction']:.2%} of the volume"
+
+
+def _finish(
+    mask: zarr.Array[Any], request: Request, scan: Scan, part: Part, description: ome.Description, making: Partial
 ) -> None:
     """Make of the arrays what was asked for, and let it be seen."""
-    names = {}
-    for name, path in request.outputs.items():
+    names = {path: f"{name}.csv" for name, path in request.tables.items()}
+    for name, path in request.images.items():
+        folder = making.folder / f"{name}.zarr"
         if ome.is_tiff(path):
             names[path] = f"{name}.tif"
-            ome.write_tiff(making.folder / names[path], arrays[name], description)
+            ome.write_tiff(making.folder / names[path], ome.open_level(folder), description)
         else:
-            names[path] = f"{name}.zarr"
-            ome.finish_multiscale(making.folder / names[path], description)
+            names[path] = folder.name
+            ome.finish_multiscale(folder, description)
     if request.overlay:
-        with workspace.replacing(request.overlay) as beside:
-            beside.write_bytes(_overlay(arrays["mask"], scan, part))
+        with workspace.replacing(request.overlay) as unseen:
+            unseen.write_bytes(_overlay(mask, scan, part))
     making.publish(names)
 
 

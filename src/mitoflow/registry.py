@@ -315,10 +315,8 @@ def find_version(what: str) -> int | None:
         There is no version of that number or run.
     """
     with _registry() as client:
-        if what.isdecimal():
-            return int(_get(client, int(what)).version)
         if not RUN_ID.fullmatch(what):
-            return _aliases(client).get(what)
+            return int(_get(client, int(what)).version) if what.isdecimal() else _aliases(client).get(what)
         versions = [int(version.version) for version in _search(client, f"run_id = '{what}'")]
     if not versions:
         raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
