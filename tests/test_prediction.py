@@ -21,9 +21,9 @@ import tifffile
 import zarr
 from PIL import Image
 
-from mitoflow import cli, domain, ome, prediction, separation, unet, volumes
+from mitoflow import cli, domain, jobs, ome, prediction, separation, unet, volumes
 from mitoflow.inference import Predictor, Settings
-from mitoflow.prediction import Part
+from mitoflow.jobs import Part
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -95,28 +95,6 @@ def say(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     return say
 
 
-def test_blocks_cover_an_output_once_in_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ome, "CHUNK", 16)
-    for shape in [(1, 1, 1), (8, 80, 81), (17, 100, 250), (3, 16, 2000)]:
-        owners = np.zeros(shape, np.uint8)
-        names = set()
-        for column in prediction.columns(shape, 95):
-            for block in column:
-                owners[block.place] += 1
-                names.add(block.name)
-                assert max(block.shape[1:]) <= 80
-                assert not any(start % 16 for start in (block.box[0], block.box[2]))
-        assert (owners == 1).all()
-        assert len(names) == sum(map(len, prediction.columns(shape, 95)))
-
-
-def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
-    (column,) = prediction.columns((60, 9, 9), 1)
-    done = {"0-0-0", "24-0-0", "32-0-0"}
-    runs = [[block.slices.start for block in run] for run in prediction.missing_runs(column, done.__contains__)]
-    assert runs == [[8, 16], [40, 48, 56]]
-
-
 @pytest.mark.parametrize("roi", ["", "3:21,10:75,7:90"])
 @pytest.mark.parametrize("ending", ["tif", "ome.tif", "ome.zarr"])
 def test_outputs_are_what_the_model_says(
@@ -124,7 +102,7 @@ def test_outputs_are_what_the_model_says(
 ) -> None:
     """Also of a part, which is predicted as in the whole, and where a slice is cut into several blocks."""
     monkeypatch.setattr(ome, "CHUNK", 32)
-    monkeypatch.setattr(prediction, "SIDE", 64)
+    monkeypatch.setattr(jobs, "SIDE", 64)
     monkeypatch.setattr(ome, "TILE", 16)
     part = np.s_[3:21, 10:75, 7:90] if roi else np.s_[:]
     asked = ["--probability", *(["--roi", roi] if roi else [])]
@@ -223,8 +201,8 @@ cli.main()
     assert sorted(path.name for path in Path(f".{output}.partial/done").iterdir()) == ["0-0-0", "8-0-0"]
 
     predicted: list[Part] = []
-    maps = prediction.Prediction.maps
-    monkeypatch.setattr(prediction.Prediction, "maps", lambda self, part: (predicted.append(part), maps(self, part))[1])
+    maps = jobs.Prediction.maps
+    monkeypatch.setattr(jobs.Prediction, "maps", lambda self, part: (predicted.append(part), maps(self, part))[1])
     assert say("cell.ome.tif", output)[0] == 0
     assert [part.slices for part in predicted] == [range(16, 26)]
     mask = zarr.open_array(f"{output}/0")[:] if ending == "ome.zarr" else tifffile.imread(output)
@@ -386,7 +364,7 @@ def test_a_registry_that_does_not_answer_is_one_line(say: Say, monkeypatch: pyte
 
 
 def test_a_full_disk_is_one_line_and_the_rest_is_continued(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = prediction._write
+    write = jobs._write
     full = iter([False, True, False, False, False])
 
     def write_until_full(*arguments: object) -> None:
@@ -394,31 +372,10 @@ def test_a_full_disk_is_one_line_and_the_rest_is_continued(say: Say, monkeypatch
             raise OSError(28, "No space left on device")
         write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prediction, "_write", write_until_full)
+    monkeypatch.setattr(jobs, "_write", write_until_full)
     code, _, err = say("cell.ome.tif", "mask.tif")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("mitoflow: mask.tif: found no space left on the disk")
     assert not Path("mask.tif").exists()
     assert say("cell.ome.tif", "mask.tif")[0] == 0
     assert tifffile.imread("mask.tif").shape == STACK.shape
-
-
-def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
-    """Only the slices that a map needs are held: a stack of any depth, of which each slice is read twice at most."""
-    reads: list[int] = []
-
-    class Endless:
-        axes, shape, dtype, spacing = "zyx", (10**6, 80, 100), np.dtype(np.uint8), {}
-
-        def read(self, z: int, box: tuple[int, int, int, int]) -> np.ndarray:
-            reads.append(z)
-            return STACK[z % 26, box[0] : box[1], box[2] : box[3]]
-
-        def state(self) -> list[object]:
-            return []
-
-    predictor = Predictor.load(project / "model/unet.keras", project / "model/inference.yaml")
-    maps = prediction.Prediction(Endless(), (80, 100), predictor).maps(Part(range(10**6), (0, 80, 0, 100)))
-    for _ in range(5):
-        next(maps)
-    assert reads == list(range(7)), "one slice of context and one of the median ahead"

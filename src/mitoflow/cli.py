@@ -310,6 +310,8 @@ def rollback() -> None:
 @click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
 @click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr for empty ones.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
+@click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
 def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -> None:
     """Write the mask of a stack of any size.
 

@@ -29,6 +29,10 @@ class InputError(Exception):
         line = f"{self.where}: found {self.found}, expected {self.expected}; {self.remedy}"
         super().__init__(" ".join(line.split()))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """Be what it is in another process, too."""
+        return InputError, (self.where, self.found, self.expected, self.remedy)
+
 
 def fail(error: Exception) -> NoReturn:
     """Print ``error`` as one line on stderr and exit with 2."""

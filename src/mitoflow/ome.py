@@ -139,9 +139,13 @@ def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth
 
 def open_level(path: Path) -> zarr.Array[Any]:
     """Return the full resolution of an image that `create_multiscale` began, to go on with it."""
-    for chunk in path.rglob("*.partial"):  # Zarr writes a chunk beside its place; a kill leaves it there
-        chunk.unlink()
     return zarr.open_array(path / "0", mode="r+")
+
+
+def sweep(path: Path) -> None:
+    """Remove what a kill left of chunks that were being written; nobody may write to the image meanwhile."""
+    for chunk in path.rglob("*.partial"):  # Zarr writes a chunk beside its place
+        chunk.unlink()
 
 
 def _create_level(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, depth: int) -> zarr.Array[Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from mitoflow import (
     __version__,
     domain,
     figures,
+    jobs,
     measurements,
     ome,
     partial,
-    resampling,
     scans,
     trained,
     volumes,
@@ -30,26 +30,18 @@ from mitoflow.blocks import Region, Shape, shape_of
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor
+from mitoflow.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.measurements import Measurements
 from mitoflow.partial import Partial
-from mitoflow.patches import Box
-from mitoflow.scans import Levels, Regraded, Resampled, Scan
+from mitoflow.scans import Levels, Scan
 from mitoflow.separation import Separation
 from mitoflow.spacing import Spacing
 
-DEPTH = 8  # slices of a block
-SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
 TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
-
-#: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
-PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
-    "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
-    "probability": (np.float32, lambda probability, _: probability),
-}
 
 
 @dataclass(frozen=True)
@@ -86,6 +78,10 @@ class Request:
         See `mitoflow.scans.open_scan`.
     overwrite
         Whether outputs that exist are replaced.
+    workers
+        Processes of this machine that predict; without it this one does.
+    dask
+        The address of a Dask scheduler, whose workers predict. They must see the files under the same paths.
     """
 
     source: str
@@ -102,6 +98,8 @@ class Request:
     spacing: Spacing | None = None
     fill_missing: bool = False
     overwrite: bool = False
+    workers: int | None = None
+    dask: str | None = None
 
     @property
     def images(self) -> dict[str, Path]:
@@ -124,99 +122,6 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f"{name}_{what}{dot}{endings}")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a stack: consecutive slices, and the box of each of them."""
-
-    slices: range
-    box: Box
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(Z, Y, X)."""
-        y0, y1, x0, x1 = self.box
-        return len(self.slices), y1 - y0, x1 - x0
-
-    @property
-    def name(self) -> str:
-        """Its first voxel; unique among the blocks of an output."""
-        return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
-
-    @property
-    def place(self) -> tuple[slice, slice, slice]:
-        """Where it is in an array (Z, Y, X)."""
-        y0, y1, x0, x1 = self.box
-        return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
-
-
-def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
-    """Yield the blocks of an output of `shape` (Z, Y, X), which cover it, as columns along z.
-
-    A block is whole chunks of the file, so no two write to the same one. Along y and x it is no longer than `side`, or
-    than a chunk.
-    """
-    rows, across = (_pieces(length, side) for length in shape[1:])
-    for (y0, y1), (x0, x1) in product(rows, across):
-        layers = (range(z, min(z + DEPTH, shape[0])) for z in range(0, shape[0], DEPTH))
-        yield [Part(layer, (y0, y1, x0, x1)) for layer in layers]
-
-
-def _pieces(length: int, side: int) -> list[tuple[int, int]]:
-    """Cut an axis into pieces of whole chunks, about equal."""
-    whole = max(1, side // ome.CHUNK) * ome.CHUNK
-    size = math.ceil(length / math.ceil(length / whole) / ome.CHUNK) * ome.CHUNK
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterator[list[Part]]:
-    """Yield the blocks of a column that are not done, those together that follow each other."""
-    for is_done, blocks in groupby(column, key=lambda block: done(block.name)):
-        if not is_done:
-            yield list(blocks)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The probability maps of a stack, any part of them, each the same whatever else is predicted.
-
-    Attributes
-    ----------
-    scan
-        The slices as the model is to see them.
-    plane
-        (Y, X) of the maps: those of the scan, or of the slices that it was resampled from.
-    predictor
-        The model.
-    """
-
-    scan: Scan
-    plane: tuple[int, int]
-    predictor: Predictor
-
-    @property
-    def side(self) -> int:
-        """The largest side of a block, which the model may see as more pixels than it is made of."""
-        return int(SIDE * min(1, self.plane[0] / self.scan.shape[1], self.plane[1] / self.scan.shape[2]))
-
-    def maps(self, part: Part) -> Iterator[np.ndarray]:
-        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]."""
-        if self.plane == self.scan.shape[1:]:
-            return self._maps(part)
-        y0, y1, x0, x1 = part.box
-        rows = resampling.weights(self.scan.shape[1], self.plane[0], y0, y1)
-        across = resampling.weights(self.scan.shape[2], self.plane[1], x0, x1)
-        seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
-        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen))
-
-    def _maps(self, part: Part) -> Iterator[np.ndarray]:
-        region = self.predictor.region(self.scan.shape[1:], part.box)
-
-        def read(z: int) -> np.ndarray:
-            return self.scan.read(z, region.source)
-
-        return self.predictor.stream(read, range(self.scan.shape[0]), part.slices, region)
-
-
 def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedModel:
     """Predict a stack and return the model that did.
 
@@ -235,6 +140,8 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         The input, the model or the request cannot be used, or an output exists.
     """
     _require_outputs(request)
+    if request.dask and request.workers:
+        raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
     whole = scans.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     part = parse_roi(request.roi, whole)
     model = trained.find(request.model)
@@ -244,8 +151,19 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         threshold=settings.threshold if request.threshold is None else request.threshold,
         views=8 if request.tta else settings.views,
     )
-    scan = _as_in_training(whole, request, model, tell)
-    prediction = Prediction(scan, whole.shape[1:], Predictor(model.predictor.model, settings))
+    job = Job(
+        source=str(Path(request.source).absolute()),
+        spacing=whole.spacing,
+        levels=_levels(whole, request, model, tell),
+        rescaled=_trained_spacing(whole, model.domain) if request.rescale else None,
+        weights=model.weights.absolute(),
+        settings=settings,
+        part=part,
+        products=tuple(name for name in request.images if name in PRODUCTS),
+        folder=partial.place(request.output).absolute(),
+    )
+    scan = job.seen(whole)
+    _compare(scan, request, model, tell)
     places = part.place[-len(whole.axes) :]
     origin = tuple(place.start for place in places)
     lineage = {
@@ -268,11 +186,18 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         if making.is_publishing:
             making.go_on_publishing()
             return model
-        arrays = {name: _array(making, name, request, part, description) for name in request.images if name in PRODUCTS}
-        _fill(arrays, prediction, part, making)
+        for name in job.products:
+            _array(making, name, request, part, description)
+        prediction = Prediction(scan, whole.shape[1:], Predictor(model.predictor.model, settings))
+        work = Work(prediction, part, job.arrays(), making)
+        if request.dask or request.workers:
+            jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
+        else:
+            jobs.here(work)
+        mask = ome.open_level(making.folder / "mask.zarr")
         if request.instances or request.table:
-            _tell_apart(arrays["mask"], request, part, description, making, tell)
-        _finish(arrays["mask"], request, whole, part, description, making)
+            _tell_apart(mask, request, part, description, making, tell)
+        _finish(mask, request, whole, part, description, making)
     return model
 
 
@@ -323,25 +248,27 @@ def parse_roi(text: str | None, scan: Scan) -> Part:
     return Part(range(z0, z1), (y0, y1, x0, x1))
 
 
-def _as_in_training(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> Scan:
-    """Return the scan as the model is to see it, and tell in what it differs from the training images all the same."""
+def _levels(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> Levels | None:
+    """Return what brings the grey values of a scan to where those of training are, and tell it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
-    size = known.size if known else SAMPLE_SIDE
-    if levels := match_levels(sample(scan, size), known, bit_depth):
+    levels = match_levels(sample(scan, known.size if known else SAMPLE_SIDE), known, bit_depth)
+    if levels:
         tell(
             f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
             f"{levels.low_to:.2f} to {levels.high_to:.2f} of the {bit_depth}-bit range that the model knows"
         )
-        scan = Regraded(scan, levels)
-    if request.rescale:
-        scan = Resampled(scan, _trained_spacing(scan, known))
+    return levels
+
+
+def _compare(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> None:
+    """Tell in what a scan, as the model is to see it, differs from the training images."""
+    known = model.domain
     if known is None:
         tell("note: the model does not say what its training images look like, so the input is not compared with them")
-    elif min(size, *scan.shape[1:]) >= domain.SMALLEST:
-        seen = [volumes.to_unit(patch, bit_depth) for patch in sample(scan, size)]
+    elif min(known.size, *scan.shape[1:]) >= domain.SMALLEST:
+        seen = [volumes.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
         if found := domain.differences(known, domain.look_at(seen, scan.spacing)):
             tell(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
-    return scan
 
 
 def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:
@@ -383,47 +310,15 @@ def match_levels(patches: Sequence[np.ndarray], known: Domain | None, bit_depth:
     return Levels(float(low), float(high), low_to, high_to, bit_depth)
 
 
-def _array(making: Partial, name: str, request: Request, part: Part, description: ome.Description) -> zarr.Array[Any]:
-    """Return the array that a product is written to, begun or as it was left."""
+def _array(making: Partial, name: str, request: Request, part: Part, description: ome.Description) -> None:
+    """Begin the array that a product is written to, or clean up what was left of it."""
     folder = making.folder / f"{name}.zarr"
     if making.resumed:
-        return ome.open_level(folder)
-    depth = 1 if ome.is_tiff(request.output) else DEPTH  # a TIFF is written slice by slice
-    shape = part.shape[-len(description.axes) :]
-    return ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name][0]), depth)
-
-
-def _fill(arrays: dict[str, zarr.Array[Any]], prediction: Prediction, part: Part, making: Partial) -> None:
-    """Predict the blocks that are missing; each run of blocks along z needs nothing of the others."""
-    total = math.prod(part.shape)
-    runs = [run for column in columns(part.shape, prediction.side) for run in missing_runs(column, making.is_done)]
-    missing = sum(math.prod(block.shape) for run in runs for block in run)
-    with tqdm(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True) as bar:
-        for run in runs:
-            z, (top, _, left, _) = part.slices.start, part.box
-            y0, y1, x0, x1 = run[0].box
-            slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
-            maps = prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)))
-            for block in run:
-                _write(arrays, block, maps, prediction.predictor.settings.threshold, bar.update)
-                making.mark(block.name)
-
-
-def _write(
-    arrays: dict[str, zarr.Array[Any]],
-    block: Part,
-    maps: Iterator[np.ndarray],
-    threshold: float,
-    advance: Callable[[int], object],
-) -> None:
-    voxels = {name: np.empty(block.shape, array.dtype) for name, array in arrays.items()}
-    for z in range(len(block.slices)):
-        probability = next(maps)
-        for name, made in voxels.items():
-            made[z] = PRODUCTS[name][1](probability, threshold)
-        advance(probability.size)
-    for name, array in arrays.items():
-        array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
+        ome.sweep(folder)
+    else:
+        depth = 1 if ome.is_tiff(request.output) else DEPTH  # a TIFF is written slice by slice
+        shape = part.shape[-len(description.axes) :]
+        ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name][0]), depth)
 
 
 def _tell_apart(

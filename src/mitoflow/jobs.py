@@ -1,0 +1,337 @@
+"""The blocks of an output, predicted by this process or by the workers of a Dask cluster, one way for both.
+
+Each block is predicted from what surrounds it and written to chunks of its own, so it makes no difference who predicts
+it, when, or twice. What is done is marked in the folder in which the output is made: a process or a worker that is
+killed costs the block it was working on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from mitoflow import ome, resampling, scans, unet
+from mitoflow.errors import InputError
+from mitoflow.inference import Predictor, Settings
+from mitoflow.partial import Partial
+from mitoflow.patches import Box
+from mitoflow.scans import Levels, Regraded, Resampled, Scan
+from mitoflow.spacing import Spacing
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DEPTH = 8  # slices of a block
+SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
+TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
+PATIENCE = 60  # seconds for a scheduler, and for its first worker, to answer
+
+#: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
+PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
+    "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
+    "probability": (np.float32, lambda probability, _: probability),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a stack: consecutive slices, and the box of each of them."""
+
+    slices: range
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return len(self.slices), y1 - y0, x1 - x0
+
+    @property
+    def name(self) -> str:
+        """Its first voxel; unique among the blocks of an output."""
+        return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where it is in an array (Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
+
+
+def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
+    """Yield the blocks of an output of `shape` (Z, Y, X), which cover it, as columns along z.
+
+    A block is whole chunks of the file, so no two write to the same one. Along y and x it is no longer than `side`, or
+    than a chunk.
+    """
+    rows, across = (_pieces(length, side) for length in shape[1:])
+    for (y0, y1), (x0, x1) in product(rows, across):
+        layers = (range(z, min(z + DEPTH, shape[0])) for z in range(0, shape[0], DEPTH))
+        yield [Part(layer, (y0, y1, x0, x1)) for layer in layers]
+
+
+def _pieces(length: int, side: int) -> list[tuple[int, int]]:
+    """Cut an axis into pieces of whole chunks, about equal."""
+    whole = max(1, side // ome.CHUNK) * ome.CHUNK
+    size = math.ceil(length / math.ceil(length / whole) / ome.CHUNK) * ome.CHUNK
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterator[list[Part]]:
+    """Yield the blocks of a column that are not done, those together that follow each other."""
+    for is_done, blocks in groupby(column, key=lambda block: done(block.name)):
+        if not is_done:
+            yield list(blocks)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The probability maps of a stack, any part of them, each the same whatever else is predicted.
+
+    Attributes
+    ----------
+    scan
+        The slices as the model is to see them.
+    plane
+        (Y, X) of the maps: those of the scan, or of the slices that it was resampled from.
+    predictor
+        The model.
+    """
+
+    scan: Scan
+    plane: tuple[int, int]
+    predictor: Predictor
+
+    @property
+    def side(self) -> int:
+        """The largest side of a block, which the model may see as more pixels than it is made of."""
+        return int(SIDE * min(1, self.plane[0] / self.scan.shape[1], self.plane[1] / self.scan.shape[2]))
+
+    def maps(self, part: Part) -> Iterator[np.ndarray]:
+        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]."""
+        if self.plane == self.scan.shape[1:]:
+            return self._maps(part)
+        y0, y1, x0, x1 = part.box
+        rows = resampling.weights(self.scan.shape[1], self.plane[0], y0, y1)
+        across = resampling.weights(self.scan.shape[2], self.plane[1], x0, x1)
+        seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
+        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen))
+
+    def _maps(self, part: Part) -> Iterator[np.ndarray]:
+        region = self.predictor.region(self.scan.shape[1:], part.box)
+
+        def read(z: int) -> np.ndarray:
+            return self.scan.read(z, region.source)
+
+        return self.predictor.stream(read, range(self.scan.shape[0]), part.slices, region)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What it takes to predict blocks.
+
+    Attributes
+    ----------
+    prediction
+        The maps.
+    part
+        The part of the stack that the output shows.
+    arrays
+        Where each product goes, (Z, Y, X) or (Y, X) of the part.
+    making
+        Knows which blocks are done.
+    """
+
+    prediction: Prediction
+    part: Part
+    arrays: Mapping[str, zarr.Array[Any]]
+    making: Partial
+
+    def missing(self) -> list[list[Part]]:
+        """Return the blocks that are not done, as runs along z."""
+        cut = columns(self.part.shape, self.prediction.side)
+        return [run for column in cut for run in missing_runs(column, self.making.is_done)]
+
+    def do(self, blocks: Sequence[Part], advance: Callable[[int], object]) -> None:
+        """Predict those of the blocks of a column that are not done; `advance` is told voxels."""
+        z, (top, _, left, _) = self.part.slices.start, self.part.box
+        for run in missing_runs(blocks, self.making.is_done):
+            y0, y1, x0, x1 = run[0].box
+            slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
+            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)))
+            for block in run:
+                _write(self.arrays, block, maps, self.prediction.predictor.settings.threshold, advance)
+                self.making.mark(block.name)
+
+
+def _write(
+    arrays: Mapping[str, zarr.Array[Any]],
+    block: Part,
+    maps: Iterator[np.ndarray],
+    threshold: float,
+    advance: Callable[[int], object],
+) -> None:
+    voxels = {name: np.empty(block.shape, array.dtype) for name, array in arrays.items()}
+    for z in range(len(block.slices)):
+        probability = next(maps)
+        for name, made in voxels.items():
+            made[z] = PRODUCTS[name][1](probability, threshold)
+        advance(probability.size)
+    for name, array in arrays.items():
+        array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What another process must know to do the same work.
+
+    Attributes
+    ----------
+    source
+        The stack, as an absolute path or glob.
+    spacing
+        Its voxel size.
+    levels, rescaled
+        What becomes of its grey values, and of its pixel size; None where they stay.
+    weights, settings
+        The model.
+    part
+        The part of the stack that the output shows.
+    products
+        What to write, by the names in `PRODUCTS`.
+    folder
+        In which the output is made.
+    """
+
+    source: str
+    spacing: Spacing
+    levels: Levels | None
+    rescaled: Spacing | None
+    weights: Path
+    settings: Settings
+    part: Part
+    products: tuple[str, ...]
+    folder: Path
+
+    def seen(self, scan: Scan) -> Scan:
+        """Return the stack as the model is to see it."""
+        if self.levels:
+            scan = Regraded(scan, self.levels)
+        return Resampled(scan, self.rescaled) if self.rescaled else scan
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """Return what the products are written to."""
+        return {name: ome.open_level(self.folder / f"{name}.zarr") for name in self.products}
+
+    def open(self) -> Work:
+        """Return the work; raises `InputError` where a file cannot be seen from here."""
+        for path in (self.folder, self.weights):
+            if not path.exists():
+                found = f"no such file on {socket.gethostname()}"
+                raise InputError(path, found, "what all workers see", "use a file system that they share")
+        whole = scans.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
+        predictor = Predictor(unet.load_model(self.weights), self.settings)
+        prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
+        return Work(prediction, self.part, self.arrays(), Partial(self.folder))
+
+
+def here(work: Work) -> None:
+    """Predict the missing blocks in this process."""
+    runs = work.missing()
+    with _progress(work, runs) as bar:
+        for run in runs:
+            work.do(run, bar.update)
+
+
+def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
+    total, missing = math.prod(work.part.shape), sum(math.prod(block.shape) for run in runs for block in run)
+    return tqdm(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True)
+
+
+def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int | None = None) -> None:
+    """Predict the missing blocks on the workers of a Dask cluster, or on that many processes of this machine.
+
+    Workers may come and go. What one was working on when it died is given to another.
+
+    Raises
+    ------
+    InputError
+        The scheduler or its workers do not answer, a worker lacks mitoflow or does not see the files, or a block was
+        the last of several workers.
+    """
+    from distributed import KilledWorker, as_completed
+    from distributed.client import FutureCancelledError
+
+    runs = work.missing()
+    portions = [run[first : first + TOGETHER] for run in runs for first in range(0, len(run), TOGETHER)]
+    with _progress(work, runs) as bar, _client(address, workers) as client:
+        try:
+            futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
+            for future in as_completed(futures):
+                bar.update(future.result())
+        except KilledWorker as error:
+            found = f"a block of which every worker died ({error})"
+            remedy = "give them more memory; their logs say why"
+            raise InputError("--dask", found, "workers that live", remedy) from None
+        except FutureCancelledError:
+            remedy = "look after it, and give the command again: it goes on where it was"
+            raise InputError("--dask", "a scheduler that went away", "one that stays", remedy) from None
+        except ModuleNotFoundError as error:
+            found, remedy = f"workers without {error.name}", "install the same version of mitoflow on every worker"
+            raise InputError("--dask", found, "mitoflow on every worker", remedy) from None
+    for name in job.products:
+        ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
+
+
+@contextmanager
+def _client(address: str | None, workers: int | None) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    if address is None:
+        threads = str(max(1, len(os.sched_getaffinity(0)) // (workers or 1)))
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
+        own = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+            env=quiet,
+        )
+        with own, Client(own) as client:
+            yield client
+        return
+    try:
+        client = Client(address, timeout=PATIENCE)
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        found = f"{address}, where no scheduler with a worker answers ({error})"
+        remedy = "start `dask scheduler` and `dask worker`"
+        raise InputError("--dask", found, "the address of a Dask scheduler, such as tcp://host:8786", remedy) from None
+    with client:
+        yield client
+
+
+_at_hand: list[tuple[Job, Work]] = []  # the last job of a worker, with its model loaded
+
+
+def _do(job: Job, blocks: Sequence[Part]) -> int:
+    """Predict blocks on a worker, and return how many voxels were missing."""
+    if not _at_hand or _at_hand[0][0] != job:
+        _at_hand[:] = [(job, job.open())]
+    done: list[int] = []
+    _at_hand[0][1].do(blocks, done.append)
+    return sum(done)

@@ -1,0 +1,195 @@
+"""The blocks of an output, and who predicts them: a real Dask scheduler with real worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tifffile
+
+from mitoflow import jobs, ome, prediction, unet
+from mitoflow.errors import InputError
+from mitoflow.inference import Predictor, Settings
+from mitoflow.jobs import Part
+from mitoflow.prediction import Request
+
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
+STACK = np.random.default_rng(0).integers(0, 256, (100, 64, 72), np.uint8)
+ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stack, a network and its settings."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "params.yaml").touch()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    network = unet.build_unet(depth=1, base_width=2, channels=3)
+    unet.save_model(network, folder / "unet.keras")
+    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
+    replace(SETTINGS, threshold=middle).write(folder / "inference.yaml")
+    tifffile.imwrite(folder / "cell.tif", STACK)
+    return folder
+
+
+@pytest.fixture
+def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_blocks_cover_an_output_once_in_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ome, "CHUNK", 16)
+    for shape in [(1, 1, 1), (8, 80, 81), (17, 100, 250), (3, 16, 2000)]:
+        owners = np.zeros(shape, np.uint8)
+        names = set()
+        for column in jobs.columns(shape, 95):
+            for block in column:
+                owners[block.place] += 1
+                names.add(block.name)
+                assert max(block.shape[1:]) <= 80
+                assert not any(start % 16 for start in (block.box[0], block.box[2]))
+        assert (owners == 1).all()
+        assert len(names) == sum(map(len, jobs.columns(shape, 95)))
+
+
+def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
+    (column,) = jobs.columns((60, 9, 9), 1)
+    done = {"0-0-0", "24-0-0", "32-0-0"}
+    runs = [[block.slices.start for block in run] for run in jobs.missing_runs(column, done.__contains__)]
+    assert runs == [[8, 16], [40, 48, 56]]
+
+
+def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
+    """Only the slices that a map needs are held: a stack of any depth, of which each slice is read twice at most."""
+    reads: list[int] = []
+
+    class Endless:
+        axes, shape, dtype, spacing = "zyx", (10**6, 64, 72), np.dtype(np.uint8), {}
+
+        def read(self, z: int, box: tuple[int, int, int, int]) -> np.ndarray:
+            reads.append(z)
+            return STACK[z % 100, box[0] : box[1], box[2] : box[3]]
+
+        def state(self) -> list[object]:
+            return []
+
+    predictor = Predictor.load(project / "unet.keras", project / "inference.yaml")
+    maps = jobs.Prediction(Endless(), (64, 72), predictor).maps(Part(range(10**6), (0, 64, 0, 72)))
+    for _ in range(5):
+        next(maps)
+    assert reads == list(range(7)), "one slice of context and one of the median ahead"
+
+
+def masks(**asked: object) -> np.ndarray:
+    request = Request("cell.tif", Path("mask.ome.zarr"), "unet.keras", **asked)  # type: ignore[arg-type]
+    prediction.predict(request, print)
+    return np.asarray(ome.open_multiscale(Path("mask.ome.zarr")).array[:])
+
+
+@pytest.fixture
+def scheduler(here: Path) -> Iterator[str]:
+    """A Dask scheduler on loopback; the address is in the file that it writes."""
+    with started("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "where.json"):
+        until(lambda: Path("where.json").exists() and Path("where.json").read_text().endswith("}"))
+        yield json.loads(Path("where.json").read_text())["address"]
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Dask process, and kill it in the end if it still lives."""
+    command = [sys.executable, "-m", "dask", *arguments]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Start a worker that reads slowly, so that there is time to kill it."""
+    Path("slow.py").write_text(
+        "import time\n"
+        "from mitoflow import scans\n"
+        "def slowly(*arguments, read=scans.TiffScan.read):\n"
+        "    time.sleep(0.02)\n"
+        "    return read(*arguments)\n"
+        "scans.TiffScan.read = slowly\n"
+    )
+    where = ("--host", "127.0.0.1", "--preload", str(Path("slow.py").absolute()))
+    return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", *where)
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_worker_that_is_killed_costs_its_block(here: Path, scheduler: str) -> None:
+    expected = masks()
+    shutil.rmtree("mask.ome.zarr")
+    done = Path(".mask.ome.zarr.partial/done")
+    with worker(scheduler) as first, worker(scheduler):
+        command = [
+            sys.executable,
+            "-m",
+            "mitoflow.cli",
+            "predict",
+            "cell.tif",
+            "mask.ome.zarr",
+            "--model",
+            "unet.keras",
+        ]
+        predicting = subprocess.Popen([*command, "--dask", scheduler], env=ENVIRONMENT)
+        until(lambda: done.exists() and len(list(done.iterdir())) >= 2)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert len(list(done.iterdir())) < 13, "there is work left for the other one"
+        assert predicting.wait(timeout=240) == 0
+    np.testing.assert_array_equal(ome.open_multiscale(Path("mask.ome.zarr")).array[:], expected)
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_workers_of_this_machine_predict_the_same(here: Path) -> None:
+    alone = masks()
+    np.testing.assert_array_equal(masks(workers=2, overwrite=True), alone)
+
+
+def test_a_scheduler_that_does_not_answer_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE", 1)
+    with pytest.raises(InputError, match="--dask: found tcp://127.0.0.1:9, where no scheduler with a worker answers"):
+        masks(dask="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match="--dask: found nonsense://x, where no scheduler"):
+        masks(dask="nonsense://x")
+    with pytest.raises(InputError, match="--workers: found --dask too"):
+        masks(dask="tcp://127.0.0.1:9", workers=2)
+    assert not Path(".mask.ome.zarr.partial").exists()
+
+
+def test_a_scheduler_without_workers_is_one_line(here: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PATIENCE", 2)
+    with pytest.raises(InputError, match="where no scheduler with a worker answers"):
+        masks(dask=scheduler)
+
+
+def test_a_worker_that_does_not_see_the_files_says_so(here: Path) -> None:
+    part = Part(range(2), (0, 64, 0, 72))
+    job = jobs.Job("cell.tif", {}, None, None, Path("unet.keras"), SETTINGS, part, ("mask",), here / "absent")
+    with pytest.raises(InputError, match="absent: found no such file on .*, expected what all workers see"):
+        job.open()
