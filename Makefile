@@ -49,6 +49,10 @@ bench: $(VENV)/installed-bench  ## measure speed and memory against the baseline
 ui: $(VENV)/installed  ## open MLflow: runs, artifacts and the model registry
 	@mitoflow ui
 
+.PHONY: serve
+serve: $(VENV)/installed  ## answer HTTP requests with masks by the champion
+	@mitoflow serve
+
 .PHONY: lock
 lock:  ## resolve pyproject.toml again into the lock files (needs uv)
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \

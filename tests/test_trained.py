@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from mitoflow import domain, lineage, registry, store, tracking, trained, unet, workspace
+from mitoflow import domain, lineage, registry, serving, store, tracking, trained, unet, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.inference import Settings
@@ -69,6 +69,11 @@ def test_every_name_of_a_version_means_it(here: Path) -> None:
         assert model.lineage["model_sha256"] == lineage.file_sha256(MODEL)
         assert "platform" not in model.lineage
         np.testing.assert_array_equal(model.predictor.probabilities(SLICES), wanted)
+
+
+def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
+    model = trained.find("1")
+    np.testing.assert_array_equal(serving.load(model).predict(SLICES), model.predictor.masks(SLICES))
 
 
 def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> None:

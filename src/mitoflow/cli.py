@@ -330,6 +330,24 @@ def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -
 
 
 @mitoflow.command()
+@click.option("--model", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; by default for this machine alone."
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
+@click.option("--largest", type=click.IntRange(min=1), default=100, show_default=True, help="MiB of a request.")
+def serve(model: str | None, host: str, port: int, largest: int) -> None:
+    """Answer HTTP requests with masks: JSON or TIFF to /invocations.
+
+    The model is the champion, or the pretrained one where there is no champion yet.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from mitoflow import serving
+
+    serving.serve(model, host, port, largest * 2**20)
+
+
+@mitoflow.command()
 @click.argument("what", metavar="VERSION|FILE")
 def lineage(what: str) -> None:
     """Tell where a version, a .keras file or a mask comes from."""

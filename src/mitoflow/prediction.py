@@ -122,7 +122,9 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f"{name}_{what}{dot}{endings}")
 
 
-def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedModel:
+def predict(
+    request: Request, tell: Callable[[str], object], model: trained.TrainedModel | None = None
+) -> trained.TrainedModel:
     """Predict a stack and return the model that did.
 
     A process that was killed is continued by the same request, at the first block that is missing.
@@ -133,6 +135,8 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         What is asked for.
     tell
         Told what a person should know besides, a line at a time.
+    model
+        The model, where it was found before.
 
     Raises
     ------
@@ -144,7 +148,7 @@ def predict(request: Request, tell: Callable[[str], object]) -> trained.TrainedM
         raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
     whole = scans.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     part = parse_roi(request.roi, whole)
-    model = trained.find(request.model)
+    model = model or trained.find(request.model)
     settings = model.predictor.settings
     settings = replace(
         settings,

@@ -5,13 +5,16 @@ MLflow runs the file when it loads the model ("models from code"); `mitoflow.reg
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from mitoflow.errors import InputError
 from mitoflow.inference import Predictor
 
 
@@ -20,13 +23,26 @@ class Segmenter(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the U-Net and its settings from the model's artifacts."""
+        self._alone = threading.Lock()
         self._predictor = Predictor.load(Path(context.artifacts["model"]), Path(context.artifacts["settings"]))
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model knows."""
-        return self._predictor.masks(model_input)
+        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model knows.
+
+        Threads wait for each other, because one prediction keeps all cores busy.
+
+        Raises
+        ------
+        MlflowException
+            The slices cannot be used; the message says why.
+        """
+        try:
+            with self._alone:
+                return self._predictor.masks(model_input)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
 set_model(Segmenter())

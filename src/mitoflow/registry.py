@@ -154,7 +154,7 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
     return _verdict(version) if version else None
 
 
-def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: Path) -> None:
+def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
     """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
 
     It takes slices (N, Y, X) of any size, uint8 for a model of 8 bits and uint16 for one of more, and returns masks
@@ -169,10 +169,11 @@ def pack(folder: Path, evaluation: Evaluation, model_path: Path, settings_path: 
     slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
     package = Path(__file__).parent
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
-        evaluated = Path(beside) / EVALUATION
-        evaluation.write(evaluated)
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
-        carried = {"model": model_path, "settings": settings_path, "evaluation": evaluated}
+        carried = {"model": model_path, "settings": settings_path}
+        if evaluation:
+            carried["evaluation"] = Path(beside) / EVALUATION
+            evaluation.write(carried["evaluation"])
         if (domain := settings_path.with_name(DOMAIN)).is_file():
             carried["domain"] = domain
         pyfunc.save_model(
