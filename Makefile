@@ -53,6 +53,10 @@ ui: $(VENV)/installed  ## open MLflow: runs, artifacts and the model registry
 serve: $(VENV)/installed  ## answer HTTP requests with masks by the champion
 	@mitoflow serve
 
+.PHONY: app
+app: $(VENV)/installed  ## open a page: drop an image, look at its mask
+	@mitoflow app
+
 .PHONY: lock
 lock:  ## resolve pyproject.toml again into the lock files (needs uv)
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \

@@ -348,6 +348,37 @@ def serve(model: str | None, host: str, port: int, largest: int) -> None:
 
 
 @mitoflow.command()
+@click.option("--model", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for other machines too.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="MiB of a file.")
+def app(model: str | None, host: str, port: int, largest: int) -> None:
+    """Open a page that shows masks of dropped images.
+
+    The model is the champion, or the pretrained one where there is no champion yet.
+    """
+    from mitoflow import trained
+
+    trained.find(model)  # what is wrong with it is better said here than on the page
+    page = str(Path(__file__).with_name("app.py"))
+    options = {
+        "server.address": host,
+        "server.port": port,
+        "server.maxUploadSize": largest,
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",
+        "client.toolbarMode": "viewer",
+        "browser.gatherUsageStats": "false",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    click.echo(f"http://{host}:{port}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    command = [sys.executable, "-m", "streamlit", "run", page, *flags, "--", *([model] if model else [])]
+    os.execv(sys.executable, command)
+
+
+@mitoflow.command()
 @click.argument("what", metavar="VERSION|FILE")
 def lineage(what: str) -> None:
     """Tell where a version, a .keras file or a mask comes from."""

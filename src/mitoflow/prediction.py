@@ -41,6 +41,7 @@ SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by,
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
 TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
+Voxels = zarr.Array[Any] | np.ndarray
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
 
@@ -333,32 +334,48 @@ def _tell_apart(
     making: Partial,
     tell: Callable[[str], object],
 ) -> None:
-    """Give each mitochondrion of a mask a label, and measure it."""
-    spacing = description.spacing
-    voxel_size = (spacing["z"], spacing["y"], spacing["x"]) if {*"zyx"} <= spacing.keys() else None
-    if voxel_size is None and len(part.slices) > 1:
+    """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
+    if "z" not in description.spacing and len(part.slices) > 1:
         tell("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
-    labels = ome.create_multiscale(
-        making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), 1 if ome.is_tiff(request.output) else DEPTH
-    )
+    depth = 1 if ome.is_tiff(request.output) else DEPTH
+    labels = ome.create_multiscale(making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
+    with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
+        measured = tell_apart(mask, labels, description.spacing, bar.update)
+    if request.table:
+        measured.write(making.folder / "mitochondria.csv")
+        measured.write_totals(making.folder / "totals.csv")
+        tell(_told(measured))
 
-    def read(array: zarr.Array[Any], region: Region) -> np.ndarray:
+
+def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable[[int], object]) -> Measurements:
+    """Give each mitochondrion of a mask a label, and measure it, block by block.
+
+    Parameters
+    ----------
+    mask
+        (Z, Y, X) or (Y, X), 0 for background.
+    labels
+        Of the same shape; they are written here. See `mitoflow.separation.Separation.write`.
+    spacing
+        See `mitoflow.spacing.Spacing`; without one of the axes, voxels are counted.
+    advance
+        Told voxels as they are labelled.
+    """
+    shape: Shape = (1, *mask.shape)[-3:]  # type: ignore[assignment]
+    voxel_size = (spacing["z"], spacing["y"], spacing["x"]) if {*"zyx"} <= spacing.keys() else None
+
+    def read(array: Voxels, region: Region) -> np.ndarray:
         return np.asarray(array[region[-array.ndim :]]).reshape(shape_of(region))
 
     def write(region: Region, named: np.ndarray) -> None:
         labels[region[-labels.ndim :]] = named.reshape(named.shape[-labels.ndim :])
-        bar.update(named.size)
+        advance(named.size)
 
-    separation = Separation(lambda region: read(mask, region) > 0, part.shape, voxel_size=voxel_size, block=TOLD_APART)
-    with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        unsplit = separation.write(write)
-    if request.table:
-        measured = measurements.measure(
-            lambda region: read(labels, region), part.shape, voxel_size=voxel_size, unsplit=unsplit, block=TOLD_APART
-        )
-        measured.write(making.folder / "mitochondria.csv")
-        measured.write_totals(making.folder / "totals.csv")
-        tell(_told(measured))
+    separation = Separation(lambda region: read(mask, region) > 0, shape, voxel_size=voxel_size, block=TOLD_APART)
+    unsplit = separation.write(write)
+    return measurements.measure(
+        lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=TOLD_APART
+    )
 
 
 def _told(measured: Measurements) -> str:
