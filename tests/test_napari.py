@@ -1,0 +1,125 @@
+"""The widget in a real napari, whose windows nobody sees."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+import keras
+import npe2
+import numpy as np
+import pytest
+import tifffile
+from napari.components import ViewerModel
+from napari.layers import Image, Labels, Layer
+from qtpy.QtWidgets import QApplication
+
+from mitoflow import napari_widget, ome, separation, unet
+from mitoflow.inference import Predictor, Settings
+from mitoflow.prediction import Request, predict
+
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
+STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").touch()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    network = unet.build_unet(depth=1, base_width=2, channels=3)
+    unet.save_model(network, tmp_path / "unet.keras")
+    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
+    replace(SETTINGS, threshold=middle).write(tmp_path / "inference.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def expected(folder: Path) -> np.ndarray:
+    return Predictor.load(folder / "unet.keras", folder / "inference.yaml").masks(STACK)
+
+
+@pytest.fixture(scope="module")
+def application() -> QApplication:
+    return QApplication.instance() or QApplication([])
+
+
+def press(application: QApplication, **asked: object) -> tuple[list[tuple[np.ndarray, dict[str, Any], str]], list[str]]:
+    """Open the widget, choose, press the button and wait; gives the layers that come back, or what went wrong."""
+    made: list[tuple[np.ndarray, dict[str, Any], str]] = []
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(napari_widget, "show_error", told.append)
+        worker = napari_widget.widget()(model="unet.keras", **asked)
+        worker.returned.connect(made.extend)
+        for _ in range(3000):
+            application.processEvents()
+            if made or told:
+                break
+            application.thread().msleep(20)
+    return made, told
+
+
+def test_napari_knows_the_widget() -> None:
+    plugins = npe2.PluginManager.instance()
+    plugins.discover()
+    (described,) = plugins.get_manifest("mitoflow").contributions.widgets or []
+    assert described.display_name == "Segment mitochondria"
+    assert described.exec is not None
+    assert plugins.commands.get(described.command) is napari_widget.widget
+
+
+def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.ndarray) -> None:
+    image = Image(STACK, name="cell", scale=(30, 4, 4), units=("nm", "nm", "nm"))
+    ((data, about, kind),), _ = press(application, image=image)
+    labels = Layer.create(data, about, kind)
+    assert (labels.name, type(labels)) == ("cell mitochondria", Labels)
+    np.testing.assert_array_equal(labels.data, expected)
+    np.testing.assert_array_equal(labels.scale, image.scale)
+    assert labels.units == image.units
+    assert labels.metadata[ome.LINEAGE]["model"] == "unet.keras"
+    assert napari_widget.voxel_size(image) == {"z": 30, "y": 4, "x": 4}
+    assert napari_widget.voxel_size(Image(STACK)) == {}
+
+
+def test_each_mitochondrion_of_a_file_gets_a_label(
+    application: QApplication, expected: np.ndarray, folder: Path
+) -> None:
+    tifffile.imwrite(folder / "cell.tif", STACK)
+    (image,) = ViewerModel().open(folder / "cell.tif", plugin="napari")
+    assert napari_widget._file_of(image, folder) == str(folder / "cell.tif"), "it is not copied"
+    ((data, _, _),), _ = press(application, image=image, instances=True)
+    apart = np.zeros(expected.shape, np.uint32)
+    separation.Separation(lambda region: expected[region] > 0, expected.shape).write(apart.__setitem__)
+    np.testing.assert_array_equal(data, apart)
+
+
+def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
+    tifffile.imwrite(folder / "cell.tif", STACK)
+    predict(Request("cell.tif", Path("mask.ome.zarr"), "unet.keras"), print)
+    layers = ViewerModel().open("mask.ome.zarr", plugin="napari")
+    np.testing.assert_array_equal(
+        np.asarray(layers[0].data[0] if layers[0].multiscale else layers[0].data), 255 * expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("voxels", "said"),
+    [
+        (np.zeros((64, 64), np.float32), "float"),
+        (np.zeros((64, 64, 3), np.uint8), "greyscale"),
+        (np.zeros((2, 2, 64, 64), np.uint8), "greyscale"),
+    ],
+)
+def test_a_layer_that_cannot_be_used_is_told(
+    application: QApplication, folder: Path, voxels: np.ndarray, said: str
+) -> None:
+    made, (line,) = press(application, image=Image(voxels, name="odd", rgb=voxels.shape[-1] == 3))
+    assert made == []
+    assert said in line
+    assert "\n" not in line
