@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-import keras
 import numpy as np
 import pytest
 import tifffile
@@ -24,10 +21,10 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mitoflow import ome, unet
+from mitoflow import ome
 from mitoflow.inference import Predictor, Settings
+from tests.parts import PATIENCE, free_port, until, write_model
 
-PATIENCE = 120  # seconds for the page to show something; two workers share the machine
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
 STACK = np.random.default_rng(0).integers(0, 256, (5, 64, 80), np.uint8)
 
@@ -35,13 +32,7 @@ STACK = np.random.default_rng(0).integers(0, 256, (5, 64, 80), np.uint8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    (folder / "params.yaml").touch()
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=3)
-    unet.save_model(network, folder / "unet.keras")
-    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
-    replace(SETTINGS, threshold=middle).write(folder / "inference.yaml")
+    write_model(folder, SETTINGS, STACK)
     tifffile.imwrite(folder / "cell.tif", STACK)
     (folder / "broken.tif").write_bytes(b"II*\x00 and then nothing of use")
     return folder
@@ -50,14 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path, browser: WebDriver) -> Iterator[WebDriver]:
     """The page, open in the browser, with a stack uploaded."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mitoflow.cli", "app", "--model", "unet.keras", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ)
     try:
-        wait(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health"), (folder / "log").read_text)
+        until(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health"), (folder / "log").read_text)
         browser.execute_cdp_cmd(
             "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder / "home")}
         )
@@ -77,15 +66,8 @@ def _answers(address: str) -> bool:
         return False
 
 
-def wait(true: Callable[[], object], why: Callable[[], str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, why()
-        time.sleep(0.2)
-
-
 def upload(browser: WebDriver, path: Path) -> None:
-    wait(lambda: browser.find_elements(By.CSS_SELECTOR, "input[type=file]"), lambda: browser.page_source)
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, "input[type=file]"), lambda: browser.page_source)
     browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
 
 
@@ -116,7 +98,7 @@ def share(text: str) -> float:
 def download(browser: WebDriver, folder: Path, label: str, name: str) -> Path:
     button = next(b for b in browser.find_elements(By.TAG_NAME, "button") if label in b.text)
     button.click()
-    wait((folder / "home" / name).exists, lambda: f"{list((folder / 'home').glob('*'))}")
+    until((folder / "home" / name).exists, lambda: f"{list((folder / 'home').glob('*'))}")
     return folder / "home" / name
 
 
@@ -140,7 +122,7 @@ def test_a_stack_is_looked_at(page: WebDriver, folder: Path) -> None:
 def test_a_threshold_is_moved_and_the_mask_taken_home(page: WebDriver, folder: Path) -> None:
     before = share(shown(page, "is mitochondria"))
     move(page, "Threshold", Keys.ARROW_RIGHT, 2)
-    wait(lambda: share(shown(page, "is mitochondria")) < before, lambda: "the share stays")
+    until(lambda: share(shown(page, "is mitochondria")) < before, lambda: "the share stays")
     threshold = float(slider(page, "Threshold").get_attribute("value") or "nan")
     time.sleep(1)  # the last step of the slider may still be on its way
     mask = download(page, folder, "Mask", "cell_mitochondria.tif")

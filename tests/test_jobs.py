@@ -8,22 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import jobs, ome, prediction, unet
+from mitoflow import jobs, ome, prediction
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 from mitoflow.jobs import Part
 from mitoflow.prediction import Request
+from tests.parts import until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (100, 64, 72), np.uint8)
@@ -34,13 +32,7 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREAD
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a stack, a network and its settings."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "params.yaml").touch()
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=3)
-    unet.save_model(network, folder / "unet.keras")
-    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
-    replace(SETTINGS, threshold=middle).write(folder / "inference.yaml")
+    write_model(folder, SETTINGS, STACK)
     tifffile.imwrite(folder / "cell.tif", STACK)
     return folder
 
@@ -132,13 +124,6 @@ def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     )
     where = ("--host", "127.0.0.1", "--preload", str(Path("slow.py").absolute()))
     return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", *where)
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_worker_that_is_killed_costs_its_block(here: Path, scheduler: str) -> None:

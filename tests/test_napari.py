@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import keras
 import npe2
 import numpy as np
 import pytest
@@ -18,9 +16,10 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 from qtpy.QtWidgets import QApplication
 
-from mitoflow import napari_widget, ome, separation, unet
+from mitoflow import napari_widget, ome, separation
 from mitoflow.inference import Predictor, Settings
 from mitoflow.prediction import Request, predict
+from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
 STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
@@ -28,13 +27,7 @@ STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "params.yaml").touch()
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=3)
-    unet.save_model(network, tmp_path / "unet.keras")
-    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
-    replace(SETTINGS, threshold=middle).write(tmp_path / "inference.yaml")
+    write_model(tmp_path, SETTINGS, STACK)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

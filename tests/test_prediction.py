@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -21,9 +20,10 @@ import tifffile
 import zarr
 from PIL import Image
 
-from mitoflow import cli, domain, jobs, ome, prediction, separation, unet, volumes
+from mitoflow import cli, domain, jobs, ome, prediction, separation, volumes
 from mitoflow.inference import Predictor, Settings
 from mitoflow.jobs import Part
+from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -44,13 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     (folder / "params.yaml").touch()
     (folder / "model").mkdir()
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=3)
-    unet.save_model(network, folder / "model/unet.keras")
-    # Noise predicts as noise: the threshold lies where half of it is mitochondrion.
-    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
-    replace(SETTINGS, threshold=middle).write(folder / "model/inference.yaml")
+    write_model(folder / "model", SETTINGS, STACK[:3])
     seen = domain.look_at([volumes.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
     seen.write(folder / "model/domain.yaml")
     tifffile.imwrite(folder / "cell.ome.tif", STACK, metadata=KNOWN)

@@ -8,20 +8,18 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import ome, unet
+from mitoflow import ome
 from mitoflow.inference import Predictor, Settings
+from tests.parts import free_port, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (6, 64, 80), np.uint8)
@@ -42,6 +40,11 @@ class Server:
         return answer.status, dict(answer.getheaders()), answer.read()
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def tiff(voxels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, voxels)
@@ -51,13 +54,7 @@ def tiff(voxels: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    (folder / "params.yaml").touch()
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=3)
-    unet.save_model(network, folder / "unet.keras")
-    middle = float(np.median(Predictor(network, SETTINGS).probabilities(STACK[:3])))
-    replace(SETTINGS, threshold=middle).write(folder / "inference.yaml")
+    write_model(folder, SETTINGS, STACK)
     return folder
 
 
@@ -68,20 +65,14 @@ def expected(folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["serve", "--model", "unet.keras", "--port", str(port), "--largest", "1"]
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "mitoflow.cli", *arguments]
         with subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ) as process:
             try:
-                for _ in range(600):
-                    with socket.socket() as client:
-                        if client.connect_ex(("127.0.0.1", port)) == 0:
-                            break
-                    assert process.poll() is None, (folder / "log").read_text()
-                    time.sleep(0.2)
+                until(lambda: process.poll() is not None or _listens(port), (folder / "log").read_text)
+                assert process.poll() is None, (folder / "log").read_text()
                 yield Server(port, folder / "log")
             finally:
                 process.terminate()

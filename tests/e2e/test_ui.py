@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.parts import free_port
+
 from .conftest import Project, copy_project
 
 PATIENCE = 90  # seconds for a page; two workers share the machine
@@ -28,9 +29,7 @@ def project(finished_project: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def address(project: Project) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = (project.folder / "ui.log").open("w")
     server = subprocess.Popen(
         ["mitoflow", "ui", "--port", str(port)],
