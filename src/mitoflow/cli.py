@@ -348,6 +348,18 @@ def serve(model: str | None, host: str, port: int, largest: int) -> None:
 
 
 @mitoflow.command()
+@click.argument("prediction")
+@click.argument("truth")
+def score(prediction: str, truth: str) -> None:
+    """Compare a mask, or labels, with one that was drawn."""
+    from mitoflow import scoring
+
+    scores = scoring.score(prediction, truth)
+    told = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
+    _print_table([], told)
+
+
+@mitoflow.command()
 @click.option("--model", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for other machines too.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)

@@ -1,0 +1,77 @@
+"""How a mask compares with one that somebody drew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mitoflow import boundary, instances, metrics, ome, scans
+from mitoflow.errors import InputError
+
+
+def score(prediction: str, truth: str) -> dict[str, float]:
+    """Return the scores of a mask or of labels against the truth; both are read into memory.
+
+    Parameters
+    ----------
+    prediction, truth
+        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion. Where there are
+        more values than one besides, each is an instance; else the connected components are.
+
+    Returns
+    -------
+    scores
+        Of voxels: ``dice``, ``iou``, ``precision``, ``recall``; of boundaries, see `mitoflow.boundary`:
+        ``boundary_f1``, ``error_near_boundary``; of instances at an IoU of 0.5 and 0.75: ``instance_precision_50`` and
+        so on, and ``panoptic_quality``; ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or they differ in size.
+    """
+    predicted, true = (_read(path) for path in (prediction, truth))
+    if predicted.shape != true.shape:
+        found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
+        raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
+    voxels = metrics.count(true > 0, predicted > 0).sum(axis=0)
+    outlines = boundary.count(true > 0, predicted > 0).sum(axis=0)
+    matching = instances.match(_labels(true), _labels(predicted))
+    of_instances = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.dice}
+    objects = {percent: matching.objects(percent / 100).sum(axis=0) for percent in (50, 75)}
+    return {
+        **{name: float(getattr(metrics, name)(voxels)) for name in ("dice", "iou", "precision", "recall")},
+        "boundary_f1": float(boundary.f1(outlines)),
+        "error_near_boundary": float(boundary.near_share(outlines)),
+        **{
+            f"instance_{name}_{percent}": float(rate(summed))
+            for percent, summed in objects.items()
+            for name, rate in of_instances.items()
+        },
+        "panoptic_quality": float(instances.panoptic_quality(objects[50])),
+        "volume_fraction": float((predicted > 0).mean()),
+        "true_volume_fraction": float((true > 0).mean()),
+        "instances": matching.predicted_instances,
+        "true_instances": matching.true_instances,
+    }
+
+
+def _read(source: str) -> NDArray[Any]:
+    """Return (Z, Y, X) unsigned integers; labels may need more bits than a scan has."""
+    if ome.is_zarr(Path(source)):
+        array = ome.open_multiscale(Path(source)).array
+        if array.dtype.kind != "u" or array.ndim not in (2, 3):
+            found = f"{array.dtype} voxels of {array.ndim} axes"
+            raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
+        return np.asarray(array[:]).reshape((1, *array.shape)[-3:])
+    scan = scans.open_scan(source)
+    depth, height, width = scan.shape
+    return np.stack([scan.read(z, (0, height, 0, width)) for z in range(depth)])
+
+
+def _labels(voxels: NDArray[Any]) -> NDArray[Any]:
+    low, high = (np.min(voxels, where=voxels > 0, initial=np.iinfo(voxels.dtype).max), voxels.max())
+    return instances.label((voxels > 0).astype(np.uint8)) if low >= high else voxels

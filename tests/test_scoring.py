@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from mitoflow import ome, scoring
+from mitoflow.errors import InputError
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> np.ndarray:
+    """Two cubes."""
+    truth = np.zeros((16, 64, 64), np.uint8)
+    truth[2:10, 8:16, 8:16] = 255
+    truth[2:10, 40:48, 40:48] = 255
+    tifffile.imwrite(tmp_path / "truth.tif", truth)
+    return truth
+
+
+def test_a_mask_is_compared_by_voxels_and_components(tmp_path: Path, truth: np.ndarray) -> None:
+    mask = truth.copy()
+    mask[2:10, 40:48, 44:48] = 0
+    mask[12:14, 30:34, 30:34] = 255
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "truth.tif"))
+    hit, missed, added = 512 + 256, 256, 32
+    assert scores["dice"] == pytest.approx(2 * hit / (2 * hit + missed + added))
+    assert scores["iou"] == pytest.approx(hit / (hit + missed + added))
+    assert (scores["instances"], scores["true_instances"]) == (3, 2)
+    assert (scores["instance_precision_50"], scores["instance_recall_50"]) == (pytest.approx(1 / 3), 0.5)
+    assert scores["instance_f1_75"] == pytest.approx(2 / 5)
+    assert scores["panoptic_quality"] == pytest.approx(1 / 2.5)
+    assert scores["volume_fraction"] == pytest.approx((hit + added) / truth.size)
+    assert 0 < scores["error_near_boundary"] < 1
+
+
+def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None:
+    labels = np.where(truth > 0, 70_000, 0).astype(np.uint32)
+    labels[2:10, 8:16, 12:16] = 70_001  # half of a cube; the other half goes with the other cube
+    array = ome.create_multiscale(tmp_path / "labels.ome.zarr", labels.shape, labels.dtype, 8)
+    array[:] = labels
+    ome.finish_multiscale(tmp_path / "labels.ome.zarr", ome.Description("zyx"))
+    scores = scoring.score(str(tmp_path / "labels.ome.zarr"), str(tmp_path / "truth.tif"))
+    assert (scores["dice"], scores["instances"], scores["instance_precision_50"]) == (1, 2, 0.5)
+
+
+def test_nothing_against_nothing_is_perfect(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "empty.tif", np.zeros((64, 64), np.uint8))
+    scores = scoring.score(str(tmp_path / "empty.tif"), str(tmp_path / "empty.tif"))
+    assert (scores["dice"], scores["instances"], scores["panoptic_quality"]) == (1, 0, 1)
+
+
+def test_another_size_is_one_line(tmp_path: Path, truth: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "short.tif", truth[1:])
+    with pytest.raises(InputError, match="short.tif: found 15 x 64 x 64 voxels, expected 16 x 64 x 64, as in"):
+        scoring.score(str(tmp_path / "short.tif"), str(tmp_path / "truth.tif"))
+
+
+def test_probabilities_are_refused(tmp_path: Path, truth: np.ndarray) -> None:
+    array = ome.create_multiscale(tmp_path / "p.ome.zarr", truth.shape, np.dtype(np.float32), 8)
+    array[:] = 0.5
+    ome.finish_multiscale(tmp_path / "p.ome.zarr", ome.Description("zyx"))
+    with pytest.raises(InputError, match="found float32 voxels of 3 axes, expected a mask or labels"):
+        scoring.score(str(tmp_path / "p.ome.zarr"), str(tmp_path / "truth.tif"))
