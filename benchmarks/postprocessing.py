@@ -1,0 +1,93 @@
+"""What is done after the network is worth: `python -m benchmarks.postprocessing MODEL`, in a project with its patches/.
+
+Views that are averaged, the median along z, and the removal of small objects, of one model, on the validation slices
+alone. Every row has the threshold that is best for it. The test part stays closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from tqdm import tqdm
+
+from mitoflow import instances, metrics, trained, workspace
+from mitoflow.inference import VIEWS, Predictor, median_along_z
+from mitoflow.metrics import ProbabilityHistogram
+from mitoflow.patches import Patches, PatchStore
+
+RESULTS = Path(__file__).with_name("results") / "postprocessing.json"
+MEDIANS = (1, 3, 5, 7)
+SMALLEST = (0, 500, 2_000, 8_000)  # voxels of a component that is kept
+
+Stack = tuple[np.ndarray, np.ndarray]  # truth {0, 1} and probability, (Z, Y, X)
+
+
+def predict(predictor: Predictor, validation: Patches) -> list[Stack]:
+    """Return truth and unfiltered probability of each validation stack."""
+    stacks = []
+    for stack, held in validation.ranges.items():
+        maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
+        probability = np.stack([*tqdm(maps, desc=f"{predictor.settings.views} views", total=len(held), unit="slice")])
+        stacks.append((np.stack([validation.mask(stack, z) for z in held]), probability))
+    return stacks
+
+
+def best(stacks: list[Stack]) -> float:
+    """Return the threshold of the highest Dice."""
+    histogram = ProbabilityHistogram()
+    for truth, probability in stacks:
+        for one, other in zip(truth, probability, strict=True):
+            histogram.add(one, other)
+    return histogram.best_threshold()
+
+
+def without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
+    """Return a mask without the components that have fewer voxels."""
+    labels = instances.label(mask.astype(np.uint8))
+    sizes = np.bincount(labels.ravel())
+    kept = sizes >= smallest
+    kept[0] = False
+    return np.asarray(kept[labels])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.postprocessing", description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="as of `mitoflow predict --model`")
+    parser.add_argument("--store", type=Path, default=Path("patches"))
+    parser.add_argument("--into", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    validation = PatchStore.open(options.store).validation
+    model = trained.find(options.model).predictor
+    rows = []
+    for views in sorted(VIEWS):
+        settings = replace(model.settings, views=views)
+        started = time.perf_counter()
+        stacks = predict(Predictor(model.model, settings), validation)
+        seconds = (time.perf_counter() - started) / sum(len(truth) for truth, _ in stacks)
+        for median in MEDIANS:
+            filtered = [(truth, np.stack([*median_along_z(iter(maps), median)])) for truth, maps in stacks]
+            threshold = best(filtered)
+            for smallest in SMALLEST if median == model.settings.median else (0,):
+                masks = [(truth, without_specks(maps >= threshold, smallest)) for truth, maps in filtered]
+                counts = sum(metrics.count(truth, mask).sum(0) for truth, mask in masks)
+                row = {"views": views, "median": median, "smallest": smallest, "threshold": threshold}
+                rows.append(row | {"dice": round(float(metrics.dice(np.asarray(counts))), 4), "seconds": seconds})
+    options.into.parent.mkdir(exist_ok=True)
+    workspace.write_json(options.into, rows)
+    print(
+        "| views | median along z | smallest object, voxels | validation Dice | seconds a slice |\n|---|---|---|---|---|"
+    )
+    for row in rows:
+        print(f"| {row['views']} | {row['median']} | {row['smallest']} | {row['dice']:.4f} | {row['seconds']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
