@@ -82,9 +82,7 @@ def main() -> None:
                 rows.append(row | {"dice": round(float(metrics.dice(np.asarray(counts))), 4), "seconds": seconds})
     options.into.parent.mkdir(exist_ok=True)
     workspace.write_json(options.into, rows)
-    print(
-        "| views | median along z | smallest object, voxels | validation Dice | seconds a slice |\n|---|---|---|---|---|"
-    )
+    print("| views | median along z | smallest object | validation Dice | seconds a slice |\n|---|---|---|---|---|")
     for row in rows:
         print(f"| {row['views']} | {row['median']} | {row['smallest']} | {row['dice']:.4f} | {row['seconds']:.2f} |")
 
