@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mitoflow import ome
+from mitoflow import ome, separation
 from mitoflow.inference import Predictor, Settings
 from tests.parts import PATIENCE, free_port, until, write_model
 
@@ -130,11 +130,14 @@ def test_a_threshold_is_moved_and_the_mask_taken_home(page: WebDriver, folder: P
 
     predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
     expected = np.where(predictor.probabilities(STACK) >= threshold, 255, 0)
-    assert (tifffile.imread(mask) != expected).mean() < 1e-3, "but for voxels at the threshold itself"
+    np.testing.assert_array_equal(tifffile.imread(mask), expected)
     lineage = ome.read_lineage(mask)
-    assert (lineage["model"], lineage["threshold"]) == ("unet.keras", f"{threshold:.2f}")
+    assert (lineage["model"], lineage["threshold"], lineage["input"]) == ("unet.keras", f"{threshold:.2f}", "cell.tif")
     with table.open() as rows:
-        assert all(int(row["volume_voxels"]) >= 500 for row in csv.DictReader(rows))
+        volumes = [int(row["volume_voxels"]) for row in csv.DictReader(rows)]
+    labels = np.zeros(expected.shape, np.uint32)
+    separation.Separation(lambda region: expected[region] > 0, expected.shape).write(labels.__setitem__)
+    assert volumes == np.bincount(labels.ravel())[1:].tolist() != []
 
 
 def test_a_bad_file_is_one_line(page: WebDriver, folder: Path) -> None:

@@ -95,10 +95,18 @@ def masks(**asked: object) -> np.ndarray:
 
 @pytest.fixture
 def scheduler(here: Path) -> Iterator[str]:
-    """A Dask scheduler on loopback; the address is in the file that it writes."""
-    with started("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "where.json"):
-        until(lambda: Path("where.json").exists() and Path("where.json").read_text().endswith("}"))
-        yield json.loads(Path("where.json").read_text())["address"]
+    with scheduling() as (_, address):
+        yield address
+
+
+@contextmanager
+def scheduling() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Start a Dask scheduler on loopback; its address is in the file that it writes."""
+    told = Path("where.json")
+    where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told))
+    with started("scheduler", *where) as process:
+        until(lambda: told.exists() and told.read_text().endswith("}"))
+        yield process, json.loads(told.read_text())["address"]
 
 
 @contextmanager
@@ -129,26 +137,48 @@ def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
 def test_a_worker_that_is_killed_costs_its_block(here: Path, scheduler: str) -> None:
     expected = masks()
     shutil.rmtree("mask.ome.zarr")
-    done = Path(".mask.ome.zarr.partial/done")
+
+    def done() -> int:
+        return len(list(Path(".mask.ome.zarr.partial").glob("*/done/*")))
+
     with worker(scheduler) as first, worker(scheduler):
-        command = [
-            sys.executable,
-            "-m",
-            "mitoflow.cli",
-            "predict",
-            "cell.tif",
-            "mask.ome.zarr",
-            "--model",
-            "unet.keras",
-        ]
-        predicting = subprocess.Popen([*command, "--dask", scheduler], env=ENVIRONMENT)
-        until(lambda: done.exists() and len(list(done.iterdir())) >= 2)
+        arguments = ["cell.tif", "mask.ome.zarr", "--model", "unet.keras", "--dask", scheduler]
+        command = [sys.executable, "-m", "mitoflow.cli", "predict", *arguments]
+        predicting = subprocess.Popen(command, env=ENVIRONMENT)
+        until(lambda: done() >= 2)
         first.send_signal(signal.SIGKILL)
         first.wait()
-        assert len(list(done.iterdir())) < 13, "there is work left for the other one"
+        assert done() < 13, "there is work left for the other one"
         assert predicting.wait(timeout=240) == 0
     np.testing.assert_array_equal(ome.open_multiscale(Path("mask.ome.zarr")).array[:], expected)
     assert not list(Path().rglob("*.partial"))
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_the_rest_is_continued(here: Path) -> None:
+    with scheduling() as (process, address), worker(address):
+        arguments = ["cell.tif", "mask.ome.zarr", "--model", "unet.keras", "--dask", address]
+        command = [sys.executable, "-m", "mitoflow.cli", "predict", *arguments]
+        predicting = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        until(lambda: list(Path(".mask.ome.zarr.partial").glob("*/done/*")))
+        process.kill()
+        _, error = predicting.communicate(timeout=240)
+    assert predicting.returncode == 2, error
+    assert "mitoflow: --dask: found a scheduler that went away" in error
+    assert list(Path(".mask.ome.zarr.partial").glob("*/done/*"))
+
+
+def test_a_worker_does_not_take_one_job_for_another(here: Path) -> None:
+    """Jobs of different requests live in different folders, so that what a worker has at hand is told apart."""
+    folders = []
+    for threshold in (0.3, 0.6):
+        with pytest.MonkeyPatch.context() as seen, pytest.raises(KeyboardInterrupt):
+            seen.setattr(jobs, "here", lambda work, _: (folders.append(work.making.folder), interrupt()))
+            masks(threshold=threshold, overwrite=True)
+    assert len(set(folders)) == 2
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_workers_of_this_machine_predict_the_same(here: Path) -> None:

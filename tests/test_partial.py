@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,32 @@ def test_publishing_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pyte
     assert (output / "0").exists()
     with pytest.raises(InputError, match="p.zarr: found an output that exists.*--overwrite"):
         partial.refuse_existing(tmp_path / "new.zarr", [beside])
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")
+def test_a_table_may_go_to_another_file_system(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        table = Path(elsewhere) / "t.csv"
+        assert table.parent.stat().st_dev != tmp_path.stat().st_dev
+        with making(tmp_path / "o.zarr", {}) as work:
+            (work.folder / "mask.zarr").mkdir()
+            (work.folder / "t.csv").write_text("label")
+            work.publish({table: "t.csv", tmp_path / "o.zarr": "mask.zarr"})
+        assert table.read_text() == "label"
+    assert [path.name for path in tmp_path.iterdir()] == ["o.zarr"]
+
+
+def test_a_straggler_of_an_earlier_request_writes_elsewhere(tmp_path: Path) -> None:
+    output = tmp_path / "o.zarr"
+    with pytest.raises(KeyboardInterrupt), making(output, {"threshold": 0.5}) as old:
+        old.mark("0-0-0")
+        raise KeyboardInterrupt
+    with making(output, {"threshold": 0.9}) as work:
+        (old.folder / "done").mkdir(parents=True)  # as Zarr makes the folders that it writes to
+        old.mark("8-0-0")
+        assert not work.is_done("0-0-0")
+        assert not work.is_done("8-0-0")
+        work.publish({})
 
 
 def test_a_full_disk_tells_whose_it_is(tmp_path: Path) -> None:

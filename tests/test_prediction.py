@@ -192,7 +192,7 @@ cli.main()
     killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not Path(output).exists()
-    assert sorted(path.name for path in Path(f".{output}.partial/done").iterdir()) == ["0-0-0", "8-0-0"]
+    assert sorted(path.name for path in Path(f".{output}.partial").glob("*/done/*")) == ["0-0-0", "8-0-0"]
 
     predicted: list[Part] = []
     maps = jobs.Prediction.maps
@@ -208,7 +208,7 @@ def test_another_request_does_not_continue_what_was_begun(say: Say) -> None:
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prediction.predict(prediction.Request("cell.ome.tif", Path("mask.tif"), "model/unet.keras"), print)
-    assert Path(".mask.tif.partial/done/24-0-0").exists()
+    assert list(Path(".mask.tif.partial").glob("*/done/24-0-0"))
     assert say("cell.ome.tif", "mask.tif", "--threshold", "0.999")[0] == 0
     assert not tifffile.imread("mask.tif").any()
 
@@ -224,6 +224,42 @@ def test_images_of_another_bit_depth_are_brought_to_that_of_training(
     )
     mask = tifffile.imread("mask.tif")
     assert ((mask > 0) == (probabilities >= threshold)).mean() > 0.9
+
+
+def test_single_pixels_above_the_range_are_clipped() -> None:
+    """Of a camera with 12 bits, where one pixel has more: no reason to stop at its block, again and again."""
+    patches = [np.full((64, 64), 4095, np.uint16)]
+    levels = prediction.match_levels(patches, None, 12)
+    assert levels is not None
+    assert levels.only_clips
+    every = np.arange(2**16, dtype=np.uint16)
+    np.testing.assert_array_equal(levels.apply(every), np.minimum(every, 4095))
+    assert prediction.match_levels([np.zeros((4, 4), np.uint16)], None, 16) is None
+    assert prediction.match_levels([np.zeros((4, 4), np.uint8)], None, 8) is None
+
+
+def test_outputs_beside_keep_the_name(tmp_path: Path) -> None:
+    names = {"cell.tif": "cell_x.tif", "cell_v1.2.ome.zarr": "cell_v1.2_x.ome.zarr", "a.b.tif": "a.b_x.tif"}
+    for name, beside in names.items():
+        assert prediction.beside(tmp_path / name, "x").name == beside
+
+
+def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
+    """Blocks that were predicted while a chunk was lost are predicted again once it is there."""
+    array = ome.create_multiscale(Path("cell.ome.zarr"), STACK.shape, STACK.dtype, 8)
+    array[:] = STACK
+    ome.finish_multiscale(Path("cell.ome.zarr"), ome.Description("zyx", {"y": 4.0, "x": 5.0}))
+    lost = Path("cell.ome.zarr/0/0/0/0")
+    chunk = lost.read_bytes()
+    lost.unlink()
+    with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        request = prediction.Request("cell.ome.zarr", Path("mask.tif"), "model/unet.keras", fill_missing=True)
+        prediction.predict(request, print)
+    lost.write_bytes(chunk)
+    assert say("cell.ome.zarr", "mask.tif", "--fill-missing")[0] == 0
+    assert say("cell.ome.tif", "expected.tif")[0] == 0
+    np.testing.assert_array_equal(tifffile.imread("mask.tif"), tifffile.imread("expected.tif"))
 
 
 def test_images_unlike_those_of_training_are_told(say: Say) -> None:
@@ -292,6 +328,17 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "exists": (existing, ["cell.ome.tif", "mask.tif"], "mask.tif: found an output that exists, expected a new name"),
     "itself": (nothing, ["cell.ome.tif", "cell.ome.tif", "--overwrite"], "cell.ome.tif: found the input, expected"),
+    "one of the inputs": (
+        lambda folder: [tifffile.imwrite(folder / f"s{z}.tif", STACK[z]) for z in range(2)],
+        ["s*.tif", "s0.tif", "--overwrite"],
+        "s0.tif: found the input, expected a name of its own",
+    ),
+    "no number": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "nan"], "--threshold: found nan, expected"),
+    "rescale far": (
+        nothing,
+        ["cell.ome.tif", "mask.tif", "--rescale", "--voxel-size", "4000"],
+        "--rescale: found 4000 nm along y, expected about 4",
+    ),
     "roi": (nothing, ["cell.ome.tif", "mask.tif", "--roi", "1:2"], "--roi: found 1:2, expected z0:z1,y0:y1,x0:x1"),
     "roi beyond": (
         nothing,

@@ -47,6 +47,22 @@ def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None
     assert (scores["dice"], scores["instances"], scores["instance_precision_50"]) == (1, 2, 0.5)
 
 
+def test_what_predict_writes_can_be_scored(tmp_path: Path, truth: np.ndarray) -> None:
+    """Labels of 64 bits with gaps, axes t and c, TIFF labels of 32 bits; and a lost chunk is no background."""
+    labels = np.where(truth > 0, 2**40, 0).astype(np.uint64)
+    labels[2:10, 8:16, 8:16] = 2**41
+    array = ome.create_multiscale(tmp_path / "l.ome.zarr", labels.shape, labels.dtype, 8)
+    array[:] = labels
+    ome.finish_multiscale(tmp_path / "l.ome.zarr", ome.Description("zyx"))
+    tifffile.imwrite(tmp_path / "l.tif", np.minimum(labels, 70_000).astype(np.uint32) + (labels > 2**40))
+    for name in ("l.ome.zarr", "l.tif"):
+        scores = scoring.score(str(tmp_path / name), str(tmp_path / "truth.tif"))
+        assert (scores["dice"], scores["instances"], scores["instance_f1_75"]) == (1, 2, 1)
+    (tmp_path / "l.ome.zarr/0/0/0/0").unlink()
+    with pytest.raises(InputError, match="found 1 missing chunks, expected every chunk"):
+        scoring.score(str(tmp_path / "l.ome.zarr"), str(tmp_path / "truth.tif"))
+
+
 def test_nothing_against_nothing_is_perfect(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((64, 64), np.uint8))
     scores = scoring.score(str(tmp_path / "empty.tif"), str(tmp_path / "empty.tif"))

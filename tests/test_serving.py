@@ -108,8 +108,8 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
     "no json": ("slices", "application/json", 422, "JSON"),
     "no inputs": ('{"images": []}', "application/json", 422, "inputs"),
     "one slice": (json.dumps({"inputs": STACK[0].tolist()}), "application/json", 422, "shape"),
-    "ragged": ('{"inputs": [[[1, 2], [3]]]}', "application/json", 422, ""),
-    "text": ('{"inputs": [[["a"]]]}', "application/json", 422, ""),
+    "ragged": ('{"inputs": [[[1, 2], [3]]]}', "application/json", 422, "inhomogeneous"),
+    "text": ('{"inputs": [[["a"]]]}', "application/json", 422, "values, expected whole numbers"),
     "too bright": (
         json.dumps({"inputs": (STACK.astype(int) + 1).tolist()}),
         "application/json",
@@ -122,11 +122,21 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
         422,
         "fractions from 0 to 1",
     ),
-    "empty": ('{"inputs": []}', "application/json", 422, ""),
+    "empty": ('{"inputs": []}', "application/json", 422, "found nothing, expected slices"),
+    "text that looks like numbers": (
+        '{"inputs": [[["12", "300"]]]}',
+        "application/json",
+        422,
+        "values, expected whole",
+    ),
+    "truth": ('{"inputs": [[[true]]]}', "application/json", 422, "bool values"),
+    "too deep": ("[" * 100_000, "application/json", 422, "JSON that cannot be read"),
+    "endless number": ('{"inputs": [[[' + "1" * 5000 + "]]]}", "application/json", 422, "JSON that cannot be read"),
+    "nothing said": (b"x", "", 415, "no Content-Type"),
     "another kind": (b"x", "image/png", 415, "content types"),
     "no tiff": (b"not a TIFF", "image/tiff", 422, "TIFF"),
-    "colour": (tiff(np.zeros((64, 64, 3), np.uint8)), "image/tiff", 422, ""),
-    "float": (tiff(np.zeros((64, 64), np.float32)), "image/tiff", 422, ""),
+    "colour": (tiff(np.zeros((64, 64, 3), np.uint8)), "image/tiff", 422, "expected"),
+    "float": (tiff(np.zeros((64, 64), np.float32)), "image/tiff", 422, "float32"),
     "large": (b"x" * (2**20 + 1), "image/tiff", 413, "1048576 at most"),
 }
 
@@ -149,5 +159,13 @@ def test_a_small_file_of_many_pixels_is_refused(server: Server) -> None:
     assert (status, json.loads(answer)["error"]) == (413, "4194304 pixels, 1048576 at most; send parts")
 
 
+def test_a_request_of_unknown_length_is_refused(server: Server) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=300)
+    headers = {"Content-Type": "image/tiff", "Transfer-Encoding": "chunked", "Content-Length": "5"}
+    connection.request("POST", "/invocations", iter([b"x" * 100]), headers, encode_chunked=True)
+    assert connection.getresponse().status in (400, 411)
+
+
 def test_the_log_has_no_traceback(server: Server) -> None:
+    assert server.post("slices")[0] == 422
     assert "Traceback" not in server.log.read_text()

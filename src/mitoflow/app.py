@@ -6,24 +6,29 @@ threshold and slice only look at its probabilities in another way.
 
 from __future__ import annotations
 
-import hashlib
+import math
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import streamlit as st
 import zarr
 
-from mitoflow import figures, jobs, ome, partial, prediction, scans, spacing, trained
-from mitoflow.errors import InputError
+from mitoflow import figures, ome, prediction, scans, spacing, trained
+from mitoflow.errors import InputError, mendable
 from mitoflow.prediction import Request
 from mitoflow.scans import Scan
 from mitoflow.trained import TrainedModel
+
+LARGEST = 2**31  # voxels of a file
+SHOWN = 2048  # pixels of a side of a picture; of larger slices every second or third pixel is shown
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,18 @@ class Answer:
     image
         The slices.
     probability
-        (Z, Y, X) float32 in [0, 1].
+        (Z, Y, X) or (Y, X) float32 in [0, 1].
+    description
+        What outputs say of themselves.
     notes
         What a person should know besides.
     """
 
     folder: tempfile.TemporaryDirectory[str]
     image: Scan
-    probability: zarr.Array
+    probability: zarr.Array[Any]
+    description: ome.Description
     notes: list[str]
-
-    @property
-    def description(self) -> ome.Description:
-        """What outputs say of themselves."""
-        lineage = ome.read_lineage(Path(self.folder.name) / "mask.ome.zarr")
-        return ome.Description(self.image.axes, self.image.spacing, lineage=lineage)
 
     def slice(self, z: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the image (Y, X) and the mask (Y, X) uint8 in {0, 1} of a slice."""
@@ -59,27 +61,30 @@ class Answer:
         probability = np.asarray(self.probability[z] if self.probability.ndim == 3 else self.probability[:])
         return self.image.read(z, (0, height, 0, width)), (probability >= threshold).astype(np.uint8)
 
-    def mask(self, threshold: float) -> np.ndarray:
+    def mask(self, threshold: float) -> zarr.Array[Any]:
         """Return the mask, 255 for mitochondrion, in the shape of the file."""
-        mask = np.empty(self.probability.shape, np.uint8)
-        for z in range(len(mask)):  # of a single slice these are its rows
-            mask[z] = np.where(np.asarray(self.probability[z]) >= threshold, 255, 0)
+        mask = ome.create_multiscale(self._place(), self.probability.shape, np.dtype(np.uint8), 1)
+        for z in range(self.image.shape[0]):
+            mask[(z, ...) if mask.ndim == 3 else ...] = 255 * self.slice(z, threshold)[1]
         return mask
 
     def tiff(self, threshold: float) -> bytes:
         """Return the mask as an OME-TIFF."""
-        told = self.description
-        told = replace(told, lineage={**told.lineage, "threshold": f"{threshold:.2f}"})
-        path = Path(self.folder.name) / "download.tif"
-        ome.write_tiff(path, zarr.array(self.mask(threshold)), told)
+        lineage = {**self.description.lineage, "threshold": f"{threshold:.2f}"}
+        path = self._place()
+        ome.write_tiff(path, self.mask(threshold), replace(self.description, lineage=lineage))
         return path.read_bytes()
 
     def table(self, threshold: float) -> bytes:
         """Return the mitochondria as CSV."""
-        mask = self.mask(threshold)
-        path = Path(self.folder.name) / "download.csv"
-        prediction.tell_apart(mask, np.zeros(mask.shape, np.uint32), self.image.spacing, lambda _: None).write(path)
+        labels = ome.create_multiscale(self._place(), self.probability.shape, np.dtype(np.uint32), 1)
+        path = self._place()
+        prediction.tell_apart(self.mask(threshold), labels, self.image.spacing, lambda _: None).write(path)
         return path.read_bytes()
+
+    def _place(self) -> Path:
+        """Return a name for a file that nobody else writes to."""
+        return Path(tempfile.mkdtemp(dir=self.folder.name)) / "download"
 
 
 @st.cache_resource
@@ -96,38 +101,61 @@ def alone() -> threading.Lock:
     return threading.Lock()
 
 
+class PageLeftError(Exception):
+    """Nobody looks at the page any more, or another file was dropped."""
+
+
 def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answer:
     """Predict an uploaded file, with a bar that shows how far it is; raises `InputError`."""
     folder = tempfile.TemporaryDirectory(prefix="mitoflow-")
     image, output = (Path(folder.name) / each for each in (f"image{Path(name).suffix}", "mask.ome.zarr"))
     image.write_bytes(content)
-    known = spacing.parse(voxel_size) if voxel_size.strip() else None
-    request = Request(str(image), output, spacing=known, probability=True)
-    notes: list[str] = []
-
-    def predict() -> None:
-        with alone():
-            prediction.predict(request, notes.append, model)
-
     try:
+        known = spacing.parse(voxel_size) if voxel_size.strip() else None
         scan = scans.open_scan(str(image), spacing=known)
-        blocks = sum(len(column) for column in jobs.columns(scan.shape, jobs.SIDE))
-        bar = st.progress(0.0)
-        began = time.monotonic()
-        with ThreadPoolExecutor(1) as pool:
-            predicting = pool.submit(predict)
-            while not predicting.done():
-                done = len(list((partial.place(output) / "done").glob("*")))
-                left = f", {(time.monotonic() - began) * (blocks / done - 1):.0f} s left" if done else ""
-                bar.progress(min(1.0, done / blocks), text=f"{done} of {blocks} blocks{left}")
-                time.sleep(0.3)
-            predicting.result()
-        bar.empty()
+        if (voxels := math.prod(scan.shape)) > LARGEST:
+            remedy = "use `mitoflow predict`, which takes stacks of any size"
+            raise InputError(image, f"{voxels / 1e9:.1f} Gvoxel", f"at most {LARGEST / 1e9:.1f} on this page", remedy)
+        notes: list[str] = []
+        request = Request(str(image), output, spacing=known, probability=True, name=name)
+        wait_for(lambda advance: prediction.predict(request, notes.append, model, advance), voxels)
     except InputError as error:
-        told = InputError(str(error.where).replace(str(image), name), error.found, error.expected, error.remedy)
-        raise told from None
+        where = str(error.where).replace(str(image), name)
+        raise InputError(where, error.found, error.expected, error.remedy) from None
+    described = ome.Description(scan.axes, scan.spacing, lineage=ome.read_lineage(output))
     probability = ome.open_multiscale(request.images["probability"]).array
-    return Answer(folder, scan, probability, [note.replace(str(image), name) for note in notes])
+    return Answer(folder, scan, probability, described, [note.replace(str(image), name) for note in notes])
+
+
+def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) -> None:
+    """Predict in a thread while the page shows how far it is, and stop where the page is left."""
+    is_left = threading.Event()
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if is_left.is_set():
+            raise PageLeftError
+
+    def work() -> None:
+        with alone():
+            predict(advance)
+
+    bar = st.progress(0.0, text="waiting for others")
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        predicting = pool.submit(work)
+        try:
+            while not predicting.done():
+                if done:
+                    left = (time.monotonic() - began) * (voxels / done - 1)
+                    bar.progress(min(1.0, done / voxels), text=f"{done / voxels:.0%}, {left:.0f} s left")
+                time.sleep(0.3)
+        finally:  # Streamlit ends a script that nobody looks at by an exception
+            is_left.set()
+        predicting.result()
+    bar.empty()
 
 
 def main() -> None:
@@ -143,10 +171,10 @@ def main() -> None:
     voxel_size = right.text_input("Voxel size in nanometres, where the file does not say", placeholder="z,y,x: 30,4,4")
     if file is None:
         return
-    content = file.getvalue()
-    key = (file.name, hashlib.sha256(content).hexdigest(), voxel_size)
+    key = (file.file_id, voxel_size)
     if st.session_state.get("asked") != key:
-        st.session_state.answer = ask(model, file.name, content, voxel_size)
+        st.session_state.pop("answer", None)
+        st.session_state.answer = ask(model, file.name, file.getvalue(), voxel_size)
         st.session_state.asked = key
     show(st.session_state.answer, model, Path(file.name).stem)
 
@@ -161,12 +189,11 @@ def show(answer: Answer, model: TrainedModel, name: str) -> None:
     threshold = left.slider("Threshold", 0.01, 0.99, chosen, 0.01)
     z = right.slider("Slice", 0, depth - 1, depth // 2) if depth > 1 else 0
     image, mask = answer.slice(z, threshold)
-    left.image(figures.contours_png([(image, np.zeros_like(mask))]), caption=f"slice {z}", width="stretch")
-    right.image(
-        figures.contours_png([(image, mask)]),
-        caption=f"{mask.mean():.2%} of slice {z} is mitochondria",
-        width="stretch",
-    )
+    every = math.ceil(max(mask.shape) / SHOWN)
+    small, marked = image[::every, ::every], mask[::every, ::every]
+    left.image(figures.contours_png([(small, np.zeros_like(marked))]), caption=f"slice {z}", width="stretch")
+    told = f"{mask.mean():.2%} of slice {z} is mitochondria"
+    right.image(figures.contours_png([(small, marked)]), caption=told, width="stretch")
     named = f"{name}_mitochondria"
     left.download_button("Mask (OME-TIFF)", lambda: answer.tiff(threshold), f"{named}.tif", "image/tiff")
     right.download_button("Table (CSV)", lambda: answer.table(threshold), f"{named}.csv", "text/csv")
@@ -175,5 +202,7 @@ def show(answer: Answer, model: TrainedModel, name: str) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
-        st.error(str(error))
+    except (InputError, OSError) as error:
+        if not (line := mendable(error)):
+            raise
+        st.error(str(line))

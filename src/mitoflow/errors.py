@@ -47,13 +47,21 @@ def one_line(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except InputError as error:
-        fail(error)
-    except PermissionError as error:
-        where = error.filename or Path.cwd()
-        fail(InputError(where, "no permission", "a place that may be read and written", "change its owner or mode"))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (InputError, OSError) as error:
+        if not (told := mendable(error)):
             raise
-        where = error.filename or Path.cwd()
-        fail(InputError(where, "no space left on the disk", "room for the output", "free some space and run it again"))
+        fail(told)
+
+
+def mendable(error: Exception) -> InputError | None:
+    """Return what a person can mend about an error, if anything."""
+    if isinstance(error, InputError):
+        return error
+    if not isinstance(error, OSError):
+        return None
+    where = error.filename or Path.cwd()
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return InputError(where, "no permission", "a place that may be read and written", "change its owner or mode")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(where, "no space left on the disk", "room for the output", "free some space and run it again")
+    return None

@@ -79,7 +79,28 @@ class Settings:
         fields = dataclasses.fields(cls)
         needed = [field.name for field in fields if field.default is dataclasses.MISSING]
         values = workspace.read_yaml(path, REMEDY, needed)
-        return cls(**{field.name: values[field.name] for field in fields if field.name in values})
+        settings = cls(**{field.name: values[field.name] for field in fields if field.name in values})
+        if wrong := settings.wrong():
+            raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
+        return settings
+
+    def wrong(self) -> str | None:
+        """Return the name of a value that no inference can work with."""
+        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "views", "median")
+        checks = {
+            **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
+            "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
+        }
+        if all(checks.values()):
+            checks |= {
+                "bit_depth": 8 <= self.bit_depth <= 16,
+                "divisor": self.divisor >= 1,
+                "tile": self.tile > 2 * self.overlap,
+                "context_step": self.context_step >= 1,
+                "views": self.views in VIEWS,
+                "median": self.median % 2 == 1,
+            }
+        return next((name for name, is_right in checks.items() if not is_right), None)
 
 
 @dataclass(frozen=True)

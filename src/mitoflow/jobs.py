@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mitoflow import ome, resampling, scans, unet
+from mitoflow import __version__, ome, resampling, scans, unet
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 from mitoflow.partial import Partial
@@ -247,12 +248,18 @@ class Job:
         return Work(prediction, self.part, self.arrays(), Partial(self.folder))
 
 
-def here(work: Work) -> None:
-    """Predict the missing blocks in this process."""
+def here(work: Work, advance: Callable[[int], object] | None = None) -> None:
+    """Predict the missing blocks in this process; `advance` is told voxels, and may stop it by raising."""
     runs = work.missing()
     with _progress(work, runs) as bar:
+
+        def further(voxels: int) -> None:
+            bar.update(voxels)
+            if advance:
+                advance(voxels)
+
         for run in runs:
-            work.do(run, bar.update)
+            work.do(run, further)
 
 
 def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
@@ -288,9 +295,10 @@ def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int
         except FutureCancelledError:
             remedy = "look after it, and give the command again: it goes on where it was"
             raise InputError("--dask", "a scheduler that went away", "one that stays", remedy) from None
-        except ModuleNotFoundError as error:
-            found, remedy = f"workers without {error.name}", "install the same version of mitoflow on every worker"
-            raise InputError("--dask", found, "mitoflow on every worker", remedy) from None
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+            found = f"a scheduler or workers that do not know this mitoflow ({error})"
+            remedy = "install the same version on all of them"
+            raise InputError("--dask", found, f"mitoflow {__version__} everywhere", remedy) from None
     for name in job.products:
         ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
 
@@ -300,7 +308,7 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     if address is None:
-        threads = str(max(1, len(os.sched_getaffinity(0)) // (workers or 1)))
+        threads = str(max(1, (os.cpu_count() or 1) // (workers or 1)))
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
         own = LocalCluster(
             n_workers=workers,
@@ -314,10 +322,13 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
         with own, Client(own) as client:
             yield client
         return
+    client = None
     try:
         client = Client(address, timeout=PATIENCE)
         client.wait_for_workers(1, timeout=PATIENCE)
     except (OSError, ValueError) as error:
+        if client:
+            client.close()
         found = f"{address}, where no scheduler with a worker answers ({error})"
         remedy = "start `dask scheduler` and `dask worker`"
         raise InputError("--dask", found, "the address of a Dask scheduler, such as tcp://host:8786", remedy) from None
@@ -326,12 +337,17 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
 
 
 _at_hand: list[tuple[Job, Work]] = []  # the last job of a worker, with its model loaded
+_alone = threading.Lock()  # a worker may have several threads, and one prediction keeps all its cores busy
 
 
 def _do(job: Job, blocks: Sequence[Part]) -> int:
-    """Predict blocks on a worker, and return how many voxels were missing."""
-    if not _at_hand or _at_hand[0][0] != job:
-        _at_hand[:] = [(job, job.open())]
+    """Predict blocks on a worker, and return how many voxels were missing.
+
+    The folder of a job is named by all that was asked for, digests of the model included: equal jobs are the same.
+    """
     done: list[int] = []
-    _at_hand[0][1].do(blocks, done.append)
+    with _alone:
+        if not _at_hand or _at_hand[0][0] != job:
+            _at_hand[:] = [(job, job.open())]
+        _at_hand[0][1].do(blocks, done.append)
     return sum(done)

@@ -70,36 +70,45 @@ def segment(
             threshold=threshold,
             instances=instances,
             spacing=voxel_size(image) or None,
+            name=image.name,
         )
         prediction.predict(request, show_info, chosen)
         voxels = np.asarray(ome.open_multiscale(request.images["instances" if instances else "mask"]).array[:])
         lineage = ome.read_lineage(output)
-    labels = voxels if instances else (voxels > 0).astype(np.uint8)
-    place = {"scale": image.scale, "translate": image.translate, "units": image.units}
+    labels = (voxels if instances else (voxels > 0).astype(np.uint8)).reshape(_data(image).shape)
+    place = {name: getattr(image, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")}
     told = {"name": f"{image.name} mitochondria", "metadata": {ome.LINEAGE: lineage}, **place}
     return [(labels, told, "labels")]
 
 
 def _file_of(image: napari.layers.Image, folder: Path) -> str:
     """Return the file that a layer shows, or one that its voxels are written to."""
-    data = image.data[0] if image.multiscale else image.data
+    data = _data(image)
     if data.ndim not in (2, 3) or image.rgb:
         found = f"a layer of shape {tuple(data.shape)}"
         raise InputError(image.name, found, "greyscale of axes (Y, X) or (Z, Y, X)", "select another layer")
-    if image.source.path and _is_same(scans.open_scan(image.source.path), data):
+    if image.source.path and _shows(data, image.source.path):
         return str(image.source.path)
     path = folder / "layer.tif"
     tifffile.imwrite(path, np.asarray(data), photometric="minisblack")
     return str(path)
 
 
-def _is_same(scan: scans.Scan, data: Any) -> bool:
-    """Tell whether a file holds what a layer shows, by its shape and its first and last slice."""
+def _data(image: napari.layers.Image) -> Any:
+    return image.data[0] if image.multiscale else image.data
+
+
+def _shows(data: Any, path: str) -> bool:
+    """Tell whether a layer shows a file that can be read: the same voxels, all of them."""
+    try:
+        scan = scans.open_scan(path)
+    except InputError:
+        return False
     if scan.shape != (1, *data.shape)[-3:]:
         return False
     whole = (0, scan.shape[1], 0, scan.shape[2])
     slices = data if data.ndim == 3 else data[None]
-    return all(np.array_equal(scan.read(z, whole), np.asarray(slices[z])) for z in {0, scan.shape[0] - 1})
+    return all(np.array_equal(scan.read(z, whole), np.asarray(slices[z])) for z in range(scan.shape[0]))
 
 
 def voxel_size(image: napari.layers.Image) -> Spacing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,16 +247,18 @@ def open_multiscale(path: Path) -> Multiscale:
     """
     attributes = _attributes(path)
     described = attributes.get("ome", attributes)
-    if "bioformats2raw.layout" in described:
+    if isinstance(described, dict) and "bioformats2raw.layout" in described:
         raise InputError(path, "a collection of images", "one image", f"name one of them, such as {path / '0'}")
     try:
         multiscale = described["multiscales"][0]
-        axes = [axis if isinstance(axis, str) else axis["name"] for axis in multiscale["axes"]]
+        axes = [str(axis if isinstance(axis, str) else axis["name"]) for axis in multiscale["axes"]]
         units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
         dataset = multiscale["datasets"][0]
         array = zarr.open_array(path / dataset["path"], mode="r")
         scales = [_scale(each, array.ndim) for each in (dataset, multiscale)]
-    except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
+        if 0 in array.chunks:
+            raise ValueError(f"chunks of {array.chunks}")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         found = f"no image of OME-Zarr 0.4 or 0.5 ({type(error).__name__}: {error})"
         raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
     names = "".join(axes)
@@ -283,7 +286,10 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _scale(described: Mapping[str, Any], axes: int) -> list[float]:
     for transformation in described.get("coordinateTransformations", []):
         if transformation["type"] == "scale":
-            return [float(value) for value in transformation["scale"]]
+            scale = [float(value) for value in transformation["scale"]]
+            if len(scale) != axes:
+                raise ValueError(f"{len(scale)} scales of {axes} axes")
+            return scale
     return [1.0] * axes
 
 
@@ -305,7 +311,7 @@ def read_lineage(path: Path) -> dict[str, str]:
         There is no such image, it cannot be read, or mitoflow did not write it.
     """
     lineage = _attributes(path).get(LINEAGE, {}) if is_zarr(path) else _tiff_lineage(path)
-    if not lineage:
+    if not lineage or not isinstance(lineage, dict):
         raise InputError(path, "no lineage", "an output of `mitoflow predict`", "name one")
     return {str(key): str(value) for key, value in lineage.items()}
 
@@ -316,8 +322,8 @@ def _tiff_lineage(path: Path) -> dict[str, str]:
             text = file.ome_metadata
     except FileNotFoundError:
         raise InputError(path, "no such file", "an output of `mitoflow predict`", "check the path") from None
-    except tifffile.TiffFileError as error:
-        raise InputError(path, error, "an output of `mitoflow predict`", "name another file") from None
+    except (tifffile.TiffFileError, struct.error, IsADirectoryError, ValueError) as error:
+        raise InputError(path, f"no TIFF ({error})", "an output of `mitoflow predict`", "name another file") from None
     annotations = spacing.parse_xml(text or "<OME/>").findall(".//{*}MapAnnotation")
     entries = [entry for each in annotations if each.get("Namespace") == LINEAGE for entry in each.iter()]
     return {entry.get("K", ""): entry.text or "" for entry in entries if entry.get("K")}

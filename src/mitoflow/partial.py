@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from mitoflow import workspace
 from mitoflow.errors import InputError
 
 PUBLISHING = "publishing.json"
+LOCK = "lock"
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 class Partial:
-    """The hidden folder beside an output in which it is made, ``.NAME.partial``.
+    """The folder in which an output is made, ``.NAME.partial/REQUEST``, hidden beside it.
 
-    It holds what was asked for, an empty file for each block that is done, and the files that the blocks go to. A block
-    is marked after it was written and written again where it is not marked, so a kill between the two does no harm. The
-    process that works on an output holds a lock, which ends with it, however it ends.
+    It holds an empty file for each block that is done, and the files that the blocks go to. A block is marked after it
+    was written and written again where it is not marked, so a kill between the two does no harm. The process that works
+    on an output holds a lock, which ends with it, however it ends. What was asked for is in the name of the folder: a
+    worker that still writes for an earlier request does so elsewhere.
 
     Publishing is a series of renames, which a kill may cut short. What is to be renamed is written down first, so that
     the next process can go on with it.
@@ -33,6 +37,8 @@ class Partial:
         Where the files are to be written.
     resumed
         Whether blocks of an earlier process are there.
+    is_published
+        Whether the files have their final names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,6 +46,7 @@ class Partial:
         self._done, self._publishing = folder / "done", folder / PUBLISHING
         self._done.mkdir(exist_ok=True)
         self.resumed = any(self._done.iterdir())
+        self.is_published = False
 
     def is_done(self, block: str) -> bool:
         """Tell whether a block was written."""
@@ -55,9 +62,9 @@ class Partial:
         return self._publishing.exists()
 
     def publish(self, names: Mapping[Path, str]) -> None:
-        """Give files and folders in this folder their final names, in their order, and remove the folder.
+        """Give files and folders in this folder their final names, in their order.
 
-        What has such a name already is replaced.
+        What has such a name already is replaced. Files may go to another file system; folders stay beside the output.
         """
         workspace.write_json(self._publishing, {str(target.absolute()): name for target, name in names.items()})
         self.go_on_publishing()
@@ -69,18 +76,24 @@ class Partial:
             source = self.folder / name
             if source.exists():
                 _replace(source, Path(target), self.folder / "replaced")
-        shutil.rmtree(self.folder)
+        self.is_published = True
 
 
 def _replace(source: Path, target: Path, aside: Path) -> None:
-    if target.is_dir() or (target.exists() and source.is_dir()):  # folders are neither renamed over nor replace a file
+    if target.is_dir():  # folders are not renamed over
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-    source.replace(target)
+    if source.is_dir():
+        if target.exists():
+            target.rename(aside)
+        source.replace(target)
+        return
+    with workspace.replacing(target) as beside:
+        shutil.move(source, beside)
 
 
 def place(output: Path) -> Path:
-    """Return the folder in which `output` is made."""
+    """Return the folder that holds all that is made of `output`."""
     return output.parent / f".{output.name}.partial"
 
 
@@ -95,7 +108,7 @@ def refuse_existing(output: Path, others: Iterable[Path]) -> None:
         One of them exists.
     """
     for path in (output, *others):
-        if path.exists() and not (place(output) / PUBLISHING).exists():
+        if path.exists() and not any(place(output).glob(f"*/{PUBLISHING}")):
             raise InputError(path, "an output that exists", "a new name", "choose another, or give --overwrite")
 
 
@@ -103,7 +116,8 @@ def refuse_existing(output: Path, others: Iterable[Path]) -> None:
 def making(output: Path, asked_for: Mapping[str, Any]) -> Iterator[Partial]:
     """Yield the folder in which `output` is made, as an earlier process left it where that was asked for the same.
 
-    What was made for anything else is thrown away. Where the block raises before a block is done, nothing stays.
+    What was made for anything else is thrown away. Where the block raises before a block is done, nothing stays, and
+    nothing stays where it published.
 
     Parameters
     ----------
@@ -117,39 +131,44 @@ def making(output: Path, asked_for: Mapping[str, Any]) -> Iterator[Partial]:
     InputError
         Another process is making this output.
     """
-    folder = place(output)
+    text = json.dumps(asked_for, sort_keys=True)
+    folder, name = place(output), hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        _lock(lock.fileno(), output)
-        order = folder / "asked_for.json"
-        text = json.dumps(asked_for, sort_keys=True)
-        if not order.exists() or order.read_text(encoding="utf-8") != text:
-            _empty(folder)
-            workspace.write_text(order, text)
-        partial = Partial(folder)
-        try:
-            yield partial
-        except BaseException as error:
-            if folder.exists() and not any((folder / "done").iterdir()):
-                shutil.rmtree(folder)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(output)  # a full disk does not say whose it is
-            raise
+    is_over = False
+    try:
+        with (folder / LOCK).open("w") as lock:
+            _lock(lock.fileno(), output)
+            for other in folder.iterdir():
+                if other.is_dir() and other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
+            (folder / name).mkdir(exist_ok=True)
+            partial = Partial(folder / name)
+            try:
+                yield partial
+            except BaseException as error:
+                is_over = not any((folder / name / "done").glob("*"))
+                if isinstance(error, OSError) and error.filename is None:
+                    error.filename = str(output)  # a full disk does not say whose it is
+                raise
+            else:
+                is_over = partial.is_published
+            finally:
+                if is_over:
+                    shutil.rmtree(folder / name, ignore_errors=True)
+    finally:
+        if is_over:
+            with suppress(OSError):  # somebody else may have begun
+                (folder / LOCK).unlink()  # after it was closed: NFS keeps a file that is open
+                folder.rmdir()
 
 
 def _lock(descriptor: int, output: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in UNLOCKABLE:
+            return
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
         remedy = "wait for it, or choose another name"
         raise InputError(output, "another process that is making it", "one at a time", remedy) from None
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()

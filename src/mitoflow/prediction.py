@@ -42,6 +42,8 @@ SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
 TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
 Voxels = zarr.Array[Any] | np.ndarray
+LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
+ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
 
@@ -83,6 +85,8 @@ class Request:
         Processes of this machine that predict; without it this one does.
     dask
         The address of a Dask scheduler, whose workers predict. They must see the files under the same paths.
+    name
+        What the lineage calls the input, in place of the name of its file.
     """
 
     source: str
@@ -101,6 +105,7 @@ class Request:
     overwrite: bool = False
     workers: int | None = None
     dask: str | None = None
+    name: str | None = None
 
     @property
     def images(self) -> dict[str, Path]:
@@ -119,12 +124,16 @@ class Request:
 
 def beside(path: Path, what: str) -> Path:
     """Return where something goes that belongs to a file: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
-    name, dot, endings = path.name.partition(".")
-    return path.with_name(f"{name}_{what}{dot}{endings}")
+    endings = next((each for each in ENDINGS if path.name.lower().endswith(each)), path.suffix)
+    stem = path.name[: len(path.name) - len(endings)]
+    return path.with_name(f"{stem}_{what}{path.name[len(stem) :]}")
 
 
 def predict(
-    request: Request, tell: Callable[[str], object], model: trained.TrainedModel | None = None
+    request: Request,
+    tell: Callable[[str], object],
+    model: trained.TrainedModel | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> trained.TrainedModel:
     """Predict a stack and return the model that did.
 
@@ -138,16 +147,20 @@ def predict(
         Told what a person should know besides, a line at a time.
     model
         The model, where it was found before.
+    advance
+        Told voxels as they are predicted in this process; what it raises stops the prediction, which can be continued.
 
     Raises
     ------
     InputError
         The input, the model or the request cannot be used, or an output exists.
     """
-    _require_outputs(request)
+    if request.threshold is not None and not 0 < request.threshold < 1:
+        raise InputError("--threshold", request.threshold, "a probability between 0 and 1", "change it")
     if request.dask and request.workers:
         raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
     whole = scans.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
+    _require_outputs(request, whole.files)
     part = parse_roi(request.roi, whole)
     model = model or trained.find(request.model)
     settings = model.predictor.settings
@@ -165,7 +178,7 @@ def predict(
         settings=settings,
         part=part,
         products=tuple(name for name in request.images if name in PRODUCTS),
-        folder=partial.place(request.output).absolute(),
+        folder=Path(),
     )
     scan = job.seen(whole)
     _compare(scan, request, model, tell)
@@ -174,7 +187,7 @@ def predict(
     lineage = {
         **model.lineage,
         "threshold": str(settings.threshold),
-        "input": Path(request.source).name,
+        "input": request.name or Path(request.source).name,
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
     }
@@ -191,6 +204,7 @@ def predict(
         if making.is_publishing:
             making.go_on_publishing()
             return model
+        job = replace(job, folder=making.folder.absolute())
         for name in job.products:
             _array(making, name, request, part, description)
         prediction = Prediction(scan, whole.shape[1:], Predictor(model.predictor.model, settings))
@@ -198,7 +212,7 @@ def predict(
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
         else:
-            jobs.here(work)
+            jobs.here(work, advance)
         mask = ome.open_level(making.folder / "mask.zarr")
         if request.instances or request.table:
             _tell_apart(mask, request, part, description, making, tell)
@@ -206,7 +220,7 @@ def predict(
     return model
 
 
-def _require_outputs(request: Request) -> None:
+def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
     if not (ome.is_tiff(request.output) or ome.is_zarr(request.output)):
         expected = "a name that ends with .tif, .ome.tif or .ome.zarr"
         raise InputError("OUTPUT", request.output, expected, "choose such a name")
@@ -217,10 +231,10 @@ def _require_outputs(request: Request) -> None:
     others = [path for path in (*request.images.values(), *request.tables.values()) if path != request.output]
     others += [request.overlay] if request.overlay else []
     for path in (request.output, *others):
-        if path.resolve() == Path(request.source).resolve():
-            raise InputError(path, "the input", "a name of its own", "choose another output")
         if not path.parent.is_dir():
             raise InputError(path, "no such folder", "a place to write to", "make the folder first")
+        if any(file == path.resolve() or path.resolve() in file.parents for file in inputs):
+            raise InputError(path, "the input", "a name of its own", "choose another output")
     if not request.overwrite:
         partial.refuse_existing(request.output, others)
 
@@ -257,7 +271,7 @@ def _levels(scan: Scan, request: Request, model: trained.TrainedModel, tell: Cal
     """Return what brings the grey values of a scan to where those of training are, and tell it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
     levels = match_levels(sample(scan, known.size if known else SAMPLE_SIDE), known, bit_depth)
-    if levels:
+    if levels and not levels.only_clips:
         tell(
             f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
             f"{levels.low_to:.2f} to {levels.high_to:.2f} of the {bit_depth}-bit range that the model knows"
@@ -284,6 +298,10 @@ def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:
     ):
         if not {"y", "x"} <= spacing.keys():
             raise InputError("--rescale", f"no voxel size of the {where}", "one along y and x", remedy)
+    for axis in "yx":
+        if not 1 / LARGEST_CHANGE <= scan.spacing[axis] / trained_on[axis] <= LARGEST_CHANGE:
+            found = f"{scan.spacing[axis]:g} nm along {axis}"
+            raise InputError("--rescale", found, f"about {trained_on[axis]:g}, as in training", "give --voxel-size")
     return trained_on
 
 
@@ -305,11 +323,12 @@ def _spread(last: int, count: int) -> list[int]:
 def match_levels(patches: Sequence[np.ndarray], known: Domain | None, bit_depth: int) -> Levels | None:
     """Return the linear map that brings the grey values of patches to where those of training are.
 
-    None where the patches are of the bit depth that the model was trained on.
+    None where the patches are of the bit depth that the model was trained on. Where a pixel can hold more than that
+    depth the map changes nothing but single pixels above it, which are no reason to stop.
     """
-    stored = np.uint8 if bit_depth == 8 else np.uint16
-    if patches[0].dtype == stored and max(int(patch.max()) for patch in patches) < 2**bit_depth:
-        return None
+    stored, top = np.uint8 if bit_depth == 8 else np.uint16, 2**bit_depth - 1
+    if patches[0].dtype == stored and max(int(patch.max()) for patch in patches) <= top:
+        return None if top == np.iinfo(stored).max else Levels(0, top, 0.0, 1.0, bit_depth)
     low, high = np.quantile(np.concatenate([patch.ravel() for patch in patches]), TAILS)
     low_to, high_to = (known.quantile(share) for share in TAILS) if known else (0.0, 1.0)
     return Levels(float(low), float(high), low_to, high_to, bit_depth)
@@ -335,7 +354,7 @@ def _tell_apart(
     tell: Callable[[str], object],
 ) -> None:
     """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
-    if "z" not in description.spacing and len(part.slices) > 1:
+    if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
         tell("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)

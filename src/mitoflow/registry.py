@@ -342,7 +342,7 @@ def model_file(version: int) -> Path:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
         folder = workspace.state_dir() / "weights" / workspace.fingerprint(chosen.source)
-        if folder.is_dir():
+        if folder.is_dir() and lineage.file_sha256(folder / MODEL) == digest:
             return folder / MODEL
         with workspace.replacing(folder) as beside:
             beside.mkdir()

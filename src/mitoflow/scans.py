@@ -36,12 +36,15 @@ class Scan(Protocol):
         uint8 or uint16.
     spacing
         See `mitoflow.spacing.Spacing`.
+    files
+        The files or the folder that it is read from, resolved.
     """
 
     axes: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     spacing: Spacing
+    files: list[Path]
 
     def read(self, z: int, box: Box) -> Array:
         """Return the box ``y0, y1, x0, x1`` of slice `z`, (Y, X).
@@ -106,6 +109,7 @@ class TiffScan:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.spacing = spacing or read_tiff_spacing(first.path)
+        self.files = [stack.path.resolve() for stack in stacks]
         # A file stays open as long as its slices are asked for: the way to a late page of a TIFF leads through all.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
 
@@ -191,9 +195,9 @@ class ZarrScan:
             raise InputError(path, f"{array.dtype} voxels", "uint8 or uint16", "save the image as 8- or 16-bit")
         if 0 in array.shape:
             raise InputError(path, f"an array of shape {array.shape}", "at least one voxel", "export the image again")
-        lost = [] if fill_missing else ome.missing_chunks(image)
-        if lost:
-            found = f"{len(lost)} missing chunks, the first {lost[0]}"
+        self._lost = ome.missing_chunks(image)
+        if self._lost and not fill_missing:
+            found = f"{len(self._lost)} missing chunks, the first {self._lost[0]}"
             remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
             raise InputError(image.path, found, "every chunk", remedy)
         self._image = image
@@ -201,13 +205,15 @@ class ZarrScan:
         lengths = dict(zip(axes, array.shape, strict=True))
         self.shape: tuple[int, int, int] = (lengths.get("z", 1), lengths["y"], lengths["x"])
         self.spacing = spacing or image.spacing
+        self.files = [image.path.resolve()]
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
     def read(self, z: int, box: Box) -> Array:
         """See `Scan`; slices are kept for the next call as far as they are in the same chunks."""
-        if not self._slab.holds(z, box):
-            self._slab = self._read_slab(z, box)
-        return np.asarray(self._slab.voxels[z - self._slab.start])
+        slab = self._slab  # another thread may put its own there
+        if not slab.holds(z, box):
+            slab = self._slab = self._read_slab(z, box)
+        return np.asarray(slab.voxels[z - slab.start])
 
     def _read_slab(self, z: int, box: Box) -> _Slab:
         y0, y1, x0, x1 = box
@@ -226,9 +232,10 @@ class ZarrScan:
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
     def state(self) -> list[Any]:
-        """See `Scan`; of the metadata, not of every chunk."""
+        """See `Scan`; of the metadata and of which chunks there are, not of every chunk."""
         names = (".zarray", "zarr.json")
-        return [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
+        files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
+        return [*files, self._lost]
 
 
 @dataclass(frozen=True)
@@ -263,6 +270,11 @@ class Levels:
     high_to: float
     bit_depth: int
 
+    @property
+    def only_clips(self) -> bool:
+        """Whether all grey values of that many bits stay what they are."""
+        return (self.low, self.high, self.low_to, self.high_to) == (0, 2**self.bit_depth - 1, 0, 1)
+
     def apply(self, image: Array) -> Array:
         """Return `image` with grey values of that many bits, uint8 or uint16; what lies outside is clipped."""
         slope = (self.high_to - self.low_to) / max(self.high - self.low, 1)
@@ -275,7 +287,7 @@ class Regraded:
 
     def __init__(self, scan: Scan, levels: Levels) -> None:
         self._scan, self._levels = scan, levels
-        self.axes, self.shape, self.spacing = scan.axes, scan.shape, scan.spacing
+        self.axes, self.shape, self.spacing, self.files = scan.axes, scan.shape, scan.spacing, scan.files
         self.dtype = np.dtype(np.uint8 if levels.bit_depth == 8 else np.uint16)
 
     def read(self, z: int, box: Box) -> Array:
@@ -306,7 +318,7 @@ class Resampled:
         )
         self.shape = (depth, height, width)
         self.spacing = {**scan.spacing, "y": spacing["y"], "x": spacing["x"]}
-        self.axes, self.dtype = scan.axes, scan.dtype
+        self.axes, self.dtype, self.files = scan.axes, scan.dtype, scan.files
 
     def read(self, z: int, box: Box) -> Array:
         """See `Scan`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow import boundary, instances, metrics, ome, scans
+from mitoflow import boundary, instances, metrics, ome, scans, volumes
 from mitoflow.errors import InputError
 
 
@@ -61,17 +61,27 @@ def score(prediction: str, truth: str) -> dict[str, float]:
 
 def _read(source: str) -> NDArray[Any]:
     """Return (Z, Y, X) unsigned integers; labels may need more bits than a scan has."""
-    if ome.is_zarr(Path(source)):
-        array = ome.open_multiscale(Path(source)).array
-        if array.dtype.kind != "u" or array.ndim not in (2, 3):
-            found = f"{array.dtype} voxels of {array.ndim} axes"
-            raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
-        return np.asarray(array[:]).reshape((1, *array.shape)[-3:])
-    scan = scans.open_scan(source)
-    depth, height, width = scan.shape
-    return np.stack([scan.read(z, (0, height, 0, width)) for z in range(depth)])
+    path = Path(source)
+    if ome.is_zarr(path):
+        image = ome.open_multiscale(path)
+        if lost := ome.missing_chunks(image):
+            raise InputError(path, f"{len(lost)} missing chunks", "every chunk", "copy them again")
+        alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
+        voxels = np.asarray(image.array[:]).squeeze(alone)
+    elif path.is_file():
+        voxels = np.stack([*volumes.open_mask(path).slices()])
+    else:
+        scan = scans.open_scan(source)
+        voxels = np.stack([scan.read(z, (0, *scan.shape[1:2], 0, *scan.shape[2:])) for z in range(scan.shape[0])])
+    if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
+        found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
+        raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
+    return voxels.reshape((1, *voxels.shape)[-3:])
 
 
 def _labels(voxels: NDArray[Any]) -> NDArray[Any]:
-    low, high = (np.min(voxels, where=voxels > 0, initial=np.iinfo(voxels.dtype).max), voxels.max())
-    return instances.label((voxels > 0).astype(np.uint8)) if low >= high else voxels
+    """Return instances, numbered without large gaps: connected components of what has one value only."""
+    values, places = np.unique(voxels, return_inverse=True)
+    if len(values[values > 0]) < 2:
+        return instances.label((voxels > 0).astype(np.uint8))
+    return np.asarray((places + (values[0] > 0)).reshape(voxels.shape), np.uint32)

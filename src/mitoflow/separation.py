@@ -283,18 +283,17 @@ class Separation:
             The labels of components that were too large to be filled and split.
         """
         found = Components.find(self._read, self._grid)
-        boxes = [self._box(*ends) for ends in zip(found.first, found.stop, strict=True)]
         # Labels of components that are too large, 0 for all others; the last one is background.
-        unsplit = np.zeros(len(boxes) + 1, np.uint32)
+        unsplit = np.zeros(len(found.first) + 1, np.uint32)
         possible = np.prod(found.stop - found.first, axis=1) >= self._fewest
-        absorbed = np.zeros(len(boxes), bool)
+        absorbed = np.zeros(len(found.first), bool)
         due = np.lexsort((*found.first.T[::-1], found.block))
         dues = iter(np.split(due, np.searchsorted(found.block[due], np.arange(1, len(found.pieces)))))
         waiting: defaultdict[Shape, list[tuple[Region, bytes]]] = defaultdict(list)
         number = 0
         for place, pieces in zip(self._grid.places(), found.pieces, strict=True):
             for component in next(dues):
-                box = boxes[component]
+                box = self._box(found.first[component], found.stop[component])
                 if math.prod(shape_of(box)) > self._largest:
                     number += 1
                     unsplit[component] = number

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from mlflow import pyfunc
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
-from mitoflow import prediction, registry, scans, store, trained
+from mitoflow import prediction, registry, scans, trained
 from mitoflow.errors import InputError
 from mitoflow.trained import TrainedModel
 
-TIFF = "image/tiff"
+TIFF, JSON = "image/tiff", "application/json"
 TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
+SEND = "send images as they are stored"
 LONGEST = 500  # characters of an error
 
 _log = logging.getLogger("uvicorn.error")
@@ -56,11 +56,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 
 
 def load(model: TrainedModel) -> PyFuncModel:
-    """Return a model as MLflow loads it: from the registry where it is there, and else packed as it would be there."""
-    if version := model.origin.get("version"):
-        os.environ.setdefault("MLFLOW_TRACKING_URI", store.uri())
-        registered: PyFuncModel = pyfunc.load_model(f"models:/{registry.NAME}/{version}")
-        return registered
+    """Return a model as MLflow loads it, packed anew from its files, whose digest was checked."""
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
         registry.pack(packed, model.evaluation, model.weights, model.folder / registry.SETTINGS)
@@ -72,16 +68,16 @@ def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
     """Return MLflow's server for a model, with what this module adds."""
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", TIMEOUT)
     app: FastAPI = scoring_server.init(loaded)
-    alone, bit_depth = threading.Lock(), model.predictor.settings.bit_depth
+    alone, bit_depth = asyncio.Lock(), model.predictor.settings.bit_depth
 
     def masks(tiff: bytes) -> Response:
-        with tempfile.TemporaryDirectory() as folder, alone:
+        with tempfile.TemporaryDirectory() as folder:
             image, mask = Path(folder) / "image.tif", Path(folder) / "mask.tif"
             image.write_bytes(tiff)
             if (pixels := _pixels(image)) > largest:
                 return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{pixels} pixels, {largest} at most; send parts")
             notes: list[str] = []
-            prediction.predict(prediction.Request(str(image), mask), notes.append, model)
+            prediction.predict(prediction.Request(str(image), mask, name="request"), notes.append, model)
             told = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
             return Response(mask.read_bytes(), media_type=TIFF, headers=told)
 
@@ -89,15 +85,21 @@ def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
         if request.url.path != "/invocations" or request.method != "POST":
             return await forward(request)
         length = request.headers.get("content-length", "")
-        if not length.isdecimal():
+        if "transfer-encoding" in request.headers or not length.isdecimal():
             return _refusal(HTTPStatus.LENGTH_REQUIRED, "the request does not say how long it is; send Content-Length")
         if int(length) > largest:
             return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes, {largest} at most; send parts")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if not kind:
+            return _refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"no Content-Type; send application/json or {TIFF}")
         try:
-            if request.headers.get("content-type", "").partition(";")[0].strip() == TIFF:
-                return await asyncio.to_thread(masks, await request.body())
-            await asyncio.to_thread(_require_grey_values, await request.body(), bit_depth)
-            answer = await forward(request)
+            body = await request.body()
+            async with alone:  # one prediction keeps all cores busy
+                if kind == TIFF:
+                    return await asyncio.to_thread(masks, body)
+                if kind == JSON:
+                    await asyncio.to_thread(_require_grey_values, body, bit_depth)
+                answer = await forward(request)
             return answer if answer.status_code < HTTPStatus.BAD_REQUEST else await _readable(answer)
         except InputError as error:
             said = f"found {error.found}, expected {error.expected}; {error.remedy}"
@@ -111,20 +113,28 @@ def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
 
 
 def _require_grey_values(body: bytes, bit_depth: int) -> None:
-    """Refuse numbers that MLflow would make grey values of without a word: it cuts off fractions and what is too large.
+    """Refuse what MLflow would make grey values of without a word: fractions, text, and numbers that are too large.
 
     All else that can be wrong is left to MLflow.
     """
     try:
         sent = json.loads(body)
-        numbers = np.asarray(sent.get("inputs", sent.get("instances", [])))
-    except (ValueError, AttributeError):
+    except json.JSONDecodeError:
         return
-    if numbers.dtype.kind in "iuf" and numbers.size:
-        low, high = numbers.min(), numbers.max()
-        if numbers.dtype.kind == "f" or low < 0 or high >= 2**bit_depth:
-            found = f"{'fractions' if numbers.dtype.kind == 'f' else 'grey values'} from {low:g} to {high:g}"
-            raise InputError("inputs", found, f"whole numbers from 0 to {2**bit_depth - 1}", "send images as stored")
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        raise InputError("body", f"JSON that cannot be read ({error})", '{"inputs": slices}', SEND) from None
+    try:
+        values = np.asarray(sent["inputs"] if "inputs" in sent else sent["instances"])
+    except (LookupError, TypeError, ValueError):
+        return
+    if values.size == 0:
+        raise InputError("inputs", "nothing", "slices (N, Y, X)", SEND)
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**bit_depth:
+        return
+    numbers = values.dtype.kind in "iuf"
+    kind = {"i": "grey values", "u": "grey values", "f": "fractions"}.get(values.dtype.kind, f"{values.dtype} values")
+    found = f"{kind} from {values.min():g} to {values.max():g}" if numbers else kind
+    raise InputError("inputs", found, f"whole numbers from 0 to {2**bit_depth - 1}", SEND)
 
 
 def _pixels(path: Path) -> int:

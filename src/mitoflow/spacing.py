@@ -80,7 +80,7 @@ def _of_imagej(metadata: Mapping[str, Any], tags: tifffile.TiffTags) -> Spacing:
     sizes: dict[str, tuple[object, str]] = {"z": (metadata.get("spacing"), unit)}
     for axis in "yx":
         tag = tags.get(f"{axis.upper()}Resolution")
-        pixels, units = tag.value if tag else (0, 0)
+        pixels, units = tag.value if tag and isinstance(tag.value, tuple) and len(tag.value) == 2 else (0, 0)
         sizes[axis] = (units / pixels if pixels else None, unit)
     return in_nanometres(sizes)
 

@@ -136,8 +136,10 @@ def _pretrained(name: str) -> TrainedModel:
 def _of_file(path: Path) -> TrainedModel:
     if not path.is_file():
         raise InputError("--model", f"{path}, which is no file", EXPECTED, "check the path")
+    digest = lineage.file_sha256(path)
     places = [path.parent, path.parent.parent / PIPELINE]
-    folder = next((place for place in places if (place / registry.SETTINGS).is_file()), None)
+    has_settings = [place for place in places if (place / registry.SETTINGS).is_file()]
+    folder = next((place for place in has_settings if place == path.parent or _is_of(place, digest)), None)
     if folder is None:
         remedy = "put the one of its evaluation there, or name a version of the registry"
         raise InputError(path, f"no {registry.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
@@ -145,5 +147,10 @@ def _of_file(path: Path) -> TrainedModel:
         known = {} if registry.is_missing() else registry.origin(str(path))
     except InputError:  # MLflow does not know the file, or does not answer; the file is all that is needed
         known = {}
-    origin = {"model": str(path), **known, "model_sha256": lineage.file_sha256(path)}
-    return TrainedModel(path.stem, path, folder, origin)
+    return TrainedModel(path.stem, path, folder, {"model": str(path), **known, "model_sha256": digest})
+
+
+def _is_of(place: Path, digest: str) -> bool:
+    """Tell whether the files of a folder belong to the model with that digest."""
+    evaluation = place / registry.EVALUATION
+    return evaluation.is_file() and Evaluation.read(evaluation).model_sha256 == digest
