@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mitoflow import unet
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings, median_along_z
+from mitoflow.inference import Predictor, Settings, fold_normalization, median_along_z
 
 SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5)
 
@@ -100,6 +100,36 @@ def test_part_of_a_stack_is_predicted_as_in_the_whole(model: keras.Model, stack:
         assert len(part) == len(wanted)
         for z, map_ in zip(wanted, part, strict=True):
             np.testing.assert_allclose(map_, whole[z], atol=1e-6)
+
+
+def test_normalisation_goes_into_the_convolutions() -> None:
+    random = np.random.default_rng(0)
+    images = random.random((2, 64, 64, 3), np.float32)
+    network = unet_of("float32")
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            count = layer.gamma.shape[0]
+            low, high = random.normal(0, 0.3, (2, count)), random.uniform(0.5, 1.5, (2, count))
+            layer.set_weights([high[0], *low, high[1]])
+    weights = network.get_weights()
+    folded = fold_normalization(network)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
+    exact = network.predict_on_batch(images)
+    assert exact.std() > 0.1
+    np.testing.assert_allclose(folded.predict_on_batch(images), exact, atol=1e-4 * exact.std())
+
+    network = unet_of("mixed_bfloat16")
+    network.set_weights(weights)
+    error = fold_normalization(network).predict_on_batch(images) - exact
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.02 * exact.std()
+
+
+def unet_of(policy: str) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy(policy)
+    network = unet.build_unet(depth=2, base_width=4, channels=3)
+    keras.config.set_dtype_policy("float32")
+    return network
 
 
 def test_patches_are_predicted_each_by_itself(model: keras.Model) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras import layers
 from scipy.special import expit
 
 from mitoflow import unet, volumes, workspace
@@ -169,9 +170,9 @@ class Predictor:
     """
 
     def __init__(self, model: keras.Model, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings = fold_normalization(model), settings
         # Compiling for XLA halves the speed of a U-Net on a CPU under TensorFlow.
-        model.jit_compile = keras.backend.backend() == "jax"
+        self.model.jit_compile = keras.backend.backend() == "jax"
 
     @classmethod
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
@@ -311,6 +312,48 @@ class Predictor:
         shared = 2 * self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
+
+
+def fold_normalization(model: keras.Model) -> keras.Model:
+    """Return the same function with each batch normalisation as weights and bias of the convolution before it.
+
+    Trained, a normalisation multiplies each feature map by a number and adds another one, which the convolution can do
+    by itself, in one pass over memory less. The results agree to within rounding.
+
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference", CVPR 2018, section 3.2.
+
+    Parameters
+    ----------
+    model
+        A functional model; it stays as it is. A normalisation that follows anything but a convolution is kept.
+    """
+    norms = {
+        before.name: norm
+        for norm in model.layers
+        if isinstance(norm, layers.BatchNormalization)
+        and isinstance(before := norm.input._keras_history.operation, layers.Conv2D)
+    }
+    folded = {norm.name for norm in norms.values()}
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        bias = {"use_bias": True} if layer.name in norms else {}
+        return type(layer).from_config(layer.get_config() | bias)
+
+    def call(layer: keras.Layer, x: Any, *further: Any, **options: Any) -> Any:
+        return x if layer.name in folded else layer(x, *further, **options)
+
+    copied = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if norm := norms.get(layer.name):
+            gamma, beta, mean, variance = norm.get_weights()
+            factor = gamma / np.sqrt(variance + norm.epsilon)
+            kernel, bias = (*weights, 0.0)[:2]
+            weights = [kernel * factor, (bias - mean) * factor + beta]
+        if weights and layer.name not in folded:
+            copied.get_layer(layer.name).set_weights(weights)
+    return copied
 
 
 def _batch(height: int, width: int) -> int:
