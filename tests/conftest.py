@@ -10,6 +10,7 @@ from selenium import webdriver
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from mitoflow.phantom import write_phantom
+from tests.services import PostgreSQL
 
 # A machine that is busy with something else is no reason to fail.
 settings.register_profile("patient", deadline=None)
@@ -22,6 +23,13 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("small") / "data"
     write_phantom(data, train=(24, 96, 128), test=(8, 96, 128))
     return data
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """PostgreSQL for tests that leave it running; each makes a database of its own there."""
+    with PostgreSQL() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,214 @@
+"""Real services for tests: PostgreSQL, and ``mlflow server`` in front of it, on the loopback interface.
+
+Each keeps its port and its data for as long as the object lives, so a test can break it and set it going again:
+
+    with PostgreSQL() as database, TrackingServer(database.create("mlflow")) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        ...
+        server.kill()       # kill -9 of the server and all its workers
+        database.restart()  # as an upgrade does it; stop() and kill() are there, too
+        server.start()      # the same port, the same runs
+
+A test that breaks nothing shares the fixture ``postgresql`` of the session and makes a database of its own in it:
+``postgresql.create("optuna")`` returns the URI, with the password. ``TrackingServer(uri, admin="a long password")`` asks
+everybody for a name and a password; it knows the user ``admin``, who makes the others through MLflow's API.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from tests.parts import PATIENCE, free_port
+
+AS_NOBODY: dict[str, Any] = (
+    {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+)  # PostgreSQL refuses to be root
+
+
+class Service(ABC):
+    """A server process in a folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mitoflow-"))
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> Sequence[str | Path]:
+        """Return the command line that serves until it is stopped."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Tell whether the service can be used."""
+
+    def launch(self, **options: Any) -> subprocess.Popen[bytes]:
+        """Run the command line, with what it prints in the file ``log``."""
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, **options)
+
+    @property
+    def log(self) -> str:
+        """What the service printed."""
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+
+    def start(self) -> None:
+        """Start, and wait until it answers; what is running stays."""
+        self.process = self.process or self.launch()
+        end = time.monotonic() + PATIENCE
+        while not self.answers():
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < end, self.log
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait(PATIENCE)
+            self.process = None
+
+    def kill(self) -> None:
+        """Kill it and all its children with SIGKILL."""
+        if self.process:
+            server = psutil.Process(self.process.pid)
+            all_of_it = [server, *server.children(recursive=True)]
+            for process in all_of_it:
+                process.kill()
+            psutil.wait_procs(all_of_it, PATIENCE)
+            self.process.wait()
+            self.process = None
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+class PostgreSQL(Service):
+    """PostgreSQL with one user, ``mitoflow``, whose password is random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.password = secrets.token_urlsafe(24)
+        if AS_NOBODY:
+            shutil.chown(self.folder, AS_NOBODY["user"], AS_NOBODY["group"])
+        (self.folder / "password").write_text(self.password)
+        initdb = [postgres("initdb"), "--pgdata", self.folder / "data", "--username", "mitoflow", "--no-sync"]
+        authentication = ["--auth", "scram-sha-256", "--pwfile", self.folder / "password", "--encoding", "UTF8"]
+        subprocess.run([*initdb, *authentication], cwd=self.folder, check=True, capture_output=True, **AS_NOBODY)
+        (self.folder / "password").unlink()
+
+    def command(self) -> Sequence[str | Path]:
+        # Without fsync it survives kill -9 as before, but not a power cut.
+        where = ["-D", self.folder / "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
+        return [postgres("postgres"), *where, "-c", "fsync=off"]
+
+    def launch(self, **options: Any) -> subprocess.Popen[bytes]:
+        return super().launch(**AS_NOBODY, **options)
+
+    def answers(self) -> bool:
+        ready = [postgres("pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready, capture_output=True, check=False).returncode == 0
+
+    def stop(self) -> None:
+        """Stop at once, though there are clients: as ``pg_ctl stop -m fast``."""
+        if self.process:
+            self.process.send_signal(signal.SIGINT)
+        super().stop()
+
+    def uri(self, database: str) -> str:
+        """Return where a database is, with the password."""
+        return f"postgresql://mitoflow:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def create(self, database: str) -> str:
+        """Make an empty database and return its URI."""
+        self.run("createdb", database)
+        return self.uri(database)
+
+    def run(self, program: str, *arguments: str | Path) -> str:
+        """Run a client program of PostgreSQL, such as psql or pg_dump, and return what it printed."""
+        done = subprocess.run(
+            [postgres(program), *arguments], env=self.environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def environment(self) -> dict[str, str]:
+        """Return what tells PostgreSQL's programs where it is, and who asks."""
+        server = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "mitoflow", "PGPASSWORD": self.password}
+        return {**os.environ, **server, "PGDATABASE": "postgres"}
+
+
+class TrackingServer(Service):
+    """``mlflow server`` with its artifact proxy.
+
+    Parameters
+    ----------
+    database
+        URI of what it keeps runs and the registry in.
+    admin
+        Password of the user ``admin``; with it the server asks everybody for a name and a password.
+    """
+
+    def __init__(self, database: str, admin: str = "") -> None:
+        super().__init__()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.database, self.admin = database, admin
+        if admin:
+            accounts = f"sqlite:///{self.folder}/accounts.db"
+            settings = ["[mlflow]", "default_permission = READ", f"database_uri = {accounts}", "admin_username = admin"]
+            settings += ["authorization_function = mlflow.server.auth:authenticate_request_basic_auth"]
+            (self.folder / "auth.ini").write_text("\n".join(settings))
+
+    def command(self) -> Sequence[str | Path]:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--serve-artifacts"]
+        options += ["--artifacts-destination", str(self.folder / "artifacts")]
+        options += ["--app-name", "basic-auth"] if self.admin else []
+        return [Path(sys.executable).parent / "mlflow", "server", *options]
+
+    def launch(self, **options: Any) -> subprocess.Popen[bytes]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        settings = {"MLFLOW_BACKEND_STORE_URI": self.database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        settings |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        if self.admin:
+            settings["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "auth.ini")
+            settings["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.admin
+            settings["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_urlsafe(24)
+        return super().launch(env=kept | settings, **options)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def postgres(program: str) -> str:
+    """Return the path of a program of PostgreSQL; Debian keeps those of the server off the PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name))
+    found = shutil.which(program, path=os.pathsep.join([*map(str, versions), os.environ["PATH"]]))
+    assert found, f"no {program}: install Debian's package postgresql"
+    return found
