@@ -10,7 +10,7 @@ Each keeps its port and its data for as long as the object lives, so a test can 
         server.start()      # the same port, the same runs
 
 A test that breaks nothing shares the fixture ``postgresql`` of the session and makes a database of its own in it:
-``postgresql.create("optuna")`` returns the URI, with the password. ``TrackingServer(uri, admin="a long password")`` asks
+``postgresql.create("optuna")`` returns the URI, with the password. ``TrackingServer(uri, admin="a password")`` asks
 everybody for a name and a password; it knows the user ``admin``, who makes the others through MLflow's API.
 """
 
