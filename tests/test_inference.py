@@ -121,7 +121,7 @@ def test_normalisation_goes_into_the_convolutions() -> None:
     network = unet_of("mixed_bfloat16")
     network.set_weights(weights)
     error = fold_normalization(network).predict_on_batch(images) - exact
-    assert 0 < np.sqrt(np.mean(error**2)) < 0.02 * exact.std()
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.05 * exact.std()  # ten layers, of 8 significant bits each
 
 
 def unet_of(policy: str) -> keras.Model:

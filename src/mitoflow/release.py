@@ -1,4 +1,4 @@
-"""Release a trained model: small, with its lineage, and with a card that says what it is and what it is not.
+"""Release a trained model: with its lineage, and with a card that says what it is and what it is not.
 
 The card has the sections of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, as far as they apply; every
 figure in it was measured.
@@ -6,9 +6,7 @@ figure in it was measured.
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-import zipfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mitoflow import figures, lineage, metrics, report, unet, workspace
+from mitoflow import figures, metrics, report, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference import Settings
 from mitoflow.metrics import Interval
 from mitoflow.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
 
@@ -65,11 +63,8 @@ class Trained:
     domain: Domain
 
 
-def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
-    """Write a model into ``folder``, all of it or nothing.
-
-    What was measured of the trained model holds for the released one only if both predict the same, so that is checked
-    to the last bit.
+def release(folder: Path, trained: Trained) -> Pretrained:
+    """Write a model into ``folder``, all of it or nothing: the trained file itself, so that its digest stays.
 
     Parameters
     ----------
@@ -77,39 +72,26 @@ def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
         ``pretrained/NAME``; what is there is replaced.
     trained
         The model.
-    samples
-        Consecutive slices (Z, Y, X), uint8 or uint16, for the check.
 
     Raises
     ------
     InputError
-        The file is larger than `LARGEST`, or predicts something else.
+        The file is larger than `LARGEST`.
     """
+    megabytes = trained.model.stat().st_size / 1e6
+    if megabytes > LARGEST:
+        remedy = "train it with a lower train.base_width"
+        raise InputError(trained.model, f"{megabytes:.1f} MB", f"at most {LARGEST} MB", remedy)
     with workspace.replacing(folder) as beside:
         beside.mkdir()
-        compact(trained.model, beside / MODEL)
-        megabytes = (beside / MODEL).stat().st_size / 1e6
-        if megabytes > LARGEST:
-            expected = f"at most {LARGEST} MB"
-            remedy = "train it with a lower train.base_width, or in mixed_bfloat16"
-            raise InputError(trained.model, f"{megabytes:.1f} MB as small as it gets", expected, remedy)
-        before, after = (
-            Predictor(unet.load_model(file), trained.settings).probabilities(samples)
-            for file in (trained.model, beside / MODEL)
-        )
-        if change := float(np.abs(after - before).max()):
-            found = f"probabilities that change by up to {change:.2g} when its weights are rounded"
-            remedy = "release it where inference computes in the precision of the model"
-            raise InputError(trained.model, found, "the same ones", remedy)
-
+        shutil.copyfile(trained.model, beside / MODEL)
         trained.settings.write(beside / SETTINGS)
         trained.domain.write(beside / DOMAIN)
-        evaluation = dataclasses.replace(trained.evaluation, model_sha256=lineage.file_sha256(beside / MODEL))
-        evaluation.write(beside / EVALUATION)
+        trained.evaluation.write(beside / EVALUATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
         workspace.write_yaml(beside / LINEAGE, made)
-        counts = np.array(evaluation.counts)
-        chart = figures.dice_along_z_png(counts, evaluation.stacks, *report.worst_and_median(counts))
+        counts = np.array(trained.evaluation.counts)
+        chart = figures.dice_along_z_png(counts, trained.evaluation.stacks, *report.worst_and_median(counts))
         (beside / COVER).write_bytes(chart)
         card = _card(
             name=folder.name,
@@ -118,32 +100,12 @@ def release(folder: Path, trained: Trained, samples: np.ndarray) -> Pretrained:
             settings=trained.settings,
             parameters=trained.parameters,
             megabytes=megabytes,
-            compared=len(samples),
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
             slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
         )
         (beside / CARD).write_text(card, encoding="utf-8")
     return Pretrained(folder)
-
-
-def compact(source: Path, target: Path) -> None:
-    """Write a model smaller without changing what it predicts; `unet.load_model` reads it as any other.
-
-    A layer that computes in 16 bits casts its kernels to 16 bits whenever it is called. Here they are rounded so once
-    and for all: they stay float32 in the file, with zeros for the bits that no prediction depends on, which compression
-    takes out. Vectors, which are few, and layers that compute in float32 keep every bit.
-    """
-    model = unet.load_model(source)
-    for layer in model.layers:
-        weights = [w.astype(layer.compute_dtype).astype(w.dtype) if w.ndim > 1 else w for w in layer.get_weights()]
-        layer.set_weights(weights)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / target.name
-        unet.save_model(model, plain)
-        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(target, "w") as packed:
-            for entry in archive.infolist():
-                packed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
 def _grouped(origin: Mapping[str, str]) -> dict[str, dict[str, str]]:

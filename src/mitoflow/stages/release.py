@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-
-from mitoflow import datasets, lineage, params, pretrained, registry, release, volumes, workspace
+from mitoflow import datasets, lineage, params, pretrained, registry, release, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
 from mitoflow.inference import Settings
-from mitoflow.stages import DATA, DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
-
-COMPARED = 4  # slices on which the released model must predict what the trained one does
+from mitoflow.stages import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
 
 
 def main(licence: str | None = None) -> pretrained.Pretrained:
@@ -45,6 +41,4 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         origin=registry.origin(str(MODEL)),
         domain=Domain.read(DOMAIN),
     )
-    image = volumes.read_pairs(DATA / "train")[-1].image
-    last = range(max(0, image.shape[0] - COMPARED), image.shape[0])
-    return release.release(pretrained.HERE / name, trained, np.stack([image.slice(z) for z in last]))
+    return release.release(pretrained.HERE / name, trained)
