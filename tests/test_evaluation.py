@@ -35,11 +35,19 @@ def test_shapes_of_all_stacks_are_scored_together():
 
 
 def test_instances_do_not_reach_from_stack_to_stack():
-    through = np.ones((4, 8, 8), np.uint8)
+    through = np.ones((4, 16, 16), np.uint8)
     shapes = [evaluation.compare_shapes(through, through) for _ in range(2)]
     assert sum(stack.matching.true_instances for stack in shapes) == 2
     together = evaluation.compare_shapes(np.concatenate([through] * 2), np.concatenate([through] * 2))
     assert together.matching.true_instances == 1
+
+
+def test_specks_and_holes_are_no_mitochondria():
+    truth = balls((6, 12, 12), radius=5)
+    mask = truth | balls((6, 40, 56), radius=2)
+    mask[6, 12, 12] = 0
+    matching = evaluation.compare_shapes(truth, mask).matching
+    assert (matching.true_instances, matching.predicted_instances, matching.iou.tolist()) == (1, 1, [1])
 
 
 def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():

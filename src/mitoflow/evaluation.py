@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mitoflow import boundary, instances, metrics, patches, volumes
 from mitoflow.inference import Predictor, median_along_z
 from mitoflow.metrics import Counts, Interval, ProbabilityHistogram
+from mitoflow.separation import separate
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -138,12 +139,14 @@ class Shapes:
 def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
     """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) uint8 in {0, 1}.
 
+    Instances are what `mitoflow predict --instances` gives where no voxel size is known, of the truth as of the mask.
+
     Raises
     ------
     ValueError
         They differ in shape.
     """
-    return Shapes(boundary.count(truth, mask), instances.match(instances.label(truth), instances.label(mask)))
+    return Shapes(boundary.count(truth, mask), instances.match(separate(truth), separate(mask)))
 
 
 def score_shapes(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mitoflow import boundary, instances, metrics, ome, scans, volumes
 from mitoflow.errors import InputError
+from mitoflow.separation import separate
 
 
 def score(prediction: str, truth: str) -> dict[str, float]:
@@ -19,7 +20,7 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     ----------
     prediction, truth
         Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion. Where there are
-        more values than one besides, each is an instance; else the connected components are.
+        more values than one besides, each is an instance; else the mask is taken apart as the stage `evaluate` does.
 
     Returns
     -------
@@ -80,8 +81,8 @@ def _read(source: str) -> NDArray[Any]:
 
 
 def _labels(voxels: NDArray[Any]) -> NDArray[Any]:
-    """Return instances, numbered without large gaps: connected components of what has one value only."""
+    """Return instances, numbered without large gaps; what has one value only is taken apart."""
     values, places = np.unique(voxels, return_inverse=True)
     if len(values[values > 0]) < 2:
-        return instances.label((voxels > 0).astype(np.uint8))
+        return separate(voxels > 0)
     return np.asarray((places + (values[0] > 0)).reshape(voxels.shape), np.uint32)

@@ -343,3 +343,19 @@ class Separation:
             here = labels[within(overlap, region)]
             np.copyto(here, part, where=part > 0)
         return labels
+
+
+def separate(mask: NDArray[Any], voxel_size: Size | None = None) -> NDArray[np.uint32]:
+    """Return the mitochondria of a mask that fits into memory; see `Separation` and `Separation.write`.
+
+    Parameters
+    ----------
+    mask
+        ``(Z, Y, X)`` bool or {0, 1}.
+    voxel_size
+        (z, y, x) in nm, or None where it is unknown.
+    """
+    labels = np.zeros(mask.shape, np.uint32)
+    depth, height, width = mask.shape
+    Separation(lambda region: mask[region], (depth, height, width), voxel_size=voxel_size).write(labels.__setitem__)
+    return labels
