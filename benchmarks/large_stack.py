@@ -52,7 +52,7 @@ def write_model(project: Path) -> None:
 
     (project / "params.yaml").touch()
     settings = Settings(
-        bit_depth=8, divisor=16, tile=256, overlap=32, threshold=0.5, context=2, context_step=2, median=5
+        bit_depth=8, divisor=16, tile=1024, overlap=64, threshold=0.5, context=2, context_step=2, median=3
     )
     settings.write(project / "inference.yaml")
     unet.save_model(unet.build_unet(depth=4, base_width=16, channels=5), project / "unet.keras")

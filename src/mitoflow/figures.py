@@ -128,8 +128,8 @@ def _dice_along_z(counts: Counts, stacks: Sequence[str], worst: int, median: int
     bars, slices = np.unique(np.minimum(metrics.slice_dice(counts) // DICE_BAR, 1 / DICE_BAR - 1), return_counts=True)
     beside.barh((bars + 0.5) * DICE_BAR, slices, height=0.85 * DICE_BAR, color=FIRST)
     beside.set(xlabel="Slices")
-    for each in (axes, beside):
-        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for each, intervals in ((axes, 9), (beside, 3)):
+        each.xaxis.set_major_locator(MaxNLocator(intervals, integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure
 

@@ -17,7 +17,8 @@ from mitoflow.stages import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MOD
 
 
 def main(licence: str | None = None) -> pretrained.Pretrained:
-    name = params.load().data.name
+    settings = params.load()
+    name = settings.data.name
     licence = licence or datasets.LICENCES.get(name)
     if licence is None:
         expected = "the terms on which the data may be used, for the model card"
@@ -30,6 +31,8 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
     network = workspace.read_yaml(MODEL_FACTS, "run `dvc repro` or `dvc pull`", ("parameters",))
+    # MLflow keeps the parameters of the first evaluation of a model, and this is the last.
+    measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
     trained = release.Trained(
         model=MODEL,
         settings=Settings.read(INFERENCE),
@@ -38,7 +41,7 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         parameters=network["parameters"],
         data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
         parts=json.loads(FINDINGS.read_text(encoding="utf-8"))["facts"],
-        origin=registry.origin(str(MODEL)),
+        origin=registry.origin(str(MODEL)) | measured_with,
         domain=Domain.read(DOMAIN),
     )
     return release.release(pretrained.HERE / name, trained)
