@@ -82,6 +82,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert ome.missing_chunks(image) == ["1/0/1"]
 
 
+def test_background_is_not_missing(tmp_path: Path) -> None:
+    """A worker opens what another process began, and zarr would remove a chunk that becomes empty."""
+    stored(tmp_path / "a", VOXELS)
+    ome.open_level(tmp_path / "a")[:] = 0
+    ome.finish_multiscale(tmp_path / "a", KNOWN)
+    assert ome.missing_chunks(ome.open_multiscale(tmp_path / "a")) == []
+
+
 def test_an_unknown_voxel_size_has_no_unit(tmp_path: Path) -> None:
     stored(tmp_path / "o.zarr", VOXELS[0, :9, :9])
     ome.finish_multiscale(tmp_path / "o.zarr", Description("yx"))

@@ -140,7 +140,8 @@ def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth
 
 def open_level(path: Path) -> zarr.Array[Any]:
     """Return the full resolution of an image that `create_multiscale` began, to go on with it."""
-    return zarr.open_array(path / "0", mode="r+")
+    with zarr.config.set({"array.write_empty_chunks": True}):  # opening ignores the argument `config`
+        return zarr.open_array(path / "0", mode="r+")
 
 
 def sweep(path: Path) -> None:
@@ -159,7 +160,7 @@ def _create_level(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: n
         compressors=Blosc("zstd", clevel=3, shuffle=Blosc.SHUFFLE),
         chunk_key_encoding={"name": "v2", "separator": "/"},
         fill_value=0,
-        config={"write_empty_chunks": True},
+        config={"write_empty_chunks": True},  # a chunk that is missing is one that was lost
         overwrite=True,
     )
 
