@@ -227,26 +227,26 @@ def test_a_single_slice_tells_nothing():
     counts = drifting_counts(1, seed=0)
     interval = metrics.bootstrap_interval(counts, metrics.dice, 5, 100, 0)
     assert interval == Interval(float(metrics.dice(counts[0])), 0, 1)
-    assert metrics.paired_dice_difference(counts, counts, 5, 100, 0) == Interval(0, -1, 1)
+    assert metrics.paired_difference(counts, counts, metrics.dice, 5, 100, 0) == Interval(0, -1, 1)
 
 
 def test_pairing_sees_a_difference_that_single_intervals_hide():
     worse = drifting_counts(165, seed=4)
     better = worse + np.array([60, -60, -60, 60])
-    difference = metrics.paired_dice_difference(better, worse, block=10, resamples=1000, seed=0)
+    difference = metrics.paired_difference(better, worse, metrics.dice, block=10, resamples=1000, seed=0)
     low, high = (metrics.bootstrap_interval(c, metrics.dice, 10, 1000, 0) for c in (better, worse))
     assert low.low < high.high  # each interval alone overlaps the other
     assert difference.low > 0
     assert difference.value == pytest.approx(low.value - high.value)
-    back = metrics.paired_dice_difference(worse, better, block=10, resamples=1000, seed=0)
+    back = metrics.paired_difference(worse, better, metrics.dice, block=10, resamples=1000, seed=0)
     assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
 
 
 def test_a_model_does_not_differ_from_itself():
     counts = drifting_counts(40, seed=6)
-    assert metrics.paired_dice_difference(counts, counts, 10, 200, 0) == Interval(0, 0, 0)
+    assert metrics.paired_difference(counts, counts, metrics.dice, 10, 200, 0) == Interval(0, 0, 0)
 
 
 def test_counts_of_other_slices_cannot_be_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
-        metrics.paired_dice_difference(drifting_counts(4, 0), drifting_counts(5, 0), 2, 10, 0)
+        metrics.paired_difference(drifting_counts(4, 0), drifting_counts(5, 0), metrics.dice, 2, 10, 0)

@@ -16,8 +16,9 @@ from mlflow.models.utils import _validate_serving_input
 
 import mitoflow
 from mitoflow import inference, lineage, registry, store, tracking, unet
+from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
-from mitoflow.registry import Evaluation, Verdict
+from mitoflow.gate import Verdict
 
 MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
 
@@ -168,7 +169,7 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     cut_off_and_finish(1)
     client.delete_registered_model_alias("mitoflow", "champion")
     cut_off_and_finish(1)
-    assert json.loads(client.get_registered_model("mitoflow").tags["mitoflow.champions"]) == [1]
+    assert [(entry.over, entry.version) for entry in registry.history()] == [(None, 1)]
 
     client.delete_registered_model("mitoflow")
     registry.admit(client, run.info.run_id, Path("packed"), asked)

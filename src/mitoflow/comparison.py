@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from mitoflow import metrics
+from mitoflow import boundary, metrics
 from mitoflow.errors import InputError
 from mitoflow.metrics import Interval
+
+SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Evaluation:
         For each slice its true positives, false positives, false negatives and true negatives, in pixels.
     block, resamples, seed
         Of the block bootstrap; `mitoflow.metrics.bootstrap_interval` says what they mean.
+    boundaries
+        For each slice its counts by `mitoflow.boundary.COLUMNS`; empty where they were not counted.
     """
 
     model_sha256: str
@@ -39,6 +45,7 @@ class Evaluation:
     block: int
     resamples: int
     seed: int
+    boundaries: list[list[int]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write the evaluation as JSON, the same bytes for the same evaluation."""
@@ -63,19 +70,29 @@ class Evaluation:
         """Digest of everything in it."""
         return hashlib.sha256(self._json().encode()).hexdigest()
 
-    def interval(self, score: str) -> Interval:
-        """Return one of `mitoflow.metrics.SCORES` with its 95 % interval."""
-        return metrics.bootstrap_interval(self._array(), metrics.SCORES[score], *self._bootstrap())
+    @property
+    def scores(self) -> list[str]:
+        """Those of `SCORES` that can be told."""
+        return [name for name in SCORES if name in metrics.SCORES or self.boundaries]
 
-    def better_by(self, other: Evaluation) -> Interval:
-        """Return by how much its Dice is above that of ``other`` on the same slices, with the 95 % interval."""
-        return metrics.paired_dice_difference(self._array(), other._array(), *self._bootstrap())
+    def interval(self, score: str) -> Interval:
+        """Return one of `scores` with its 95 % interval."""
+        return metrics.bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
+
+    def better_by(self, other: Evaluation, score: str = "dice") -> Interval:
+        """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
+
+        Both were made on the same slices: `test_hash` is the same.
+        """
+        return metrics.paired_difference(self._array(score), other._array(score), SCORES[score], *self._bootstrap())
 
     def _bootstrap(self) -> tuple[int, int, int, list[str]]:
         return self.block, self.resamples, self.seed, self.stacks
 
-    def _array(self) -> metrics.Counts:
-        return np.array(self.counts, np.int64).reshape(-1, 4)
+    def _array(self, score: str) -> metrics.Counts:
+        rows, columns = (self.counts, 4) if score in metrics.SCORES else (self.boundaries, len(boundary.COLUMNS))
+        return np.array(rows, np.int64).reshape(-1, columns)
 
     def _json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True) + "\n"
+        values = {key: value for key, value in asdict(self).items() if key != "boundaries" or value}
+        return json.dumps(values, sort_keys=True) + "\n"

@@ -111,6 +111,17 @@ def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule,
     return Measured(stacks, places, np.array(counts), histogram, masks)
 
 
+def count(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule) -> tuple[list[str], Counts]:
+    """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
+    stacks, counts = [], []
+    for pair in pairs:
+        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]))
+        for truth, probability in zip(pair.mask.slices(), maps, strict=True):
+            counts.append(metrics.count(volumes.binarise(truth, rule), probability >= predictor.settings.threshold))
+            stacks.append(pair.name)
+    return stacks, np.array(counts)
+
+
 def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, size: int) -> Counts:
     """Count one slice, (Y, X, C) with its neighbours, by the patch-wise protocol."""
     channels = [patches.cut(image, size, size)[0] for image in np.moveaxis(images, -1, 0)]

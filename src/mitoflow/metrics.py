@@ -154,10 +154,16 @@ def bootstrap_interval(
     return _interval(value, score(_resample(counts, block, resamples, seed, stacks)))
 
 
-def paired_dice_difference(
-    counts_a: Counts, counts_b: Counts, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
+def paired_difference(
+    counts_a: NDArray[Any],
+    counts_b: NDArray[Any],
+    score: Score,
+    block: int,
+    resamples: int,
+    seed: int,
+    stacks: Sequence[Any] | None = None,
 ) -> Interval:
-    """Return Dice of a minus Dice of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
+    """Return the score of a minus that of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
 
     Both are scored on the same draws. What makes a slice hard for both cancels, so the interval is narrower than the
     intervals of a and b suggest. It is [-1, 1] where there is one slice only.
@@ -169,11 +175,11 @@ def paired_dice_difference(
     """
     if counts_a.shape != counts_b.shape:
         raise ValueError(f"counts of {len(counts_a)} and of {len(counts_b)} slices cannot be paired")
-    value = float(dice(counts_a.sum(0)) - dice(counts_b.sum(0)))
+    value = float(score(counts_a.sum(0)) - score(counts_b.sum(0)))
     if len(counts_a) < 2:
         return Interval(value, -1.0, 1.0)
-    drawn = _resample(np.concatenate([counts_a, counts_b], axis=-1), block, resamples, seed, stacks)
-    return _interval(value, dice(drawn[:, :4]) - dice(drawn[:, 4:]))
+    drawn_a, drawn_b = (_resample(counts, block, resamples, seed, stacks) for counts in (counts_a, counts_b))
+    return _interval(value, score(drawn_a) - score(drawn_b))
 
 
 def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:

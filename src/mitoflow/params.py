@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +32,9 @@ class Section(BaseModel):
     """A section: read-only, nothing unknown in it, no type guessed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Data(Section):
@@ -187,23 +190,31 @@ def load(path: Path = Path("params.yaml")) -> Params:
         The file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range. The line names
         the key and, for a misspelled one, the key that was probably meant.
     """
+    return read(Params, path)
+
+
+def read(model: type[AnySection], path: Path) -> AnySection:
+    """Read a YAML file as `model`, and raise what `load` raises."""
     raw = workspace.read_yaml(path, "run this in the project's folder; git has the file as it was")
     try:
-        return Params.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _explain(model, path, error) from None
 
 
-def _explain(path: Path, error: ValidationError) -> InputError:
+def _explain(model: type[Section], path: Path, error: ValidationError) -> InputError:
     """Turn pydantic's complaints into one line: an unknown key first, since it often explains a missing one."""
     errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     first, keys = errors[0], _keys(errors[0]["loc"])
     where = f"{path}: {'.'.join(keys)}"
     match first["type"]:
         case "extra_forbidden":
-            section: Any = Params
+            section: Any = model
             for key in keys[:-1]:
-                section = next(f.annotation for name, f in section.model_fields.items() if key in (name, f.alias))
+                if key.isdecimal():  # a place in a list of sections
+                    (section,) = get_args(section)
+                else:
+                    section = next(f.annotation for name, f in section.model_fields.items() if key in (name, f.alias))
             known = [field.alias or name for name, field in section.model_fields.items()]
             close = difflib.get_close_matches(keys[-1], known, n=1)
             remedy = f"did you mean {close[0]}?" if close else "remove it"

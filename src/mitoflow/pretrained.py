@@ -10,6 +10,7 @@ from typing import Any
 from mitoflow import lineage, metrics, registry, tracking, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
+from mitoflow.gate import Verdict
 
 HERE = Path("pretrained")
 
@@ -84,7 +85,7 @@ def find(name: str = "") -> Pretrained:
     return known[name]
 
 
-def register(name: str) -> registry.Verdict | None:
+def register(name: str) -> Verdict | None:
     """Make a pretrained model a version of one's own registry; the gate decides about it as about any other.
 
     It comes with the lineage, the data and the parameters that it was made from. The same model makes one version,

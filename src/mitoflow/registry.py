@@ -12,8 +12,8 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -25,23 +25,25 @@ from mitoflow import store  # first, because MLflow reads its settings when it i
 import numpy as np
 from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.entities import LoggedModel, LoggedModelOutput, Run
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from mitoflow import lineage, workspace
+from mitoflow import championship, lineage, promotions, workspace
+from mitoflow.championship import Standing
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
+from mitoflow.gate import VERDICT, Contender, Gate, Verdict, interval_from_tags, interval_tags
 from mitoflow.metrics import Interval
+from mitoflow.promotions import Promotion, TooLate
 
 if TYPE_CHECKING:
     from mitoflow import tracking
 
-NAME = "mitoflow"
+NAME, CHAMPION, CHALLENGER = championship.NAME, championship.CHAMPION, championship.CHALLENGER
 MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
-CHAMPION, CHALLENGER = "champion", "challenger"
 
 # What inference imports; the versions are those installed here.
 REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
@@ -50,36 +52,6 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
 TEST_HASH = "mitoflow.test_hash"
-VERDICT = "mitoflow.verdict"
-PROMOTED_AT, PROMOTED_OVER = "mitoflow.promoted.at", "mitoflow.promoted.over"
-ROLLED_BACK_AT = "mitoflow.rolled_back.at"
-#: On the registered model: the versions that were champion, in order, as JSON. `rollback` takes the last one off.
-CHAMPIONS = "mitoflow.champions"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided about a version.
-
-    Attributes
-    ----------
-    version
-        Of the registered model.
-    promoted
-        Whether it became the champion.
-    reason
-        Why, in a sentence with the figures.
-    champion
-        The champion that it was compared with; None where there was none.
-    difference
-        Its Dice minus that of the champion, with the 95 % interval; None where they could not be compared.
-    """
-
-    version: int
-    promoted: bool
-    reason: str
-    champion: int | None = None
-    difference: Interval | None = None
 
 
 def outcome(verdict: Verdict | None) -> str:
@@ -138,12 +110,13 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
         store.MODEL_SHA256: evaluation.model_sha256,
         EVALUATION_SHA256: evaluation.sha256,
         TEST_HASH: evaluation.test_hash,
-        **_figures("mitoflow.dice", evaluation.interval("dice")),
-        **_figures("mitoflow.iou", evaluation.interval("iou")),
+        **interval_tags("mitoflow.dice", evaluation.interval("dice")),
+        **interval_tags("mitoflow.iou", evaluation.interval("iou")),
     }
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
         pack(packed, evaluation, model_path, settings_path)
+        _prepare(packed / "artifacts" / MODEL, evaluation)
         run.model(packed, tags)
     if not run.flush():
         return None
@@ -151,7 +124,16 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
         version = _find(store.client(store.uri()), tags)
     except store.TROUBLE:
         return None
-    return _verdict(version) if version else None
+    return Verdict.from_tags(int(version.version), version.tags) if version else None
+
+
+def _prepare(weights: Path, evaluation: Evaluation) -> None:
+    """Predict what the gate will ask for, here and not in the thread that sends, for which the stage waits a minute."""
+    if not (gate := Gate.load()).not_worse_on:
+        return
+    with suppress(InputError), _registry() as client:  # where MLflow is away, nobody waits
+        champion = _champion(client, Standing.read(client))
+        gate.prepare(Contender(0, evaluation, lambda: weights), champion)
 
 
 def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
@@ -191,13 +173,39 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
     with workspace.only_one("registry"):
         version = _find(client, tags) or _create(client, run_id, folder, tags)
-        if VERDICT not in version.tags:
-            client.set_registered_model_alias(NAME, CHALLENGER, version.version)
-            evaluation = Evaluation.read(folder / "artifacts" / EVALUATION)
-            verdict = _judge(client, int(version.version), evaluation)
+        if VERDICT in version.tags:
+            return
+        client.set_registered_model_alias(NAME, CHALLENGER, version.version)
+    weights = folder / "artifacts" / MODEL
+    evaluation = Evaluation.read(weights.with_name(EVALUATION))
+    _decide(client, Contender(int(version.version), evaluation, lambda: weights))
+
+
+def _decide(client: MlflowClient, challenger: Contender) -> None:
+    """Promote a new version, or record why not; where somebody else is faster, there is another champion to beat."""
+    gate = Gate.load()
+    while True:
+        standing = championship.settle(client)
+        if VERDICT in _get(client, challenger.version).tags:  # settled: it was promoted before, by whoever died then
+            return
+        if standing.champion == challenger.version:
+            verdict = Verdict(challenger.version, True, "it is the champion already")
+        else:
+            verdict = gate.decide(challenger, _champion(client, standing))
             if verdict.promoted:
-                _crown(client, verdict.version)
-            _record(client, verdict)
+                try:
+                    return championship.promote(client, standing, verdict, promotions.PROMOTED, verdict.reason)
+                except TooLate:
+                    continue
+                except MlflowException as error:
+                    if not store.forbidden(error):
+                        raise
+                    remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
+                    reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
+                    verdict = replace(verdict, promoted=False, reason=reason)
+        championship.record(client, verdict)
+        championship.settle(client)  # somebody may have promoted it meanwhile, whatever the gate says
+        return
 
 
 def models() -> list[Row]:
@@ -209,14 +217,14 @@ def models() -> list[Row]:
         The registry cannot be reached; so in all functions below.
     """
     with _registry() as client:
-        aliases = _aliases(client)
-        versions = _search(client)
+        aliases = Standing.read(client).aliases
+        versions = store.search_versions(client, NAME)
     return [
         Row(
             version=int(version.version),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
-            dice=_interval("mitoflow.dice", version.tags),
-            iou=_interval("mitoflow.iou", version.tags),
+            dice=interval_from_tags("mitoflow.dice", version.tags),
+            iou=interval_from_tags("mitoflow.iou", version.tags),
             test_hash=version.tags.get(TEST_HASH, ""),
             model_sha256=version.tags.get(store.MODEL_SHA256, ""),
             run_id=version.run_id or "",
@@ -227,53 +235,50 @@ def models() -> list[Row]:
     ]
 
 
-def promote(version: int, *, force: bool = False) -> Verdict:
+def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
     """Make a version the champion where the gate allows it, or in any case with ``force``, which is recorded.
 
     Raises
     ------
     InputError
-        There is no such version.
+        There is no such version, somebody else promoted one meanwhile, or ``promotion.yaml`` is wrong.
     """
-    with _registry() as client, workspace.only_one("registry"):
-        chosen = _get(client, version)
-        if _aliases(client).get(CHAMPION) == version:
+    gate = Gate.load()
+    with _registry() as client:
+        _get(client, version)
+        standing = championship.settle(client)
+        if standing.champion == version:
             return Verdict(version, True, "it is the champion already")
-        if TEST_HASH in chosen.tags:
-            verdict = _judge(client, version, _evaluation(client, chosen))
-        else:
-            verdict = Verdict(version, False, "it was never evaluated by mitoflow")
+        verdict = gate.decide(_contender(client, version), _champion(client, standing))
+        how, why = promotions.PROMOTED, reason or verdict.reason
         if force and not verdict.promoted:
-            reason = f"promoted by hand with --force; the gate said: {verdict.reason}"
-            verdict = Verdict(version, True, reason, verdict.champion, verdict.difference)
+            how, why = promotions.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
+            verdict = replace(verdict, promoted=True, reason=f"promoted by hand with --force; {why}")
         if verdict.promoted:
-            _crown(client, version)
-        _record(client, verdict)
+            with championship.in_time(f"version {version}"):
+                championship.promote(client, standing, verdict, how, why)
+        else:
+            championship.record(client, verdict)
+            championship.settle(client)
         return verdict
 
 
-def rollback() -> tuple[int, int]:
+def rollback(reason: str = "") -> tuple[int, int]:
     """Make the previous champion the champion again, and return the versions (from, to).
 
     Raises
     ------
     InputError
-        There is no previous champion.
+        There is no previous champion, or somebody else promoted a version meanwhile.
     """
-    with _registry() as client, workspace.only_one("registry"):
-        champion = _aliases(client).get(CHAMPION)
-        existing = {int(version.version) for version in _search(client)}
-        history = [version for version in _champions(client) if version in existing]
-        while history and history[-1] == champion:
-            history.pop()
-        if champion is None or not history:
-            found = "no champion" if champion is None else f"version {champion} as the only champion so far"
-            remedy = "name a version: `mitoflow promote VERSION`"
-            raise InputError(f"model {NAME}", found, "a previous champion", remedy)
-        client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps(history))
-        client.set_registered_model_alias(NAME, CHAMPION, str(history[-1]))
-        client.set_model_version_tag(NAME, str(champion), ROLLED_BACK_AT, _now())
-        return champion, history[-1]
+    with _registry() as client, championship.in_time(f"model {NAME}"):
+        return championship.roll_back(client, championship.settle(client), reason)
+
+
+def history() -> list[Promotion]:
+    """Return who made which version the champion, when and why, oldest first; also those that came too late."""
+    with _registry() as client:
+        return Standing.read(client).history
 
 
 def champion() -> int:
@@ -285,7 +290,7 @@ def champion() -> int:
         There is none yet.
     """
     with _registry() as client:
-        version = _aliases(client).get(CHAMPION)
+        version = Standing.read(client).champion
     if version is None:
         remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
@@ -317,8 +322,8 @@ def find_version(what: str) -> int | None:
     """
     with _registry() as client:
         if not RUN_ID.fullmatch(what):
-            return int(_get(client, int(what)).version) if what.isdecimal() else _aliases(client).get(what)
-        versions = [int(version.version) for version in _search(client, f"run_id = '{what}'")]
+            return int(_get(client, int(what)).version) if what.isdecimal() else Standing.read(client).aliases.get(what)
+        versions = [int(version.version) for version in store.search_versions(client, NAME, f"run_id = '{what}'")]
     if not versions:
         raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
     return max(versions)
@@ -380,7 +385,7 @@ def origin(what: str) -> dict[str, str]:
     digest = lineage.file_sha256(path)
     same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
     with _registry() as client:
-        for version in sorted(_search(client, same), key=lambda version: -int(version.version)):
+        for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
             return _origin(client, version)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in client.search_runs(experiments, same, max_results=1):
@@ -421,19 +426,9 @@ def _registry() -> Iterator[MlflowClient]:
         raise InputError(where, store.reason(error), "an MLflow registry that answers", remedy) from None
 
 
-def _search(client: MlflowClient, *wanted: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(" and ".join([f"name = '{NAME}'", *wanted]), page_token=token)
-        found, token = found + list(page), page.token
-        if not token:
-            return found
-
-
 def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version of this evaluation in this run."""
-    return next(iter(_search(client, *_same(tags))), None)
+    return next(iter(store.search_versions(client, NAME, *_same(tags))), None)
 
 
 def _same(tags: Mapping[str, str]) -> list[str]:
@@ -462,11 +457,7 @@ def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, 
     outputs = run.outputs.model_outputs if run.outputs else []
     if logged.model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    try:
-        client.create_registered_model(NAME, description="Mitochondria in electron-microscopy slices")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    store.make_registered_model(client, NAME, "Mitochondria in electron-microscopy slices")
     everything = {**lineage.tags(lineage.from_tags(run.data.tags)), **tags}
     # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
     version = client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
@@ -482,26 +473,15 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: M
     return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
 
 
-def _judge(client: MlflowClient, version: int, evaluation: Evaluation) -> Verdict:
-    """Let the gate decide; nothing is changed."""
-    number = _aliases(client).get(CHAMPION)
-    if number is None or number == version:
-        return Verdict(version, True, "there was no champion")
-    champion = _get(client, number)
-    tested_on = champion.tags.get(TEST_HASH, "unknown")
-    if tested_on != evaluation.test_hash:
-        reason = (
-            f"it was evaluated on other test data ({evaluation.test_hash[:12]}) than champion {number} "
-            f"({tested_on[:12]}), so they cannot be compared; evaluate both on the same data, or "
-            f"`mitoflow promote {version} --force`"
-        )
-        return Verdict(version, False, reason, number)
-    gain = evaluation.better_by(_evaluation(client, champion))
-    figures = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-    against = f"Dice differs by {figures} from champion {number} on the same slices"
-    if gain.low > 0:
-        return Verdict(version, True, f"{against}: the 95 % interval is above zero", number, gain)
-    return Verdict(version, False, f"{against}: the 95 % interval is not above zero", number, gain)
+def _contender(client: MlflowClient, version: int) -> Contender:
+    """Return what the gate looks at; nothing but the evaluation is fetched before it is asked for."""
+    known = _get(client, version)
+    evaluated = _evaluation(client, known) if TEST_HASH in known.tags else None
+    return Contender(version, evaluated, lambda: model_file(version))
+
+
+def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
+    return None if standing.champion is None else _contender(client, standing.champion)
 
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation:
@@ -513,72 +493,3 @@ def _download(client: MlflowClient, version: ModelVersion, name: str, folder: st
     """Copy an artifact that `pack` put into the model of a version into ``folder``."""
     place = f"{version.source}/artifacts/{name}"
     return Path(artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri))
-
-
-def _crown(client: MlflowClient, version: int) -> None:
-    """Make ``version`` the champion and remember whom it followed."""
-    aliases, history = _aliases(client), _champions(client)
-    if history[-1:] != [version]:
-        client.set_model_version_tag(NAME, str(version), PROMOTED_OVER, str(aliases.get(CHAMPION, "")))
-        client.set_model_version_tag(NAME, str(version), PROMOTED_AT, _now())
-        client.set_registered_model_tag(NAME, CHAMPIONS, json.dumps([*history, version]))
-    client.set_registered_model_alias(NAME, CHAMPION, str(version))
-    if aliases.get(CHALLENGER) == version:
-        client.delete_registered_model_alias(NAME, CHALLENGER)
-
-
-def _record(client: MlflowClient, verdict: Verdict) -> None:
-    """Write a verdict on its version; `_verdict` reads it."""
-    said = "promoted" if verdict.promoted else "not promoted"
-    tags = {f"{VERDICT}.reason": verdict.reason}
-    if verdict.champion is not None:
-        tags[f"{VERDICT}.champion"] = str(verdict.champion)
-    if verdict.difference is not None:
-        tags |= _figures(f"{VERDICT}.difference", verdict.difference)
-    for key, value in tags.items():
-        client.set_model_version_tag(NAME, str(verdict.version), key, value)
-    client.update_model_version(NAME, str(verdict.version), f"{said.capitalize()}: {verdict.reason}.")
-    client.set_model_version_tag(NAME, str(verdict.version), VERDICT, said)  # the last: `admit` repeats what lacks it
-
-
-def _verdict(version: ModelVersion) -> Verdict:
-    champion = version.tags.get(f"{VERDICT}.champion")
-    return Verdict(
-        version=int(version.version),
-        promoted=version.tags[VERDICT] == "promoted",
-        reason=version.tags[f"{VERDICT}.reason"],
-        champion=None if champion is None else int(champion),
-        difference=_interval(f"{VERDICT}.difference", version.tags),
-    )
-
-
-def _figures(name: str, interval: Interval) -> dict[str, str]:
-    return {name: str(interval.value), f"{name}.low": str(interval.low), f"{name}.high": str(interval.high)}
-
-
-def _interval(name: str, tags: Mapping[str, str]) -> Interval | None:
-    figures = [float(tags[key]) for key in (name, f"{name}.low", f"{name}.high") if key in tags]
-    return Interval(*figures) if figures else None
-
-
-def _aliases(client: MlflowClient) -> dict[str, int]:
-    registered = _registered(client)
-    return {alias: int(version) for alias, version in registered.aliases.items()} if registered else {}
-
-
-def _champions(client: MlflowClient) -> list[int]:
-    registered = _registered(client)
-    return list(json.loads(registered.tags.get(CHAMPIONS, "[]"))) if registered else []
-
-
-def _registered(client: MlflowClient) -> RegisteredModel | None:
-    try:
-        return client.get_registered_model(NAME)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

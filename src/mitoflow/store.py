@@ -25,6 +25,7 @@ for _name, _value in _SETTINGS.items():
 
 # Below the settings and not at the top (E402), for the reason given there.
 from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
@@ -62,6 +63,26 @@ def client(place: str) -> MlflowClient:
         return MlflowClient(place, registry)
 
 
+def search_versions(client: MlflowClient, name: str, *wanted: str) -> list[ModelVersion]:
+    """Return the versions of a registered model, or those of which all that is `wanted` is true, in MLflow's words."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(" and ".join([f"name = '{name}'", *wanted]), page_token=token)
+        found, token = found + list(page), page.token
+        if not token:
+            return found
+
+
+def make_registered_model(client: MlflowClient, name: str, description: str) -> None:
+    """Make a registered model where there is none of that name."""
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def context() -> dict[str, str]:
     """Return the tags that MLflow's own API would set: user, script and commit."""
     return dict(resolve_tags())
@@ -82,6 +103,11 @@ def refused(error: Exception) -> bool:
     """Tell an answer that says no from no answer."""
     # MLflow has no types for this method.
     return isinstance(error, MlflowException) and error.get_http_status_code() < 500  # type: ignore[no-untyped-call]
+
+
+def forbidden(error: Exception) -> bool:
+    """Tell an answer that says that this user may not."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() == 403  # type: ignore[no-untyped-call]
 
 
 def reason(error: BaseException) -> str:

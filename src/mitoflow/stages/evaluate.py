@@ -27,6 +27,7 @@ from mitoflow import (
     workspace,
 )
 from mitoflow.errors import InputError, one_line
+from mitoflow.gate import Gate, Verdict
 from mitoflow.inference import Predictor, Settings
 from mitoflow.metrics import Counts, Interval
 from mitoflow.patches import PatchStore
@@ -51,6 +52,7 @@ LOOKED_AT = 64  # training patches
 
 def main() -> None:
     settings = params.load()
+    Gate.load()  # what is wrong in it is better said now than at the end
     conventions = volumes.Conventions.read(CONVENTIONS)
     facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
     store, pairs = PatchStore.open(PATCHES), volumes.read_pairs(DATA / "test")
@@ -82,6 +84,7 @@ def main() -> None:
             test_hash=workspace.fingerprint(conventions.mask_rule, DATA / "test"),
             stacks=measured.stacks,
             counts=counts.tolist(),
+            boundaries=np.concatenate([stack.boundary for stack in shapes]).tolist(),
             **bootstrap,
         )
         patch_wise, whole_slice = (
@@ -150,7 +153,7 @@ def main() -> None:
     print(f"test: whole-slice Dice {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}]; see {REPORT}")
 
 
-def publish(run: tracking.Run) -> registry.Verdict | None:
+def publish(run: tracking.Run) -> Verdict | None:
     """Record model and evaluation in `run` and register the model; None where MLflow is away.
 
     What the training recorded is recorded again, which changes nothing there: the run may be one that the store never
@@ -178,7 +181,7 @@ def publish(run: tracking.Run) -> registry.Verdict | None:
     return verdict
 
 
-def register() -> registry.Verdict | None:
+def register() -> Verdict | None:
     """Register a model and an evaluation that were pulled rather than computed.
 
     The report stays behind: it tells the verdict of the registry in which it was made.
