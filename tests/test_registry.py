@@ -100,7 +100,7 @@ def test_the_gate(checkout: Path) -> None:
     elsewhere = register(evaluation(950, "b" * 64))
     assert (elsewhere.promoted, elsewhere.champion, elsewhere.difference) == (False, 4, None)
     assert "other test data (bbbbbbbbbbbb) than champion 4 (aaaaaaaaaaaa)" in elsewhere.reason
-    assert "`mitoflow promote 6 --force`" in elsewhere.reason
+    assert "`mitoflow promote 6 --force --reason TEXT`" in elsewhere.reason
     assert aliases() == {"champion": 4, "challenger": 6}
 
     rows = registry.models()

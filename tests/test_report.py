@@ -182,7 +182,7 @@ def test_same_results_give_the_same_bytes(results, page, tmp_path):
 )
 def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, results, page, tmp_path):
     assert "Not decided yet The registry could not be reached." in page.text
-    verdict = SimpleNamespace(version=7, promoted=promoted, reason="there was no champion")
+    verdict = SimpleNamespace(version=7, promoted=promoted, reason="there was no champion", checks=())
     report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
     assert f"{said} There was no champion." in Page(tmp_path / "verdict.html").text
 

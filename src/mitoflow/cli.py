@@ -208,6 +208,8 @@ def summary() -> None:
         same = [row for row in registry.models() if row.model_sha256 == digest]
         told = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.verdict}" for row in same]
         click.echo(f"registered model: {told[-1] if told else 'none yet, see `mitoflow sync` and `mitoflow register`'}")
+        for check in same[-1].checks if same else ():
+            click.echo(f"promotion.yaml: {check}")
     except InputError as error:
         click.echo(f"registered model: {error}")
     click.echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")
@@ -274,25 +276,55 @@ def _score(score: Interval | None) -> str:
 
 @mitoflow.command()
 @click.argument("version", type=click.IntRange(min=1))
-@click.option("--force", is_flag=True, help="Whatever the gate says; recorded with the version.")
-def promote(version: int, force: bool) -> None:
-    """Make VERSION the champion, if the gate allows it."""
+@click.option("--force", is_flag=True, help="Whatever the gate says; recorded with who and why, so it needs a reason.")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
+def promote(version: int, force: bool, reason: str) -> None:
+    """Make VERSION the champion, if promotion.yaml allows it."""
+    if force and not reason:
+        raise click.UsageError("--force needs --reason TEXT")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the gate may predict
     from mitoflow import registry
 
-    verdict = registry.promote(version, force=force)
+    verdict = registry.promote(version, force=force, reason=reason)
     if not verdict.promoted:
-        expected = "a version that beats the champion"
-        raise InputError(f"version {version}", verdict.reason, expected, "give --force to promote it all the same")
+        expected = "a version that beats the champion" if verdict.champion else "a version that passes the gate"
+        remedy = "give --force and --reason to promote it all the same"
+        raise InputError(f"version {version}", verdict.reason, expected, remedy)
     click.echo(f"version {version} is the champion: {verdict.reason}")
+    for check in verdict.checks:
+        click.echo(str(check))
 
 
 @mitoflow.command()
-def rollback() -> None:
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
+def rollback(reason: str) -> None:
     """Make the previous champion the champion again."""
     from mitoflow import registry
 
-    before, now = registry.rollback()
+    before, now = registry.rollback(reason)
     click.echo(f"version {now} is the champion again, in place of {before}")
+
+
+@mitoflow.command()
+def history() -> None:
+    """List who made which version the champion, and why."""
+    from mitoflow import registry
+
+    rows = [
+        [
+            str(entry.number),
+            f"{entry.when.astimezone():%Y-%m-%d %H:%M}",
+            entry.who,
+            f"{entry.over or 'none'} -> {entry.version}",
+            entry.how if entry.counts else "too late",
+            entry.why,
+        ]
+        for entry in registry.history()
+    ]
+    if rows:
+        _print_table(["number", "when", "who", "champion", "how", "why"], rows)
+    else:
+        click.echo("no promotions yet: `dvc repro` makes a version, and the gate decides about it")
 
 
 @mitoflow.command()

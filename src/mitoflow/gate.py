@@ -150,7 +150,7 @@ class Gate(Section):
             reason = (
                 f"it was evaluated on other test data ({ours.test_hash[:12]}) than champion {number} "
                 f"({tested_on[:12]}), so they cannot be compared; evaluate both on the same data, or "
-                f"`mitoflow promote {challenger.version} --force`"
+                f"`mitoflow promote {challenger.version} --force --reason TEXT`"
             )
             return False, reason, None
         gain = ours.better_by(theirs)
@@ -266,8 +266,13 @@ class Verdict:
             reason=tags[f"{VERDICT}.reason"],
             champion=None if champion is None else int(champion),
             difference=interval_from_tags(f"{VERDICT}.difference", tags),
-            checks=tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT}.checks", "[]"))),
+            checks=checks_from_tags(tags),
         )
+
+
+def checks_from_tags(tags: Mapping[str, str]) -> tuple[Check, ...]:
+    """Return the checks of the verdict of which `tags` were written."""
+    return tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT}.checks", "[]")))
 
 
 def interval_tags(name: str, interval: Interval) -> dict[str, str]:

@@ -35,7 +35,7 @@ from mitoflow import championship, lineage, promotions, workspace
 from mitoflow.championship import Standing
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
-from mitoflow.gate import VERDICT, Contender, Gate, Verdict, interval_from_tags, interval_tags
+from mitoflow.gate import VERDICT, Check, Contender, Gate, Verdict, checks_from_tags, interval_from_tags, interval_tags
 from mitoflow.metrics import Interval
 from mitoflow.promotions import Promotion, TooLate
 
@@ -74,6 +74,7 @@ class Row:
     run_id: str
     created: datetime
     verdict: str
+    checks: tuple[Check, ...]
 
 
 def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
@@ -230,6 +231,7 @@ def models() -> list[Row]:
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
             verdict=version.tags.get(f"{VERDICT}.reason", ""),
+            checks=checks_from_tags(version.tags),
         )
         for version in sorted(versions, key=lambda version: int(version.version))
     ]

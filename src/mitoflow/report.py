@@ -109,6 +109,26 @@ class Results:
     params: Mapping[str, Mapping[str, Any]]
 
 
+class Check(Protocol):
+    """One of the demands that the registry makes."""
+
+    @property
+    def what(self) -> str:
+        """What is looked at."""
+
+    @property
+    def found(self) -> str:
+        """The figures."""
+
+    @property
+    def wanted(self) -> str:
+        """What they should be."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether they are."""
+
+
 class Verdict(Protocol):
     """What the registry decided about the model."""
 
@@ -123,6 +143,10 @@ class Verdict(Protocol):
     @property
     def reason(self) -> str:
         """Why, with the figures."""
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        """What was asked for besides."""
 
 
 def sample_slices(part: Path, rule: volumes.Rule, number: int = 3) -> list[Slice]:
