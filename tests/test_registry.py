@@ -177,6 +177,28 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
 
 
+def test_a_promotion_that_was_cut_off_keeps_its_reason(checkout: Path) -> None:
+    for right in (800, 900):
+        register(evaluation(right), key="k")
+    client = store.client(store.uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    written, challenged = tags(2), evaluation(900)
+    registry.pack(Path("packed"), challenged, MODEL, SETTINGS)
+    asked = {key: value for key, value in written.items() if "verdict" not in key and "promot" not in key}
+    # All that followed the entry in the log is undone, as if the process had died there.
+    for key in written.keys() - asked.keys():
+        client.delete_model_version_tag("mitoflow", "2", key)
+    client.set_registered_model_alias("mitoflow", "champion", "1")
+    client.set_registered_model_alias("mitoflow", "challenger", "2")
+    assert registry.champion() == 2
+    registry.admit(client, run.info.run_id, Path("packed"), asked)
+    assert tags(2) == written
+    assert "from champion 1 on the same slices" in tags(2)["mitoflow.verdict.reason"]
+    assert client.get_model_version_by_alias("mitoflow", "champion").version == 2
+    assert aliases() == {"champion": 2}
+    assert len(registry.history()) == 2
+
+
 def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
     client = store.client(store.uri())
     client.create_registered_model("mitoflow")

@@ -84,20 +84,12 @@ def settle(client: MlflowClient) -> Standing:
     """Write down what follows from the log, and return how things stand.
 
     Whoever writes does so before and afterwards, so what a process left open when it died is done by the next one. A
-    process that was held up may have written what is no longer true: it looks once more, until the log has not grown.
+    process that was held up may have written what is no longer true, so it looks again until nothing is left to do.
     """
-    seen = None
     while True:
         standing = Standing.read(client)
-        last = standing.log.last if standing.log else None
-        if last is None or last == seen:
+        if not (_point(client, standing) or _write_down(client, standing)):
             return standing
-        seen, champion = last, standing.champion
-        if champion is not None and standing.stored.get(CHAMPION) != champion:
-            client.set_registered_model_alias(NAME, CHAMPION, str(champion))
-        if champion is not None and standing.stored.get(CHALLENGER) == champion:
-            client.delete_registered_model_alias(NAME, CHALLENGER)
-        _write_down(client, last)
 
 
 def promote(client: MlflowClient, standing: Standing, verdict: Verdict, how: str, why: str) -> None:
@@ -158,20 +150,38 @@ def record(client: MlflowClient, verdict: Verdict) -> None:
         client.set_model_version_tag(NAME, str(verdict.version), key, value)
 
 
-def _write_down(client: MlflowClient, last: Promotion) -> None:
-    """Write on the version that an entry is about what the entry says, if that is not done yet."""
+def _point(client: MlflowClient, standing: Standing) -> bool:
+    """Let the alias follow the log; False where it does."""
+    champion, stored = standing.champion, standing.stored
+    if champion is None or (stored.get(CHAMPION) == champion and stored.get(CHALLENGER) != champion):
+        return False
+    client.set_registered_model_alias(NAME, CHAMPION, str(champion))
+    if stored.get(CHALLENGER) == champion:
+        client.delete_registered_model_alias(NAME, CHALLENGER)
+    return True
+
+
+def _write_down(client: MlflowClient, standing: Standing) -> bool:
+    """Write what the last entry says on the version that it is about; False where that is done."""
+    last = standing.log.last if standing.log else None
+    if last is None or last.version != standing.champion:
+        return False
     back = last.how == promotions.ROLLED_BACK
-    number = last.over if back else last.version
-    version = next((v for v in store.search_versions(client, NAME) if int(v.version) == number), None)
-    if version is None:
-        return
-    if version.tags.get(PROMOTION) == str(last.number) and (back or version.tags.get(VERDICT) == "promoted"):
-        return
+    number = str(last.over if back else last.version)
+    try:
+        tags = client.get_model_version(NAME, number).tags
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False  # it was deleted
+    if tags.get(PROMOTION) == str(last.number) and (back or tags.get(VERDICT) == "promoted"):
+        return False
     when = last.when.isoformat(timespec="seconds")
     if back:
-        tags = {ROLLED_BACK_AT: when}
+        written = {ROLLED_BACK_AT: when}
     else:
         record(client, Verdict.from_tags(last.version, json.loads(last.verdict)))
-        tags = {PROMOTED_OVER: str(last.over or ""), PROMOTED_AT: when}
-    for key, value in (tags | {PROMOTION: str(last.number)}).items():
-        client.set_model_version_tag(NAME, str(number), key, value)
+        written = {PROMOTED_OVER: str(last.over or ""), PROMOTED_AT: when}
+    for key, value in (written | {PROMOTION: str(last.number)}).items():
+        client.set_model_version_tag(NAME, number, key, value)
+    return True

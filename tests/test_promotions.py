@@ -1,0 +1,208 @@
+"""The log of promotions against a real server with PostgreSQL: who promotes at once, and who dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mitoflow import registry, store
+from mitoflow.errors import InputError
+from tests.services import PostgreSQL, TrackingServer
+
+ROUNDS, KILLS = 10, 10
+
+# A person at a machine: promotes what it reads, in a process of its own that it kills where it is told to.
+PERSON = """
+import json, os, signal, sys, time
+from mitoflow import registry, store
+from mitoflow.errors import InputError
+store.client(store.uri()).get_registered_model("mitoflow")
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            told = registry.promote(order["version"], force=True, reason="a test").reason
+        except InputError as error:
+            told = f"mitoflow: {error}"
+        os.write(write, told.encode())
+        os._exit(0)
+    os.close(write)
+    if order["killed_after"] is not None:
+        time.sleep(order["killed_after"])
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(json.dumps(os.read(read, 10000).decode()), flush=True)
+    os.close(read)
+"""
+
+
+class Person:
+    """Somebody with a checkout and a name."""
+
+    def __init__(self, name: str, folder: Path, server: TrackingServer) -> None:
+        folder.mkdir()
+        about = {"MLFLOW_TRACKING_URI": server.uri, "LOGNAME": name, "DVC_ROOT": str(folder)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PERSON],
+            cwd=folder,
+            env={**os.environ, **about},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._hear() == "ready\n"
+
+    def begin(self, version: int, killed_after: float | None = None) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"version": version, "killed_after": killed_after}) + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> str:
+        told: str = json.loads(self._hear())
+        return told
+
+    def _hear(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+
+@pytest.fixture(scope="module")
+def server(postgresql: PostgreSQL) -> Iterator[TrackingServer]:
+    with TrackingServer(postgresql.create("promotions")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def people(server: TrackingServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Person, Person]]:
+    client = MlflowClient(server.uri)
+    client.create_registered_model("mitoflow")
+    for _ in range(4):
+        client.create_model_version("mitoflow", "s3://nowhere/model")
+    folder = tmp_path_factory.mktemp("people")
+    ann, bob = (Person(name, folder / name, server) for name in ("ann", "bob"))
+    yield ann, bob
+    for person in (ann, bob):
+        person.process.kill()
+        person.process.wait()
+
+
+@pytest.fixture
+def client(server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return store.client(store.uri())
+
+
+def champion(client: MlflowClient) -> int:
+    return int(client.get_model_version_by_alias("mitoflow", "champion").version)
+
+
+def test_of_two_who_promote_at_once_exactly_one_wins(client: MlflowClient, people: tuple[Person, Person]) -> None:
+    overtaken = 0
+    for turn in range(ROUNDS):
+        before, versions = registry.history(), (1, 2) if turn % 2 else (3, 4)
+        for person, version in zip(people, versions, strict=True):
+            person.begin(version)
+        told = [person.end() for person in people]
+        new = registry.history()[len(before) :]
+        losers = [line for line in told if line.startswith("mitoflow: ")]
+        if len(losers) == 0:  # one was done before the other began, who then knew of it
+            assert [entry.over for entry in new] == [before[-1].version if before else None, new[0].version]
+            assert champion(client) == new[-1].version
+            continue
+        overtaken += 1
+        assert len(losers) == 1, told
+        winner = next(entry for entry in new if entry.counts)
+        name = winner.who
+        assert name == ("ann", "bob")[versions.index(winner.version)]
+        assert losers[0] == (
+            f"mitoflow: version {versions[1 - versions.index(winner.version)]}: found version {winner.version}, which "
+            f"{name} made the champion a moment ago, expected the champion that this was decided about; look at "
+            "`mitoflow history`, then decide again"
+        )
+        assert [entry.counts for entry in new].count(True) == 1
+        assert champion(client) == winner.version
+    print(f"{ROUNDS} rounds, {overtaken} in which one was overtaken and told")
+    assert overtaken >= ROUNDS / 2
+
+
+def test_whoever_dies_in_the_middle_leaves_nothing_open(client: MlflowClient, people: tuple[Person, Person]) -> None:
+    ann, bob = people
+    ann.begin(1)
+    ann.end()
+    begun = time.monotonic()
+    ann.begin(2)
+    ann.end()
+    takes, states = time.monotonic() - begun, []
+    chance = random.Random(0)
+    for turn in range(KILLS):
+        before, version = champion(client), 3 + turn % 2
+        ann.begin(version, killed_after=chance.uniform(0, takes))
+        told = ann.end()
+        entries = registry.history()
+        stored = client.get_model_version_by_alias("mitoflow", "champion")
+        states.append((entries[-1].version == version, int(stored.version) == version, told != ""))
+        assert registry.champion() == entries[-1].version
+
+        bob.begin(version)
+        said = bob.end()
+        assert said == "it is the champion already" if entries[-1].version == version else "a test" in said
+        assert champion(client) == version
+        tags = client.get_model_version("mitoflow", str(version)).tags
+        last = registry.history()[-1]
+        assert (last.version, last.over, last.counts) == (version, before, True)
+        assert tags["mitoflow.promoted.over"] == str(before)
+        assert tags["mitoflow.verdict"] == "promoted"
+        assert tags["mitoflow.promotion"] == str(last.number)
+    open_ = sum(decided and not told for decided, _, told in states)
+    print(f"{KILLS} kills: {sum(not decided for decided, *_ in states)} before the decision, {open_} after it")
+    assert 0 < sum(decided for decided, *_ in states) < KILLS
+
+
+def test_the_log_is_told_in_order_and_rolls_back(client: MlflowClient, people: tuple[Person, Person]) -> None:
+    now = champion(client)
+    other = 1 if now != 1 else 2
+    registry.promote(other, force=True, reason="better on the liver")
+    assert registry.rollback("worse on the heart") == (other, now)
+    forced, back = registry.history()[-2:]
+    assert (forced.version, forced.over, forced.how) == (other, now, "forced")
+    assert forced.why == "better on the liver; the gate said: it was never evaluated by mitoflow"
+    assert (back.version, back.over, back.how, back.why) == (now, other, "rolled back", "worse on the heart")
+    assert forced.when <= back.when
+    assert champion(client) == now
+
+
+def test_an_alias_set_by_hand_is_put_back(client: MlflowClient, people: tuple[Person, Person]) -> None:
+    now = registry.champion()
+    client.set_registered_model_alias("mitoflow", "champion", str(1 if now != 1 else 2))
+    assert registry.champion() == now
+    with pytest.raises(InputError, match="no such version"):
+        registry.promote(99)
+    assert registry.promote(now).reason == "it is the champion already"
+    assert champion(client) == now
+
+
+def test_a_deleted_champion_is_no_champion(client: MlflowClient, people: tuple[Person, Person]) -> None:
+    now = registry.champion()
+    before = registry.history()
+    client.delete_model_version("mitoflow", str(now))
+    with pytest.raises(InputError, match="found no champion"):
+        registry.champion()
+    left = registry.models()[0].version
+    registry.promote(left, force=True, reason="the other one is gone")
+    assert registry.history()[-1].over is None
+    assert len(registry.history()) == len(before) + 1
+    assert champion(client) == left
