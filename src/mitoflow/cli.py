@@ -275,6 +275,42 @@ def _score(score: Interval | None) -> str:
 
 
 @mitoflow.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page, with pictures, as well.")
+def compare(a: str, b: str, html: Path | None) -> None:
+    """Compare two models: parameters, scores, slices.
+
+    A and B are versions, aliases, runs, git revisions or DVC experiments. The intervals of the differences are paired:
+    both models are scored on the same draws of the same slices.
+    """
+    if html and html.suffix != ".html":
+        raise InputError("--html", html, "a name that ends with .html", "take another name")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from mitoflow import report, side_by_side
+    from mitoflow.stages import CONVENTIONS, DATA
+
+    compared = side_by_side.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    rows = [
+        [name, _score(first), _score(second), f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" if gain else "–"]
+        for name, (first, second, gain) in compared.scores.items()
+    ]
+    _print_table(["test", *compared.names, "difference, paired"], rows)
+    if compared.params:
+        click.echo()
+        _print_table(["parameter", *compared.names], [[key, *values] for key, values in compared.params.items()])
+    if compared.wrong:
+        click.echo()
+        wrong = [[stack, *map(str, figures)] for stack, *figures in compared.wrong]
+        _print_table(["differ most on", "z", *(f"wrong pixels, {name}" for name in compared.names)], wrong)
+    for note in compared.notes:
+        click.echo(note)
+    if html:
+        report.write_comparison(html, compared)
+        click.echo(f"page: {html}")
+
+
+@mitoflow.command()
 @click.argument("version", type=click.IntRange(min=1))
 @click.option("--force", is_flag=True, help="Whatever the gate says; recorded with who and why, so it needs a reason.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")

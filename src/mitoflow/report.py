@@ -56,6 +56,48 @@ class PredictedSlice(Slice):
 
 
 @dataclass(frozen=True)
+class ComparedSlice(Slice):
+    """A slice with what two models make of it.
+
+    Attributes
+    ----------
+    first, second
+        ``(Y, X)`` uint8 in {0, 1}.
+    """
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """All that is told of two models that are compared.
+
+    Attributes
+    ----------
+    names
+        What to call them.
+    params
+        The parameters that differ, both values of each.
+    scores
+        For each score that of both, and, where both were made on the same slices, the second minus the first.
+    wrong
+        The slices where they differ most: stack, z, and the wrong pixels of both.
+    slices
+        The same as pictures, as far as there are any.
+    notes
+        What could not be told, and why.
+    """
+
+    names: tuple[str, str]
+    params: Mapping[str, tuple[str, str]]
+    scores: Mapping[str, tuple[Interval, Interval, Interval | None]]
+    wrong: Sequence[tuple[str, int, int, int]]
+    slices: Sequence[ComparedSlice]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Scores:
     """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES`."""
 
@@ -209,6 +251,13 @@ def write_evaluation_report(path: Path, results: Results, verdict: Verdict | Non
     )
 
 
+def write_comparison(path: Path, compared: SideBySide) -> None:
+    """Write the page on two models."""
+    pictures = [_compared_pictures(shown) for shown in compared.slices]
+    colours = [f"rgb{colour[:3]}" for colour in figures.ERRORS]
+    _write(path, "comparison.html", compared=compared, pictures=pictures, colours=colours)
+
+
 def _picture(shown: Slice) -> dict[str, Any]:
     """Return the picture of a slice with its true mask, as the templates take it."""
     step = _step(shown)
@@ -239,6 +288,21 @@ def _error_pictures(shown: PredictedSlice) -> dict[str, Any]:
         "dice": float(metrics.dice(counts)),
         "added": int(counts[1]),
         "missed": int(counts[2]),
+    }
+
+
+def _compared_pictures(shown: ComparedSlice) -> dict[str, Any]:
+    """Add the errors of both, and the square in which the most pixels differ."""
+    step = _step(shown)
+    truth, first, second = (mask[::step, ::step] for mask in (shown.truth, shown.first, shown.second))
+    side = min(ZOOM_SIDE, *truth.shape)
+    y, x = _busiest_square(first != second, side)
+    scores = (float(metrics.dice(metrics.count(shown.truth, mask))) for mask in (shown.first, shown.second))
+    return _picture(shown) | {
+        "first": figures.errors_png(truth, first),
+        "second": figures.errors_png(truth, second),
+        "dice": tuple(scores),
+        "zoom": (x, y, side, side),
     }
 
 

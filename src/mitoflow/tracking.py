@@ -100,7 +100,7 @@ class Run:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; sections become dotted keys. MLflow keeps the first value of a parameter."""
-        self._record("params", values=_flat(values))
+        self._record("params", values=dotted(values))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log one point of each curve, measured now. A point that a resumed run repeats is not doubled."""
@@ -187,10 +187,11 @@ def _pointer(digest: str) -> Path:
     return workspace.state_dir() / "runs" / digest
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return parameters by dotted keys, as MLflow has them."""
     flat: dict[str, str] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
     return flat
 
 

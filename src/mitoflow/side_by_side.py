@@ -1,0 +1,207 @@
+"""Two models side by side: the parameters that differ, their scores on the same slices, and where they differ most."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from mitoflow import registry, tracking, trained, volumes, workspace
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.report import ComparedSlice, SideBySide
+from mitoflow.trained import TrainedModel
+
+SLICES = 4  # that are shown
+OF_REVISION = (Path("models"), Path("reports/evaluate"))  # what a revision has of its model
+EXPECTED = "a version, an alias, a run, a git revision or a DVC experiment"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two.
+
+    Attributes
+    ----------
+    name
+        What to call it.
+    model
+        The trained model.
+    params
+        Its parameters, by dotted key.
+    evaluation
+        What it did on the test part.
+    """
+
+    name: str
+    model: TrainedModel
+    params: Mapping[str, str]
+    evaluation: Evaluation
+
+
+def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> SideBySide:
+    """Compare two models.
+
+    Parameters
+    ----------
+    a, b
+        The number of a version, an alias, the ID of a run, a git revision or the name of a DVC experiment.
+    part, conventions
+        ``data/test``, and how its masks are read; both may be absent, then there are no pictures.
+    pictures
+        Whether both models predict the slices where they differ most.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it was never evaluated.
+    """
+    first, second = find(a), find(b)
+    ours, theirs = first.evaluation, second.evaluation
+    keys = sorted(first.params.keys() | second.params.keys())
+    params = {key: (first.params.get(key, "–"), second.params.get(key, "–")) for key in keys}
+    paired = ours.test_hash == theirs.test_hash
+    notes = []
+    if not paired:
+        hashes = f"{ours.test_hash[:12]} and {theirs.test_hash[:12]}"
+        notes.append(f"evaluated on different test data ({hashes}): the scores cannot be paired, nor slices compared")
+    rows = _rows_that_differ(ours, theirs) if paired else []
+    if paired and not rows:
+        notes.append("they are equally right on every slice")
+    why_not = _differs_from_test(part, conventions, ours.test_hash) if rows and pictures else ""
+    if why_not:
+        notes.append(f"no pictures: {why_not}")
+    shown = _look(rows, first, second, part, conventions) if rows and pictures and not why_not else []
+    return SideBySide(
+        names=(first.name, second.name),
+        params={key: values for key, values in params.items() if values[0] != values[1]},
+        scores={
+            score: (ours.interval(score), theirs.interval(score), theirs.better_by(ours, score) if paired else None)
+            for score in ours.scores
+            if score in theirs.scores
+        },
+        wrong=[(*_place(ours, row), _wrong(ours)[row], _wrong(theirs)[row]) for row in rows],
+        slices=shown,
+        notes=notes,
+    )
+
+
+def find(what: str) -> Side:
+    """Find one side: in the registry first, then in git.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it was never evaluated.
+    """
+    if _is_registered(what):
+        model = trained.find(what)
+        params = {key.removeprefix("params."): v for key, v in model.origin.items() if key.startswith("params.")}
+        name = model.name
+    else:
+        commit = _commit(what)
+        folder = _checked_out(what, commit)
+        model = trained.find(str(folder / OF_REVISION[0] / registry.MODEL))
+        settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
+        facts = workspace.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
+        params = tracking.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
+        name = f"{what} ({commit[:8]})"
+    if model.evaluation is None:
+        remedy = "run `dvc repro evaluate`, and `mitoflow register` where it was pulled"
+        raise InputError(what, "no evaluation", "a model that was evaluated", remedy)
+    return Side(name, model, params, model.evaluation)
+
+
+def _is_registered(what: str) -> bool:
+    if what.isdecimal() or registry.RUN_ID.fullmatch(what):
+        return True
+    try:
+        return not registry.is_missing() and registry.find_version(what) is not None
+    except InputError:  # MLflow is away; git is not
+        return False
+
+
+def _commit(what: str) -> str:
+    """Return the commit of a git revision, or of a DVC experiment, which is a git reference of its own kind."""
+    if commit := _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}"):
+        return commit
+    references = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    found = {line.split()[0] for line in references.splitlines() if line.rpartition("/")[2] == what}
+    if len(found) != 1:
+        remedy = "`mitoflow models`, `git log` and `dvc exp show` list them"
+        raise InputError(what, f"{len(found) or 'no'} such name", EXPECTED, remedy)
+    return found.pop()
+
+
+def _checked_out(what: str, commit: str) -> Path:
+    """Return a folder with the model and the evaluation of a commit, which DVC puts there once."""
+    folder = workspace.state_dir() / "revisions" / commit
+    if folder.is_dir():
+        return folder
+    with workspace.replacing(folder) as beside:
+        for path in OF_REVISION:
+            (beside / path).parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", commit, "-o", str(beside / path), "."]
+            done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
+                remedy = "`dvc pull`, or `dvc fetch --all-commits`, brings what others computed"
+                raise InputError(what, f"{path} that cannot be had: {said}", "its outputs in DVC's cache", remedy)
+    return folder
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _wrong(evaluation: Evaluation) -> list[int]:
+    """Return the wrong pixels of each slice."""
+    return [added + missed for _, added, missed, _ in evaluation.counts]
+
+
+def _rows_that_differ(a: Evaluation, b: Evaluation) -> list[int]:
+    """Return the slices where the numbers of wrong pixels differ most, none of them near another."""
+    difference = np.abs(np.subtract(_wrong(a), _wrong(b)))
+    chosen: list[int] = []
+    for row in map(int, np.argsort(-difference, kind="stable")):
+        near = any(a.stacks[row] == a.stacks[other] and abs(row - other) < a.block for other in chosen)
+        if difference[row] and not near and len(chosen) < SLICES:
+            chosen.append(row)
+    return chosen
+
+
+def _place(evaluation: Evaluation, row: int) -> tuple[str, int]:
+    """Return the stack and the z of a slice."""
+    stack = evaluation.stacks[row]
+    return stack, evaluation.stacks[:row].count(stack)
+
+
+def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
+    """Say why the test part is not the one of the evaluations; nothing where it is."""
+    for path in (part, conventions):
+        if not path.exists():
+            return f"{path} is not here; `dvc pull` brings it"
+    found = workspace.fingerprint(volumes.Conventions.read(conventions).mask_rule, part)
+    return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
+
+
+def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
+    """Let both predict slices of the test part, and no others than these and what they see around them."""
+    rule = volumes.Conventions.read(conventions).mask_rule
+    pairs = {pair.name: pair for pair in volumes.read_pairs(part)}
+    shown = []
+    for stack, z in (_place(a.evaluation, row) for row in rows):
+        pair = pairs[stack]
+        held, masks = range(pair.image.shape[0]), []
+        for predictor in (a.model.predictor, b.model.predictor):
+            (probability,) = predictor.stream(pair.image.slice, held, range(z, z + 1))
+            masks.append((probability >= predictor.settings.threshold).astype(np.uint8))
+        truth = volumes.binarise(pair.mask.slice(z), rule)
+        shown.append(ComparedSlice(stack, z, pair.image.slice(z), truth, *masks))
+    return shown

@@ -1,0 +1,155 @@
+"""What promotion.yaml asks for, of real models on real slices."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoflow import evaluation, gate, lineage, volumes, workspace
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.gate import Contender, Elsewhere, Gate, Required, Verdict
+from mitoflow.inference import Predictor, Settings
+from tests.parts import write_model
+
+COMMITTED = (Path(__file__).parents[1] / "promotion.yaml").read_text(encoding="utf-8")
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
+
+
+@pytest.fixture
+def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that guesses, and a dataset elsewhere."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_dataset / "test", tmp_path / "liver")
+    images = np.stack([*volumes.read_pairs(tmp_path / "liver")[0].image.slices()])
+    write_model(tmp_path, SETTINGS, images)
+    return tmp_path
+
+
+def contender(version: int, weights: Path, right: int = 800, boundaries: bool = True) -> Contender:
+    """Twenty slices of 1000 foreground pixels of which `right` are found, and half of the boundary."""
+    counts = [[right + z, 50, 1000 - right - z, 9000] for z in range(20)]
+    outlines = [[10, 5, 10, 5, 9, 3]] * 20 if boundaries else []
+    evaluated = Evaluation(lineage.file_sha256(weights), "a" * 64, ["s"] * 20, counts, 5, 200, 1, outlines)
+    return Contender(version, evaluated, lambda: weights)
+
+
+def asked(folder: Path, old: str, new: str) -> Path:
+    assert old in COMMITTED
+    path = folder / "promotion.yaml"
+    path.write_text(COMMITTED.replace(old, new, 1), encoding="utf-8")
+    return path
+
+
+def test_the_committed_file_is_valid_and_without_one_only_a_gain_is_asked_for(folder: Path) -> None:
+    assert Gate.load(asked(folder, "minimum_gain: 0.0", "minimum_gain: 0.01")).minimum_gain == 0.01
+    assert Gate.load(folder / "absent.yaml") == Gate() == Gate(required=Required(), minimum_gain=0.0)
+    commented = "\n".join(line.removeprefix("#") for line in COMMITTED.splitlines()[4:])
+    path = folder / "all.yaml"
+    path.write_text(commented.replace(" []", "   ").replace("../liver/test", "liver"), encoding="utf-8")
+    assert [dataset.name for dataset in Gate.load(path).not_worse_on] == ["liver"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  dice:", "  dise:", "required.dise: found an unknown key.*did you mean dice?"),
+        ("dice: 0.3", "dice: 3", "required.dice: found 3"),
+        ("largest: 100", "largest: 0", "largest: found 0"),
+        ("minimum_gain: 0.0", "minimum_gain: much", "minimum_gain: found 'much'"),
+        (
+            "not_worse_on: []",
+            "not_worse_on: [{name: a, folder: nowhere}]",
+            "0.folder: found nowhere, expected a folder",
+        ),
+        ("not_worse_on: []", "not_worse_on: [{name: a, foldr: b}]", "0.foldr: found an unknown key.*did you mean fold"),
+        ("not_worse_on: []", "not_worse_on: [{name: a b, folder: liver}]", "0.name: found 'a b'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        Gate.load(asked(folder, old, new))
+    assert "promotion.yaml" in str(refused.value)
+
+
+def test_required_scores_hold_for_the_first_version_too(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    wanted = Gate(required=Required(dice=0.8, boundary_f1=0.6))
+    verdict = wanted.decide(contender(1, weights), None)
+    assert not verdict.promoted
+    dice, outlines = verdict.checks
+    assert (dice.what, dice.passed, outlines.what, outlines.passed) == ("dice", True, "boundary_f1", False)
+    assert verdict.reason == ("there was no champion; but boundary_f1 is 0.5000 [0.5000, 0.5000] and not at least 0.6")
+    unknown = wanted.decide(contender(1, weights, boundaries=False), None)
+    assert "boundary_f1 is unknown and not at least 0.6" in unknown.reason
+    assert Gate(required=Required(dice=0.8, boundary_f1=0.5)).decide(contender(1, weights), None).promoted
+    assert Verdict.from_tags(1, verdict.tags()) == verdict
+
+
+def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    better, champion = contender(2, weights, 850), contender(1, weights)
+    gain = Gate().decide(better, champion).difference
+    assert gain is not None
+    assert Gate(minimum_gain=round(gain.low - 0.001, 4)).decide(better, champion).promoted
+    refused = Gate(minimum_gain=round(gain.low + 0.001, 4)).decide(better, champion)
+    assert not refused.promoted
+    assert f"the 95 % interval is not above {gain.low + 0.001:.4g}"[:40] in refused.reason
+
+
+def test_size_and_speed_are_measured(folder: Path) -> None:
+    first = contender(1, folder / "unet.keras")
+    verdict = Gate(largest=100.0, slowest=1000.0).decide(first, None)
+    assert verdict.promoted
+    megabytes, seconds = verdict.checks
+    assert float(megabytes.found) == pytest.approx((folder / "unet.keras").stat().st_size / 1e6, abs=0.05)
+    assert 0 < float(seconds.found.split()[0]) < 1000
+    small = Gate(largest=0.001).decide(first, None)
+    assert "megabytes is 0." in small.reason
+    assert "and not at most 0.001" in small.reason
+    assert not Gate(slowest=1e-6).decide(first, None).promoted
+
+
+def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
+    pairs = volumes.read_pairs(folder / "liver")
+    worse = folder / "worse"
+    worse.mkdir()
+    shutil.copy(folder / "unet.keras", worse)
+    guessed = Settings.read(folder / "inference.yaml")
+    replace(guessed, threshold=1.0).write(worse / "inference.yaml")  # finds nothing
+    wanted = Gate(not_worse_on=[Elsewhere(name="liver", folder="liver")])
+    champion = contender(1, folder / "unet.keras")
+    verdict = wanted.decide(contender(2, worse / "unet.keras", 900), champion)
+    assert not verdict.promoted
+    assert verdict.difference is not None
+    assert verdict.difference.low > 0
+    (check,) = verdict.checks
+    _, counts = evaluation.count(Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, "nonzero")
+    tp, fp, fn, _ = counts.sum(axis=0)
+    assert check.what == "gain in Dice on liver"
+    assert float(check.found.split()[0]) == pytest.approx(-2 * tp / (2 * tp + fp + fn), abs=1e-4)
+    assert "above zero; but gain in Dice on liver is -" in verdict.reason
+
+    cached = {path: path.stat().st_mtime_ns for path in (workspace.state_dir() / "gate").iterdir()}
+    assert len(cached) == 2
+    begun = time.perf_counter()
+    assert wanted.decide(contender(3, folder / "unet.keras", 900), champion).promoted  # the same model: no worse
+    assert {path: path.stat().st_mtime_ns for path in (workspace.state_dir() / "gate").iterdir()} == cached
+    assert time.perf_counter() - begun < 2
+
+    volumes.write_stack(folder / "liver/images/phantom.tif", np.full((8, 96, 128), 300, np.uint16))
+    unknown = wanted.decide(contender(4, worse / "unet.keras", 900), champion)
+    assert not unknown.promoted
+    assert "gain in Dice on liver is unknown (images: found uint16" in unknown.reason
+
+
+def test_the_gate_knows_where_the_settings_are() -> None:
+    from mitoflow import registry
+
+    assert gate.SETTINGS == registry.SETTINGS

@@ -1,0 +1,194 @@
+"""Two real models of a real project, with git, DVC and a registry, side by side."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+from mitoflow import (
+    cli,
+    evaluation,
+    lineage,
+    metrics,
+    registry,
+    side_by_side,
+    store,
+    tracking,
+    unet,
+    volumes,
+    workspace,
+)
+from mitoflow.comparison import Evaluation
+from mitoflow.errors import InputError
+from mitoflow.inference import Predictor, Settings
+from mitoflow.side_by_side import compare
+
+MODEL, REPORTS = Path("models/unet.keras"), Path("reports/evaluate")
+PART, CONVENTIONS = Path("data/test"), Path("reports/validate/conventions.yaml")
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+RATES = (0.001, 0.002)
+
+Run = Callable[..., None]
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store._SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Iterator[Path]:
+    """Two commits, each with its model, which are version 1 and version 2; the second is also an experiment."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_folder(folder, monkeypatch)
+        shutil.copytree(small_dataset / "test", PART)
+        (folder / ".gitignore").write_text("/data\n/mlflow.db*\n/mlruns\n/.mitoflow\n")
+        for command in ("git init -q -b main", "git config user.name T", "git config user.email t@localhost"):
+            run(*command.split())
+        run(sys.executable, "-m", "dvc", "init", "-q")
+        volumes.Conventions(8, "nonzero").write(CONVENTIONS)
+        for rate in RATES:
+            train(rate)
+        run("git", "update-ref", "refs/exps/12/3456/slower", "HEAD")  # as DVC names an experiment
+        yield folder
+    mlflow.set_tracking_uri(None)
+
+
+def train(rate: float) -> None:
+    """Leave what the pipeline leaves of a model that guesses."""
+    text = PARAMS.read_text(encoding="utf-8").replace("learning_rate: tuned", f"learning_rate: {rate}")
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    keras.utils.set_random_seed(round(1000 * rate))
+    keras.config.set_dtype_policy("float32")
+    network = unet.build_unet(depth=1, base_width=2)
+    unet.save_model(network, MODEL)
+    MODEL.with_suffix(".yaml").write_text(f"bit_depth: 8\ndivisor: 2\nrecipe: {{learning_rate: {rate}}}\n")
+    settings = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
+    pairs = volumes.read_pairs(PART)
+    images = np.stack([*pairs[0].image.slices()])
+    middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
+    settings = replace(settings, threshold=middle)
+    settings.write(REPORTS / "inference.yaml")
+    stacks, counts = evaluation.count(Predictor(network, settings), pairs, "nonzero")
+    hashed = workspace.fingerprint("nonzero", PART)
+    measured = Evaluation(lineage.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1)
+    measured.write(REPORTS / "evaluation.json")
+    with tracking.start("train", "unet") as training:
+        training.params({"train": {"learning_rate": rate}, "recipe": {"learning_rate": rate}})
+        training.produced(MODEL)
+        assert registry.register(training, measured, MODEL, REPORTS / "inference.yaml")
+    run(sys.executable, "-m", "dvc", "add", "-q", str(MODEL))
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", f"Learning rate {rate}")
+
+
+@pytest.fixture
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    in_folder(made, monkeypatch)
+    return made
+
+
+def test_two_versions(here: Path) -> None:
+    told = compare("1", "2", PART, CONVENTIONS, pictures=True)
+    assert told.names == ("mitoflow version 1", "mitoflow version 2")
+    assert told.params == dict.fromkeys(("recipe.learning_rate", "train.learning_rate"), ("0.001", "0.002"))
+    first, second = (Evaluation.read(registry.model_file(version).with_name("evaluation.json")) for version in (1, 2))
+    assert list(told.scores) == list(metrics.SCORES)
+    for score, (ours, theirs, gain) in told.scores.items():
+        assert (ours, theirs) == (first.interval(score), second.interval(score))
+        assert gain is not None
+        assert gain.value == pytest.approx(theirs.value - ours.value)
+        assert gain.low <= gain.value <= gain.high
+    wrong = [np.array(each.counts)[:, 1:3].sum(axis=1) for each in (first, second)]
+    most = int(np.argmax(np.abs(wrong[0] - wrong[1])))
+    assert told.wrong[0] == ("phantom", most, wrong[0][most], wrong[1][most])
+    assert [(shown.stack, shown.z) for shown in told.slices] == [place[:2] for place in told.wrong]
+    places = [z for _, z, _, _ in told.wrong]
+    assert min(abs(a - b) for a in places for b in places if a != b) >= first.block
+    for shown, (_, _, *expected) in zip(told.slices, told.wrong, strict=True):  # they are what was evaluated
+        assert [int((shown.truth != mask).sum()) for mask in (shown.first, shown.second)] == expected
+    assert told.notes == []
+
+
+def test_revisions_and_experiments_are_the_same_models(here: Path) -> None:
+    versions = compare("1", "2", PART, CONVENTIONS, pictures=False)
+    for a, b in (("main~1", "main"), ("HEAD~1", "slower")):
+        revisions = compare(a, b, PART, CONVENTIONS, pictures=False)
+        assert revisions.scores == versions.scores
+        assert revisions.wrong == versions.wrong
+        assert revisions.params == versions.params
+        assert revisions.names[1].startswith(f"{b} (")
+    mixed = compare("champion", "main", PART, CONVENTIONS, pictures=False)
+    assert mixed.scores["dice"][1] == versions.scores["dice"][1]
+
+
+def test_the_page_and_the_table(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "compared.html"
+    monkeypatch.setattr(sys, "argv", ["mitoflow", "compare", "1", "2", "--html", str(page)])
+    cli.main()
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^dice +0\.\d{4} \[.*\] +0\.\d{4} \[.*\] +[+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\]$", out, re.M
+    )
+    assert re.search(r"^train.learning_rate +0\.001 +0\.002$", out, re.M)
+    assert re.search(r"^phantom +\d +\d+ +\d+$", out, re.M)
+    text = page.read_text(encoding="utf-8")
+    shown = len(re.findall(r"^phantom", out, re.M))
+    assert text.count('href="data:image/png;base64') == 4 * shown
+    assert len(re.findall(r"src=|href=\"http|<script", text)) == 0
+    assert "mitoflow version 1 and mitoflow version 2" in text
+
+
+def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
+    with tracking.start("register", "elsewhere") as again:
+        assert registry.register(again, changed, MODEL, REPORTS / "inference.yaml")
+    told = compare("1", "3", PART, CONVENTIONS, pictures=True)
+    assert "the scores cannot be paired" in told.notes[0]
+    assert {gain for _, _, gain in told.scores.values()} == {None}
+    assert (told.slices, told.wrong) == ([], [])
+    absent = compare("1", "2", Path("nowhere"), CONVENTIONS, pictures=True)
+    assert absent.notes == ["no pictures: nowhere is not here; `dvc pull` brings it"]
+    assert absent.wrong
+    other = compare("1", "2", PART / "images", CONVENTIONS, pictures=True)
+    assert other.notes[0].startswith("no pictures: data/test/images is ")
+    same = compare("1", "1", PART, CONVENTIONS, pictures=True)
+    assert same.notes == ["they are equally right on every slice"]
+
+
+def test_what_is_not_there_is_one_line(here: Path) -> None:
+    expected = "a version, an alias, a run, a git revision or a DVC experiment"
+    for what, said in {
+        "99": "version 99: found no such version",
+        "f" * 32: "found no version",
+        "faster": f"faster: found no such name, expected {expected}",
+        "--help": f"--help: found no such name, expected {expected}",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            side_by_side.find(what)
+    run("git", "commit", "-q", "--allow-empty", "-m", "the same")
+    cache = here / ".dvc/cache"
+    cache.rename(here / "hidden")
+    with pytest.raises(InputError, match="main: found models that cannot be had"):
+        side_by_side.find("main")
+    (here / "hidden").rename(cache)
