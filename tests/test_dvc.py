@@ -13,7 +13,8 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))[
 BESIDE_THE_POINT = (
     *("mitoflow.errors", "mitoflow.params", "mitoflow.workspace"),
     *("mitoflow.delivery", "mitoflow.journal", "mitoflow.lineage", "mitoflow.pretrained"),
-    *("mitoflow.registry", "mitoflow.store", "mitoflow.tracking"),
+    *("mitoflow.championship", "mitoflow.gate", "mitoflow.promotions", "mitoflow.registry"),
+    *("mitoflow.store", "mitoflow.tracking"),
 )
 
 
