@@ -93,7 +93,7 @@ def settle(client: MlflowClient) -> Standing:
 
 
 def promote(client: MlflowClient, standing: Standing, verdict: Verdict, how: str, why: str) -> None:
-    """Make the version of a verdict the champion, if all is still as it was when it was decided.
+    """Make the version of a verdict the champion, if all is still as it was when it was decided; `settle` follows.
 
     Raises
     ------
@@ -103,11 +103,10 @@ def promote(client: MlflowClient, standing: Standing, verdict: Verdict, how: str
     assert standing.log, "where there are versions there is a registered model"
     decided = json.dumps(verdict.tags())
     standing.log.append(client, verdict.version, standing.champion, how=how, why=why, verdict=decided)
-    settle(client)
 
 
 def roll_back(client: MlflowClient, standing: Standing, why: str) -> tuple[int, int]:
-    """Make the previous champion the champion again, and return the versions (from, to).
+    """Make the previous champion the champion again, and return the versions (from, to); `settle` follows.
 
     Raises
     ------
@@ -125,7 +124,6 @@ def roll_back(client: MlflowClient, standing: Standing, why: str) -> tuple[int, 
         remedy = "name a version: `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", found, "a previous champion", remedy)
     standing.log.append(client, before[-1], champion, how=promotions.ROLLED_BACK, why=why)
-    settle(client)
     return champion, before[-1]
 
 

@@ -183,30 +183,31 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
 
 
 def _decide(client: MlflowClient, challenger: Contender) -> None:
-    """Promote a new version, or record why not; where somebody else is faster, there is another champion to beat."""
+    """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
     gate = Gate.load()
-    while True:
+    standing = championship.settle(client)
+    while VERDICT not in _get(client, challenger.version).tags:
+        with suppress(TooLate):  # then there is another champion to beat
+            _judge(client, gate, challenger, standing)
         standing = championship.settle(client)
-        if VERDICT in _get(client, challenger.version).tags:  # settled: it was promoted before, by whoever died then
-            return
-        if standing.champion == challenger.version:
-            verdict = Verdict(challenger.version, True, "it is the champion already")
-        else:
-            verdict = gate.decide(challenger, _champion(client, standing))
-            if verdict.promoted:
-                try:
-                    return championship.promote(client, standing, verdict, promotions.PROMOTED, verdict.reason)
-                except TooLate:
-                    continue
-                except MlflowException as error:
-                    if not store.forbidden(error):
-                        raise
-                    remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
-                    reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
-                    verdict = replace(verdict, promoted=False, reason=reason)
-        championship.record(client, verdict)
-        championship.settle(client)  # somebody may have promoted it meanwhile, whatever the gate says
+
+
+def _judge(client: MlflowClient, gate: Gate, challenger: Contender, standing: Standing) -> None:
+    if standing.champion == challenger.version:
+        championship.record(client, Verdict(challenger.version, True, "it is the champion already"))
         return
+    verdict = gate.decide(challenger, _champion(client, standing))
+    if not verdict.promoted:
+        championship.record(client, verdict)
+        return
+    try:
+        championship.promote(client, standing, verdict, promotions.PROMOTED, verdict.reason)
+    except MlflowException as error:
+        if not store.forbidden(error):
+            raise
+        remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
+        reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
+        championship.record(client, replace(verdict, promoted=False, reason=reason))
 
 
 def models() -> list[Row]:
@@ -261,7 +262,7 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
                 championship.promote(client, standing, verdict, how, why)
         else:
             championship.record(client, verdict)
-            championship.settle(client)
+        championship.settle(client)
         return verdict
 
 
@@ -274,7 +275,9 @@ def rollback(reason: str = "") -> tuple[int, int]:
         There is no previous champion, or somebody else promoted a version meanwhile.
     """
     with _registry() as client, championship.in_time(f"model {NAME}"):
-        return championship.roll_back(client, championship.settle(client), reason)
+        versions = championship.roll_back(client, championship.settle(client), reason)
+        championship.settle(client)
+        return versions
 
 
 def history() -> list[Promotion]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from .conftest import Project, outputs, runs, stages_run, store
@@ -19,6 +20,10 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
     assert len(store(finished).search_model_versions("name = 'mitoflow'")) == 2
     shown = json.loads(finished.run("dvc", "exp", "show", "--json").stdout)
     assert "slower" in json.dumps(shown)
+    compared = finished.run("mitoflow", "compare", "main", "slower", "--html", "compared.html").stdout
+    assert re.search(r"^train.learning_rate +tuned +0.0005$", compared, re.MULTILINE)
+    assert re.search(r"^dice .* [+-]0\.\d{4} \[", compared, re.MULTILINE)
+    assert "data:image/png;base64" in finished.read("compared.html")
 
 
 def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None:
