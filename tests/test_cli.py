@@ -85,6 +85,8 @@ def test_version() -> None:
         (["data", "import", "--images", "a", "--masks", "m", "--gap", "-1"], "-1 is not in the range x>=0"),
         (["promote", "first"], "promote: Invalid value for 'VERSION'"),
         (["promote"], "promote: Missing argument 'VERSION'"),
+        (["promote", "1", "--force"], "promote: --force needs --reason TEXT; see `mitoflow promote --help`"),
+        (["compare", "1", "2", "--html", "page.txt"], "--html: found page.txt, expected a name that ends with .html"),
         (["lineage"], "lineage: Missing argument 'VERSION|FILE'"),
     ],
 )
@@ -115,6 +117,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_empty_registry(folder: Path, run_here: Here) -> None:
     _, out, _ = run_here("models")
     assert out == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
+    assert run_here("history")[1].startswith("no promotions yet")
     for arguments, said in (
         (["promote", "7"], "version 7: found no such version"),
         (["rollback"], "model mitoflow: found no champion"),
@@ -146,6 +149,21 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
     assert (told["version"], told["run"], told["git_commit"]) == ("1", run_id, "abc")
     assert told["params.train.epochs"] == "3"
     assert run_here("promote", "1")[1] == "version 1 is the champion: it is the champion already\n"
+
+    client.create_model_version("mitoflow", folder.as_uri())
+    code, out, err = run_here("promote", "2")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "it was never evaluated by mitoflow" in err
+    assert "version 2 is the champion" in run_here("promote", "2", "--force", "--reason", "better on the liver")[1]
+    assert run_here("rollback", "--reason", "worse on the heart")[1] == (
+        "version 1 is the champion again, in place of 2\n"
+    )
+    header, forced, back = run_here("history")[1].splitlines()
+    assert header.split() == ["number", "when", "who", "champion", "how", "why"]
+    assert re.match(
+        r"1 +\d{4}-\d\d-\d\d \d\d:\d\d +\w+ +1 -> 2 +forced +better on the liver; the gate said: it", forced
+    )
+    assert re.match(r"2 .* 2 -> 1 +rolled back +worse on the heart$", back)
 
 
 def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mitoflow import figures, metrics, report, volumes
 from mitoflow.checks import Finding, Findings, check_dataset
+from mitoflow.gate import Check
 from mitoflow.metrics import Interval
 
 
@@ -185,6 +186,9 @@ def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, results, pag
     verdict = SimpleNamespace(version=7, promoted=promoted, reason="there was no champion", checks=())
     report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
     assert f"{said} There was no champion." in Page(tmp_path / "verdict.html").text
+    verdict.checks = (Check("megabytes", "23.4", "at most 20", False),)
+    report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
+    assert "megabytes 23.4 at most 20 failed" in Page(tmp_path / "verdict.html").text
 
 
 def test_large_slice_is_shown_smaller_and_the_report_says_so(results, tmp_path):
