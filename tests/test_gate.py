@@ -37,7 +37,7 @@ def contender(version: int, weights: Path, right: int = 800, boundaries: bool = 
     counts = [[right + z, 50, 1000 - right - z, 9000] for z in range(20)]
     outlines = [[10, 5, 10, 5, 9, 3]] * 20 if boundaries else []
     evaluated = Evaluation(lineage.file_sha256(weights), "a" * 64, ["s"] * 20, counts, 5, 200, 1, outlines)
-    return Contender(version, evaluated, lambda: weights)
+    return Contender(version, lambda: evaluated, lambda: weights)
 
 
 def asked(folder: Path, old: str, new: str) -> Path:

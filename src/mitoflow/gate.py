@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -193,15 +194,20 @@ class Contender:
     ----------
     version
         Its number.
-    evaluation
-        What it did on the test part; None where mitoflow never evaluated it.
+    measured
+        Gives what it did on the test part; None where mitoflow never evaluated it. Asked only where it is needed.
     weights
         Gives its ``.keras`` file, with ``inference.yaml`` beside it; raises `InputError` where it has none.
     """
 
     version: int
-    evaluation: Evaluation | None
+    measured: Callable[[], Evaluation | None]
     weights: Callable[[], Path]
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What it did on the test part."""
+        return self.measured()
 
 
 @dataclass(frozen=True)

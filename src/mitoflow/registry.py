@@ -134,7 +134,7 @@ def _prepare(weights: Path, evaluation: Evaluation) -> None:
         return
     with suppress(InputError), _registry() as client:  # where MLflow is away, nobody waits
         champion = _champion(client, Standing.read(client))
-        gate.prepare(Contender(0, evaluation, lambda: weights), champion)
+        gate.prepare(Contender(0, lambda: evaluation, lambda: weights), champion)
 
 
 def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
@@ -179,7 +179,7 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
         client.set_registered_model_alias(NAME, CHALLENGER, version.version)
     weights = folder / "artifacts" / MODEL
     evaluation = Evaluation.read(weights.with_name(EVALUATION))
-    _decide(client, Contender(int(version.version), evaluation, lambda: weights))
+    _decide(client, Contender(int(version.version), lambda: evaluation, lambda: weights))
 
 
 def _decide(client: MlflowClient, challenger: Contender) -> None:
@@ -479,10 +479,10 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: M
 
 
 def _contender(client: MlflowClient, version: int) -> Contender:
-    """Return what the gate looks at; nothing but the evaluation is fetched before it is asked for."""
+    """Return what the gate looks at; nothing is fetched before it is asked for."""
     known = _get(client, version)
-    evaluated = _evaluation(client, known) if TEST_HASH in known.tags else None
-    return Contender(version, evaluated, lambda: model_file(version))
+    is_evaluated = TEST_HASH in known.tags
+    return Contender(version, lambda: _evaluation(client, known) if is_evaluated else None, lambda: model_file(version))
 
 
 def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
