@@ -25,7 +25,7 @@ import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
 SIDE = 2155  # voxels: a cube of 10 Gvoxel
-CHUNK = (32, 256, 256)
+CHUNK = (32, 512, 512)
 STEP = 1.0  # seconds from one look to the next
 LIMIT = 1024.0  # MiB above the loaded model
 
