@@ -30,6 +30,7 @@ class Server:
         self.folder = folder
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: list[str] = []  # of the command
 
     def start(self) -> None:
         if self.process:
@@ -39,7 +40,7 @@ class Server:
         options += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "mlflow", "server", *options],
+                [*self.prefix, str(Path(sys.executable).parent / "mlflow"), "server", *options],
                 env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
                 stdout=log,

@@ -7,7 +7,6 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -35,9 +34,6 @@ CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the director
 LARGEST_TOP = 256  # voxels along an axis of the smallest level of a pyramid
 
 ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Zarr or TIFF"
-
-# tifffile reports damage in log lines; here it becomes one InputError.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

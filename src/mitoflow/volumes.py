@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import struct
@@ -24,10 +23,8 @@ Rule = Literal["nonzero", "half"]
 SMALLEST_SIDE = 64
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
+LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
-
-# tifffile reports damage in log lines; here it becomes one InputError.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -183,6 +180,9 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
         raise InputError(path, found, "uint8 or uint16", "save the image as 8- or 16-bit")
 
     height, width = page.shape
+    if math.prod(page.chunks) > max(LARGEST_TILE, 4 * height * width):
+        found = f"tiles of {' x '.join(map(str, page.chunks))} pixels in an image of {width} x {height}"
+        raise InputError(path, found, "tiles that are no larger than the image", "export the file again")
     depth = sum(math.prod(s.shape) for s in series) // (height * width)
     if file.is_imagej and first.kind != "imagej":
         # Where an ImageJ hyperstack needs more bytes than there are, tifffile falls back to the pages that it finds.
@@ -223,8 +223,10 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
 
 
 def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
-    ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    return 0 < max(ends, default=0) <= size
+    """Tell whether all strips or tiles of a page are there; tifffile takes those that are not for black."""
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    is_whole = all(length > 0 and 0 < start <= size - length for start, length in parts)
+    return is_whole and len(parts) == math.prod(page.chunked)
 
 
 def _explain_float(stack: Stack) -> InputError:

@@ -67,12 +67,14 @@ class Project:
         return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
 
     @contextmanager
-    def started(self, *command: str, stderr: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
+    def started(
+        self, *command: str, stderr: int = subprocess.DEVNULL, **variables: str
+    ) -> Iterator[subprocess.Popen[str]]:
         """Start a command in a process group of its own; what is left of it afterwards is killed."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment(**variables),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             text=True,

@@ -12,21 +12,23 @@ from tests.e2e.conftest import Project, runs
 IMPORTS = 6  # seconds in which DVC and then a stage load their libraries
 
 
-def recorded(project: Project) -> dict[str, Any]:
+def recorded(lock: str) -> dict[str, Any]:
     """Return all that ``dvc.lock`` says, hashes of dependencies and outputs, but the report that tells the verdict."""
-    stages = YAML(typ="safe").load(project.read("dvc.lock"))["stages"]
+    stages = YAML(typ="safe").load(lock)["stages"]
     for stage in stages.values():
         stage["outs"] = [out for out in stage["outs"] if out["path"] != "reports/evaluate/report.html"]
     return dict(stages)
 
 
 def forget(project: Project, stage: str) -> None:
-    """Make DVC forget that a stage was run."""
+    """Make DVC and the project forget that a stage was run."""
     yaml, path = YAML(), project.folder / "dvc.lock"
     lock = yaml.load(path)
     del lock["stages"][stage]
     yaml.dump(lock, path)
     shutil.rmtree(project.folder / ".dvc/cache/runs")
+    shutil.rmtree(project.folder / ".mitoflow/checkpoints", ignore_errors=True)
+    (project.folder / ".mitoflow/optuna.db").unlink(missing_ok=True)
 
 
 def duration(project: Project, stage: str) -> float:
