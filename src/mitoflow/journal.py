@@ -126,10 +126,12 @@ class Journal:
         kept = tempfile.mkdtemp(dir=self.folder)
         place = Path(kept).relative_to(self.folder) / path.name
         target = self.folder / place
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copyfile(path, target)
+        for file in [path, *path.rglob("*")]:  # shutil.copytree does not say what the disk said
+            copy = target / file.relative_to(path)
+            if file.is_dir():
+                copy.mkdir()
+            else:
+                shutil.copyfile(file, copy)
         return str(place)
 
     def events(self) -> Iterator[Event]:

@@ -36,17 +36,18 @@ def fault(what: str, *, long: int, short: int = 1) -> Callable[[Callable], Calla
 
     ``what`` may name parameters of the test in braces.
     """
-    attempts = range(max(1, round(long * COUNT)) if LONG else short)
+    often = max(1, round(long * COUNT)) if LONG else short
+    only_long = [pytest.param(0, marks=pytest.mark.skip(reason="in the long form alone"))]
 
     def mark(test: Callable) -> Callable:
-        return pytest.mark.fault(what)(pytest.mark.parametrize("attempt", attempts)(test))
+        return pytest.mark.fault(what)(pytest.mark.parametrize("attempt", range(often) if often else only_long)(test))
 
     return mark
 
 
 def examples(long: int, short: int) -> int:
-    """Return how many inputs a fuzzer makes."""
-    return max(1, round(long * COUNT)) if LONG else short
+    """Return how many inputs one attempt of a fuzzer makes."""
+    return long if LONG else short
 
 
 @dataclass
