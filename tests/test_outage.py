@@ -30,7 +30,6 @@ class Server:
         self.folder = folder
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
-        self.prefix: list[str] = []  # of the command
 
     def start(self) -> None:
         if self.process:
@@ -40,7 +39,7 @@ class Server:
         options += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, str(Path(sys.executable).parent / "mlflow"), "server", *options],
+                [Path(sys.executable).parent / "mlflow", "server", *options],
                 env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
                 stdout=log,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ SMALLEST_SIDE = 64
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
+LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
 
 
@@ -127,7 +127,9 @@ def _open(path: Path) -> Stack:
         try:
             _require_whole_chain(path, file)
             stack = _locate_slices(path, file)
-        except (tifffile.TiffFileError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # what damage raises depends on the byte
             raise _truncated(path, f"damaged directories, {error}") from None
     if stack.dtype.kind == "f":
         raise _explain_float(stack)
@@ -144,7 +146,9 @@ def _open_tiff(path: Path) -> tifffile.TiffFile:
         raise InputError(path, "no such file", "a TIFF", "check the path") from None
     except IsADirectoryError:
         raise InputError(path, "a folder", "a TIFF", "name a file in it") from None
-    except (tifffile.TiffFileError, struct.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what damage raises depends on the byte
         with path.open("rb") as stream:
             magic = stream.read(4)
         if magic[:2] in (b"II", b"MM"):
@@ -183,6 +187,9 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     if math.prod(page.chunks) > max(LARGEST_TILE, 4 * height * width):
         found = f"tiles of {' x '.join(map(str, page.chunks))} pixels in an image of {width} x {height}"
         raise InputError(path, found, "tiles that are no larger than the image", "export the file again")
+    claimed = height * width * page.dtype.itemsize
+    if claimed > LARGEST_TILE and claimed > LARGEST_RATIO * size:
+        raise _truncated(path, f"slices of {claimed} bytes in {size} bytes")
     depth = sum(math.prod(s.shape) for s in series) // (height * width)
     if file.is_imagej and first.kind != "imagej":
         # Where an ImageJ hyperstack needs more bytes than there are, tifffile falls back to the pages that it finds.

@@ -84,7 +84,7 @@ def test_clock(finished: Project, chance: random.Random, stage: str, attempt: in
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
     offset = tmp_path / "offset"
-    offset.write_text("+0\n")
+    set_clock(offset, 0)
     faked = {
         "LD_PRELOAD": str(FAKETIME),
         "FAKETIME_TIMESTAMP_FILE": str(offset),
@@ -94,11 +94,18 @@ def test_clock(finished: Project, chance: random.Random, stage: str, attempt: in
     with finished.started("dvc", "repro", "-s", stage, **faked) as process:
         while process.poll() is None:
             time.sleep(chance.uniform(0.5, 4))
-            offset.write_text(f"{chance.choice([-400 * 86400, -7200, -1, 3600])}\n")
+            set_clock(offset, chance.choice([-400 * 86400, -7200, -1, 3600]))
     assert process.returncode == 0
     go_on(finished)
     assert recorded(finished.read("dvc.lock")) == undisturbed
     check_history(finished)
+
+
+def set_clock(offset: Path, seconds: int) -> None:
+    """Set libfaketime's clock so many seconds beside the real one."""
+    beside = offset.with_suffix(".new")
+    beside.write_text(f"{seconds:+d}\n")
+    beside.replace(offset)
 
 
 @pytest.mark.parametrize("stage", ["patch", "train"] if LONG else ["patch"])

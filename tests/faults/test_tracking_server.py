@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from mitoflow import journal, store, tracking
 from tests.parts import until
-from tests.test_outage import Server
+from tests.services import PostgreSQL, TrackingServer
 
 from .injection import LONG, fault
 from .namespace import PRIVATE_MOUNTS, disk
@@ -21,15 +22,19 @@ EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
+def database() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as database:
+        yield database
 
 
 @pytest.fixture(scope="module")
-def proxy(server: Server) -> Iterator[Proxy]:
+def server(database: PostgreSQL) -> Iterator[TrackingServer]:
+    with TrackingServer(database.create("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(server: TrackingServer) -> Iterator[Proxy]:
     proxy = Proxy(server.port)
     yield proxy
     proxy.close()
@@ -105,7 +110,7 @@ def test_troubled(
 
 @fault("tracking server killed and started again", long=8)
 def test_killed(
-    server: Server, checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch
+    server: TrackingServer, checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -120,22 +125,58 @@ def test_killed(
     training.check(server.uri)
 
 
+@pytest.mark.parametrize("how", ["restarted", "killed and started again"] if LONG else ["restarted"])
+@fault("PostgreSQL {how}", long=6)
+def test_database(
+    server: TrackingServer,
+    database: PostgreSQL,
+    checkout: Path,
+    chance: random.Random,
+    how: str,
+    attempt: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    training = Training(checkout, chance)
+    gone, back = sorted(chance.sample(range(EPOCHS + 1), 2))
+    for epoch in training:
+        if epoch == gone:
+            database.stop() if how == "restarted" else database.kill()
+        if epoch == back:
+            database.start()
+    database.start()
+    training.check(server.uri)
+
+
 @pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
 @fault("disk of the tracking server full", long=6)
 def test_full(checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(checkout / "server")
-    server.folder.mkdir()
-    with disk(server.folder, "16m") as small:
-        server.prefix = small.enter
-        server.start()
+    with FullDisk() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         training = Training(checkout, chance)
         full, emptied = sorted(chance.sample(range(EPOCHS + 1), 2))
         for epoch in training:
             if epoch == full:
-                small.fill(chance.randrange(3) * 4096)
+                server.disk.fill(left=chance.randrange(3) * 4096)
             if epoch == emptied:
-                small.empty()
-        small.empty()
+                server.disk.empty()
+        server.disk.empty()
         training.check(server.uri)
-        server.kill()
+
+
+class FullDisk(TrackingServer):
+    """A tracking server on SQLite, with a small disk of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.database = f"sqlite:///{self.folder}/mlflow.db"
+        self._stack = ExitStack()
+        self.disk = self._stack.enter_context(disk(self.folder, "16m"))
+
+    def command(self) -> list[str]:
+        return [*self.disk.enter, *map(str, super().command())]
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.callback(super().__exit__)
+        self.kill()
+        self._stack.close()
