@@ -90,8 +90,16 @@ class _Paged:
 
     def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
         with tifffile.TiffFile(path) as file:
-            file.filehandle.seek(self.directories[z])
-            return tifffile.TiffPage(file, z).asarray().reshape(shape)
+            return read_page(file, z, self.directories[z]).asarray().reshape(shape)
+
+
+def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.TiffPage:
+    """Return the page whose directory is at `offset`; raises ValueError where it is stored otherwise than the first."""
+    file.filehandle.seek(offset)
+    page = tifffile.TiffPage(file, number)
+    if page.hash != file.pages.first.hash:
+        raise ValueError("it is stored in another way than the first")
+    return page
 
 
 def open_stack(path: Path) -> Stack:

@@ -33,7 +33,7 @@ def check_one_line(done: subprocess.CompletedProcess[str], *reasons: str) -> Non
 
 @MOUNTS
 @pytest.mark.parametrize("stage", STAGES if LONG else ["tune"])
-@fault("disk full in {stage}", long=3)
+@fault("disk full in {stage}", long=2)
 def test_full_disk(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)

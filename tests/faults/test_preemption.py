@@ -20,7 +20,7 @@ NOTICE = 30  # seconds between SIGTERM and SIGKILL, as SLURM and Kubernetes have
 
 
 @pytest.mark.parametrize("stage", STAGES if LONG else ["patch"])
-@fault("`kill -9` of `dvc repro` in {stage}", long=3)
+@fault("`kill -9` of `dvc repro` in {stage}", long=2)
 def test_killed(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
@@ -33,7 +33,7 @@ def test_killed(finished: Project, chance: random.Random, stage: str, attempt: i
 
 
 @pytest.mark.parametrize("stage", STAGES if LONG else ["train"])
-@fault("SIGTERM to `dvc repro` and all it started, in {stage}", long=3)
+@fault("SIGTERM to `dvc repro` and all it started, in {stage}", long=2)
 def test_pre_empted(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)

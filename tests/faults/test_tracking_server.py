@@ -108,7 +108,7 @@ def test_troubled(
     training.check(proxy.uri)
 
 
-@fault("tracking server killed and started again", long=8)
+@fault("tracking server killed and started again", long=5, short=0)
 def test_killed(
     server: TrackingServer, checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +149,7 @@ def test_database(
 
 
 @pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
-@fault("disk of the tracking server full", long=6)
+@fault("disk of the tracking server full", long=4, short=0)
 def test_full(checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with FullDisk() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
