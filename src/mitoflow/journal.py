@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mitoflow import workspace
+from mitoflow.errors import InputError
 
 Event = dict[str, Any]
 
@@ -177,4 +178,9 @@ def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             position += len(line)
-            yield json.loads(line), position
+            try:
+                event = json.loads(line)
+            except ValueError:
+                remedy = "the file has changed since it was written; remove its folder, and that run ends there"
+                raise InputError(folder / "events.jsonl", "a damaged line", "an event", remedy) from None
+            yield event, position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -332,8 +333,10 @@ class _Progress(keras.callbacks.Callback):
 
     def _write(self, epoch: int) -> None:
         state = [keras.ops.convert_to_numpy(variable) for variable in self._state()]
-        with workspace.replacing(self._file(epoch)) as beside, beside.open("wb") as stream:
-            np.savez(stream, np.array(json.dumps(self.history)), *state)
+        content = io.BytesIO()  # a zip that a full disk cuts short would complain on its own, in a traceback
+        np.savez(content, np.array(json.dumps(self.history)), *state)
+        with workspace.replacing(self._file(epoch)) as beside:
+            beside.write_bytes(content.getbuffer())
         for earlier in set(self._epochs()) - {epoch, best_epoch(self.history)}:
             self._file(earlier).unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ __all__ = ["finished", "finished_project", "fresh", "made_project"]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(what): the test injects this fault")
     if not hasattr(config, "workerinput"):
+        os.environ["FAULT_SEED"] = SEED  # for the workers
         config.pluginmanager.register(Table())
 
 

@@ -27,7 +27,6 @@ BEGIN, END = "<!-- table: written by make test-faults -->\n", "<!-- end of table
 
 LONG = "FAULT_COUNT" in os.environ
 COUNT = float(os.environ.get("FAULT_COUNT", "1"))
-# All workers of a run see the same; so it is the same for all attempts that a message names it for.
 SEED = os.environ.get("FAULT_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(random.randrange(10**9))
 
 
@@ -75,7 +74,7 @@ class Table:
     def lines(self) -> list[str]:
         """Return the table in Markdown."""
         rows = ["| fault | tried | survived | lost |", "|---|---:|---:|---:|"]
-        for name, tried in self.tried.items():
+        for name, tried in sorted(self.tried.items()):
             rows.append(f"| {name} | {tried} | {tried - self.lost[name]} | {self.lost[name]} |")
         tried, lost = sum(self.tried.values()), sum(self.lost.values())
         rows.append(f"| all | {tried} | {tried - lost} | {lost} |")
