@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,7 +284,8 @@ class _Progress(keras.callbacks.Callback):
                 history, state = self._read(epoch)
                 _, best = self._read(best_epoch(history))
             except Exception as error:  # what damage raises depends on the byte
-                tqdm.write(f"mitoflow: {self._file(epoch)}: a damaged checkpoint ({error}); it is left out")
+                told = f"mitoflow: {self._file(epoch)}: a damaged checkpoint ({error}); it is left out"
+                tqdm.write(told, file=sys.stderr)
                 continue
             for variable, value in zip(self._state(), state, strict=True):
                 variable.assign(value)
