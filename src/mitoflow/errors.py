@@ -35,8 +35,10 @@ class InputError(Exception):
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print ``error`` as one line on stderr and exit with 2."""
-    print(f"mitoflow: {error}", file=sys.stderr)
+    """Print ``error`` as one line on stderr, apart from any progress bar, and exit with 2."""
+    from tqdm import tqdm
+
+    tqdm.write(f"mitoflow: {error}", file=sys.stderr)
     raise SystemExit(2)
 
 

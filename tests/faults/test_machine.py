@@ -26,6 +26,7 @@ def check_one_line(done: subprocess.CompletedProcess[str], *reasons: str) -> Non
     """A stage that failed said so in one line, and why."""
     if done.returncode:
         assert done.returncode == 2, done.stderr
+        print(done.stderr)
         assert "Traceback" not in done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("mitoflow: ")]
         (line,) = (line for line in told if not line.startswith("mitoflow: tracking: "))  # what it keeps for later

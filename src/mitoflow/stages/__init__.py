@@ -1,5 +1,6 @@
 """The stages of ``dvc.yaml``, one file each, and the paths through which they hand on their results."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -40,5 +41,6 @@ def as_process(main: Callable[[], None]) -> None:
 def _end(*_: int | FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers say it more than once
     signal.alarm(GRACE)  # ends the process where something does not let it end in order
-    print("mitoflow: stopped by SIGTERM; run `dvc repro` and it goes on", file=sys.stderr)
+    # Below the progress bar, and not by `print`, which the signal may have interrupted.
+    os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
     raise SystemExit(128 + signal.SIGTERM)
