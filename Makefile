@@ -8,7 +8,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,19 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	mypy
 	lint-imports
 	python -m pytest
+
+.PHONY: test-faults
+test-faults: $(VENV)/installed-test  ## break everything many times, and write docs/reliability.md (about 25 minutes)
+	FAULT_COUNT=$${FAULT_COUNT:-1} FAULT_TABLE=docs/reliability.md python -m pytest tests/faults --dist worksteal
+
+$(VENV)/installed-audit: pyproject.toml $(VENV)/installed
+	@$(INSTALL) --no-build-isolation -e '.[audit]'
+	@touch $@
+
+.PHONY: audit
+audit: $(VENV)/installed-audit  ## compare the locked dependencies with the published vulnerabilities
+	@pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock 2> $(VENV)/audit.log \
+		|| { echo "audit: $$(tail -n 1 $(VENV)/audit.log)"; exit 1; }
 
 $(VENV)/installed-bench: pyproject.toml $(VENV)/installed
 	@$(INSTALL) --no-build-isolation -e '.[bench]' \

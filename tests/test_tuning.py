@@ -81,8 +81,9 @@ def test_more_trials_keep_the_finished_ones_until_the_results_are_delivered(tmp_
     study = tuning.open_study(tmp_path / "s.db", "s")
     tuning.run_study(study, SETTINGS.model_copy(update={"trials": 4}), score)
     assert outcome(study)[:3] == first
-    tuning.mark_delivered(study)
-    assert tuning.finished_trials(tuning.open_study(tmp_path / "s.db", "s")) == []
+    tuning.mark_delivered(study, "abc")
+    assert outcome(tuning.open_study(tmp_path / "s.db", "s", recorded="of another study")) == outcome(study)
+    assert tuning.finished_trials(tuning.open_study(tmp_path / "s.db", "s", recorded="abc")) == []
 
 
 def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> None:

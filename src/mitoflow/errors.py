@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,33 +35,47 @@ class InputError(Exception):
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print ``error`` as one line on stderr and exit with 2."""
-    print(f"mitoflow: {error}", file=sys.stderr)
+    """Print ``error`` as one line on stderr, apart from any progress bar, and exit with 2."""
+    from tqdm import tqdm
+
+    tqdm.write(f"mitoflow: {error}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def one_line(main: Callable[[], None]) -> None:
     """Run ``main`` and turn what a person can mend into one line on stderr and exit code 2.
 
-    Besides `InputError` these are the two things that a machine refuses: writing where one may not, and a full disk.
+    Besides `InputError` this is what a machine refuses: writing where one may not, a full disk, and more memory.
     """
     try:
         main()
-    except (InputError, OSError) as error:
+    except Exception as error:
         if not (told := mendable(error)):
             raise
         fail(told)
 
 
 def mendable(error: Exception) -> InputError | None:
-    """Return what a person can mend about an error, if anything."""
+    """Return what a person can mend about an error, if anything; libraries wrap what the machine said in their own."""
+    return next(filter(None, map(_mendable, _chain(error))), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _mendable(error: BaseException) -> InputError | None:
+    said = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
+    number = error.errno if isinstance(error, OSError) else None
+    where = (error.filename if isinstance(error, OSError) else None) or Path.cwd()
     if isinstance(error, InputError):
         return error
-    if not isinstance(error, OSError):
-        return None
-    where = error.filename or Path.cwd()
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    if isinstance(error, MemoryError):
+        return InputError("memory", str(error) or "none left", "enough for this step", "use a machine that has more")
+    if isinstance(error, PermissionError) or number == errno.EROFS or said.startswith(("READONLY", "CANTOPEN")):
         return InputError(where, "no permission", "a place that may be read and written", "change its owner or mode")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if number in (errno.ENOSPC, errno.EDQUOT) or said in ("FULL", "IOERR_WRITE"):
         return InputError(where, "no space left on the disk", "room for the output", "free some space and run it again")
     return None

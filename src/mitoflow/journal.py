@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mitoflow import workspace
+from mitoflow.errors import InputError
 
 Event = dict[str, Any]
 
@@ -84,7 +86,9 @@ class Journal:
         """Begin a journal for the run ``key``, which may have older ones."""
         if not re.fullmatch(r"[\w-]+", key):
             raise ValueError(f"key {key!r} has characters other than letters, digits, _ and -")
-        folder = _root() / f"{time.time_ns()}.{key}"
+        # A clock that jumps back must not bring journals out of their order.
+        newest = max((int(other.name.partition(".")[0]) for other in folders()), default=0)
+        folder = _root() / f"{max(time.time_ns(), newest + 1)}.{key}"
         folder.mkdir()
         (folder / "events.jsonl").touch()
         return cls(folder)
@@ -120,13 +124,15 @@ class Journal:
 
     def keep(self, path: Path) -> str:
         """Copy a file or a folder into the journal and return its place in there, which ends in its own name."""
-        place = Path(f"{time.time_ns()}") / path.name
+        kept = tempfile.mkdtemp(dir=self.folder)
+        place = Path(kept).relative_to(self.folder) / path.name
         target = self.folder / place
-        target.parent.mkdir()
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copyfile(path, target)
+        for file in [path, *path.rglob("*")]:  # shutil.copytree does not say what the disk said
+            copy = target / file.relative_to(path)
+            if file.is_dir():
+                copy.mkdir()
+            else:
+                shutil.copyfile(file, copy)
         return str(place)
 
     def events(self) -> Iterator[Event]:
@@ -172,4 +178,9 @@ def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             position += len(line)
-            yield json.loads(line), position
+            try:
+                event = json.loads(line)
+            except ValueError:
+                remedy = "the file has changed since it was written; remove its folder, and that run ends there"
+                raise InputError(folder / "events.jsonl", "a damaged line", "an event", remedy) from None
+            yield event, position

@@ -40,7 +40,7 @@ def current() -> dict[str, str]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": _dirty(),
         "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
-        "patches_md5": _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get("patch", {}), "patches"),
+        "patches_md5": recorded_md5("patch", Path("patches")),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
         "mitoflow": version("mitoflow"),
@@ -48,6 +48,11 @@ def current() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     return {key: value for key, value in known.items() if value}
+
+
+def recorded_md5(stage: str, output: Path) -> str | None:
+    """Return DVC's hash of an output of a stage as ``dvc.lock`` has it; None where it was never recorded."""
+    return _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}), str(output))
 
 
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:
@@ -58,6 +63,12 @@ def tags(lineage: Mapping[str, str]) -> dict[str, str]:
 def from_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the lineage among the tags of a run or a model version."""
     return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
+
+
+def file_md5(path: Path) -> str:
+    """Return DVC's hash of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,6 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 
 from __future__ import annotations
 
-import logging
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -35,9 +34,6 @@ CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the director
 LARGEST_TOP = 256  # voxels along an axis of the smallest level of a pyramid
 
 ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Zarr or TIFF"
-
-# tifffile reports damage in log lines; here it becomes one InputError.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -244,7 +240,8 @@ def open_multiscale(path: Path) -> Multiscale:
     Raises
     ------
     InputError
-        There is no such folder, or it is no OME-Zarr image, or its axes are others than t, c, z, y and x in this order.
+        There is no such folder, it is no OME-Zarr image, its axes are others than t, c, z, y and x in this order, or it
+        leads to files outside the folder.
     """
     attributes = _attributes(path)
     described = attributes.get("ome", attributes)
@@ -255,6 +252,7 @@ def open_multiscale(path: Path) -> Multiscale:
         axes = [str(axis if isinstance(axis, str) else axis["name"]) for axis in multiscale["axes"]]
         units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
         dataset = multiscale["datasets"][0]
+        _require_inside(path, path / dataset["path"])
         array = zarr.open_array(path / dataset["path"], mode="r")
         scales = [_scale(each, array.ndim) for each in (dataset, multiscale)]
         if 0 in array.chunks:
@@ -272,6 +270,21 @@ def open_multiscale(path: Path) -> Multiscale:
         if axis in "zyx"
     }
     return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes))
+
+
+def _require_inside(folder: Path, array: Path) -> None:
+    """Refuse an array outside of the folder of the image, and links that lead out of it.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    home = folder.resolve()
+    for place in (array, *(entry for entry in array.rglob("*") if entry.is_symlink())):
+        if not place.resolve().is_relative_to(home):
+            remedy = "copy what is meant into the folder, if you trust it"
+            raise InputError(folder, f"{place}, which is outside of it", "an image in one folder", remedy)
 
 
 def _attributes(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from mitoflow.errors import InputError
 from mitoflow.params import Patch
 
 SPLITS = ("train", "validation")
-FORMAT = 2
+FORMAT = 3
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]
@@ -250,7 +251,7 @@ class PatchStore:
     size
         Pixels of a patch along y and x.
     digest
-        SHA-256 over layout and content.
+        SHA-256 over layout and content, which `open` checks.
     """
 
     train: Patches
@@ -292,34 +293,41 @@ class PatchStore:
                 "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
                 "sha256": digests,
             }
+            header["sha256"]["layout"] = workspace.fingerprint(header)
             (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> PatchStore:
-        """Open the store at `folder`.
+        """Open the store at `folder`, and read it once to compare it with the digests that it was written with.
 
         Raises
         ------
         InputError
-            The folder is no complete store of this version.
+            The folder is no complete store of this version, or it is damaged.
         """
         try:
             header = json.loads((folder / "store.json").read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}")
+            digests = header["sha256"]
+            if digests.pop("layout") != workspace.fingerprint(header):
+                raise ValueError("store.json has changed since it was written")
             shapes = [tuple(stack["shape"]) for stack in header["stacks"]]
             train, validation = (
                 Patches(
-                    images=np.load(folder / side / "images.npy", mmap_mode="r"),
-                    masks=np.load(folder / side / "masks.npy", mmap_mode="r"),
-                    index=np.load(folder / side / "index.npy"),
+                    images=np.load(folder / side / "images.npy", mmap_mode="r", allow_pickle=False),
+                    masks=np.load(folder / side / "masks.npy", mmap_mode="r", allow_pickle=False),
+                    index=np.load(folder / side / "index.npy", allow_pickle=False),
                     shapes=shapes,
                     step=header["step"],
                 )
                 for side in SPLITS
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for side, patches in zip(SPLITS, (train, validation), strict=True):
+                if digests[side] != _digest(patches):
+                    raise ValueError(f"{side} has changed since it was written")
+        except Exception as error:  # numpy raises nearly anything for a broken header
             found = f"{type(error).__name__}: {error}"
             remedy = "run `dvc repro -f patch`"
             raise InputError(folder, found, f"a patch store of format {FORMAT}", remedy) from None
@@ -338,7 +346,7 @@ def _write_side(
         for pair in pairs
     ]
     shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
-    index, digest = [], hashlib.sha256()
+    index, digest = [], _begin_digest(shape, pairs[0].image.dtype, np.dtype(np.uint8), np.dtype(np.int32))
     # Plain writes, not a writable memory map: a full disk is then an error that can be told, not a bus error.
     with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
         _write_header(images, shape, pairs[0].image.dtype)
@@ -354,6 +362,22 @@ def _write_side(
     rows = np.concatenate(index).astype(np.int32)
     np.save(folder / "index.npy", rows)
     digest.update(rows.data)
+    return digest.hexdigest()
+
+
+def _begin_digest(shape: tuple[int, ...], *dtypes: np.dtype) -> hashlib._Hash:
+    """Return a SHA-256 of the shape of the images and of the types of images, masks and index, to be gone on with."""
+    return hashlib.sha256(json.dumps([shape, *(dtype.str for dtype in dtypes)]).encode())
+
+
+def _digest(patches: Patches) -> str:
+    """Return the SHA-256 of one side in the order in which `_write_side` wrote it: slice by slice, then the index."""
+    digest = _begin_digest(patches.images.shape, *(a.dtype for a in (patches.images, patches.masks, patches.index)))
+    slices = np.flatnonzero(np.any(np.diff(patches.index[:, :2], axis=0, prepend=-1), axis=1))
+    for first, last in itertools.pairwise([*slices.tolist(), len(patches)]):
+        for array in (patches.images, patches.masks):
+            digest.update(np.ascontiguousarray(array[first:last]).data)
+    digest.update(patches.index.data)
     return digest.hexdigest()
 
 

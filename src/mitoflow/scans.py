@@ -17,7 +17,7 @@ from mitoflow.errors import InputError
 from mitoflow.patches import Box
 from mitoflow.sources import find_tiffs
 from mitoflow.spacing import Spacing, read_tiff_spacing
-from mitoflow.volumes import Array, Stack, open_stack
+from mitoflow.volumes import Array, Stack, open_stack, read_page
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -165,7 +165,8 @@ class _TiffPages:
         entry = self._series[0][page] if len(self._series) == 1 else self._series[page][0]
         if entry is None:
             raise ValueError("its directory is missing")
-        return np.asarray(zarr.open_array(entry.aszarr(), mode="r")[y0:y1, x0:x1])
+        stored = read_page(self._file, page, entry.offset)
+        return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
 
 
 class ZarrScan:

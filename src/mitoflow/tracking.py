@@ -29,6 +29,7 @@ EXPERIMENT = "mitoflow"
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries while MLflow does not answer
 PATIENCE = 60.0  # seconds that the end of a stage waits for a server that is slow but answers
+HASTE = 5.0  # the same for a stage that was interrupted, and may be killed soon
 SAY_SO_AFTER = 30.0  # seconds without MLflow after which a person is told
 
 
@@ -159,7 +160,7 @@ class Run:
         self._ended = True
         self._record("end", status=status)
         if self._parent is None:
-            self._sender.close()
+            self._sender.close(HASTE if status == "KILLED" else PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -263,18 +264,18 @@ class _Sender(threading.Thread):
             self._news = True
             self._changed.notify_all()
 
-    def flush(self) -> bool:
-        """Wait until all is sent; return False when a try that began after this call fails or `PATIENCE` is over."""
+    def flush(self, patience: float = PATIENCE) -> bool:
+        """Wait until all is sent; return False when a try that began after this call fails or `patience` is over."""
         with self._changed:
             begun = self._tries
             self._news = self._hurry = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > begun, PATIENCE)
+            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > begun, patience)
             return self.journal.all_sent
 
-    def close(self) -> None:
+    def close(self, patience: float = PATIENCE) -> None:
         """Flush, say what is left, and let the journal go."""
-        if not self.flush():
+        if not self.flush(patience):
             left = journal.waiting(self.journal.folder)
             self._say(f"{self._trouble}; {left} events are kept on disk, send them with `mitoflow sync`")
         with self._changed:

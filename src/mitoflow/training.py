@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,9 +251,9 @@ def prepare_backend(recipe: Recipe) -> None:
 class _Progress(keras.callbacks.Callback):
     """Progress bar, checkpoints, best weights and early stopping.
 
-    The history decides everything: the best epoch and when to stop follow from it. A checkpoint is the weights and
-    the optimiser's state in ``epoch-N.npz`` and then, as the act that makes it count, the history in ``history.json``;
-    only the last and the best epoch keep their files.
+    The history decides everything: the best epoch and when to stop follow from it. A checkpoint is ``epoch-N.npz``: the
+    weights, the optimiser's state and the history until then, with zip's checksums. Only the last and the best epoch
+    keep their files. Where the last one is damaged, the fit goes on from the best; where both are, from the beginning.
     """
 
     def __init__(
@@ -277,15 +279,20 @@ class _Progress(keras.callbacks.Callback):
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one, and return the epoch to go on with."""
-        if self.checkpoints is None or not (self.checkpoints / "history.json").exists():
-            return 0
-        self.history = json.loads((self.checkpoints / "history.json").read_text(encoding="utf-8"))
-        done = len(self.history)
-        for variable, value in zip(self._state(), self._read(done - 1), strict=True):
-            variable.assign(value)
-        self.best_weights = self._read(best_epoch(self.history))[: len(self.model.weights)]
-        self.bar.update(done * len(self.train))
-        return done
+        for epoch in sorted(self._epochs(), reverse=True):
+            try:
+                history, state = self._read(epoch)
+                _, best = self._read(best_epoch(history))
+            except Exception as error:  # what damage raises depends on the byte
+                told = f"mitoflow: {self._file(epoch)}: a damaged checkpoint ({error}); it is left out"
+                tqdm.write(told, file=sys.stderr)
+                continue
+            for variable, value in zip(self._state(), state, strict=True):
+                variable.assign(value)
+            self.history, self.best_weights = history, best[: len(self.model.weights)]
+            self.bar.update((epoch + 1) * len(self.train))
+            break
+        return len(self.history)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Keras' own hook of a dataset is also called once before the first epoch, when it looks at the first batches.
@@ -317,19 +324,23 @@ class _Progress(keras.callbacks.Callback):
         assert self.checkpoints is not None
         return self.checkpoints / f"epoch-{epoch}.npz"
 
-    def _read(self, epoch: int) -> list[np.ndarray]:
-        with np.load(self._file(epoch)) as arrays:
-            return [arrays[name] for name in arrays.files]
+    def _epochs(self) -> list[int]:
+        files = self.checkpoints.glob("epoch-*.npz") if self.checkpoints else ()
+        return [int(file.stem.removeprefix("epoch-")) for file in files]
+
+    def _read(self, epoch: int) -> tuple[list[Logs], list[np.ndarray]]:
+        with np.load(self._file(epoch), allow_pickle=False) as arrays:
+            history, *state = (arrays[name] for name in arrays.files)
+        return json.loads(str(history)), state
 
     def _write(self, epoch: int) -> None:
-        with workspace.replacing(self._file(epoch)) as beside, beside.open("wb") as stream:
-            np.savez(stream, *[keras.ops.convert_to_numpy(variable) for variable in self._state()])
-        with workspace.replacing(self._file(epoch).with_name("history.json")) as beside:
-            beside.write_text(json.dumps(self.history), encoding="utf-8")
-        kept = {self._file(epoch), self._file(best_epoch(self.history))}
-        for file in self._file(epoch).parent.glob("epoch-*.npz"):
-            if file not in kept:
-                file.unlink()
+        state = [keras.ops.convert_to_numpy(variable) for variable in self._state()]
+        content = io.BytesIO()  # a zip that a full disk cuts short would complain on its own, in a traceback
+        np.savez(content, np.array(json.dumps(self.history)), *state)
+        with workspace.replacing(self._file(epoch)) as beside:
+            beside.write_bytes(content.getbuffer())
+        for earlier in set(self._epochs()) - {epoch, best_epoch(self.history)}:
+            self._file(earlier).unlink()
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

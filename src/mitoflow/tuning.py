@@ -19,18 +19,19 @@ Report = Callable[[int, float], None]
 Objective = Callable[[int, dict[str, Any], Report], float]
 
 PRUNE_AFTER = 2  # finished trials before the median says anything
-DELIVERED = "delivered"  # set on a study whose results were written
+DELIVERED = "delivered"  # set on a study whose results were written: DVC's hash of them
 
 
-def open_study(storage: Path, name: str) -> optuna.Study:
-    """Open the study `name` in the SQLite file `storage`, or create it; one whose results were delivered starts afresh.
+def open_study(storage: Path, name: str, recorded: str | None = None) -> optuna.Study:
+    """Open the study `name` in the SQLite file `storage`, or create it.
 
-    A study that was cut off goes on: its finished trials stay.
+    A study that was cut off goes on: its finished trials stay. One that delivered the results which DVC has `recorded`
+    starts afresh.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = f"sqlite:///{storage}"
     known = {summary.study_name: summary for summary in optuna.get_all_study_summaries(url)}
-    if name in known and known[name].user_attrs.get(DELIVERED):
+    if recorded and name in known and known[name].user_attrs.get(DELIVERED) == recorded:
         optuna.delete_study(study_name=name, storage=url)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
     return optuna.create_study(study_name=name, storage=url, direction="maximize", pruner=pruner, load_if_exists=True)
@@ -91,9 +92,9 @@ def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def mark_delivered(study: optuna.Study) -> None:
-    """Note that the results are written: opened again, the study starts afresh."""
-    study.set_user_attr(DELIVERED, True)
+def mark_delivered(study: optuna.Study, md5: str) -> None:
+    """Note that the results are written, and DVC's hash of them; see `open_study`."""
+    study.set_user_attr(DELIVERED, md5)
 
 
 def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:

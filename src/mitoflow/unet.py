@@ -124,7 +124,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     """
     with workspace.replacing(path) as beside:
         buffer = io.BytesIO()
-        written = beside.with_suffix(".keras")
+        written = beside.with_name(f"{beside.name}.keras")
         try:
             model.save(written)
             with zipfile.ZipFile(written) as source, zipfile.ZipFile(buffer, "w") as target:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,10 +22,9 @@ Rule = Literal["nonzero", "half"]
 SMALLEST_SIDE = 64
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
+LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
+LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
-
-# tifffile reports damage in log lines; here it becomes one InputError.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,16 @@ class _Paged:
 
     def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
         with tifffile.TiffFile(path) as file:
-            file.filehandle.seek(self.directories[z])
-            return tifffile.TiffPage(file, z).asarray().reshape(shape)
+            return read_page(file, z, self.directories[z]).asarray().reshape(shape)
+
+
+def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.TiffPage:
+    """Return the page whose directory is at `offset`; raises ValueError where it is stored otherwise than the first."""
+    file.filehandle.seek(offset)
+    page = tifffile.TiffPage(file, number)
+    if page.hash != file.pages.first.hash:
+        raise ValueError("it is stored in another way than the first")
+    return page
 
 
 def open_stack(path: Path) -> Stack:
@@ -130,7 +135,9 @@ def _open(path: Path) -> Stack:
         try:
             _require_whole_chain(path, file)
             stack = _locate_slices(path, file)
-        except (tifffile.TiffFileError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # what damage raises depends on the byte
             raise _truncated(path, f"damaged directories, {error}") from None
     if stack.dtype.kind == "f":
         raise _explain_float(stack)
@@ -147,7 +154,9 @@ def _open_tiff(path: Path) -> tifffile.TiffFile:
         raise InputError(path, "no such file", "a TIFF", "check the path") from None
     except IsADirectoryError:
         raise InputError(path, "a folder", "a TIFF", "name a file in it") from None
-    except (tifffile.TiffFileError, struct.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what damage raises depends on the byte
         with path.open("rb") as stream:
             magic = stream.read(4)
         if magic[:2] in (b"II", b"MM"):
@@ -183,6 +192,12 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
         raise InputError(path, found, "uint8 or uint16", "save the image as 8- or 16-bit")
 
     height, width = page.shape
+    if math.prod(page.chunks) > max(LARGEST_TILE, 4 * height * width):
+        found = f"tiles of {' x '.join(map(str, page.chunks))} pixels in an image of {width} x {height}"
+        raise InputError(path, found, "tiles that are no larger than the image", "export the file again")
+    claimed = height * width * page.dtype.itemsize
+    if claimed > LARGEST_TILE and claimed > LARGEST_RATIO * size:
+        raise _truncated(path, f"slices of {claimed} bytes in {size} bytes")
     depth = sum(math.prod(s.shape) for s in series) // (height * width)
     if file.is_imagej and first.kind != "imagej":
         # Where an ImageJ hyperstack needs more bytes than there are, tifffile falls back to the pages that it finds.
@@ -223,8 +238,10 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
 
 
 def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
-    ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    return 0 < max(ends, default=0) <= size
+    """Tell whether all strips or tiles of a page are there; tifffile takes those that are not for black."""
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    is_whole = all(length > 0 and 0 < start <= size - length for start, length in parts)
+    return is_whole and len(parts) == math.prod(page.chunked)
 
 
 def _explain_float(stack: Stack) -> InputError:

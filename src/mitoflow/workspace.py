@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -48,12 +49,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` and rename it to ``path`` when the block ends well.
 
     A file or a folder may be written there. Whoever looks at ``path`` sees the old one or the whole new one; when the
-    block raises, ``path`` stays as it was and nothing is left beside it.
+    block raises, ``path`` stays as it was and nothing is left beside it; what a process that was killed left there is
+    removed by the next one that writes ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{os.getpid()}.new"
-    _remove(beside)
+    _remove_stale(path)
     try:
         yield beside
         if path.is_dir():
@@ -66,6 +68,25 @@ def replacing(path: Path) -> Iterator[Path]:
             beside.replace(path)
     finally:
         _remove(beside)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes that are no more, or this one before, left beside ``path``."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process, _, rest = stale.name.removeprefix(f".{path.name}.").partition(".")
+        if rest.startswith(("new", "old")) and process.isdecimal() and not _is_another(int(process)):
+            _remove(stale)
+
+
+def _is_another(process: int) -> bool:
+    """Tell whether another process with that number lives."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def _remove(path: Path) -> None:

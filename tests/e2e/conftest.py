@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,23 +66,39 @@ class Project:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "GIT_"))}
         return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | variables
 
-    def kill_during(self, reached: Callable[[], bool], *command: str) -> None:
-        """Start a command and kill it, and all that it started, with SIGKILL as soon as `reached` says so."""
+    @contextmanager
+    def started(
+        self, *command: str, stderr: int = subprocess.DEVNULL, **variables: str
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a command in a process group of its own; what is left of it afterwards is killed."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment(**variables),
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
+            text=True,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 300
-        while not reached():
-            assert process.poll() is None, f"{command} ended before it could be killed"
-            assert time.monotonic() < deadline, f"{command} never came to where it was to be killed"
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            yield process
+        finally:
+            self.signal(process, signal.SIGKILL)
+            process.wait()
+
+    def signal(self, process: subprocess.Popen[str], number: signal.Signals) -> None:
+        """Send a signal to a command that was `started`, and to all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    def wait_for_all(self, process: subprocess.Popen[str], seconds: float) -> None:
+        """Wait until a command that was `started`, and all that it started, has ended by itself."""
+        deadline = time.monotonic() + seconds
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
 
     def set(self, **values: str) -> None:
         """Change keys of params.yaml; a dot in a key is two underscores here."""

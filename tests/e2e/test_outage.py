@@ -63,7 +63,7 @@ def test_the_server_dies_during_training(fresh: Project, finished_project: Path,
 
     def die_during_training() -> None:
         deadline = time.monotonic() + 300
-        while not list(fresh.folder.glob(".mitoflow/checkpoints/*/history.json")) and time.monotonic() < deadline:
+        while not list(fresh.folder.glob(".mitoflow/checkpoints/*/epoch-0.npz")) and time.monotonic() < deadline:
             time.sleep(0.02)
         server.kill()
 

@@ -1,6 +1,13 @@
 """The stages of ``dvc.yaml``, one file each, and the paths through which they hand on their results."""
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+
+from mitoflow.errors import one_line
 
 DATA = Path("data")
 PATCHES = Path("patches")
@@ -17,3 +24,23 @@ INFERENCE = EVALUATE_REPORTS / "inference.yaml"
 DOMAIN = EVALUATE_REPORTS / "domain.yaml"
 EVALUATED = EVALUATE_REPORTS / "evaluation.json"
 METRICS = EVALUATE_REPORTS / "metrics.json"
+
+GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
+
+
+def as_process(main: Callable[[], None]) -> None:
+    """Run a stage as a process; see `mitoflow.errors.one_line`.
+
+    SIGTERM is the notice that the machine is taken away. The stage ends at once, in order and with exit code 143: its
+    run in MLflow as KILLED, nothing half-written. Run again, `tune` and `train` go on after the last whole epoch.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    one_line(main)
+
+
+def _end(*_: int | FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers say it more than once
+    signal.alarm(GRACE)  # ends the process where something does not let it end in order
+    # Below the progress bar, and not by `print`, which the signal may have interrupted.
+    os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
+    raise SystemExit(128 + signal.SIGTERM)

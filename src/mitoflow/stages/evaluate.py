@@ -26,7 +26,7 @@ from mitoflow import (
     volumes,
     workspace,
 )
-from mitoflow.errors import InputError, one_line
+from mitoflow.errors import InputError
 from mitoflow.gate import Gate, Verdict
 from mitoflow.inference import Predictor, Settings
 from mitoflow.metrics import Counts, Interval
@@ -44,6 +44,7 @@ from mitoflow.stages import (
     MODEL_FACTS,
     PATCHES,
     TRAIN_REPORTS,
+    as_process,
 )
 
 REPORT = EVALUATE_REPORTS / "report.html"
@@ -250,4 +251,4 @@ def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts, bou
 
 
 if __name__ == "__main__":
-    one_line(main)
+    as_process(main)

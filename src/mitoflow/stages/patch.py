@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mitoflow import params, tracking, volumes
-from mitoflow.errors import one_line
 from mitoflow.patches import PatchStore
-from mitoflow.stages import CONVENTIONS, DATA, PATCHES
+from mitoflow.stages import CONVENTIONS, DATA, PATCHES, as_process
 
 
 def main() -> None:
@@ -23,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    as_process(main)

@@ -6,10 +6,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from mitoflow import params, pretrained, tracking, training, unet, workspace
-from mitoflow.errors import one_line
+from mitoflow import lineage, params, pretrained, tracking, training, unet, workspace
 from mitoflow.patches import PatchStore
-from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
+from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
+
+DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
     with workspace.only_one(f"train-{fingerprint}"):
+        _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
         with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
             run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe), "initial": origin})
@@ -61,8 +63,20 @@ def main() -> None:
             run.metrics(summary)
             run.artifact(TRAIN_REPORTS)
             run.produced(MODEL)
-        shutil.rmtree(checkpoints)
+        workspace.write_text(checkpoints / DELIVERED, lineage.file_md5(MODEL))
         print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+
+
+def _remove_recorded(checkpoints: Path) -> None:
+    """Remove what earlier trainings left that have ended: those of other recipes, and this one, once DVC knows it.
+
+    Between the last line of a stage and what DVC writes about it a kill must cost nothing either; but what DVC has on
+    record is trained again where a person forces that.
+    """
+    recorded = lineage.recorded_md5("train", MODEL)
+    for delivered in checkpoints.parent.glob(f"*/{DELIVERED}"):
+        if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
+            shutil.rmtree(delivered.parent)
 
 
 def _run_key(checkpoints: Path) -> str:
@@ -74,4 +88,4 @@ def _run_key(checkpoints: Path) -> str:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    as_process(main)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from mitoflow import params, tracking, training, tuning, workspace
-from mitoflow.errors import one_line
+from mitoflow import lineage, params, tracking, training, tuning, workspace
 from mitoflow.patches import PatchStore
-from mitoflow.stages import BEST_PARAMS, PATCHES, TUNE_REPORTS
+from mitoflow.stages import BEST_PARAMS, PATCHES, TUNE_REPORTS, as_process
 
 
 def main() -> None:
@@ -28,7 +27,8 @@ def main() -> None:
     shared = settings.train.model_dump(exclude=of_a_fit)
     name = "tune-" + workspace.fingerprint([searched, shared, store.digest, training.code_digest()])
     with workspace.only_one(name):
-        study = tuning.open_study(workspace.state_dir() / "optuna.db", name)
+        recorded = lineage.recorded_md5("tune", BEST_PARAMS)
+        study = tuning.open_study(workspace.state_dir() / "optuna.db", name, recorded)
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
 
@@ -77,9 +77,9 @@ def main() -> None:
             run.metrics(summary)
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
-        tuning.mark_delivered(study)
+        tuning.mark_delivered(study, lineage.file_md5(BEST_PARAMS))
         print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
 
 
 if __name__ == "__main__":
-    one_line(main)
+    as_process(main)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mitoflow import checks, params, report, tracking, volumes, workspace
-from mitoflow.errors import InputError, one_line
-from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
+from mitoflow.errors import InputError
+from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS, as_process
 
 
 def main() -> None:
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    one_line(main)
+    as_process(main)

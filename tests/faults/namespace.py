@@ -1,0 +1,71 @@
+"""A small disk of one's own, seen by the processes that enter it alone: a tmpfs in a mount namespace of Linux."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = os.geteuid() == 0
+UNSHARE = ["unshare", "--mount", *([] if ROOT else ["--map-root-user"])]
+FILLER = ".filler"
+
+
+def _may_mount() -> bool:
+    try:
+        tried = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return tried.returncode == 0
+
+
+#: Whether this machine lets us have such disks.
+PRIVATE_MOUNTS = _may_mount()
+
+
+class Disk:
+    """A small disk that lies over ``folder``, with what the folder held, for processes that `enter`."""
+
+    def __init__(self, folder: Path, size: str, process: subprocess.Popen[str]) -> None:
+        self.folder, self.size = folder, size
+        user = [] if ROOT else ["--user", "--preserve-credentials"]
+        there = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
+        self.enter = ["nsenter", f"--target={process.pid}", "--mount", *user, *there]
+
+    def run(self, *command: str) -> str:
+        """Run a command there, and return what it printed."""
+        return subprocess.run([*self.enter, *command], capture_output=True, text=True, check=True).stdout
+
+    def fill(self, left: int = 0) -> None:
+        """Fill the disk, but for so many bytes."""
+        write = f"cat /dev/zero > {FILLER} 2> /dev/null; truncate -s -{left} {FILLER}"
+        self.run("sh", "-c", write)
+
+    def empty(self) -> None:
+        """Remove what `fill` wrote."""
+        self.run("rm", "-f", FILLER)
+
+    def read_only(self, yes: bool) -> None:
+        """Let nobody write to it, or let them again."""
+        self.run("mount", "-o", "remount,ro" if yes else "remount,rw", str(self.folder))
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Disk]:
+    """Lay a disk of that size, such as ``16m``, over a folder that exists."""
+    beside = folder.with_name(f"{folder.name}.disk")
+    beside.mkdir()
+    # It is filled in beside, because the mount hides what is below it.
+    script = f"""
+        mount -t tmpfs -o size={size} none '{beside}' && cp -a '{folder}/.' '{beside}' &&
+        mount --bind '{beside}' '{folder}' && echo ready && exec cat"""
+    holder = [*UNSHARE, "sh", "-c", script]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield Disk(folder, size, process)
+        finally:
+            process.kill()

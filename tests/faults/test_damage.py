@@ -1,0 +1,200 @@
+"""Files that changed while nobody looked: refused in one line or read as they were, and never in between."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoflow import training, unet, volumes, workspace
+from mitoflow.errors import InputError
+from mitoflow.params import Patch
+from mitoflow.patches import SPLITS, PatchStore
+from tests.test_training import RECIPE
+
+from .injection import examples, fault
+
+
+def flip(content: bytearray, chance: random.Random) -> None:
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+
+
+def truncate(content: bytearray, chance: random.Random) -> None:
+    del content[chance.randrange(len(content)) :]
+
+
+def overwrite(content: bytearray, chance: random.Random) -> None:
+    start = chance.randrange(len(content))
+    content[start : start + 512] = chance.randbytes(min(512, len(content) - start))
+
+
+DAMAGES = {"a bit flipped": flip, "truncated": truncate, "512 bytes overwritten": overwrite}
+
+
+def damage(file: Path, how: str, chance: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    DAMAGES[how](content, chance)
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> PatchStore:
+    folder = tmp_path_factory.mktemp("damage") / "patches"
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: PatchStore) -> training.Fit:
+    return training.fit(store, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, store: PatchStore) -> Path:
+    """What a fit leaves that is killed after its second epoch."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def kill(epoch: int, logs: training.Logs) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(store, RECIPE, checkpoints=folder, on_epoch=kill)
+    return folder
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@fault("a checkpoint {how}", long=4)
+def test_checkpoint(
+    store: PatchStore,
+    undisturbed: training.Fit,
+    checkpoints: Path,
+    tmp_path: Path,
+    chance: random.Random,
+    how: str,
+    attempt: int,
+) -> None:
+    copy = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints, copy)
+    damage(chance.choice(sorted(copy.glob("epoch-*.npz"))), how, chance)
+    fitted = training.fit(store, RECIPE, checkpoints=copy)
+    assert fitted.history == undisturbed.history
+    for mine, theirs in zip(fitted.model.get_weights(), undisturbed.model.get_weights(), strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@fault("a file of the patch store {how}", long=1)
+def test_patch_store(
+    store: PatchStore,
+    small_dataset: Path,
+    tmp_path: Path,
+    chance: random.Random,
+    how: str,
+    attempt: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    folder = tmp_path / "patches"
+    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    tried = examples(long=200, short=20)
+    for _ in range(tried):
+        file = chance.choice(files)
+        content = file.read_bytes()
+        # What describes the arrays is small, and worth more than its share of the damage.
+        head = bytearray(content[:128]) if chance.random() < 0.5 else bytearray(content)
+        DAMAGES[how](head, chance)
+        file.write_bytes(head + content[128:] if len(head) <= 128 < len(content) else head)
+        check_refused_or_equal(folder, store)
+        file.write_bytes(content)
+    record_property("tried", tried)
+
+
+def check_refused_or_equal(folder: Path, store: PatchStore) -> None:
+    try:
+        read = PatchStore.open(folder)
+    except InputError as error:
+        assert "dvc repro" in error.remedy
+        return
+    assert (read.bit_depth, read.size) == (store.bit_depth, store.size)
+    for side in SPLITS:
+        mine, theirs = getattr(read, side), getattr(store, side)
+        assert (mine.shapes, mine.step) == (theirs.shapes, theirs.step)
+        for name in ("images", "masks", "index"):
+            assert getattr(mine, name).dtype == getattr(theirs, name).dtype
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name))
+
+
+def _of_format_2(folder: Path) -> None:
+    header = json.loads((folder / "store.json").read_text())
+    del header["sha256"]["layout"]
+    (folder / "store.json").write_text(json.dumps(header | {"format": 2}))
+
+
+def _cut_off(folder: Path) -> None:
+    (folder / "validation" / "index.npy").unlink()
+    images = folder / "train" / "images.npy"
+    images.write_bytes(images.read_bytes()[:1000])
+
+
+def _without_header(folder: Path) -> None:
+    (folder / "store.json").unlink()
+
+
+@pytest.mark.parametrize("kind", [_of_format_2, _cut_off, _without_header])
+@fault("a store of an older version, or half of one", long=1)
+def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kind: Callable, attempt: int) -> None:
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    folder = tmp_path / "patches"
+    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    kind(folder)
+    with pytest.raises(InputError, match="expected a patch store of format 3; run `dvc repro -f patch`"):
+        PatchStore.open(folder)
+    # What a killed process was writing is swept by the next.
+    stale = folder.with_name(f".patches.{2**22 + 1}.new")
+    stale.mkdir()
+    again = PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    assert not stale.exists()
+    assert again.digest == store.digest
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@fault("a model {how}", long=1)
+def test_model(
+    tmp_path: Path, chance: random.Random, how: str, attempt: int, record_property: Callable[[str, object], None]
+) -> None:
+    file = tmp_path / "unet.keras"
+    unet.save_model(unet.build_unet(depth=1, base_width=2), file)
+    weights, content = unet.load_model(file).get_weights(), file.read_bytes()
+    tried = examples(long=40, short=4)
+    for _ in range(tried):
+        damage(file, how, chance)
+        try:
+            loaded = unet.load_model(file).get_weights()
+        except InputError:
+            loaded = weights
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(loaded, weights, strict=True))
+        file.write_bytes(content)
+    record_property("tried", tried)
+
+
+def test_a_living_process_keeps_what_it_writes(tmp_path: Path) -> None:
+    with workspace.replacing(tmp_path / "a") as first:
+        first.write_text("first")
+        other = tmp_path / ".a.1.new"  # that of process 1, which lives
+        other.write_text("other")
+        with workspace.replacing(tmp_path / "b") as second:
+            second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+    with workspace.replacing(tmp_path / "a") as again:
+        again.write_text("again")
+    assert other.read_text() == "other"

@@ -1,0 +1,132 @@
+"""`kill -9`, and SIGTERM, the notice that the machine is taken away: neither costs more than what was under way."""
+
+from __future__ import annotations
+
+import csv
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.conftest import STAGES, Project, runs, store
+
+from .injection import LONG, fault
+from .pipeline import duration, forget, go_on, recorded
+
+NOTICE = 30  # seconds between SIGTERM and SIGKILL, as SLURM and Kubernetes have it
+
+
+@pytest.mark.parametrize("stage", STAGES if LONG else ["patch"])
+@fault("`kill -9` of `dvc repro` in {stage}", long=2)
+def test_killed(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    with finished.started("dvc", "repro", "-s", stage) as process:
+        time.sleep(chance.uniform(1, duration(finished, stage)))
+        finished.signal(process, signal.SIGKILL)
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    check_history(finished)
+
+
+@pytest.mark.parametrize("stage", STAGES if LONG else ["train"])
+@fault("SIGTERM to `dvc repro` and all it started, in {stage}", long=2)
+def test_pre_empted(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    with finished.started("dvc", "repro", "-s", stage) as process:
+        time.sleep(chance.uniform(1, duration(finished, stage)))
+        noticed = time.monotonic()
+        finished.signal(process, signal.SIGTERM)
+        finished.wait_for_all(process, NOTICE)
+        assert time.monotonic() - noticed < NOTICE
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    check_history(finished)
+
+
+@pytest.mark.parametrize("stage", ["tune", "train"] if LONG else ["train"])
+@fault("`kill -9` after results, before DVC records them, in {stage}", long=1)
+def test_killed_before_dvc_records_it(finished: Project, stage: str, attempt: int) -> None:
+    """The stage alone, which is what a kill of DVC at that moment leaves; then it has nothing left to compute."""
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    before = len(runs(finished))
+    finished.run("python", "-m", f"mitoflow.stages.{stage}")
+    once = len(runs(finished))
+    assert once > before
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    assert len(runs(finished)) == once
+    # What DVC has on record is computed again where a person forces that.
+    finished.run("dvc", "repro", "-s", "-f", stage)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    assert len(runs(finished)) == once + (once - before)
+
+
+@pytest.mark.parametrize("stage", ["tune", "train"])
+@fault("`kill -9` after the first trials or epochs, in {stage}", long=1)
+def test_it_goes_on_where_it_was(finished: Project, stage: str, attempt: int) -> None:
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    before = {run.info.run_id for run in runs(finished)}
+    with finished.started("dvc", "repro", "-s", stage) as process:
+        deadline = time.monotonic() + 300
+        while not has_progress(finished, stage):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        finished.signal(process, signal.SIGKILL)
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    found = [run for run in runs(finished) if run.info.run_id not in before]
+    whole = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.status for run in whole] == ["FINISHED"]
+    if stage == "tune":
+        assert {run.info.status for run in found} <= {"FINISHED", "KILLED"}
+        assert sum(run.info.status == "FINISHED" for run in found) == 1 + 3
+    check_history(finished)
+
+
+def has_progress(project: Project, stage: str) -> bool:
+    state = project.folder / ".mitoflow"
+    if stage == "train":
+        return bool(list(state.glob("checkpoints/*/epoch-[1-9].npz")))
+    try:
+        with sqlite3.connect(f"file:{state}/optuna.db?mode=ro", uri=True) as study:
+            return study.execute("select count(*) from trial_values").fetchone()[0] >= 1
+    except sqlite3.Error:
+        return False
+
+
+@fault("SIGTERM to the stage alone, in train", long=2)
+def test_it_says_how_it_ended(finished: Project, chance: random.Random, attempt: int) -> None:
+    forget(finished, "train")
+    with finished.started("python", "-m", "mitoflow.stages.train", stderr=subprocess.PIPE) as process:
+        while not list(finished.folder.glob(".mitoflow/checkpoints/*/run")):
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 8))
+        process.terminate()
+        said = process.communicate(timeout=NOTICE)[1]
+    assert process.returncode in (143, 0), said
+    if process.returncode == 143:
+        assert "stopped by SIGTERM" in said
+        assert "Traceback" not in said
+        assert runs(finished)[0].info.status == "KILLED"
+        assert not list(finished.folder.glob("models/.*.new"))
+
+
+def check_history(project: Project) -> None:
+    """Every finished training has each point of its curve once, and no other has one twice; nothing waits on disk."""
+    assert "0 events sent" in project.run("mitoflow", "sync").stdout
+    with (project.folder / "reports/train/curves.csv").open() as stream:
+        curve = [(int(row["epoch"]) - 1, float(row["val_dice"])) for row in csv.DictReader(stream)]
+    trainings = [run for run in runs(project) if run.data.tags["mitoflow.stage"] == "train"]
+    assert any(run.info.status == "FINISHED" for run in trainings)
+    for run in trainings:
+        points = store(project).get_metric_history(run.info.run_id, "val_dice")
+        found = sorted((point.step, point.value) for point in points)
+        assert found == (curve if run.info.status == "FINISHED" else curve[: len(found)])
