@@ -137,6 +137,14 @@ def test_a_slice_gives_a_slice(say: Say) -> None:
     assert Image.open("o.png").size == (104, 84)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 40)])
+def test_slices_of_any_size(say: Say, size: tuple[int, int]) -> None:
+    tifffile.imwrite("small.tif", STACK[0, : size[0], : size[1]])
+    code, _, stderr = say("small.tif", "mask.tif", "--instances", "--overlay", "o.png")
+    assert code == 0, stderr
+    assert read("mask.tif").shape == size
+
+
 @pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
 def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None:
     size = (50.0, 40.0, 5.0)

@@ -22,6 +22,7 @@ from mitoflow.volumes import (
     binarise,
     camera_depth,
     open_mask,
+    open_pair,
     open_stack,
     read_pairs,
     require_one_dtype,
@@ -148,13 +149,19 @@ def test_slice_outside_is_refused(layout: Path) -> None:
         ),
         (STACK.astype(np.complex64), {"photometric": "minisblack"}, r"no plain numbers"),
         (STACK.astype(np.uint32), {"photometric": "minisblack"}, r"uint32 pixels, expected uint8 or uint16"),
-        (STACK[:, :63], {"photometric": "minisblack"}, r"80 x 63 pixels"),
     ],
 )
 def test_other_images_are_refused(tmp_path: Path, array: np.ndarray, settings: dict[str, Any], found: str) -> None:
     tifffile.imwrite(tmp_path / "s.tif", array, **settings)
     with pytest.raises(InputError, match=found):
         open_stack(tmp_path / "s.tif")
+
+
+def test_small_slices_are_opened_but_not_learned_from(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK[:, :63], photometric="minisblack")
+    assert open_stack(tmp_path / "s.tif").shape == (5, 63, 80)
+    with pytest.raises(InputError, match=r"s\.tif: found 80 x 63 pixels, expected at least 64 on each side"):
+        open_pair("s", tmp_path / "s.tif", tmp_path / "s.tif")
 
 
 def test_pages_of_two_sizes_are_refused(tmp_path: Path) -> None:

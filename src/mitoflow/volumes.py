@@ -19,7 +19,7 @@ from mitoflow.workspace import read_yaml, replacing, write_yaml
 Array = npt.NDArray[Any]
 Rule = Literal["nonzero", "half"]
 
-SMALLEST_SIDE = 64
+SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
@@ -110,8 +110,8 @@ def open_stack(path: Path) -> Stack:
     Raises
     ------
     InputError
-        The file is missing, no TIFF, truncated, smaller than 64 x 64 pixels, of another pixel type (float images are
-        searched for NaN, to say so), or has an axis besides z, y and x: colours, channels or time.
+        The file is missing, no TIFF, truncated, of another pixel type (float images are searched for NaN, to say so),
+        or has an axis besides z, y and x: colours, channels or time.
     """
     stack = _open(path)
     if stack.dtype not in (np.uint8, np.uint16):
@@ -141,9 +141,6 @@ def _open(path: Path) -> Stack:
             raise _truncated(path, f"damaged directories, {error}") from None
     if stack.dtype.kind == "f":
         raise _explain_float(stack)
-    if min(stack.shape[1:]) < SMALLEST_SIDE:
-        found = f"{stack.shape[2]} x {stack.shape[1]} pixels"
-        raise InputError(path, found, f"at least {SMALLEST_SIDE} on each side", "leave the file out or crop it less")
     return stack
 
 
@@ -322,7 +319,18 @@ def natural_order(name: str) -> tuple[tuple[str, int], ...]:
 
 
 def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
+    """Open an image and its mask to learn or to measure from.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be used (`open_stack`, `open_mask`), they differ in size, or are smaller than 64 x 64 pixels.
+    """
     image, mask = open_stack(image_path), open_mask(mask_path)
+    if min(image.shape[1:]) < SMALLEST_SIDE:
+        found = f"{image.shape[2]} x {image.shape[1]} pixels"
+        remedy = "leave the file out or crop it less"
+        raise InputError(image_path, found, f"at least {SMALLEST_SIDE} on each side", remedy)
     if image.shape != mask.shape:
         found = f"{_size(mask)} beside an image of {_size(image)}"
         raise InputError(mask_path, found, "the size of its image", "export image and mask of the same region")
