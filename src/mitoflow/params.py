@@ -97,9 +97,10 @@ class Strengths(Range):
 
 
 class Tune(Section):
-    """The study: how many trials, how long each, and over which ranges."""
+    """The study: how many trials, how many at a time, how long each, and over which ranges."""
 
     trials: Positive
+    workers: Positive
     epochs: Positive
     patches_per_epoch: Positive
     seed: int

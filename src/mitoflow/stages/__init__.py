@@ -17,3 +17,6 @@ INFERENCE = EVALUATE_REPORTS / "inference.yaml"
 DOMAIN = EVALUATE_REPORTS / "domain.yaml"
 EVALUATED = EVALUATE_REPORTS / "evaluation.json"
 METRICS = EVALUATE_REPORTS / "metrics.json"
+
+#: Names the environment variable with the address of a Dask scheduler, whose workers then fit the trials of `tune`.
+DASK = "MITOFLOW_DASK"
