@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,47 +18,9 @@ from distributed import LocalCluster
 
 from mitoflow import tuning
 from mitoflow.errors import InputError
-from mitoflow.params import Depths, LearningRates, Strengths, Tune
-from tests.objectives import endless, score, slowly
 from tests.parts import ENVIRONMENT, scheduling, started, until
-
-SETTINGS = Tune(
-    trials=6,
-    workers=1,
-    epochs=3,
-    patches_per_epoch=1,
-    seed=1,
-    learning_rate=LearningRates(low=1e-4, high=1e-2),
-    depth=Depths(low=2, high=4),
-    augment_strength=Strengths(low=0.0, high=1.0),
-)
-
-
-class Told:
-    """A diary that can be read again."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[Any, ...]] = []
-
-    def began(self, number: int, values: dict[str, Any]) -> None:
-        self.lines.append(("began", number))
-
-    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
-        self.lines.append(("epoch", number, epoch))
-
-    def pruned(self, number: int, epoch: int) -> None:
-        self.lines.append(("pruned", number, epoch))
-
-    def ended(self, number: int) -> None:
-        self.lines.append(("ended", number))
-
-
-def opened(file: Path) -> optuna.Study:
-    return tuning.open_study(f"sqlite:///{file}", "s")
-
-
-def search(study: optuna.Study, settings: Tune = SETTINGS) -> tuning.Search:
-    return tuning.Search(study, settings, Told())
+from tests.services import PostgreSQL
+from tests.studies import SETTINGS, endless, opened, score, search, slowly
 
 
 def outcome(study: optuna.Study) -> list:
@@ -80,8 +42,7 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from tests.objectives import score
-        from tests.test_tuning import opened, search, tuning
+        from tests.studies import opened, score, search, tuning
         from pathlib import Path
         study = opened(Path({str(tmp_path / "killed.db")!r}))
         calls = 0
@@ -200,8 +161,7 @@ def test_where_the_owner_dies_workers_stop_and_the_study_goes_on(
     script = textwrap.dedent(f"""
         import functools
         from pathlib import Path
-        from tests.objectives import endless
-        from tests.test_tuning import opened, search
+        from tests.studies import endless, opened, search
         study = opened(Path({str(tmp_path / "s.db")!r}))
         search(study).on_cluster(functools.partial(endless, Path({str(tmp_path)!r})), address=ADDRESS)
     """)
@@ -268,3 +228,25 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
     with pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{said}") as refused, tuning.owned_study("s"):
         pass
     assert "secret" not in str(refused.value)
+
+
+def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: PostgreSQL, threads: str
+) -> None:
+    monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", postgresql.create("optuna"))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    alone = opened(tmp_path / "alone.db")
+    search(alone).here(score)
+    monkeypatch.chdir(tmp_path / "one")
+    with tuning.owned_study("s") as study:
+        search(study, SETTINGS.model_copy(update={"trials": 3})).here(score)
+        study.ask()  # and is cut off
+        monkeypatch.chdir(tmp_path / "other")
+        with pytest.raises(InputError, match="a process of another checkout that works on s"), tuning.owned_study("s"):
+            pass
+    with tuning.owned_study("s") as study:
+        assert tuning.recover(study) == [3]
+        search(study).on_cluster(score, address=threads)
+        assert outcome(study) == outcome(alone)
+        assert study.best_value == alone.best_value
