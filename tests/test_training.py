@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import keras
@@ -10,6 +14,7 @@ from mitoflow.errors import InputError
 from mitoflow.params import Patch
 from mitoflow.patches import PatchStore
 from mitoflow.training import Recipe
+from tests.parts import ENVIRONMENT
 
 RECIPE = Recipe(
     learning_rate=0.01,
@@ -151,3 +156,58 @@ def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None
     model = training.fit(store, recipe).model
     assert {weight.dtype for weight in model.weights} == {"float32"}
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce_dice"])
+def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_path: Path, loss: str) -> None:
+    """In a process of its own: the devices of a process are made before anything else."""
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    recipe = dataclasses.replace(RECIPE, loss=loss, learning_rate=0.001, batch_size=10, patches_per_epoch=40)
+    assert len(store.validation) % recipe.batch_size % 2, "the last batch is not the same for both"
+    script = textwrap.dedent("""
+        import dataclasses, json, sys
+        from pathlib import Path
+        import numpy as np
+        import tensorflow as tf
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        from mitoflow import training
+        from mitoflow.errors import InputError
+        from mitoflow.patches import PatchStore
+
+        store, recipe = PatchStore.open(Path("patches")), training.Recipe(**json.loads(sys.argv[1]))
+
+        def fit(strategy, **options):
+            fitted = training.fit(store, recipe, strategy=strategy, **options)
+            return fitted.history, np.concatenate([each.ravel() for each in fitted.model.get_weights()]).tolist()
+
+        def cut_off(epoch, logs):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        try:
+            training.fit(store, dataclasses.replace(recipe, batch_size=5), strategy="data_parallel")
+        except InputError as error:
+            assert "train.batch_size: found 5, expected a multiple of the 2 devices" in str(error)
+        else:
+            raise AssertionError
+        fits = [fit("none"), fit("data_parallel")]
+        for interrupted in "none", "data_parallel":
+            kept = Path(f"kept-{interrupted}")
+            kept.mkdir()
+            try:
+                fit(interrupted, checkpoints=kept, on_epoch=cut_off)
+            except KeyboardInterrupt:
+                fits.append(fit("data_parallel", checkpoints=kept))
+        print(json.dumps(fits))
+    """)
+    command = [sys.executable, "-c", script, json.dumps(training.as_dict(recipe))]
+    printed = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    one, two, resumed_from_one, resumed = json.loads(printed.splitlines()[-1])
+    assert resumed == two, "a resumed fit ends as an undisturbed one"
+    for history, weights in (two, resumed_from_one):
+        for mine, theirs in zip(history, one[0], strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-4)
+        np.testing.assert_allclose(weights, one[1], atol=2e-3)

@@ -26,6 +26,15 @@ def binary_crossentropy() -> keras.losses.BinaryCrossentropy:
     return keras.losses.BinaryCrossentropy(from_logits=True, reduction="mean_with_sample_weight", name="bce")
 
 
+def sharing_devices() -> int:
+    """Return how many devices share a batch in what is built now."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 @keras.saving.register_keras_serializable("mitoflow")
 class BinaryCrossentropyDice(keras.losses.Loss):
     """Binary cross-entropy plus 1 - soft Dice.
@@ -48,7 +57,28 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         probability = ops.sigmoid(logits)
         overlap = 2 * ops.sum(weight * probability * truth) + 1
         sizes = ops.sum(weight * ops.square(probability)) + ops.sum(weight * ops.square(truth)) + 1
-        return self.crossentropy(truth, logits, weight) + 1 - overlap / sizes
+        devices = sharing_devices()
+        return self.crossentropy(truth, logits, weight) + 1 / devices - overlap / sizes / devices
+
+
+class OfWholeBatch(keras.losses.Loss):
+    """A loss of the whole batch where `tf.distribute` shares it out to several devices.
+
+    Each device gathers truth, logits and weights of all of them, a few megabytes, and computes the same number: what
+    one device alone would have got, divided by the number of devices, since Keras sums up their gradients.
+    """
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(name=loss.name)
+        self.loss = loss
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of the batch, a scalar."""
+        import tensorflow as tf
+
+        devices = tf.distribute.get_replica_context()
+        arrays = [y_true, y_pred] if sample_weight is None else [y_true, y_pred, sample_weight]
+        return self.loss(*(devices.all_gather(tf.convert_to_tensor(array), axis=0) for array in arrays))
 
 
 @keras.saving.register_keras_serializable("mitoflow")

@@ -113,6 +113,7 @@ class Train(Section):
     """The final fit. ``tuned`` takes the value that the study found best."""
 
     init_from: str | Positive
+    strategy: Literal["none", "data_parallel"]
     learning_rate: LearningRate | Tuned
     depth: Depth | Tuned
     augment_strength: Fraction | Tuned

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,10 @@ from mitoflow.errors import InputError
 from mitoflow.patches import Patches, PatchStore, SliceId
 from mitoflow.volumes import neighbours, to_unit
 
+#: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
+#: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
+#: the same but for rounding.
+Strategy = Literal["none", "data_parallel"]
 #: What an epoch ended with: loss, dice, val_loss, val_dice.
 Logs = dict[str, float]
 
@@ -159,6 +164,7 @@ def fit(
     recipe: Recipe,
     *,
     initial: keras.Model | None = None,
+    strategy: Strategy = "none",
     checkpoints: Path | None = None,
     on_epoch: Callable[[int, Logs], None] | None = None,
     title: str = "train",
@@ -176,9 +182,12 @@ def fit(
         How to fit.
     initial
         A U-Net to start from, in place of random weights: fine-tuning. It is of the recipe's depth, width and context.
+    strategy
+        Where the batches are computed: see `Strategy`.
     checkpoints
         Folder for a checkpoint after every epoch. Where it holds checkpoints of a run that was cut off, the fit goes
-        on after the last whole epoch, and ends with the weights that it would have had undisturbed.
+        on after the last whole epoch, and ends with the weights that it would have had undisturbed; also where the
+        strategy is another one now, but for rounding.
     on_epoch
         Called after each epoch with its number, counted from 0, and its logs; an exception ends the fit.
     title
@@ -187,13 +196,10 @@ def fit(
     Raises
     ------
     InputError
-        The recipe describes another U-Net than `initial`.
+        The recipe describes another U-Net than `initial`, or a batch that the devices cannot share.
     """
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
-    if weights:
-        _take_over(model, weights)
     train = TrainPatches(store.train, store.bit_depth, recipe)
     steps = len(train) * recipe.epochs
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -202,13 +208,18 @@ def fit(
         warmup_target=recipe.learning_rate,
         warmup_steps=round(steps * WARM_UP),
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(schedule),
-        loss=losses.segmentation_loss(recipe.loss),
-        weighted_metrics=[losses.Dice()],
-        jit_compile=keras.backend.backend() == "jax",
-    )
-    model.optimizer.build(model.trainable_variables)
+    loss = losses.segmentation_loss(recipe.loss)
+    with _devices(strategy, recipe.batch_size) as shared:
+        model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+        if weights:
+            _take_over(model, weights)
+        model.compile(
+            optimizer=keras.optimizers.AdamW(schedule),
+            loss=losses.OfWholeBatch(loss) if shared else loss,
+            weighted_metrics=[losses.Dice()],
+            jit_compile=keras.backend.backend() == "jax",
+        )
+        model.optimizer.build(model.trainable_variables)
     progress = _Progress(model, train, checkpoints, on_epoch, title)
     resumed_at = progress.resume()
     if not progress.finished:
@@ -224,6 +235,28 @@ def fit(
     fitted = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(progress.best_weights)
     return Fit(fitted, progress.history)
+
+
+@contextmanager
+def _devices(strategy: Strategy, batch_size: int) -> Iterator[bool]:
+    """Have what is built in the block live on the devices of a strategy; yield whether they are several."""
+    if strategy == "none":
+        yield False
+        return
+    if keras.backend.backend() != "tensorflow":
+        found, expected = f"{strategy} with KERAS_BACKEND={keras.backend.backend()}", "the backend tensorflow"
+        raise InputError("train.strategy", found, expected, "set it to none, or change the backend")
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if batch_size % len(devices):
+        expected, remedy = f"a multiple of the {len(devices)} devices that share it", "change it"
+        raise InputError("train.batch_size", batch_size, expected, remedy)
+    if len(devices) == 1:
+        yield False
+        return
+    with tf.distribute.MirroredStrategy([device.name for device in devices]).scope():
+        yield True
 
 
 def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:

@@ -20,6 +20,7 @@ def main() -> None:
     searched = tune.model_dump(exclude={"trials", "workers"})
     of_a_fit = {
         "init_from",
+        "strategy",
         "learning_rate",
         "depth",
         "augment_strength",
