@@ -215,8 +215,9 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nonsense of user:secret@host", "found no URL"),
-        ("sqlite:///somewhere.db", "found no URL of PostgreSQL"),
+        ("nonsense of user:secret@host", "found no URL of a database"),
+        ("postgresql+secret://host", "found no URL of a database"),
+        ("sqlite:///somewhere.db", "found another database"),
         ("postgresql://user:secret@127.0.0.1:9/studies", "does not answer"),
     ],
 )

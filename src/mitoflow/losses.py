@@ -15,6 +15,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from mitoflow import unet
+
 
 def segmentation_loss(name: Literal["bce", "bce_dice"]) -> keras.losses.Loss:
     """Return binary cross-entropy, alone or with soft Dice."""
@@ -24,15 +26,6 @@ def segmentation_loss(name: Literal["bce", "bce_dice"]) -> keras.losses.Loss:
 def binary_crossentropy() -> keras.losses.BinaryCrossentropy:
     """Return the mean cross-entropy of the pixels that count, from logits."""
     return keras.losses.BinaryCrossentropy(from_logits=True, reduction="mean_with_sample_weight", name="bce")
-
-
-def sharing_devices() -> int:
-    """Return how many devices share a batch in what is built now."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 @keras.saving.register_keras_serializable("mitoflow")
@@ -57,7 +50,7 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         probability = ops.sigmoid(logits)
         overlap = 2 * ops.sum(weight * probability * truth) + 1
         sizes = ops.sum(weight * ops.square(probability)) + ops.sum(weight * ops.square(truth)) + 1
-        devices = sharing_devices()
+        devices = unet.sharing_devices()
         return self.crossentropy(truth, logits, weight) + 1 / devices - overlap / sizes / devices
 
 

@@ -79,40 +79,38 @@ def owned_study(name: str) -> Iterator[optuna.Study]:
         if not given:
             yield open_study(f"sqlite:///{workspace.state_dir() / 'optuna.db'}", name)
             return
-        with _explained(), _owned(given, name):
+        with _owned(given, name):
             yield open_study(given, name)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say in one line what is wrong with the database of studies, and never its URL, which may hold a password."""
-    expected, remedy = "the URL of a PostgreSQL database", "look after it, and run it again: it goes on where it was"
-    try:
-        yield
-    except sqlalchemy.exc.ArgumentError:
-        raise InputError(
-            STORAGE, "no URL of PostgreSQL", expected, "write postgresql://USER:PASSWORD@HOST/DATABASE"
-        ) from None
-    except ImportError as error:
-        raise InputError(STORAGE, error, "a URL whose driver is installed", "install it") from None
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        found = getattr(cause, "orig", None) or type(error).__name__
-        raise InputError(STORAGE, f"a database that does not answer ({found})", expected, remedy) from None
 
 
 @contextmanager
 def _owned(url: str, name: str) -> Iterator[None]:
     """Hold a lock of PostgreSQL, which ends with the connection, and so with the process, however it ends."""
-    if sqlalchemy.make_url(url).get_backend_name() != "postgresql":
-        raise sqlalchemy.exc.ArgumentError
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
-    with engine.connect() as connection:
-        lock = sqlalchemy.text("select pg_try_advisory_lock(hashtextextended(:name, 0))")
-        if not connection.execute(lock, {"name": name}).scalar():
-            found, expected = f"a process of another checkout that works on {name}", "one at a time"
-            raise InputError(STORAGE, found, expected, "wait for it, and run it again")
-        yield
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            lock = sqlalchemy.text("select pg_try_advisory_lock(hashtextextended(:name, 0))")
+            if not connection.execute(lock, {"name": name}).scalar():
+                found, expected = f"a process of another checkout that works on {name}", "one at a time"
+                raise InputError(STORAGE, found, expected, "wait for it, and run it again")
+            yield
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        found = f"a database that does not answer ({getattr(cause, 'orig', None) or type(error).__name__})"
+        remedy = "look after it, and run it again: it goes on where it was"
+        raise InputError(STORAGE, found, "one that does", remedy) from None
+
+
+def _engine(url: str) -> sqlalchemy.Engine:
+    """Return the way to a PostgreSQL database; what is wrong with its URL is told without it: it holds a password."""
+    try:
+        if sqlalchemy.make_url(url).get_backend_name() == "postgresql":
+            return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+        found = "another database"
+    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        found = f"no URL of a database that is known here ({type(error).__name__})"
+    form = "postgresql://USER:PASSWORD@HOST/DATABASE"
+    raise InputError(STORAGE, found, form, "change it, or unset it for a file in .mitoflow/") from None
 
 
 def open_study(url: str, name: str) -> optuna.Study:

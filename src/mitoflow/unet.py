@@ -32,7 +32,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
-        self.synchronized = _is_shared()
+        self.synchronized = sharing_devices() > 1
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalise (N, Y, X, C) over N, Y and X."""
@@ -59,13 +59,13 @@ class FusedBatchNormalization(layers.BatchNormalization):
         return outputs
 
 
-def _is_shared() -> bool:
-    """Tell whether what is built now is for devices that share each batch."""
+def sharing_devices() -> int:
+    """Return how many devices share each batch of what is built now; see `training.Strategy`."""
     if keras.backend.backend() != "tensorflow":
-        return False
+        return 1
     import tensorflow as tf
 
-    return bool(tf.distribute.has_strategy())
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
