@@ -69,9 +69,13 @@ class OfWholeBatch(keras.losses.Loss):
         """Return the loss of the batch, a scalar."""
         import tensorflow as tf
 
-        devices = tf.distribute.get_replica_context()
         arrays = [y_true, y_pred] if sample_weight is None else [y_true, y_pred, sample_weight]
-        return self.loss(*(devices.all_gather(tf.convert_to_tensor(array), axis=0) for array in arrays))
+        if devices := tf.distribute.get_replica_context():  # there is none while Keras builds the model
+            arrays = [
+                tf.ensure_shape(devices.all_gather(tf.convert_to_tensor(array), axis=0), (None, *array.shape[1:]))
+                for array in arrays
+            ]
+        return self.loss(*arrays)
 
 
 @keras.saving.register_keras_serializable("mitoflow")

@@ -141,21 +141,28 @@ class TrainPatches(keras.utils.PyDataset):
 
 
 class ValidationPatches(keras.utils.PyDataset):
-    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others."""
+    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others.
 
-    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
+    Where devices share a batch none may go without a patch: the last one is then repeated, with weight 0. That leaves
+    Dice as it is, and has the mean loss count the last batch as a slightly larger one.
+    """
+
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__()
-        self.patches, self.bit_depth, self.recipe = patches, bit_depth, recipe
+        self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.recipe.batch_size)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first = step * self.recipe.batch_size
-        rows = np.arange(first, min(first + self.recipe.batch_size, len(self.patches)))
+        last = min(first + self.recipe.batch_size, len(self.patches))
+        repeated = (first - last) % self.devices
+        rows = np.append(np.arange(first, last), [last - 1] * repeated).astype(int)
         images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
         masks = self.patches.masks[rows][..., None].astype(np.float32)
         weights = self.patches.owned(rows)[..., None].astype(np.float32)
+        weights[last - first :] = 0
         return to_unit(images, self.bit_depth), masks, weights
 
 
@@ -209,13 +216,13 @@ def fit(
         warmup_steps=round(steps * WARM_UP),
     )
     loss = losses.segmentation_loss(recipe.loss)
-    with _devices(strategy, recipe.batch_size) as shared:
+    with _sharing(strategy, recipe.batch_size) as devices:
         model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
         if weights:
             _take_over(model, weights)
         model.compile(
             optimizer=keras.optimizers.AdamW(schedule),
-            loss=losses.OfWholeBatch(loss) if shared else loss,
+            loss=losses.OfWholeBatch(loss) if devices > 1 else loss,
             weighted_metrics=[losses.Dice()],
             jit_compile=keras.backend.backend() == "jax",
         )
@@ -225,7 +232,7 @@ def fit(
     if not progress.finished:
         model.fit(
             train,
-            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe),
+            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe, devices),
             initial_epoch=resumed_at,
             epochs=recipe.epochs,
             shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
@@ -238,10 +245,10 @@ def fit(
 
 
 @contextmanager
-def _devices(strategy: Strategy, batch_size: int) -> Iterator[bool]:
-    """Have what is built in the block live on the devices of a strategy; yield whether they are several."""
+def _sharing(strategy: Strategy, batch_size: int) -> Iterator[int]:
+    """Have what is built in the block live on the devices of a strategy; yield how many they are."""
     if strategy == "none":
-        yield False
+        yield 1
         return
     if keras.backend.backend() != "tensorflow":
         found, expected = f"{strategy} with KERAS_BACKEND={keras.backend.backend()}", "the backend tensorflow"
@@ -253,10 +260,10 @@ def _devices(strategy: Strategy, batch_size: int) -> Iterator[bool]:
         expected, remedy = f"a multiple of the {len(devices)} devices that share it", "change it"
         raise InputError("train.batch_size", batch_size, expected, remedy)
     if len(devices) == 1:
-        yield False
+        yield 1
         return
     with tf.distribute.MirroredStrategy([device.name for device in devices]).scope():
-        yield True
+        yield len(devices)
 
 
 def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:
