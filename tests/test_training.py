@@ -173,7 +173,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
     settings = Patch(size=128, step=128, validation_fraction=0.25, gap=2)
     pairs = volumes.read_pairs(small_dataset / "train")
     store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
-    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, patches_per_epoch=12)
+    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=12)
     assert len(store.validation) % recipe.batch_size == 2
     script = textwrap.dedent("""
         import dataclasses, json, sys
@@ -216,4 +216,4 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
     for mine, theirs in zip(history, expected, strict=True):
         for name, value in theirs.items():  # Dice counts pixels, of which some lie at the threshold
             assert mine[name] == pytest.approx(value, abs=1e-4 if "loss" in name else 1e-3), (name, history, expected)
-    np.testing.assert_allclose(resumed, weights, atol=1e-3)
+    np.testing.assert_allclose(resumed, weights, atol=1e-3)  # one device with another kernel differs by 1e-4
