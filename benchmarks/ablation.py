@@ -144,7 +144,8 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(ROWS)}")
     done = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
     if not options.table:
-        store, values = PatchStore.open(options.store), params.load().train.model_dump(exclude={"init_from"})
+        store = PatchStore.open(options.store)
+        values = params.load().train.model_dump(exclude={"init_from", "strategy"})
         if tuned := [key for key, value in values.items() if value == "tuned"]:
             parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
         base = Recipe(**{**values, "epochs": 1, "patches_per_epoch": options.patches, "seed": options.seed})

@@ -9,9 +9,9 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
-# What checks input, finds files and talks to MLflow decides nothing about the outputs of a stage.
+# What checks input, finds files, talks to MLflow and finds other machines decides nothing about the outputs of a stage.
 BESIDE_THE_POINT = (
-    *("mitoflow.errors", "mitoflow.params", "mitoflow.workspace"),
+    *("mitoflow.cluster", "mitoflow.errors", "mitoflow.params", "mitoflow.workspace"),
     *("mitoflow.delivery", "mitoflow.journal", "mitoflow.lineage", "mitoflow.pretrained"),
     *("mitoflow.championship", "mitoflow.gate", "mitoflow.promotions", "mitoflow.registry"),
     *("mitoflow.store", "mitoflow.tracking"),

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import jobs, ome, prediction
+from mitoflow import cluster, jobs, ome, prediction
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 from mitoflow.jobs import Part
 from mitoflow.prediction import Request
-from tests.parts import until, write_model
+from tests.parts import ENVIRONMENT, scheduling, started, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (100, 64, 72), np.uint8)
-ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -99,27 +96,6 @@ def scheduler(here: Path) -> Iterator[str]:
         yield address
 
 
-@contextmanager
-def scheduling() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Start a Dask scheduler on loopback; its address is in the file that it writes."""
-    told = Path("where.json")
-    where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told))
-    with started("scheduler", *where) as process:
-        until(lambda: told.exists() and told.read_text().endswith("}"))
-        yield process, json.loads(told.read_text())["address"]
-
-
-@contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Dask process, and kill it in the end if it still lives."""
-    command = [sys.executable, "-m", "dask", *arguments]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start a worker that reads slowly, so that there is time to kill it."""
     Path("slow.py").write_text(
@@ -187,7 +163,7 @@ def test_workers_of_this_machine_predict_the_same(here: Path) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE", 1)
+    monkeypatch.setattr(cluster, "PATIENCE", 1)
     with pytest.raises(InputError, match="--dask: found tcp://127.0.0.1:9, where no scheduler with a worker answers"):
         masks(dask="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="--dask: found nonsense://x, where no scheduler"):
@@ -198,7 +174,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(here: Path, monkeypatch: p
 
 
 def test_a_scheduler_without_workers_is_one_line(here: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "PATIENCE", 2)
+    monkeypatch.setattr(cluster, "PATIENCE", 2)
     with pytest.raises(InputError, match="where no scheduler with a worker answers"):
         masks(dask=scheduler)
 

@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import keras
@@ -10,6 +14,7 @@ from mitoflow.errors import InputError
 from mitoflow.params import Patch
 from mitoflow.patches import PatchStore
 from mitoflow.training import Recipe
+from tests.parts import ENVIRONMENT
 
 RECIPE = Recipe(
     learning_rate=0.01,
@@ -151,3 +156,64 @@ def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None
     model = training.fit(store, recipe).model
     assert {weight.dtype for weight in model.weights} == {"float32"}
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
+
+
+def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=7)
+    alone, shared = (training.ValidationPatches(store.validation, 8, recipe, devices) for devices in (1, 4))
+    assert [len(images) for images, _, _ in alone] == [7, 7, 7, 3]
+    assert [len(images) for images, _, _ in shared] == [8, 8, 8, 4]
+    for mine, theirs in zip(shared, alone, strict=True):
+        assert all(np.array_equal(some[: len(all_)], all_) for some, all_ in zip(mine, theirs, strict=True))
+        assert not mine[2][len(theirs[2]) :].any()
+
+
+def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_path: Path) -> None:
+    """In a process of its own: the devices of a process are made before anything else."""
+    settings = Patch(size=128, step=128, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=12)
+    assert len(store.validation) % recipe.batch_size == 2
+    script = textwrap.dedent("""
+        import dataclasses, json, sys
+        from pathlib import Path
+        import numpy as np
+        import tensorflow as tf
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        from mitoflow import training
+        from mitoflow.errors import InputError
+        from mitoflow.patches import PatchStore
+
+        store, recipe = PatchStore.open(Path("patches")), training.Recipe(**json.loads(sys.argv[1]))
+
+        def fit(strategy, **options):
+            fitted = training.fit(store, recipe, strategy=strategy, **options)
+            return fitted.history, np.concatenate([each.ravel() for each in fitted.model.get_weights()]).tolist()
+
+        def cut_off(epoch, logs):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        try:
+            training.fit(store, dataclasses.replace(recipe, batch_size=5), strategy="data_parallel")
+        except InputError as error:
+            refused = str(error)
+        Path("kept").mkdir()
+        try:
+            fit("data_parallel", checkpoints=Path("kept"), on_epoch=cut_off)
+        except KeyboardInterrupt:
+            pass
+        print(json.dumps([refused, fit("none"), fit("data_parallel", checkpoints=Path("kept"))]))
+    """)
+    command = [sys.executable, "-c", script, json.dumps(training.as_dict(recipe))]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, (expected, weights), (history, resumed) = json.loads(done.stdout.splitlines()[-1])
+    assert "train.batch_size: found 5, expected a multiple of the 2 devices" in refused
+    assert len(history) == 3
+    for mine, theirs in zip(history, expected, strict=True):
+        for name, value in theirs.items():  # Dice counts pixels, of which some lie at the threshold
+            assert mine[name] == pytest.approx(value, abs=1e-4 if "loss" in name else 1e-3), (name, history, expected)
+    np.testing.assert_allclose(resumed, weights, atol=1e-3)  # one device with another kernel differs by 1e-4

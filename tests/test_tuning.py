@@ -1,35 +1,26 @@
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from distributed import LocalCluster
 
 from mitoflow import tuning
-from mitoflow.params import Depths, LearningRates, Strengths, Tune
-
-SETTINGS = Tune(
-    trials=6,
-    epochs=3,
-    patches_per_epoch=1,
-    seed=1,
-    learning_rate=LearningRates(low=1e-4, high=1e-2),
-    depth=Depths(low=2, high=4),
-    augment_strength=Strengths(low=0.0, high=1.0),
-)
-
-
-def score(number: int, values: dict, report: tuning.Report) -> float:
-    """Best near the middle of the ranges; reported over three epochs."""
-    missed = abs(values["augment_strength"] - 0.5) + abs(values["depth"] - 3) / 4 + abs(values["learning_rate"] - 0.001)
-    dice = 1 - missed
-    for epoch in range(3):
-        report(epoch, dice * (epoch + 1) / 3)
-    return dice
+from mitoflow.errors import InputError
+from tests.parts import ENVIRONMENT, scheduling, started, until
+from tests.services import PostgreSQL
+from tests.studies import SETTINGS, endless, opened, score, search, slowly
 
 
 def outcome(study: optuna.Study) -> list:
@@ -37,58 +28,58 @@ def outcome(study: optuna.Study) -> list:
 
 
 def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
-    studies = [tuning.open_study(tmp_path / f"{i}.db", "s") for i in range(2)]
+    studies = [opened(tmp_path / f"{i}.db") for i in range(2)]
     for study in studies:
-        tuning.run_study(study, SETTINGS, score)
+        search(study).here(score)
     assert outcome(studies[0]) == outcome(studies[1])
     assert len(outcome(studies[0])) == 6
     assert "PRUNED" in {state for state, *_ in outcome(studies[0])}
 
 
 def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
-    undisturbed = tuning.open_study(tmp_path / "undisturbed.db", "s")
-    tuning.run_study(undisturbed, SETTINGS, score)
+    undisturbed = opened(tmp_path / "undisturbed.db")
+    search(undisturbed).here(score)
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from tests.test_tuning import SETTINGS, score, tuning
+        from tests.studies import opened, score, search, tuning
         from pathlib import Path
-        study = tuning.open_study(Path({str(tmp_path / "killed.db")!r}), "s")
+        study = opened(Path({str(tmp_path / "killed.db")!r}))
         calls = 0
-        def killed(number, values, report):
+        def killed(name, values, report):
             global calls
             calls += 1
             if calls == 3:
-                report(0, 0.9)
+                report(0, dict(val_dice=0.9))
                 os.kill(os.getpid(), signal.SIGKILL)
-            return score(number, values, report)
+            return score(name, values, report)
         tuning.recover(study)
-        tuning.run_study(study, SETTINGS, killed)
+        search(study).here(killed)
     """)
     died = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
-    study = tuning.open_study(tmp_path / "killed.db", "s")
+    study = opened(tmp_path / "killed.db")
     assert len(tuning.finished_trials(study)) == 2
     assert tuning.recover(study) == [2]
-    tuning.run_study(study, SETTINGS, score)
+    search(study).here(score)
     assert outcome(study) == outcome(undisturbed)
 
 
 def test_more_trials_keep_the_finished_ones_until_the_results_are_delivered(tmp_path: Path) -> None:
-    study = tuning.open_study(tmp_path / "s.db", "s")
-    tuning.run_study(study, SETTINGS.model_copy(update={"trials": 3}), score)
+    study = opened(tmp_path / "s.db")
+    search(study, SETTINGS.model_copy(update={"trials": 3})).here(score)
     first = outcome(study)
-    study = tuning.open_study(tmp_path / "s.db", "s")
-    tuning.run_study(study, SETTINGS.model_copy(update={"trials": 4}), score)
+    study = opened(tmp_path / "s.db")
+    search(study, SETTINGS.model_copy(update={"trials": 4})).here(score)
     assert outcome(study)[:3] == first
     tuning.mark_delivered(study, "abc")
-    assert outcome(tuning.open_study(tmp_path / "s.db", "s", recorded="of another study")) == outcome(study)
-    assert tuning.finished_trials(tuning.open_study(tmp_path / "s.db", "s", recorded="abc")) == []
+    assert outcome(opened(tmp_path / "s.db", recorded="of another study")) == outcome(study)
+    assert tuning.finished_trials(opened(tmp_path / "s.db", recorded="abc")) == []
 
 
 def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> None:
-    study = tuning.open_study(tmp_path / "s.db", "s")
-    tuning.run_study(study, SETTINGS, score)
+    study = opened(tmp_path / "s.db")
+    search(study).here(score)
     for folder in ("one", "two"):
         tuning.write_plots(study, tmp_path / folder, seed=1)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
@@ -100,10 +91,164 @@ def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> N
 
 
 def test_a_failing_trial_ends_the_study_loudly(tmp_path: Path) -> None:
-    study = tuning.open_study(tmp_path / "s.db", "s")
+    study = opened(tmp_path / "s.db")
 
-    def broken(number: int, values: dict, report: tuning.Report) -> float:
+    def broken(name: str, values: dict[str, Any], report: tuning.Report) -> float:
         raise RuntimeError("no such kernel")
 
     with pytest.raises(RuntimeError, match="no such kernel"):
-        tuning.run_study(study, SETTINGS, broken)
+        search(study).here(broken)
+
+
+def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
+
+
+@pytest.fixture
+def threads() -> Iterator[str]:
+    """A Dask scheduler in this process, with one worker."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_one_worker_finds_what_one_process_finds(tmp_path: Path, threads: str) -> None:
+    studies = [opened(tmp_path / f"{i}.db") for i in range(2)]
+    searches = [search(study) for study in studies]
+    searches[0].here(score)
+    searches[1].on_cluster(score, address=threads)
+    assert outcome(studies[1]) == outcome(studies[0])
+    assert "PRUNED" in {state for state, *_ in outcome(studies[1])}
+    assert searches[1].diary.lines == searches[0].diary.lines
+
+
+def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study, left = opened(tmp_path / "s.db"), tmp_path / "epochs"
+    left.mkdir()
+    settings = SETTINGS.model_copy(update={"trials": 12})
+    searching = search(study, settings)
+
+    def epochs(of: str) -> list[str]:
+        return [file.name for file in left.iterdir() if of in file.name]
+
+    with scheduling() as (_, address), worker(address) as first, ThreadPoolExecutor() as thread:
+        done = thread.submit(searching.on_cluster, functools.partial(slowly, left), address=address)
+        until(lambda: len(epochs(f"process {first.pid}")) >= 2)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with worker(address) as second:
+            until(lambda: epochs(f"process {second.pid}"))
+            with worker(address) as third:
+                until(lambda: epochs(f"process {third.pid}"))
+                done.result(timeout=120)
+    stored = opened(tmp_path / "s.db").get_trials()
+    assert [trial.state.name in ("COMPLETE", "PRUNED") for trial in stored] == [True] * 12
+    for trial in stored:
+        complete = score("", trial.params, lambda epoch, logs: None)
+        assert trial.value == complete or trial.state.name == "PRUNED"
+        assert len(trial.intermediate_values) == 3 or trial.state.name == "PRUNED"
+    assert study.best_value == max(trial.value for trial in stored if trial.state.name == "COMPLETE")
+    told = Counter(searching.diary.lines)
+    assert set(told.values()) == {1}
+    assert sum(line[0] == "ended" for line in told) == 12
+    fitted = {tuple(name.split(", ")[::2]) for name in epochs("trial")}
+    assert len(fitted) > 12, "the trial of the worker that died was fitted on another one"
+
+
+def test_where_the_owner_dies_workers_stop_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = textwrap.dedent(f"""
+        import functools
+        from pathlib import Path
+        from tests.studies import endless, opened, search
+        study = opened(Path({str(tmp_path / "s.db")!r}))
+        search(study).on_cluster(functools.partial(endless, Path({str(tmp_path)!r})), address=ADDRESS)
+    """)
+    with scheduling() as (_, address), worker(address):
+        owner = subprocess.Popen([sys.executable, "-c", script.replace("ADDRESS", repr(address))], env=ENVIRONMENT)
+        until(lambda: (tmp_path / "trial 0 began").exists())
+        owner.kill()
+        owner.wait()
+        until(lambda: (tmp_path / "trial 0 ended").exists())
+        study = opened(tmp_path / "s.db")
+        (cut_off,) = study.get_trials()
+        assert tuning.recover(study) == [0]
+        search(study).on_cluster(score, address=address)
+    assert [trial.number for trial in tuning.finished_trials(study)] == [1, 2, 3, 4, 5, 6]
+    assert study.get_trials()[1].params == cut_off.params
+
+
+def test_processes_of_this_machine_share_a_study(tmp_path: Path) -> None:
+    study = opened(tmp_path / "s.db")
+    left = tmp_path / "epochs"
+    left.mkdir()
+    search(study).on_cluster(functools.partial(slowly, left), workers=2)
+    assert len(tuning.finished_trials(study)) == 6
+    assert len({file.name.rpartition(" ")[2] for file in left.iterdir()}) == 2
+
+
+def test_a_trial_that_fails_on_a_worker_ends_the_study_loudly(tmp_path: Path, threads: str) -> None:
+    def broken(name: str, values: dict[str, Any], report: tuning.Report) -> float:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(tuning.TrialError, match="no such kernel"):
+        search(opened(tmp_path / "s.db")).on_cluster(broken, address=threads)
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = opened(tmp_path / "s.db")
+    with scheduling() as (scheduler, address), worker(address), ThreadPoolExecutor() as thread:
+        done = thread.submit(search(study).on_cluster, functools.partial(endless, tmp_path), address=address)
+        until(lambda: (tmp_path / "trial 0 began").exists())
+        scheduler.kill()
+        with pytest.raises(InputError, match="--dask: found a scheduler that went away"):
+            done.result(timeout=120)
+    assert tuning.recover(study) == [0]
+    search(study).here(score)
+    assert len(tuning.finished_trials(study)) == 6
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense of user:secret@host", "found no URL of a database"),
+        ("postgresql+secret://host", "found no URL of a database"),
+        ("sqlite:///somewhere.db", "found another database"),
+        ("postgresql://user:secret@127.0.0.1:9/studies", "does not answer"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
+    url: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", url)
+    with pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{said}") as refused, tuning.owned_study("s"):
+        pass
+    assert "secret" not in str(refused.value)
+
+
+def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: PostgreSQL, threads: str
+) -> None:
+    monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", postgresql.create("optuna"))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    alone = opened(tmp_path / "alone.db")
+    search(alone).here(score)
+    monkeypatch.chdir(tmp_path / "one")
+    with tuning.owned_study("s") as study:
+        search(study, SETTINGS.model_copy(update={"trials": 3})).here(score)
+        study.ask()  # and is cut off
+        monkeypatch.chdir(tmp_path / "other")
+        with pytest.raises(InputError, match="a process of another checkout that works on s"), tuning.owned_study("s"):
+            pass
+    with tuning.owned_study("s") as study:
+        assert tuning.recover(study) == [3]
+        search(study).on_cluster(score, address=threads)
+        assert outcome(study) == outcome(alone)
+        assert study.best_value == alone.best_value

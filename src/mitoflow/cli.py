@@ -186,6 +186,23 @@ def repro(stage: str | None, changes: Sequence[str]) -> None:
 
 
 @mitoflow.command()
+@click.option("--dask", metavar="ADDRESS", help="Fit trials on the workers of a Dask scheduler: tcp://host:8786.")
+def tune(dask: str | None) -> None:
+    """Run `dvc repro tune`, on other machines if there are some.
+
+    A study that was interrupted goes on where it was, whoever fits its trials.
+    """
+    from mitoflow.stages import DASK
+
+    if dask:
+        from mitoflow import cluster
+
+        with cluster.connected(dask):  # a wrong address is told before DVC says anything
+            os.environ[DASK] = dask
+    raise SystemExit(subprocess.run([sys.executable, "-m", "dvc", "repro", "tune"], check=False).returncode)
+
+
+@mitoflow.command()
 def summary() -> None:
     """Show the measured model and what became of it."""
     from mitoflow import lineage, registry

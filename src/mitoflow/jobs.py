@@ -7,37 +7,27 @@ killed costs the block it was working on.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mitoflow import __version__, ome, resampling, scans, unet
-from mitoflow.errors import InputError
+from mitoflow import cluster, ome, resampling, scans, unet
 from mitoflow.inference import Predictor, Settings
 from mitoflow.partial import Partial
 from mitoflow.patches import Box
 from mitoflow.scans import Levels, Regraded, Resampled, Scan
 from mitoflow.spacing import Spacing
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
-PATIENCE = 60  # seconds for a scheduler, and for its first worker, to answer
 
 #: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
 PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
@@ -238,10 +228,7 @@ class Job:
 
     def open(self) -> Work:
         """Return the work; raises `InputError` where a file cannot be seen from here."""
-        for path in (self.folder, self.weights):
-            if not path.exists():
-                found = f"no such file on {socket.gethostname()}"
-                raise InputError(path, found, "what all workers see", "use a file system that they share")
+        cluster.refuse_unseen(self.folder, self.weights)
         whole = scans.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
         predictor = Predictor(unet.load_model(self.weights), self.settings)
         prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
@@ -270,74 +257,24 @@ def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
 def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int | None = None) -> None:
     """Predict the missing blocks on the workers of a Dask cluster, or on that many processes of this machine.
 
-    Workers may come and go. What one was working on when it died is given to another.
-
     Raises
     ------
     InputError
-        The scheduler or its workers do not answer, a worker lacks mitoflow or does not see the files, or a block was
-        the last of several workers.
+        See `cluster.connected` and `cluster.result`; or a worker does not see the files.
     """
-    from distributed import KilledWorker, as_completed
-    from distributed.client import FutureCancelledError
+    from distributed import as_completed
 
     runs = work.missing()
     portions = [run[first : first + TOGETHER] for run in runs for first in range(0, len(run), TOGETHER)]
-    with _progress(work, runs) as bar, _client(address, workers) as client:
-        try:
-            futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
-            for future in as_completed(futures):
-                bar.update(future.result())
-        except KilledWorker as error:
-            found = f"a block of which every worker died ({error})"
-            remedy = "give them more memory; their logs say why"
-            raise InputError("--dask", found, "workers that live", remedy) from None
-        except FutureCancelledError:
-            remedy = "look after it, and give the command again: it goes on where it was"
-            raise InputError("--dask", "a scheduler that went away", "one that stays", remedy) from None
-        except (ImportError, AttributeError, TypeError, RuntimeError) as error:
-            found = f"a scheduler or workers that do not know this mitoflow ({error})"
-            remedy = "install the same version on all of them"
-            raise InputError("--dask", found, f"mitoflow {__version__} everywhere", remedy) from None
+    with _progress(work, runs) as bar, cluster.connected(address, workers) as client:
+        futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
+        for future in as_completed(futures):
+            bar.update(cluster.result(future))
     for name in job.products:
         ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
 
 
-@contextmanager
-def _client(address: str | None, workers: int | None) -> Iterator[Client]:
-    from distributed import Client, LocalCluster
-
-    if address is None:
-        threads = str(max(1, (os.cpu_count() or 1) // (workers or 1)))
-        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
-        own = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-            env=quiet,
-        )
-        with own, Client(own) as client:
-            yield client
-        return
-    client = None
-    try:
-        client = Client(address, timeout=PATIENCE)
-        client.wait_for_workers(1, timeout=PATIENCE)
-    except (OSError, ValueError) as error:
-        if client:
-            client.close()
-        found = f"{address}, where no scheduler with a worker answers ({error})"
-        remedy = "start `dask scheduler` and `dask worker`"
-        raise InputError("--dask", found, "the address of a Dask scheduler, such as tcp://host:8786", remedy) from None
-    with client:
-        yield client
-
-
 _at_hand: list[tuple[Job, Work]] = []  # the last job of a worker, with its model loaded
-_alone = threading.Lock()  # a worker may have several threads, and one prediction keeps all its cores busy
 
 
 def _do(job: Job, blocks: Sequence[Part]) -> int:
@@ -346,7 +283,7 @@ def _do(job: Job, blocks: Sequence[Part]) -> int:
     The folder of a job is named by all that was asked for, digests of the model included: equal jobs are the same.
     """
     done: list[int] = []
-    with _alone:
+    with cluster.alone:
         if not _at_hand or _at_hand[0][0] != job:
             _at_hand[:] = [(job, job.open())]
         _at_hand[0][1].do(blocks, done.append)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from mitoflow import unet
+
 
 def segmentation_loss(name: Literal["bce", "bce_dice"]) -> keras.losses.Loss:
     """Return binary cross-entropy, alone or with soft Dice."""
@@ -48,7 +50,32 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         probability = ops.sigmoid(logits)
         overlap = 2 * ops.sum(weight * probability * truth) + 1
         sizes = ops.sum(weight * ops.square(probability)) + ops.sum(weight * ops.square(truth)) + 1
-        return self.crossentropy(truth, logits, weight) + 1 - overlap / sizes
+        devices = unet.sharing_devices()
+        return self.crossentropy(truth, logits, weight) + 1 / devices - overlap / sizes / devices
+
+
+class OfWholeBatch(keras.losses.Loss):
+    """A loss of the whole batch where `tf.distribute` shares it out to several devices.
+
+    Each device gathers truth, logits and weights of all of them, a few megabytes, and computes the same number: what
+    one device alone would have got, divided by the number of devices, since Keras sums up their gradients.
+    """
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(name=loss.name)
+        self.loss = loss
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of the batch, a scalar."""
+        import tensorflow as tf
+
+        arrays = [y_true, y_pred] if sample_weight is None else [y_true, y_pred, sample_weight]
+        if devices := tf.distribute.get_replica_context():  # there is none while Keras builds the model
+            arrays = [
+                tf.ensure_shape(devices.all_gather(tf.convert_to_tensor(array), axis=0), (None, *array.shape[1:]))
+                for array in arrays
+            ]
+        return self.loss(*arrays)
 
 
 @keras.saving.register_keras_serializable("mitoflow")

@@ -100,9 +100,10 @@ class Strengths(Range):
 
 
 class Tune(Section):
-    """The study: how many trials, how long each, and over which ranges."""
+    """The study: how many trials, how many at a time, how long each, and over which ranges."""
 
     trials: Positive
+    workers: Positive
     epochs: Positive
     patches_per_epoch: Positive
     seed: int
@@ -115,6 +116,7 @@ class Train(Section):
     """The final fit. ``tuned`` takes the value that the study found best."""
 
     init_from: str | Positive
+    strategy: Literal["none", "data_parallel"]
     learning_rate: LearningRate | Tuned
     depth: Depth | Tuned
     augment_strength: Fraction | Tuned

@@ -7,7 +7,8 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,10 @@ from mitoflow.errors import InputError
 from mitoflow.patches import Patches, PatchStore, SliceId
 from mitoflow.volumes import neighbours, to_unit
 
+#: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
+#: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
+#: the same but for rounding.
+Strategy = Literal["none", "data_parallel"]
 #: What an epoch ended with: loss, dice, val_loss, val_dice.
 Logs = dict[str, float]
 
@@ -138,21 +143,28 @@ class TrainPatches(keras.utils.PyDataset):
 
 
 class ValidationPatches(keras.utils.PyDataset):
-    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others."""
+    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others.
 
-    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
+    Where devices share a batch none may go without a patch: the last one is then repeated, with weight 0. That leaves
+    Dice as it is, and has the mean loss count the last batch as a slightly larger one.
+    """
+
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__()
-        self.patches, self.bit_depth, self.recipe = patches, bit_depth, recipe
+        self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.recipe.batch_size)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first = step * self.recipe.batch_size
-        rows = np.arange(first, min(first + self.recipe.batch_size, len(self.patches)))
+        last = min(first + self.recipe.batch_size, len(self.patches))
+        repeated = (first - last) % self.devices
+        rows = np.append(np.arange(first, last), [last - 1] * repeated).astype(int)
         images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
         masks = self.patches.masks[rows][..., None].astype(np.float32)
         weights = self.patches.owned(rows)[..., None].astype(np.float32)
+        weights[last - first :] = 0
         return to_unit(images, self.bit_depth), masks, weights
 
 
@@ -161,6 +173,7 @@ def fit(
     recipe: Recipe,
     *,
     initial: keras.Model | None = None,
+    strategy: Strategy = "none",
     checkpoints: Path | None = None,
     on_epoch: Callable[[int, Logs], None] | None = None,
     title: str = "train",
@@ -178,9 +191,12 @@ def fit(
         How to fit.
     initial
         A U-Net to start from, in place of random weights: fine-tuning. It is of the recipe's depth, width and context.
+    strategy
+        Where the batches are computed: see `Strategy`.
     checkpoints
         Folder for a checkpoint after every epoch. Where it holds checkpoints of a run that was cut off, the fit goes
-        on after the last whole epoch, and ends with the weights that it would have had undisturbed.
+        on after the last whole epoch, and ends with the weights that it would have had undisturbed; also where the
+        strategy is another one now, but for rounding.
     on_epoch
         Called after each epoch with its number, counted from 0, and its logs; an exception ends the fit.
     title
@@ -189,13 +205,10 @@ def fit(
     Raises
     ------
     InputError
-        The recipe describes another U-Net than `initial`.
+        The recipe describes another U-Net than `initial`, or a batch that the devices cannot share.
     """
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
-    if weights:
-        _take_over(model, weights)
     train = TrainPatches(store.train, store.bit_depth, recipe)
     steps = len(train) * recipe.epochs
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -204,19 +217,24 @@ def fit(
         warmup_target=recipe.learning_rate,
         warmup_steps=round(steps * WARM_UP),
     )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(schedule),
-        loss=losses.segmentation_loss(recipe.loss),
-        weighted_metrics=[losses.Dice()],
-        jit_compile=keras.backend.backend() == "jax",
-    )
-    model.optimizer.build(model.trainable_variables)
+    loss = losses.segmentation_loss(recipe.loss)
+    with _sharing(strategy, recipe.batch_size) as devices:
+        model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+        if weights:
+            _take_over(model, weights)
+        model.compile(
+            optimizer=keras.optimizers.AdamW(schedule),
+            loss=losses.OfWholeBatch(loss) if devices > 1 else loss,
+            weighted_metrics=[losses.Dice()],
+            jit_compile=keras.backend.backend() == "jax",
+        )
+        model.optimizer.build(model.trainable_variables)
     progress = _Progress(model, train, checkpoints, on_epoch, title)
     resumed_at = progress.resume()
     if not progress.finished:
         model.fit(
             train,
-            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe),
+            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe, devices),
             initial_epoch=resumed_at,
             epochs=recipe.epochs,
             shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
@@ -226,6 +244,28 @@ def fit(
     fitted = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(progress.best_weights)
     return Fit(fitted, progress.history)
+
+
+@contextmanager
+def _sharing(strategy: Strategy, batch_size: int) -> Iterator[int]:
+    """Have what is built in the block live on the devices of a strategy; yield how many they are."""
+    if strategy == "none":
+        yield 1
+        return
+    if keras.backend.backend() != "tensorflow":
+        found, expected = f"{strategy} with KERAS_BACKEND={keras.backend.backend()}", "the backend tensorflow"
+        raise InputError("train.strategy", found, expected, "set it to none, or change the backend")
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if batch_size % len(devices):
+        expected, remedy = f"a multiple of the {len(devices)} devices that share it", "change it"
+        raise InputError("train.batch_size", batch_size, expected, remedy)
+    if len(devices) == 1:
+        yield 1
+        return
+    with tf.distribute.MirroredStrategy([device.name for device in devices]).scope():
+        yield len(devices)
 
 
 def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:

@@ -24,14 +24,19 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
     Keras composes the layer from several operations, which costs a U-Net on a CPU more than half of its training
     step; the fused kernel is one. The mathematics is Keras' own: the population variance enters the moving average,
-    and the statistics are kept in float32. Other backends, and inputs without a batch of images, take Keras' path.
+    and the statistics are kept in float32. Other backends, and inputs without a batch of images, take Keras' path; so
+    do devices that share a batch, whose statistics are those of the whole batch.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
 
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.synchronized = sharing_devices() > 1
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalise (N, Y, X, C) over N, Y and X."""
-        if keras.backend.backend() != "tensorflow" or mask is not None:
+        if keras.backend.backend() != "tensorflow" or mask is not None or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
@@ -52,6 +57,15 @@ class FusedBatchNormalization(layers.BatchNormalization):
             self.moving_mean.assign(self.moving_mean * self.momentum + mean * (1 - self.momentum))
             self.moving_variance.assign(self.moving_variance * self.momentum + population * (1 - self.momentum))
         return outputs
+
+
+def sharing_devices() -> int:
+    """Return how many devices share each batch of what is built now; see `training.Strategy`."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
 def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:

@@ -6,6 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.parts import scheduling, started
+
 from .conftest import Project, outputs, runs, stages_run, store
 
 
@@ -64,3 +68,29 @@ def test_a_clone_that_pulled_registers_without_running(finished: Project, tmp_pa
     assert "champion" in table
     told = clone.run("mitoflow", "lineage", "models/unet.keras").stdout
     assert champion.tags["mitoflow.model_sha256"] in told
+
+
+def test_a_study_is_fitted_by_other_processes_and_machines(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = finished.run("mitoflow", "tune", "--dask", "nonsense://x", check=False)
+    assert refused.returncode == 2
+    assert "--dask: found nonsense://x, where no scheduler with a worker answers" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+    before = {run.info.run_id for run in runs(finished)}
+    finished.set(tune__workers="2", tune__trials="4", tune__patches_per_epoch="8")
+    assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
+    finished.set(tune__workers="1", tune__trials="2")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    worker = ("--nthreads", "4", "--no-dashboard", "--host", "127.0.0.1")
+    with scheduling() as (_, address), started("worker", address, *worker):
+        assert stages_run(finished.run("mitoflow", "tune", "--dask", address).stdout) == ["tune"]
+    assert json.loads(finished.read("reports/tune/metrics.json"))["trials"] == 2
+    assert "up to date" in finished.run("dvc", "status", "tune").stdout
+    new = [run for run in runs(finished) if run.info.run_id not in before]
+    assert {run.info.status for run in new} == {"FINISHED"}
+    of_studies = [run.data.tags.get("mlflow.parentRunId") for run in new]
+    assert sorted(of_studies.count(study) for study in set(of_studies) - {None}) == [2, 4]

@@ -25,6 +25,9 @@ DOMAIN = EVALUATE_REPORTS / "domain.yaml"
 EVALUATED = EVALUATE_REPORTS / "evaluation.json"
 METRICS = EVALUATE_REPORTS / "metrics.json"
 
+#: Names the environment variable with the address of a Dask scheduler, whose workers then fit the trials of `tune`.
+DASK = "MITOFLOW_DASK"
+
 GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
 
 

@@ -16,7 +16,7 @@ DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that 
 def main() -> None:
     settings = params.load()
     store = PatchStore.open(PATCHES)
-    values = settings.train.model_dump(exclude={"init_from"})
+    values = settings.train.model_dump(exclude={"init_from", "strategy"})
     tuned = [key for key, value in values.items() if value == "tuned"]
     best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
     recipe = training.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
@@ -38,6 +38,7 @@ def main() -> None:
                 store,
                 recipe,
                 initial=unet.load_model(initial.path) if initial else None,
+                strategy=settings.train.strategy,
                 checkpoints=checkpoints,
                 on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch),
             )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from mitoflow import lineage, params, tracking, training, tuning, workspace
-from mitoflow.patches import PatchStore
-from mitoflow.stages import BEST_PARAMS, PATCHES, TUNE_REPORTS, as_process
+from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
+from mitoflow.trial import Trial
 
 
 def main() -> None:
     settings = params.load()
-    store = PatchStore.open(PATCHES)
-    searched = settings.tune.model_dump(exclude={"trials"})
+    tune = settings.tune
+    searched = tune.model_dump(exclude={"trials", "workers"})
     of_a_fit = {
         "init_from",
+        "strategy",
         "learning_rate",
         "depth",
         "augment_strength",
@@ -25,44 +29,28 @@ def main() -> None:
         "seed",
     }
     shared = settings.train.model_dump(exclude=of_a_fit)
-    name = "tune-" + workspace.fingerprint([searched, shared, store.digest, training.code_digest()])
-    with workspace.only_one(name):
-        recorded = lineage.recorded_md5("tune", BEST_PARAMS)
-        study = tuning.open_study(workspace.state_dir() / "optuna.db", name, recorded)
+    of_a_trial = {
+        "epochs": tune.epochs,
+        "patches_per_epoch": tune.patches_per_epoch,
+        "patience": tune.epochs,
+        "seed": tune.seed,
+    }
+    trial = Trial.of(PATCHES, shared | of_a_trial)
+    name = "tune-" + workspace.fingerprint([searched, shared, *trial.digests])
+    with tuning.owned_study(name, lineage.recorded_md5("tune", BEST_PARAMS)) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
 
-        with tracking.start("tune", "tune", key=key) as run:
-            run.params({"tune": settings.tune.model_dump()})
+        with tracking.start("tune", "tune", key=key) as run, ExitStack() as open_trials:
+            run.params({"tune": tune.model_dump()})
             for number in tuning.recover(study):
-                run.child(f"trial {number}", key=f"{key}-{number}").end("KILLED")
-
-            def objective(number: int, values: dict[str, Any], report: tuning.Report) -> float:
-                recipe = training.Recipe(
-                    **values,
-                    **shared,
-                    epochs=settings.tune.epochs,
-                    patches_per_epoch=settings.tune.patches_per_epoch,
-                    patience=settings.tune.epochs,
-                    seed=settings.tune.seed,
-                )
-                with run.child(f"trial {number}", key=f"{key}-{number}") as trial:
-                    trial.params(training.as_dict(recipe))
-
-                    def on_epoch(epoch: int, logs: training.Logs) -> None:
-                        trial.metrics(logs, step=epoch)
-                        try:
-                            report(epoch, logs["val_dice"])
-                        except tuning.Pruned:
-                            trial.tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
-                            trial.end()
-                            raise
-
-                    title = f"trial {len(tuning.finished_trials(study)) + 1} of {settings.tune.trials}"
-                    fitted = training.fit(store, recipe, on_epoch=on_epoch, title=title)
-                    return fitted.history[fitted.best_epoch]["val_dice"]
-
-            tuning.run_study(study, settings.tune, objective)
+                _child(run, number).end("KILLED")
+            search = tuning.Search(study, tune, Tracked(run, trial, open_trials))
+            address = os.environ.get(DASK)
+            if address or tune.workers > 1:
+                search.on_cluster(trial, address=address, workers=tune.workers)
+            else:
+                search.here(trial)
             finished = tuning.finished_trials(study)
             workspace.write_yaml(BEST_PARAMS, study.best_params)
             names = ("learning_rate", "depth", "augment_strength")
@@ -71,7 +59,7 @@ def main() -> None:
                 for place, trial in enumerate(finished, start=1)
             )
             workspace.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *names, "val_dice"), rows)
-            tuning.write_plots(study, TUNE_REPORTS / "plots", settings.tune.seed)
+            tuning.write_plots(study, TUNE_REPORTS / "plots", tune.seed)
             summary = {"best_val_dice": study.best_value, "trials": len(finished)}
             workspace.write_json(TUNE_REPORTS / "metrics.json", summary)
             run.metrics(summary)
@@ -79,6 +67,35 @@ def main() -> None:
             run.artifact(TUNE_REPORTS)
         tuning.mark_delivered(study, lineage.file_md5(BEST_PARAMS))
         print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
+
+
+class Tracked:
+    """Tells MLflow of the trials: each is a run of its own inside that of the study."""
+
+    def __init__(self, run: tracking.Run, trial: Trial, open_trials: ExitStack) -> None:
+        self._run, self._trial, self._open = run, trial, open_trials
+        self._runs: dict[int, tracking.Run] = {}
+
+    def began(self, number: int, values: dict[str, Any]) -> None:
+        """Start its run, which ends with the study if nothing else ends it."""
+        self._runs[number] = self._open.enter_context(_child(self._run, number))
+        self._runs[number].params(training.as_dict(self._trial.recipe(values)))
+
+    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
+        """Log its curves."""
+        self._runs[number].metrics(logs, step=epoch)
+
+    def pruned(self, number: int, epoch: int) -> None:
+        """Say after which epoch it was not worth going on."""
+        self._runs[number].tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
+
+    def ended(self, number: int) -> None:
+        """End its run."""
+        self._runs.pop(number).end()
+
+
+def _child(run: tracking.Run, number: int) -> tracking.Run:
+    return run.child(f"trial {number}", key=f"{run.key}-{number}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""How many trials an hour does a second worker bring, and what does a worker lose between trials?
+
+The first question is one of real trials, short ones, on one worker of a Dask scheduler that has all cores against two
+that share them. The second is one of trials that sleep, on 1, 8 and 64 workers, which are threads here: whatever a
+study takes longer than the sleep is the owner's work and the way between. It is told as seconds of a worker per trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Contender, Lap, Series, alternate
+from benchmarks.table import Row, compare, limit
+from benchmarks.train_step import preset, write_patches
+
+COMMAND = "python -m benchmarks tuning"
+WORKERS = (1, 8, 64)
+ASLEEP = 1.0  # seconds of a simulated trial
+EACH = 2  # trials of a study for each worker
+TRIALS = 2  # of a real study
+RECIPE = {"epochs": 2, "patches_per_epoch": 16, "patience": 2, "base_width": 8}
+
+
+def rows(rounds: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_patches(Path(folder))
+        real: dict[str, Contender] = {
+            name: partial(fit, Path(folder), workers) for name, workers in (("mitoflow", 2), ("one worker", 1))
+        }
+        trials = alternate(real, rounds)
+        simulated: dict[str, Contender] = {
+            str(workers): partial(simulate, Path(folder), workers) for workers in WORKERS
+        }
+        series = alternate(simulated, rounds)
+    what = "trials an hour, two workers that share the cores"
+    return [
+        compare(what, "trials/h", trials, "one worker", "one worker with all of them", 1.2, COMMAND),
+        *(
+            limit(f"what a worker loses per trial, {workers} workers", lost(series[str(workers)]), 1, COMMAND)
+            for workers in WORKERS
+        ),
+    ]
+
+
+def lost(series: Series) -> Series:
+    """Return the seconds of a worker per trial beyond those that it slept."""
+    return dataclasses.replace(series, seconds=[seconds / EACH - ASLEEP for seconds in series.seconds])
+
+
+def fit(folder: Path, workers: int, lap: Lap) -> None:
+    """Search with short trials of the real objective."""
+    from mitoflow.trial import Trial
+
+    shared = {**preset("phantom"), **RECIPE}
+    for sampled in ("learning_rate", "depth", "augment_strength"):
+        del shared[sampled]
+    trial = Trial.of(folder / "patches", shared)
+    with cluster(folder, workers) as address:
+        while True:
+            search(folder, trial, TRIALS, address)
+            lap(3600 * TRIALS)
+
+
+def simulate(folder: Path, workers: int, lap: Lap) -> None:
+    """Search with trials that sleep."""
+    from distributed import LocalCluster
+
+    threads = {"n_workers": workers, "threads_per_worker": 1, "processes": False}
+    with LocalCluster(**threads, dashboard_address=None) as scheduler:
+        while True:
+            search(folder, sleep, EACH * workers, scheduler.scheduler_address)
+            lap(EACH * workers)
+
+
+def sleep(name: str, values: dict[str, Any], report: Any) -> float:
+    """Report twice, and be as good as the sampled value."""
+    for epoch in range(2):
+        time.sleep(ASLEEP / 2)
+        report(epoch, {"val_dice": values["augment_strength"]})
+    return float(values["augment_strength"])
+
+
+class Untold:
+    """A diary that nobody keeps."""
+
+    def began(self, number: int, values: dict[str, Any]) -> None: ...
+
+    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None: ...
+
+    def pruned(self, number: int, epoch: int) -> None: ...
+
+    def ended(self, number: int) -> None: ...
+
+
+def search(folder: Path, objective: Any, trials: int, address: str) -> None:
+    """Run a new study whose depth is always 3; nothing is pruned, so that all have the same work."""
+    import optuna
+
+    from mitoflow import params, tuning
+
+    ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 3, "high": 3}}
+    ranges["augment_strength"] = {"low": 0.0, "high": 1.0}
+    counts = {"trials": trials, "workers": 1, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        study = tuning.open_study(f"sqlite:///{own}/study.db", "study")
+        study.pruner = optuna.pruners.NopPruner()
+        settings = params.Tune.model_validate({**counts, **ranges})
+        tuning.Search(study, settings, Untold()).on_cluster(objective, address=address)
+
+
+@contextmanager
+def cluster(folder: Path, workers: int) -> Iterator[str]:
+    """Start a Dask scheduler and that many workers, each a process with its share of the cores."""
+    told = folder / f"scheduler-of-{workers}.json"
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    with ExitStack() as processes:
+
+        def start(*command: str) -> None:
+            dask = [sys.executable, "-m", "dask", *command, "--host", "127.0.0.1", "--no-dashboard"]
+            process = subprocess.Popen(dask, env=environment, stderr=subprocess.DEVNULL)
+            processes.callback(process.kill)
+
+        start("scheduler", "--port", "0", "--scheduler-file", str(told))
+        while not told.exists() or not told.read_text().endswith("}"):
+            time.sleep(0.1)
+        address = json.loads(told.read_text())["address"]
+        for _ in range(workers):
+            start("worker", address, "--nthreads", "1", "--no-nanny")
+        from distributed import Client
+
+        with Client(address) as client:
+            client.wait_for_workers(workers)
+        yield str(address)

@@ -1,0 +1,66 @@
+"""A trial on another machine: what it needs to see there."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitoflow import volumes
+from mitoflow.errors import InputError
+from mitoflow.params import Patch
+from mitoflow.patches import PatchStore
+from mitoflow.trial import Trial
+
+SHARED = {
+    "resampled": 0.0,
+    "intensity_strength": 0.0,
+    "foreground": 0.5,
+    "context": 0,
+    "context_step": 1,
+    "context_dropout": 0.0,
+    "base_width": 2,
+    "loss": "bce",
+    "precision": "float32",
+    "batch_size": 4,
+    "epochs": 2,
+    "patches_per_epoch": 4,
+    "patience": 2,
+    "seed": 1,
+}
+VALUES = {"learning_rate": 0.001, "depth": 1, "augment_strength": 0.5}
+
+
+@pytest.fixture
+def trial(small_dataset: Path, tmp_path: Path) -> Trial:
+    pairs = volumes.read_pairs(small_dataset / "train")
+    settings = Patch(size=64, step=64, validation_fraction=0.1, gap=2)
+    PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return Trial.of(tmp_path / "patches", SHARED)
+
+
+def test_a_trial_that_was_sent_away_gives_what_it_gives_here(trial: Trial) -> None:
+    told: list[tuple[int, dict[str, Any]]] = []
+    dice = trial("trial 1", VALUES, lambda epoch, logs: told.append((epoch, logs)))
+    assert [epoch for epoch, _ in told] == [0, 1]
+    assert dice == max(logs["val_dice"] for _, logs in told)
+    assert pickle.loads(pickle.dumps(trial))("trial 1", VALUES, lambda epoch, logs: None) == dice
+
+
+def test_patches_that_a_worker_does_not_see_are_one_line(trial: Trial) -> None:
+    shutil.rmtree(trial.patches)
+    with pytest.raises(InputError, match="patches: found no such file on .*, expected what all workers see"):
+        trial("trial 1", VALUES, lambda epoch, logs: None)
+
+
+@pytest.mark.parametrize(("which", "where"), [(0, "patches"), (1, "mitoflow")])
+def test_other_patches_and_other_code_are_one_line(trial: Trial, which: int, where: str) -> None:
+    digests = list(trial.digests)
+    digests[which] = "0123456789abcdef"
+    other = dataclasses.replace(trial, digests=tuple(digests))
+    with pytest.raises(InputError, match=f"{where}: found .* expected 01234567 of the study; use the same files"):
+        other("trial 1", VALUES, lambda epoch, logs: None)
