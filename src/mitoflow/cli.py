@@ -134,6 +134,27 @@ def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> 
     _tell(datasets.install_own(images, masks, **options))
 
 
+@data.command("verify")
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+def data_verify(store: Path | None) -> None:
+    """Hash every object in DVC's cache, and name those that are damaged.
+
+    STORE is another cache, or a remote that is a folder. DVC itself trusts what is there.
+    """
+    from mitoflow import objects
+
+    if store is None:
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        store = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    found = [str(damage) for damage in objects.damaged(store)]
+    for line in found:
+        click.echo(line, err=True)
+    if found:
+        remedy = "delete them; then `dvc pull`, or `dvc push` from a clone that has them whole"
+        raise InputError(store, f"{len(found)} damaged objects", "none", remedy)
+    click.echo(f"{store}: every object is what its name says")
+
+
 def _tell(installed: Installed) -> None:
     findings = installed.findings
     click.echo(f"data/ holds {installed.name}, {findings.bit_depth} bits; masks read by the rule {findings.mask_rule}")

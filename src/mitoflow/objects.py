@@ -1,0 +1,71 @@
+"""The objects of DVC, in its cache or in a remote that is a folder, and whether each is what its name says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mitoflow.errors import InputError
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An object whose content is not what was stored.
+
+    Attributes
+    ----------
+    path
+        Of the object, in which ``files/md5/c1/93497a...`` has the MD5 ``c193497a...``.
+    found
+        The MD5 that it has.
+    names
+        The files, relative to the folders under DVC that hold them, whose content it was; empty where no folder does.
+    """
+
+    path: Path
+    found: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.names)})" if self.names else ""
+        return f"{self.path}{names}: found MD5 {self.found}, expected {_name(self.path)}"
+
+
+def damaged(store: Path) -> Iterator[Damage]:
+    """Hash every object of a cache or remote, and yield those that are not what their name says.
+
+    Raises
+    ------
+    InputError
+        The folder holds no objects.
+    """
+    objects = sorted(path for path in store.glob("files/md5/??/*") if not path.name.endswith(".tmp"))
+    if not objects:
+        raise InputError(store, "no objects of DVC", "its cache, or a remote that is a folder", "check the path")
+    names = _names(objects)
+    for path in objects:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "md5").hexdigest()
+        if found != _name(path).removesuffix(".dir"):
+            yield Damage(path, found, names.get(_name(path), ()))
+
+
+def _name(path: Path) -> str:
+    return path.parent.name + path.name
+
+
+def _names(objects: list[Path]) -> dict[str, tuple[str, ...]]:
+    """Return what the listings of folders, which are objects too, call an object."""
+    names: dict[str, set[str]] = {}
+    for listing in objects:
+        if listing.name.endswith(".dir"):
+            try:
+                entries = [(entry["md5"], entry["relpath"]) for entry in json.loads(listing.read_bytes())]
+            except (ValueError, KeyError, TypeError):  # it is damaged itself
+                continue
+            for digest, name in entries:
+                names.setdefault(digest, set()).add(name)
+    return {digest: tuple(sorted(known)) for digest, known in names.items()}
