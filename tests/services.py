@@ -1,4 +1,4 @@
-"""Real services for tests: PostgreSQL, and ``mlflow server`` in front of it, on the loopback interface.
+"""Real services for tests: PostgreSQL, ``mlflow server`` in front of it, and an object store, on loopback.
 
 Each keeps its port and its data for as long as the object lives, so a test can break it and set it going again:
 
@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -204,6 +205,38 @@ class TrackingServer(Service):
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+class ObjectStore(Service):
+    """A store that speaks S3, with one bucket: ``rclone serve s3`` on a folder.
+
+    Attributes
+    ----------
+    credentials
+        The variables of the environment that clients need.
+    """
+
+    bucket = "mitoflow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        secret = secrets.token_urlsafe(24)
+        self.credentials = {
+            "AWS_ACCESS_KEY_ID": "mitoflow",
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        (self.folder / "objects" / self.bucket).mkdir(parents=True)
+
+    def command(self) -> Sequence[str | Path]:
+        keys = f"{self.credentials['AWS_ACCESS_KEY_ID']},{self.credentials['AWS_SECRET_ACCESS_KEY']}"
+        where = ["--addr", f"127.0.0.1:{self.port}", "--auth-key", keys, "--config", "/dev/null"]
+        return [Path(sys.executable).parent / "rclone", "serve", "s3", *where, self.folder / "objects"]
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def postgres(program: str) -> str:

@@ -101,7 +101,7 @@ def environment_for(folder: Path, database: PostgreSQL) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
     artifacts = {"MLFLOW_ARTIFACTS_DESTINATION": str(folder / "srv" / "artifacts")}
-    return kept | artifacts | {"PATH": path, "PGPORT": str(database.port), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return kept | artifacts | {"PATH": path, "PGPORT": str(database.port), "MLFLOW_WORKERS": "1"}
 
 
 def registered(client: MlflowClient) -> list[tuple[object, ...]]:
