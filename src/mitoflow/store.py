@@ -118,7 +118,7 @@ def trouble(place: str, error: BaseException) -> InputError:
 
 def forbidden(error: Exception) -> bool:
     """Tell an answer that says that this user may not."""
-    return isinstance(error, MlflowException) and error.get_http_status_code() == 403  # type: ignore[no-untyped-call]
+    return _status(error) == 403
 
 
 def reason(error: BaseException) -> str:
