@@ -35,6 +35,7 @@ import psutil
 
 from tests.parts import PATIENCE, free_port
 
+DEPLOY = Path(__file__).parents[1] / "deploy"
 AS_NOBODY: dict[str, Any] = (
     {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 )  # PostgreSQL refuses to be root
@@ -178,10 +179,9 @@ class TrackingServer(Service):
         self.uri = f"http://127.0.0.1:{self.port}"
         self.database, self.admin = database, admin
         if admin:
-            accounts = f"sqlite:///{self.folder}/accounts.db"
-            settings = ["[mlflow]", "default_permission = READ", f"database_uri = {accounts}", "admin_username = admin"]
-            settings += ["authorization_function = mlflow.server.auth:authenticate_request_basic_auth"]
-            (self.folder / "auth.ini").write_text("\n".join(settings))
+            settings = (DEPLOY / "accounts.ini").read_text(encoding="utf-8")
+            own = settings.replace("postgresql:///accounts", f"sqlite:///{self.folder}/accounts.db")
+            (self.folder / "accounts.ini").write_text(own, encoding="utf-8")
 
     def command(self) -> Sequence[str | Path]:
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--serve-artifacts"]
@@ -194,7 +194,7 @@ class TrackingServer(Service):
         settings = {"MLFLOW_BACKEND_STORE_URI": self.database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         settings |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
         if self.admin:
-            settings["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "auth.ini")
+            settings["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "accounts.ini")
             settings["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.admin
             settings["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_urlsafe(24)
         return super().launch(env=kept | settings, **options)
