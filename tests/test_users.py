@@ -54,7 +54,7 @@ def log_in(monkeypatch: pytest.MonkeyPatch, name: str, password: str = "") -> No
 
 def train(checkout: Path, correct: int) -> registry.Verdict | None:
     """Train, as far as the server can tell, a model that gets so many of 20 pixels right."""
-    model, settings = checkout / "unet.keras", checkout / "unet.yaml"
+    model, settings = checkout / "unet.keras", checkout / "inference.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
     inference.Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
     counts = [[correct // 2, 10 - correct // 2, 10 - correct // 2, correct // 2]] * 4
