@@ -136,7 +136,8 @@ def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> 
 
 @data.command("verify")
 @click.argument("store", type=click.Path(path_type=Path), required=False)
-def data_verify(store: Path | None) -> None:
+@click.option("--delete", is_flag=True, help="Delete them, so that `dvc pull` or `dvc push` brings them whole.")
+def data_verify(store: Path | None, delete: bool) -> None:
     """Hash every object in DVC's cache, and name those that are damaged.
 
     STORE is another cache, or a remote that is a folder. DVC itself trusts what is there.
@@ -146,12 +147,17 @@ def data_verify(store: Path | None) -> None:
     if store is None:
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
         store = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-    found = [str(damage) for damage in objects.damaged(store)]
-    for line in found:
-        click.echo(line, err=True)
-    if found:
-        remedy = "delete them; then `dvc pull`, or `dvc push` from a clone that has them whole"
+    found = list(objects.damaged(store))
+    for damage in found:
+        click.echo(damage, err=True)
+        if delete:
+            damage.delete()
+    if found and not delete:
+        remedy = "`--delete` them; then `dvc pull`, or `dvc push` from a clone that has them whole"
         raise InputError(store, f"{len(found)} damaged objects", "none", remedy)
+    if found:
+        click.echo(f"{store}: {len(found)} damaged objects deleted; now `dvc pull`, or `dvc push` from a whole clone")
+        return
     click.echo(f"{store}: every object is what its name says")
 
 

@@ -55,8 +55,8 @@ def test_a_clone_takes_the_results_from_a_folder(finished: Project, tmp_path: Pa
     assert "found 1 damaged objects, expected none" in summary
     assert "every object is what its name says" in finished.run("mitoflow", "data", "verify").stdout
 
-    victim.unlink()
-    finished.run("rm", "-rf", ".dvc/tmp")
+    finished.run("mitoflow", "data", "verify", "--delete", str(remote))
+    assert not victim.exists()
     finished.run("dvc", "push")
     finished.run("mitoflow", "data", "verify", str(remote))
     bitten.run("dvc", "pull")
