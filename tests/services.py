@@ -1,4 +1,4 @@
-"""Real services for tests: PostgreSQL, and ``mlflow server`` in front of it, on the loopback interface.
+"""Real services for tests: PostgreSQL, ``mlflow server`` in front of it, and an object store, on loopback.
 
 Each keeps its port and its data for as long as the object lives, so a test can break it and set it going again:
 
@@ -20,6 +20,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ import psutil
 
 from tests.parts import PATIENCE, free_port
 
+DEPLOY = Path(__file__).parents[1] / "deploy"
 AS_NOBODY: dict[str, Any] = (
     {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 )  # PostgreSQL refuses to be root
@@ -177,10 +179,9 @@ class TrackingServer(Service):
         self.uri = f"http://127.0.0.1:{self.port}"
         self.database, self.admin = database, admin
         if admin:
-            accounts = f"sqlite:///{self.folder}/accounts.db"
-            settings = ["[mlflow]", "default_permission = READ", f"database_uri = {accounts}", "admin_username = admin"]
-            settings += ["authorization_function = mlflow.server.auth:authenticate_request_basic_auth"]
-            (self.folder / "auth.ini").write_text("\n".join(settings))
+            settings = (DEPLOY / "accounts.ini").read_text(encoding="utf-8")
+            own = settings.replace("postgresql:///accounts", f"sqlite:///{self.folder}/accounts.db")
+            (self.folder / "accounts.ini").write_text(own, encoding="utf-8")
 
     def command(self) -> Sequence[str | Path]:
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--serve-artifacts"]
@@ -193,7 +194,7 @@ class TrackingServer(Service):
         settings = {"MLFLOW_BACKEND_STORE_URI": self.database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         settings |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
         if self.admin:
-            settings["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "auth.ini")
+            settings["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "accounts.ini")
             settings["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.admin
             settings["MLFLOW_FLASK_SERVER_SECRET_KEY"] = secrets.token_urlsafe(24)
         return super().launch(env=kept | settings, **options)
@@ -204,6 +205,38 @@ class TrackingServer(Service):
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+class ObjectStore(Service):
+    """A store that speaks S3, with one bucket: ``rclone serve s3`` on a folder.
+
+    Attributes
+    ----------
+    credentials
+        The variables of the environment that clients need.
+    """
+
+    bucket = "mitoflow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        secret = secrets.token_urlsafe(24)
+        self.credentials = {
+            "AWS_ACCESS_KEY_ID": "mitoflow",
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        (self.folder / "objects" / self.bucket).mkdir(parents=True)
+
+    def command(self) -> Sequence[str | Path]:
+        keys = f"{self.credentials['AWS_ACCESS_KEY_ID']},{self.credentials['AWS_SECRET_ACCESS_KEY']}"
+        where = ["--addr", f"127.0.0.1:{self.port}", "--auth-key", keys, "--config", "/dev/null"]
+        return [Path(sys.executable).parent / "rclone", "serve", "s3", *where, self.folder / "objects"]
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 def postgres(program: str) -> str:

@@ -134,6 +134,33 @@ def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> 
     _tell(datasets.install_own(images, masks, **options))
 
 
+@data.command("verify")
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.option("--delete", is_flag=True, help="Delete them, so that `dvc pull` or `dvc push` brings them whole.")
+def data_verify(store: Path | None, delete: bool) -> None:
+    """Hash every object in DVC's cache, and name those that are damaged.
+
+    STORE is another cache, or a remote that is a folder. DVC itself trusts what is there.
+    """
+    from mitoflow import objects
+
+    if store is None:
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        store = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    found = list(objects.damaged(store))
+    for damage in found:
+        click.echo(damage, err=True)
+        if delete:
+            damage.delete()
+    if found and not delete:
+        remedy = "`--delete` them; then `dvc pull`, or `dvc push` from a clone that has them whole"
+        raise InputError(store, f"{len(found)} damaged objects", "none", remedy)
+    if found:
+        click.echo(f"{store}: {len(found)} damaged objects deleted; now `dvc pull`, or `dvc push` from a whole clone")
+        return
+    click.echo(f"{store}: every object is what its name says")
+
+
 def _tell(installed: Installed) -> None:
     findings = installed.findings
     click.echo(f"data/ holds {installed.name}, {findings.bit_depth} bits; masks read by the rule {findings.mask_rule}")

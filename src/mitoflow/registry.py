@@ -426,9 +426,7 @@ def _registry() -> Iterator[MlflowClient]:
     try:
         yield store.client(store.uri())
     except store.TROUBLE as error:
-        where = store.without_credentials(store.uri())
-        remedy = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
-        raise InputError(where, store.reason(error), "an MLflow registry that answers", remedy) from None
+        raise store.trouble(store.uri(), error) from None
 
 
 def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:

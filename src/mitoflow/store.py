@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mitoflow import workspace
+from mitoflow.errors import InputError
 
 # MLflow reads some of these when it is imported. Its own retries take minutes; here the journal is what retries.
 _SETTINGS = {
@@ -29,6 +30,7 @@ from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
 from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+from requests import HTTPError  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 # It prints a traceback where the database is busy; whoever asked tries again, or says why not in one line.
@@ -101,23 +103,43 @@ def is_database(place: str) -> bool:
 
 def refused(error: Exception) -> bool:
     """Tell an answer that says no from no answer."""
-    # MLflow has no types for this method.
-    return isinstance(error, MlflowException) and error.get_http_status_code() < 500  # type: ignore[no-untyped-call]
+    return 0 < _status(error) < 500
+
+
+def trouble(place: str, error: BaseException) -> InputError:
+    """Say what a person can do about a registry at ``place`` that does not do what it was asked."""
+    silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
+    expected, remedy = {
+        401: ("a user that it knows", "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        403: ("a user who may do this", "ask an admin of the server for a role that may"),
+    }.get(_status(error), ("an MLflow registry that answers", silent))
+    return InputError(without_credentials(place), reason(error), expected, remedy)
 
 
 def forbidden(error: Exception) -> bool:
     """Tell an answer that says that this user may not."""
-    return isinstance(error, MlflowException) and error.get_http_status_code() == 403  # type: ignore[no-untyped-call]
+    return _status(error) == 403
 
 
 def reason(error: BaseException) -> str:
     """Say in a few words why the store did not do what it was asked: the first cause, without credentials."""
     while cause := error.__cause__ or error.__context__:
         error = cause
+    if refusal := {401: "wrong name or password", 403: "permission denied"}.get(_status(error)):
+        return f"{refusal} (error code {_status(error)})"
     text = " ".join(str(error).split()) or type(error).__name__
     return without_credentials(text[:200])
 
 
+def _status(error: BaseException) -> int:
+    """Return what HTTP calls an answer, 0 where there was none."""
+    if isinstance(error, HTTPError) and error.response is not None:  # from the artifacts
+        return error.response.status_code
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # MLflow has no types for this method
+    return 0
+
+
 def without_credentials(text: str) -> str:
     """Return ``text`` without the user names and passwords of the URLs in it."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
+    return re.sub(r"//[^/\s]+@", "//", text)

@@ -1,0 +1,135 @@
+"""A tracking server that asks who one is: what each role may, and passwords that nobody ever sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mitoflow import inference, lineage, registry, tracking, unet
+from mitoflow.errors import InputError
+from tests.services import PostgreSQL, TrackingServer
+
+USERS = Path(__file__).parents[1] / "deploy" / "users.py"
+PASSWORDS = {name: secrets.token_urlsafe(18) for name in ("admin", "reader", "writer", "promoter")}
+
+
+@pytest.fixture(scope="module")
+def server(postgresql: PostgreSQL) -> Iterator[TrackingServer]:
+    """A server with an account for each role."""
+    with TrackingServer(postgresql.create("users"), PASSWORDS["admin"]) as server:
+        admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORDS["admin"]}
+        for role in ("reader", "writer", "promoter"):
+            subprocess.run(
+                [sys.executable, USERS, role, role],
+                env=os.environ | admin | {"MLFLOW_TRACKING_URI": server.uri},
+                input=f"{PASSWORDS[role]}\n",
+                text=True,
+                check=True,
+                capture_output=True,
+                start_new_session=True,  # no terminal to ask
+            )
+        yield server
+
+
+@pytest.fixture
+def checkout(server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
+    return tmp_path
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, name: str, password: str = "") -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password or PASSWORDS[name])
+
+
+def train(checkout: Path, correct: int) -> registry.Verdict | None:
+    """Train, as far as the server can tell, a model that gets so many of 20 pixels right."""
+    model, settings = checkout / "unet.keras", checkout / "inference.yaml"
+    unet.save_model(unet.build_unet(depth=1, base_width=1), model)
+    inference.Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
+    counts = [[correct // 2, 10 - correct // 2, 10 - correct // 2, correct // 2]] * 4
+    evaluation = registry.Evaluation(lineage.file_sha256(model), "test", ["a"] * 4, counts, 2, 50, 0)
+    with tracking.start("train", "unet") as run:
+        run.metrics({"val_dice": correct / 20})
+        return registry.register(run, evaluation, model, settings)
+
+
+def test_what_each_role_may(
+    server: TrackingServer,
+    postgresql: PostgreSQL,
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log_in(monkeypatch, "promoter")
+    first = train(checkout, 10)
+    assert first and first.promoted
+
+    log_in(monkeypatch, "writer")
+    better = train(checkout, 18)
+    assert better and not better.promoted
+    assert f"mitoflow promote {better.version}" in better.reason
+    with pytest.raises(InputError, match=r"permission denied \(error code 403\), expected a user who may do this"):
+        registry.promote(better.version)
+    with pytest.raises(InputError, match="permission denied"):
+        registry.promote(better.version, force=True)
+    assert tracking.sync().left == 0
+
+    log_in(monkeypatch, "reader")
+    assert [row.version for row in registry.models()] == [first.version, better.version]
+    assert registry.model_file(better.version).is_file()
+    with pytest.raises(InputError, match="permission denied"):
+        registry.promote(better.version, force=True)
+    assert train(checkout, 4) is None
+    assert "permission denied (error code 403); " in capfd.readouterr().err
+    assert tracking.sync().left > 0
+    assert registry.champion() == first.version
+
+    log_in(monkeypatch, "promoter")
+    assert registry.promote(better.version).promoted
+    log_in(monkeypatch, "reader")
+    with pytest.raises(InputError, match="permission denied"):
+        registry.rollback()
+    log_in(monkeypatch, "admin")
+    assert registry.champion() == better.version
+    assert registry.rollback() == (better.version, first.version)
+
+    seen = [file.read_bytes() for place in (checkout, server.folder) for file in place.rglob("*") if file.is_file()]
+    seen += [postgresql.run("pg_dump", "users").encode(), server.log.encode()]
+    assert len(seen) > 20
+    for name, password in PASSWORDS.items():
+        assert not [text for text in seen if password.encode() in text], name
+
+
+@pytest.mark.parametrize("in_the_address", [False, True])
+def test_a_wrong_password_is_one_line(
+    server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch, in_the_address: bool
+) -> None:
+    wrong = secrets.token_urlsafe(18)
+    if in_the_address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", f"//writer:{wrong}@"))
+    else:
+        log_in(monkeypatch, "writer", wrong)
+    for command in (["models"], ["promote", "1"], ["rollback"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mitoflow.cli", *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        expected = (
+            f"mitoflow: {server.uri}: found wrong name or password (error code 401), expected a user that it knows; "
+        )
+        assert done.stderr == f"{expected}check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD\n"
+        assert not re.search(wrong, done.stdout + done.stderr)
+    with tracking.start("train", "kept"):
+        pass
+    assert not [file for file in checkout.rglob("*") if file.is_file() and wrong.encode() in file.read_bytes()]
