@@ -73,6 +73,6 @@ app: $(VENV)/installed  ## open a page: drop an image, look at its mask
 .PHONY: lock
 lock:  ## resolve pyproject.toml again into the lock files (needs uv)
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
-		pyproject.toml -o requirements.lock
+		pyproject.toml --extra test -o requirements-test.lock
 	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
-		pyproject.toml --extra test -c requirements.lock -o requirements-test.lock
+		pyproject.toml -c requirements-test.lock -o requirements.lock
