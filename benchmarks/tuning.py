@@ -28,7 +28,7 @@ COMMAND = "python -m benchmarks tuning"
 EACH = {1: 4, 8: 2, 64: 1}  # trials of a simulated study for each worker, by the number of workers
 ASLEEP = 1.0  # seconds of a simulated trial
 TRIALS = 2  # of a real study
-RECIPE = {"epochs": 2, "patches_per_epoch": 16, "patience": 2, "base_width": 8}
+RECIPE = {"epochs": 1, "patches_per_epoch": 8, "patience": 1, "base_width": 4}
 
 
 def rows(rounds: int) -> list[Row]:
@@ -102,12 +102,12 @@ class Untold:
 
 
 def search(folder: Path, objective: Any, trials: int, address: str) -> None:
-    """Run a new study whose depth is always 3; nothing is pruned, so that all have the same work."""
+    """Run a new study whose depth is always 2; nothing is pruned, so that all have the same work."""
     import optuna
 
     from mitoflow import params, tuning
 
-    ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 3, "high": 3}}
+    ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 2, "high": 2}}
     ranges["augment_strength"] = {"low": 0.0, "high": 1.0}
     counts = {"trials": trials, "workers": 1, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
     with tempfile.TemporaryDirectory(dir=folder) as own:
