@@ -211,16 +211,17 @@ class Search:
             client.subscribe_topic(topic, lambda event: news.put(Epoch(*event[1])))
             while True:
                 present = len(client.nthreads())
-                while len(running) < max(1, present) and (trial := self._ask()):
-                    arguments = (objective, topic, f"trial {trial.number}", trial.params)
-                    future = client.submit(_attempt, *arguments, key=f"{topic}-{trial.number}", pure=False)
-                    running[future.key] = trial, future
+                asked = self._ask() if len(running) < max(1, present) else None
+                if asked:
+                    arguments = (objective, topic, f"trial {asked.number}", asked.params)
+                    future = client.submit(_attempt, *arguments, key=f"{topic}-{asked.number}", pure=False)
+                    running[future.key] = asked, future
                     future.add_done_callback(news.put)
                 if not running:
                     return
-                bar.set_postfix(workers=present)
-                try:
-                    told: Epoch | Future = news.get(timeout=PAUSE)
+                bar.set_postfix(workers=present, refresh=False)
+                try:  # between two questions to Optuna, which take a while, workers are answered
+                    told: Epoch | Future = news.get(timeout=0 if asked else PAUSE)
                 except queue.Empty:
                     continue
                 if told.key not in running:  # its trial was pruned
