@@ -69,7 +69,10 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["data", "retina"], "data: found retina, expected phantom, epfl or import; see `mitoflow data --help`"),
+        (
+            ["data", "retina"],
+            "data: found retina, expected phantom, epfl, import or verify; see `mitoflow data --help`",
+        ),
         (["modls"], "command: found modls, expected data, "),
         (["data", "import"], "data import: Missing option '--images'; see `mitoflow data import --help`"),
         (["data", "import", "--imags", "x"], "No such option '--imags'"),

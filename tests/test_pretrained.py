@@ -273,10 +273,6 @@ def another_model(folder: Path) -> None:
     unet.save_model(unet.build_unet(2, 2), folder / "models/unet.keras")
 
 
-def without_training_images(folder: Path) -> None:
-    shutil.rmtree(folder / "data/train/images")
-
-
 def data_without_terms(folder: Path) -> None:
     presets.change(folder / "params.yaml", {"data.name": "cortex"})
 
@@ -286,7 +282,6 @@ def data_without_terms(folder: Path) -> None:
     [
         (unmeasured, "reports/evaluate/metrics.json: found no such file, expected the outputs of a pipeline"),
         (another_model, "models/unet.keras: found SHA-256"),
-        (without_training_images, "data/train/images: found no"),
         (data_without_terms, "--licence: found none for cortex, expected the terms"),
     ],
 )

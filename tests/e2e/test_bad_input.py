@@ -111,7 +111,7 @@ def test_parameters_are_checked_before_anything_runs(fresh: Project, old: str, n
 
 
 def test_an_unknown_dataset_is_one_line(fresh: Project) -> None:
-    assert "phantom, epfl or import" in one_line(fresh.run("mitoflow", "data", "epfi", check=False))
+    assert "phantom, epfl, import or verify" in one_line(fresh.run("mitoflow", "data", "epfi", check=False))
 
 
 def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp_path: Path) -> None:

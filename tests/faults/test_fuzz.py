@@ -215,7 +215,7 @@ WORDS = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),  # no program gets a NUL
 )
-NEVER = {"ui", "repro", "serve", "app"}  # they become other programs
+NEVER = {"ui", "repro", "tune", "serve", "app"}  # they become other programs
 
 
 @fault("fuzzing: arguments of the command line", long=1)

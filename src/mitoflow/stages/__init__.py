@@ -41,8 +41,15 @@ def as_process(main: Callable[[], None]) -> None:
     one_line(main)
 
 
-def _end(*_: int | FrameType | None) -> None:
+def _end(_: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers say it more than once
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":  # Python ignores what is raised there
+            signal.signal(signal.SIGALRM, _end)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            return
+        frame = frame.f_back
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GRACE)  # ends the process where something does not let it end in order
     # Below the progress bar, and not by `print`, which the signal may have interrupted.
     os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
