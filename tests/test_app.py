@@ -96,10 +96,17 @@ def share(text: str) -> float:
 
 
 def download(browser: WebDriver, folder: Path, label: str, name: str) -> Path:
-    button = next(b for b in browser.find_elements(By.TAG_NAME, "button") if label in b.text)
-    button.click()
-    until((folder / "home" / name).exists, lambda: f"{list((folder / 'home').glob('*'))}")
-    return folder / "home" / name
+    """Click until the file is there: while the page is drawn anew a click is lost, and a person clicks again."""
+    home = folder / "home"
+
+    def clicked() -> bool:
+        button = next(b for b in browser.find_elements(By.TAG_NAME, "button") if label in b.text)
+        button.click()
+        time.sleep(5)
+        return (home / name).exists()
+
+    until(clicked, lambda: f"{list(home.glob('*'))}")
+    return home / name
 
 
 def test_a_stack_is_looked_at(page: WebDriver, folder: Path) -> None:
