@@ -49,7 +49,7 @@ def examples(long: int, short: int) -> int:
     return long if LONG else short
 
 
-@dataclass
+@dataclass(eq=False)  # pytest hashes its plugins
 class Table:
     """What became of every fault, collected by pytest's controller."""
 
