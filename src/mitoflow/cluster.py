@@ -39,8 +39,10 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Clien
     with _client(address, workers) as client:
         try:
             yield client
-        except CommClosedError:
-            raise _went_away() from None
+        except OSError as error:  # of a connection that closed, or could not be opened again for a while
+            if isinstance(error, CommClosedError) or client.status != "running":
+                raise _went_away() from None
+            raise
 
 
 @contextmanager

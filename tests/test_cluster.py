@@ -1,0 +1,35 @@
+"""A scheduler on loopback that goes away, or that is not what failed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Event
+
+from mitoflow import cluster
+from mitoflow.errors import InputError
+from tests.parts import scheduling, started, until
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "PATIENCE", 10)
+    with scheduling() as (process, address), started("worker", address, "--no-nanny", "--no-dashboard"):
+        yield process, address
+
+
+def test_a_scheduler_that_went_away_unseen_is_one_line(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, address = scheduler
+    with pytest.raises(InputError, match="--dask: found a scheduler that went away"), cluster.connected(address) as it:
+        process.kill()
+        until(lambda: it.status != "running")
+        Event("anything", it).set()  # which tries to connect again until its patience ends
+
+
+def test_what_else_the_system_refuses_is_not_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+    with pytest.raises(FileNotFoundError), cluster.connected(scheduler[1]):
+        Path("absent").read_bytes()
