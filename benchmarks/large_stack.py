@@ -1,8 +1,7 @@
 """How much memory does `mitoflow predict` need for a stack of 10 Gvoxel, and does it stay what it is?
 
 A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it while its memory is looked at; the same
-command with a stack of one small slice tells what the loaded model needs. The U-Net has the size of the EPFL preset and
-learned nothing, which changes neither time nor memory.
+command with a stack of one small slice tells what the loaded model needs. It is the pretrained one.
 
     python -m benchmarks.large_stack                    # hours on two cores
     python -m benchmarks.large_stack --slices 64        # slices of the same size, fewer of them
@@ -37,25 +36,14 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
-        write_model(project)
+        (project / "params.yaml").touch()
+        (project / "pretrained").symlink_to(RESULTS.parents[1] / "pretrained")
         write_stack(project / "small.ome.zarr", (1, 64, 64))
         write_stack(project / "large.ome.zarr", (options.slices, SIDE, SIDE))
         model = max(memory for _, memory in watch(project, "small"))
         curve = list(watch(project, "large"))
     options.into.mkdir(parents=True, exist_ok=True)
     write(options.into, curve, model, (options.slices, SIDE, SIDE))
-
-
-def write_model(project: Path) -> None:
-    from mitoflow import unet
-    from mitoflow.inference import Settings
-
-    (project / "params.yaml").touch()
-    settings = Settings(
-        bit_depth=8, divisor=16, tile=1024, overlap=64, threshold=0.5, context=2, context_step=2, median=3
-    )
-    settings.write(project / "inference.yaml")
-    unet.save_model(unet.build_unet(depth=4, base_width=16, channels=5), project / "unet.keras")
 
 
 def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
@@ -77,7 +65,7 @@ def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
 
 def watch(project: Path, name: str) -> Iterator[tuple[float, float]]:
     """Predict a stack and yield seconds and resident MiB as it goes."""
-    arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", "unet.keras"]
+    arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", "pretrained"]
     started = time.monotonic()
     with subprocess.Popen([sys.executable, "-m", "mitoflow.cli", "predict", *arguments], cwd=project) as process:
         while process.poll() is None:

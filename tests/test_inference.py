@@ -59,6 +59,18 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
     np.testing.assert_allclose(tiled[48 + reach : 112 - reach], whole[48 + reach : 112 - reach], atol=1e-5)
 
 
+@given(st.integers(1, 2000))
+def test_tiles_cover_a_slice_and_little_more(model: keras.Model, length: int) -> None:
+    """They are as few as their largest size allows, and the network sees few pixels twice or beyond the end."""
+    rows = Predictor(model, SETTINGS).region((length, 64)).rows
+    step, shared = rows.tile - 2 * SETTINGS.overlap, 2 * SETTINGS.overlap
+    assert rows.starts == [i * step for i in range(len(rows.starts))]
+    assert rows.tile % SETTINGS.divisor == step % SETTINGS.divisor == 0
+    assert rows.tile <= max(SETTINGS.tile, SETTINGS.divisor)
+    assert length <= rows.starts[-1] + rows.tile < length + len(rows.starts) * SETTINGS.divisor
+    assert len(rows.starts) == 1 or length > (len(rows.starts) - 1) * (SETTINGS.tile - shared) + shared
+
+
 @pytest.fixture(scope="module")
 def wide(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
     image = np.random.default_rng(0).integers(0, 256, (70, 150), dtype=np.uint8)

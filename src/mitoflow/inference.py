@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Settings:
     divisor
         The U-Net takes sides that are divisible by this: ``2**depth``.
     tile, overlap
-        Pixels of a tile, and pixels on each of its sides that are blended with the neighbour.
+        Largest side of a tile, and pixels on each of its sides that are blended with the neighbour.
     threshold
         Probability from which a pixel is mitochondrion.
     context, context_step
@@ -154,9 +155,10 @@ class Region:
 class Predictor:
     """Whole-slice inference with overlapping, blended tiles.
 
-    Tiles start every ``tile - 2 * overlap`` pixels, which keeps the U-Net's pooling grid in place, and the slice is
-    continued by reflection where the last tile reaches past its end. Across the ``2 * overlap`` pixels that two
-    neighbours share, the weight of one falls linearly while that of the other rises, so that the map has no seams.
+    A slice is cut into as few tiles of at most ``tile`` pixels as will do, and these are no larger than they must be.
+    Each starts ``2 * overlap`` pixels before the last one ends, which keeps the U-Net's pooling grid in place, and the
+    slice is continued by reflection where the last tile reaches past its end. Across the pixels that two neighbours
+    share, the weight of one falls linearly while that of the other rises, so that the map has no seams.
 
     A box of a slice is predicted from the tiles of the whole slice that reach into it, and from no other pixels. So it
     makes no difference in how many boxes a slice is predicted.
@@ -252,13 +254,13 @@ class Predictor:
         rows, columns = region.rows, region.columns
         top, _, left, _ = region.source
         across, along = self._ramp(rows.tile), self._ramp(columns.tile)
-        total = np.zeros((len(rows.pixels), len(columns.pixels)), np.float32)
+        source = np.stack([image[rows.pixels - top][:, columns.pixels - left] for image in images], axis=-1)
+        total = np.zeros(source.shape[:2], np.float32)
         places = [(y, x) for y in rows.places for x in columns.places]
         count = _batch(rows.tile, columns.tile)
         for first in range(0, len(places), count):
             batch = places[first : first + count]
-            sources = [np.ix_(rows.pixels[y] - top, columns.pixels[x] - left) for y, x in batch]
-            tiles = np.stack([np.stack([image[source] for image in images], axis=-1) for source in sources])
+            tiles = np.stack([source[place] for place in batch])
             for place, tile in zip(batch, self._average(self._unit(tiles)), strict=True):
                 total[place] += np.outer(across, along) * tile
         weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
@@ -300,11 +302,10 @@ class Predictor:
 
     def _axis(self, length: int) -> tuple[list[int], int]:
         """Return where tiles start along an axis, and their size."""
-        tile, overlap, divisor = self.settings.tile, self.settings.overlap, self.settings.divisor
-        if length <= tile:
-            return [0], -(-length // divisor) * divisor
-        step = tile - 2 * overlap
-        return [i * step for i in range(1 - (-(length - tile) // step))], tile
+        largest, divisor, shared = self.settings.tile, self.settings.divisor, 2 * self.settings.overlap
+        count = 1 if length <= largest else math.ceil((length - shared) / (largest - shared))
+        tile = math.ceil((length + (count - 1) * shared) / (count * divisor)) * divisor
+        return [i * (tile - shared) for i in range(count)], tile
 
     def _ramp(self, tile: int) -> np.ndarray:
         """Return the weights across a tile: two of them, one step apart, add up to 1 where they overlap."""
@@ -394,10 +395,13 @@ def median_along_z(maps: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray
 
 
 def _median(maps: list[np.ndarray]) -> np.ndarray:
-    if len(maps) == 1:
-        return maps[0]
-    middle = np.empty_like(maps[0])
-    for first in range(0, len(middle), 64):  # numpy sorts two copies; of a few rows they stay in the cache
-        rows = slice(first, first + 64)
-        middle[rows] = np.median([each[rows] for each in maps], axis=0)
+    """Return the median at each pixel, by a sorting network: numpy sorts each pixel for itself, 20 times slower."""
+    middle, low = np.empty_like(maps[0]), (len(maps) - 1) // 2
+    for first in range(0, len(middle), 16):  # rows that stay in the cache
+        rows = slice(first, first + 16)
+        values = [each[rows] for each in maps]
+        for last in range(len(maps) - 1, low - 1, -1):  # bubble sort, until the middle is in its place
+            for i in range(last):
+                values[i : i + 2] = np.minimum(*values[i : i + 2]), np.maximum(*values[i : i + 2])
+        middle[rows] = (values[low] + values[len(maps) // 2]) / 2
     return middle
