@@ -1,4 +1,4 @@
-"""Real services for tests: PostgreSQL, ``mlflow server`` in front of it, and an object store, on loopback.
+"""Real services for tests: PostgreSQL, ``mlflow server`` in front of it, object store and SSH server, on loopback.
 
 Each keeps its port and its data for as long as the object lives, so a test can break it and set it going again:
 
@@ -16,6 +16,7 @@ everybody for a name and a password; it knows the user ``admin``, who makes the 
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import shutil
@@ -237,6 +238,51 @@ class ObjectStore(Service):
     def answers(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class SSHServer(Service):
+    """OpenSSH's server, which lets in whoever runs it, by one key.
+
+    Attributes
+    ----------
+    uri
+        Of a folder on it, as DVC takes it.
+    key
+        Path of the private key that it knows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uri = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{self.folder}/objects"
+        self.key = make_key(self.folder / "key")
+        make_key(self.folder / "host")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # in which it gives up its rights
+
+    def command(self) -> Sequence[str | Path]:
+        program = shutil.which("sshd", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
+        assert program, "no sshd: install Debian's package openssh-server"
+        options = {
+            "ListenAddress": f"127.0.0.1:{self.port}",
+            "HostKey": self.folder / "host",
+            "AuthorizedKeysFile": self.folder / "key.pub",
+            "AuthenticationMethods": "publickey",
+            "PermitRootLogin": "prohibit-password",
+            "StrictModes": "no",  # the folder is in one that others may write to
+            "PidFile": "none",
+            "Subsystem": "sftp internal-sftp",
+        }
+        return [program, "-D", "-e", "-f", "/dev/null", *(f"-o{name}={value}" for name, value in options.items())]
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def make_key(path: Path) -> Path:
+    """Write a private key of SSH without a passphrase, and its public key beside it."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
 
 
 def postgres(program: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import ObjectStore
+from tests.services import ObjectStore, SSHServer, make_key
 
 from .conftest import Project, outputs, stages_run
 
@@ -78,3 +78,15 @@ def test_a_clone_takes_the_results_from_an_object_store(
         assert refused.returncode != 0
         secret = objects.credentials["AWS_SECRET_ACCESS_KEY"].encode()
         assert not [file for file in finished.folder.rglob("*") if file.is_file() and secret in file.read_bytes()]
+
+
+def test_a_clone_takes_the_results_over_ssh(finished: Project, tmp_path: Path) -> None:
+    with SSHServer() as server:
+        share(finished, server.uri, f"keyfile={server.key}")
+        taken = clone(finished, tmp_path / "pulled")
+        taken.run("dvc", "pull")
+        assert stages_run(taken.run("dvc", "repro").stdout) == []
+        assert outputs(taken) == outputs(finished)
+        wrong = clone(finished, tmp_path / "wrong")
+        wrong.run("dvc", "remote", "modify", "--local", "shared", "keyfile", str(make_key(tmp_path / "key")))
+        assert wrong.run("dvc", "pull", check=False).returncode != 0
