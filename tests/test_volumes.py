@@ -83,6 +83,20 @@ def test_truncated_file_is_named_so_or_still_whole(layout: Path) -> None:
             assert length > 0.9 * len(content)
 
 
+@pytest.mark.parametrize("count", [1, 63])
+def test_fewer_places_than_strips_are_damage(tmp_path: Path, count: int) -> None:
+    """Read in one go such a slice would have other pixels than strip by strip."""
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, STACK[0], rowsperstrip=1, metadata=None)
+    with tifffile.TiffFile(path) as file:
+        entry = file.pages[0].tags["StripOffsets"].offset
+    content = bytearray(path.read_bytes())
+    content[entry + 4 : entry + 8] = count.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="does not tell where the pixels are"):
+        open_stack(path)
+
+
 def test_pages_appended_one_by_one_are_one_stack(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "s.tif") as file:
         for image in STACK:

@@ -81,6 +81,11 @@ def best_epoch(history: list[Logs]) -> int:
     return int(np.argmax([logs["val_dice"] for logs in history]))
 
 
+#: Threads that make batches beside the training, and how many they make ahead. With a single one Keras leaves that to
+#: tf.data's autotuning, which sleeps until a clock that jumped back has caught up.
+FEEDING = {"workers": 2, "max_queue_size": 4}
+
+
 class TrainPatches(keras.utils.PyDataset):
     """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
 
@@ -91,7 +96,7 @@ class TrainPatches(keras.utils.PyDataset):
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(**FEEDING)
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
         self._pixels = patches.foreground().cumsum()
 
@@ -150,7 +155,7 @@ class ValidationPatches(keras.utils.PyDataset):
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
-        super().__init__()
+        super().__init__(**FEEDING)
         self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
 
     def __len__(self) -> int:

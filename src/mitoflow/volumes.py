@@ -201,6 +201,8 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
         raise _truncated(path, f"only {depth} of the slices that ImageJ wrote")
     pixels: _Consecutive | _Paged
     if len(series) == 1 and first.dataoffset is not None:
+        if not first.dataoffset or len(page.dataoffsets) != len(page.databytecounts):
+            raise _truncated(path, "its directory does not tell where the pixels are")
         end = first.dataoffset + depth * height * width * page.dtype.itemsize
         if end > size:
             raise _truncated(path, f"{depth} slices need {end} bytes, it has {size}")

@@ -90,7 +90,7 @@ def test_clock(finished: Project, chance: random.Random, stage: str, attempt: in
     faked = {
         "LD_PRELOAD": str(FAKETIME),
         "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_CACHE_DURATION": "1",  # seconds from one look at the file to the next
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     with finished.started("dvc", "repro", "-s", stage, **faked) as process:
