@@ -129,7 +129,7 @@ def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(path, "no such file", "YAML", remedy) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # also "+_", which looks like a number
         raise InputError(path, error, "YAML", remedy) from None
     if not isinstance(values, dict):
         raise InputError(path, type(values).__name__, "keys with values", remedy)
