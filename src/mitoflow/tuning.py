@@ -271,9 +271,12 @@ class Search:
             raise Pruned
 
     def _end(self, trial: optuna.Trial, dice: float | None) -> None:
-        """Note the best validation Dice of a trial, None where it was pruned."""
-        self.study.tell(trial, dice, TrialState.PRUNED if dice is None else TrialState.COMPLETE)
+        """Note the best validation Dice of a trial, None where it was pruned.
+
+        The diary is told first: a trial that a kill keeps from counting is tried again, and one that counts is told.
+        """
         self.diary.ended(trial.number)
+        self.study.tell(trial, dice, TrialState.PRUNED if dice is None else TrialState.COMPLETE)
 
 
 class TrialError(Exception):
