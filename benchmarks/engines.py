@@ -1,0 +1,171 @@
+"""Which engine should run the network? `python -m benchmarks.engines MODEL`, in a project with its data.
+
+Engines run the same network on the last slices of the training volume, which validated it, one after the other and in
+turn, with mitoflow's tiles around it. Beside the speed: how far probabilities lie from those of Keras in float32, which
+share of the mask's pixels agrees, and the Dice. int8 is ONNX Runtime's static quantisation, calibrated on other slices
+of the training volume. The test part stays closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from benchmarks.measure import Contender, Lap, alternate, quartiles, ratio
+
+RESULTS = Path(__file__).with_name("results") / "engines.json"
+SLICES = 8  # judged
+CALIBRATING = range(10, 140, 10)  # slices whose middle tile tells the quantisation which values there are
+TILE = 256
+KERAS, TENSORFLOW = "Keras, float32", "TensorFlow, bfloat16: mitoflow"
+
+Run = Callable[[np.ndarray], np.ndarray]  # (N, Y, X, C) float32 in [0, 1] to probabilities (N, Y, X, 1)
+
+
+def onnx_runtime(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(None, {"image": np.ascontiguousarray(batch)})[0])
+
+    return run
+
+
+def openvino(path: Path, precision: str) -> Run:
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(str(path), "CPU", hints)
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(model(np.ascontiguousarray(batch))[0])
+
+    return run
+
+
+#: What runs the network, by name: made from the folder with its ONNX files; None is Keras.
+ENGINES: dict[str, Callable[[Path], Run] | None] = {
+    TENSORFLOW: None,
+    KERAS: None,
+    "ONNX Runtime, float32": lambda folder: onnx_runtime(folder / "float.onnx"),
+    "ONNX Runtime, int8": lambda folder: onnx_runtime(folder / "int8.onnx"),
+    "OpenVINO, float32": lambda folder: openvino(folder / "float.onnx", "f32"),
+    "OpenVINO, bfloat16": lambda folder: openvino(folder / "float.onnx", "bf16"),
+    "OpenVINO, int8": lambda folder: openvino(folder / "int8.onnx", "f32"),
+}
+
+
+def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
+    """Predict the judged slices for ever; the first time, the probabilities are kept."""
+    from mitoflow import export, trained
+    from mitoflow.inference import Predictor
+
+    loaded = trained.find(model).predictor
+    network = export.plain(loaded.model) if name == KERAS else loaded.model
+    make = ENGINES[name]
+    run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
+
+    class Elsewhere(Predictor):
+        def _run(self, batch: np.ndarray) -> np.ndarray:
+            return np.asarray(run(batch))[..., 0] if run else super()._run(batch)
+
+    images, predictor = np.load(folder / "images.npy"), Elsewhere(loaded.model, loaded.settings)
+    np.save(folder / f"{name}.npy", predictor.probabilities(images))
+    while True:
+        predictor.masks(images)
+        lap(images.size / 1e6)
+
+
+def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
+    """Write ``float.onnx`` and ``int8.onnx``; `volume` is (Z, Y, X) and calibrates."""
+    from onnxruntime import quantization
+
+    from mitoflow import export, trained, volumes
+
+    predictor = trained.find(model).predictor
+    settings = predictor.settings
+    export.write_onnx(folder / "float.onnx", export.plain(predictor.model), settings)
+    top, left = (length // 2 - TILE // 2 for length in volume.shape[1:])
+
+    class Tiles(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._places = iter(CALIBRATING)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            z = next(self._places, None)
+            if z is None:
+                return None
+            near = volumes.neighbours(z, settings.context, settings.context_step, range(len(volume)))
+            tile = volume[list(near), top : top + TILE, left : left + TILE].transpose(1, 2, 0)
+            return {"image": volumes.to_unit(tile[None], settings.bit_depth)}
+
+    prepared = folder / "prepared.onnx"
+    quantization.shape_inference.quant_pre_process(folder / "float.onnx", prepared, skip_symbolic_shape=True)
+    quantization.quantize_static(prepared, folder / "int8.onnx", Tiles(), per_channel=True)
+
+
+def read(data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and mask of the training volume, (Z, Y, X)."""
+    from mitoflow import volumes
+
+    (pair,) = volumes.read_pairs(data / "train")
+    masks = [volumes.binarise(each, "nonzero") for each in pair.mask.slices()]
+    return np.stack([*pair.image.slices()]), np.stack(masks)
+
+
+def main() -> None:
+    from mitoflow import metrics, trained, workspace
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="as of `mitoflow predict --model`")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--into", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    image, mask = read(options.data)
+    threshold = trained.find(options.model).predictor.settings.threshold
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "images.npy", image[-SLICES:])
+        write_networks(folder, options.model, image[:-20])
+        contenders: dict[str, Contender] = {name: partial(contender, folder, options.model, name) for name in ENGINES}
+        series = alternate(contenders, options.rounds)
+        maps = {name: np.load(folder / f"{name}.npy") for name in series}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, each in series.items():
+        times = ratio(each, series[TENSORFLOW])
+        counts = metrics.count(mask[-SLICES:] > 0, maps[name] >= threshold)
+        rows[name] = {
+            "mpx_per_s": [round(rate, 3) for rate in each.rates],
+            "times_tensorflow": [round(value, 3) for value in (times.median, times.low, times.high)],
+            "peak_mib": round(each.peak_mib),
+            "largest_difference": round(float(np.abs(maps[name] - maps[KERAS]).max()), 5),
+            "pixels_that_agree": round(float(((maps[name] >= threshold) == (maps[KERAS] >= threshold)).mean()), 6),
+            "dice": round(float(metrics.dice(counts.sum(0))), 4),
+        }
+    options.into.parent.mkdir(exist_ok=True)
+    workspace.write_json(options.into, rows)
+    print("| engine | Mpx/s | times TensorFlow | peak memory | largest difference | pixels that agree | Dice |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        median, low, high = row["times_tensorflow"]
+        speed = f"{quartiles(row['mpx_per_s']).median:.2f} | {median:.2f} [{low:.2f}, {high:.2f}]"
+        parity = f"{row['largest_difference']:.4f} | {row['pixels_that_agree']:.4%} | {row['dice']:.4f}"
+        print(f"| {name} | {speed} | {row['peak_mib']:,} MiB | {parity} |")
+
+
+if __name__ == "__main__":
+    main()
