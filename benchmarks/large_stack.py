@@ -5,19 +5,18 @@ command with a stack of one small slice tells what the loaded model needs. It is
 
     python -m benchmarks.large_stack                    # hours on two cores
     python -m benchmarks.large_stack --slices 64        # slices of the same size, fewer of them
+    python -m benchmarks.large_stack --project big      # killed half-way, the same command goes on
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +32,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_stack", description=__doc__)
     parser.add_argument("--slices", type=int, default=SIDE, help="of 2155 x 2155 voxels (default %(default)s)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the results (default %(default)s)")
+    parser.add_argument("--project", type=Path, help="a folder to work in and to keep: the same command goes on there")
     options = parser.parse_args()
+    shape = (options.slices, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
-        (project / "params.yaml").touch()
+        project = options.project or Path(folder)
+        prepare(project, shape)
+        watch(project, "small")
+        watch(project, "large")
+        options.into.mkdir(parents=True, exist_ok=True)
+        model = max(memory for _, memory in read(project / "small.csv"))
+        report(options.into, read(project / "large.csv"), model, shape)
+
+
+def prepare(project: Path, shape: tuple[int, int, int]) -> None:
+    """Make a project with a stack of one small slice and one of `shape` (Z, Y, X), unless they are there."""
+    project.mkdir(parents=True, exist_ok=True)
+    if not (project / "params.yaml").exists():
         (project / "pretrained").symlink_to(RESULTS.parents[1] / "pretrained")
         write_stack(project / "small.ome.zarr", (1, 64, 64))
-        write_stack(project / "large.ome.zarr", (options.slices, SIDE, SIDE))
-        model = max(memory for _, memory in watch(project, "small"))
-        curve = list(watch(project, "large"))
-    options.into.mkdir(parents=True, exist_ok=True)
-    write(options.into, curve, model, (options.slices, SIDE, SIDE))
+        write_stack(project / "large.ome.zarr", shape)
+        (project / "params.yaml").touch()
 
 
 def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
@@ -63,29 +72,37 @@ def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
     (path / ".zattrs").write_text(json.dumps({"multiscales": [image]}), encoding="utf-8")
 
 
-def watch(project: Path, name: str) -> Iterator[tuple[float, float]]:
-    """Predict a stack and yield seconds and resident MiB as it goes."""
+def watch(project: Path, name: str) -> None:
+    """Predict a stack and write NAME.csv as it goes: seconds, resident MiB. Time goes on where an earlier run ended."""
     arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", "pretrained"]
-    started = time.monotonic()
-    with subprocess.Popen([sys.executable, "-m", "mitoflow.cli", "predict", *arguments], cwd=project) as process:
+    if (project / arguments[1]).exists():
+        return
+    table = project / f"{name}.csv"
+    before = read(table)[-1][0] if table.exists() else 0.0
+    started = time.monotonic() - before
+    command = [sys.executable, "-m", "mitoflow.cli", "predict", *arguments]
+    with table.open("a", encoding="ascii", buffering=1) as curve, subprocess.Popen(command, cwd=project) as process:
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-            resident = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")]
-            if resident:
-                yield time.monotonic() - started, resident[0]
+            for kib in (line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")):
+                curve.write(f"{time.monotonic() - started:.1f},{int(kib) / 1024:.0f}\n")
             time.sleep(STEP)
     if process.returncode:
         raise SystemExit(process.returncode)
 
 
-def write(folder: Path, curve: list[tuple[float, float]], model: float, shape: tuple[int, int, int]) -> None:
+def read(table: Path) -> list[tuple[float, float]]:
+    """The curve that `watch` wrote: seconds, MiB."""
+    rows = (line.split(",") for line in table.read_text(encoding="ascii").splitlines())
+    return [(float(seconds), float(memory)) for seconds, memory in rows]
+
+
+def report(folder: Path, curve: list[tuple[float, float]], model: float, shape: tuple[int, int, int]) -> None:
     from matplotlib.figure import Figure
 
     name = f"large-stack-{time.strftime('%Y-%m-%d')}"
-    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("seconds", "resident_mib"))
-        table.writerows((f"{seconds:.1f}", f"{memory:.0f}") for seconds, memory in curve)
+    rows = "".join(f"{seconds:.1f},{memory:.0f}\n" for seconds, memory in curve)
+    (folder / f"{name}.csv").write_text(f"seconds,resident_mib\n{rows}", encoding="ascii")
     seconds, memory = np.array(curve).T
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
