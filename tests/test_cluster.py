@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dask import delayed
 from distributed import Event
 
 from mitoflow import cluster
@@ -33,3 +35,9 @@ def test_a_scheduler_that_went_away_unseen_is_one_line(scheduler: tuple[subproce
 def test_what_else_the_system_refuses_is_not_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with pytest.raises(FileNotFoundError), cluster.connected(scheduler[1]):
         Path("absent").read_bytes()
+
+
+def test_what_else_uses_dask_does_not_meet_the_cluster(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+    with cluster.connected(scheduler[1]) as client:
+        computed_here = delayed(os.getpid)().compute()
+        assert client.submit(os.getpid).result() != computed_here == os.getpid()

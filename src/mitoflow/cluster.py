@@ -27,7 +27,8 @@ alone = threading.Lock()
 def connected(address: str | None, workers: int | None = None) -> Iterator[Client]:
     """Yield a client of the scheduler at `address`, or of that many processes of this machine.
 
-    Workers may come and go. What one was working on when it died is given to another.
+    Workers may come and go. What one was working on when it died is given to another. Nothing else that this process
+    computes with Dask goes there: a viewer's own arrays would wait for ever for a scheduler that went away.
 
     Raises
     ------
@@ -62,12 +63,12 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
             silence_logs=logging.CRITICAL,
             env=quiet | shared,
         )
-        with own, Client(own) as client:
+        with own, Client(own, set_as_default=False) as client:
             yield client
         return
     client = None
     try:
-        client = Client(address, timeout=PATIENCE)
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
         client.wait_for_workers(1, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         if client:
