@@ -64,7 +64,7 @@ def random_maps(count: int, size: int, strength: float, rng: np.random.Generator
     one, zero = np.ones(count), np.zeros(count)
 
     def matrices(*rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        return np.stack([np.stack(row, axis=-1) for row in (*rows, (zero, zero, one))], axis=1)
+        return np.moveaxis(np.array((*rows, (zero, zero, one))), -1, 0)
 
     rotation = matrices((np.cos(angle), -np.sin(angle), zero), (np.sin(angle), np.cos(angle), zero))
     translation = matrices((one, zero, shift_x), (zero, one, shift_y))

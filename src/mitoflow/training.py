@@ -136,9 +136,9 @@ class TrainPatches(keras.utils.PyDataset):
         else:
             row = int(rng.integers(len(self.patches)))
         stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
-        wanted = self.patches.masks[row, y0:y1, x0:x1] if on_foreground else np.ones((y1 - y0, x1 - x0), np.uint8)
-        places = np.flatnonzero(wanted)
-        inside = np.unravel_index(places[rng.integers(len(places))], wanted.shape)
+        owned = self.patches.masks[row, y0:y1, x0:x1]
+        places = np.flatnonzero(owned) if on_foreground else range(owned.size)
+        inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
         size = self.patches.size
         corner = np.array([y + y0, x + x0]) + inside - rng.integers(size // 8, size - size // 8, 2)
         # Where the slice is large enough, a crop lies inside it; where it is smaller, around it.
