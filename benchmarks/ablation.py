@@ -12,11 +12,15 @@ import argparse
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,10 +29,12 @@ import numpy as np
 from keras import layers
 from scipy import ndimage
 
-from mitoflow import evaluation, params, training, unet, workspace
+from mitoflow import evaluation, params, training, unet, volumes, workspace
 from mitoflow.inference import Predictor, Settings
 from mitoflow.patches import Patches, PatchStore
+from mitoflow.stages import CONVENTIONS, DATA, PATCHES
 from mitoflow.training import Recipe
+from mitoflow.volumes import Conventions
 
 RESULTS = Path(__file__).with_name("results") / "ablation.json"
 
@@ -52,23 +58,63 @@ def residual(x: Any, width: int, name: str) -> Any:
     return layers.Add(name=f"{name}_sum")([shortcut, unet.convolve_twice(x, width, name)])
 
 
-#: Name of a row: what it changes in the recipe, and the block of the U-Net where that is another one.
-ROWS: dict[str, tuple[dict[str, Any], Block | None]] = {
-    "the recipe": ({}, None),
-    "no neighbouring slices": ({"context": 0}, None),
-    "one neighbour on each side, next to it": ({"context": 1, "context_step": 1}, None),
-    "no variation of grey values": ({"intensity_strength": 0.0}, None),
-    "crops anywhere, none placed on foreground": ({"foreground": 0.0}, None),
-    "every crop placed on foreground": ({"foreground": 1.0}, None),
-    "turns and flips only, nothing resampled": ({"resampled": 0.0}, None),
-    "every crop resampled, as the student's report did": ({"resampled": 1.0, "augment_strength": 1.0}, None),
-    "no geometric augmentation": ({"augment_strength": 0.0}, None),
-    "cross-entropy without Dice": ({"loss": "bce"}, None),
-    "half of the width": ({"base_width": 8}, None),
-    "one and a half of the width": ({"base_width": 24}, None),
-    "a level less": ({"depth": 3}, None),
-    "residual blocks": ({}, residual),
-    "group normalisation": ({}, group_normalised),
+@contextmanager
+def built_of(block: Block) -> Iterator[None]:
+    """Build the U-Net of other blocks."""
+    original = unet.convolve_twice
+
+    def other(x: Any, width: int, name: str) -> Any:
+        with mock.patch.object(unet, "convolve_twice", original):  # what the block itself builds upon
+            return block(x, width, name)
+
+    with mock.patch.object(unet, "convolve_twice", other):
+        yield
+
+
+class Averaging(training._Progress):
+    """End with a moving average of the weights of the last few hundred steps (Polyak and Juditsky, 1992)."""
+
+    decay = 0.99
+    average: list[np.ndarray] | None = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        weights = self.model.get_weights()
+        pairs = zip(self.average or weights, weights, strict=True)
+        self.average = [self.decay * average + (1 - self.decay) * now for average, now in pairs]
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        self.best_weights = self.average or []
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row changes: keys of the recipe, the code that it runs within, pixels of a patch along y and x."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    size: int | None = None
+
+
+ROWS = {
+    "the recipe": Row(),
+    "no neighbouring slices": Row({"context": 0}),
+    "one neighbour on each side, next to it": Row({"context": 1, "context_step": 1}),
+    "no variation of grey values": Row({"intensity_strength": 0.0}),
+    "crops anywhere, none placed on foreground": Row({"foreground": 0.0}),
+    "every crop placed on foreground": Row({"foreground": 1.0}),
+    "turns and flips only, nothing resampled": Row({"resampled": 0.0}),
+    "every crop resampled, as the student's report did": Row({"resampled": 1.0, "augment_strength": 1.0}),
+    "no geometric augmentation": Row({"augment_strength": 0.0}),
+    "cross-entropy without Dice": Row({"loss": "bce"}),
+    "half of the width": Row({"base_width": 8}),
+    "one and a half of the width": Row({"base_width": 24}),
+    "a level less": Row({"depth": 3}),
+    "residual blocks": Row(within=partial(built_of, residual)),
+    "group normalisation": Row(within=partial(built_of, group_normalised)),
+    "a moving average of the weights": Row(within=partial(mock.patch.object, training, "_Progress", Averaging)),
+    "larger crops, as many pixels": Row(size=384),
 }
 
 
@@ -84,29 +130,22 @@ def altered(patches: Patches) -> Patches:
 
 
 @contextmanager
-def built_of(block: Block | None) -> Iterator[None]:
-    original = unet.convolve_twice
-    if block is None:
-        yield
+def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
+    """Yield the patches that a row trains on: the project's, or its data cut into others."""
+    if row.size is None:
+        yield store
         return
-
-    def other(x: Any, width: int, name: str) -> Any:
-        unet.convolve_twice = original  # what the block itself builds upon
-        try:
-            return block(x, width, name)
-        finally:
-            unet.convolve_twice = other
-
-    unet.convolve_twice = other
-    try:
-        yield
-    finally:
-        unet.convolve_twice = original
+    settings = params.load().patch.model_copy(update={"size": row.size, "step": row.size})
+    conventions, pairs = Conventions.read(CONVENTIONS), volumes.read_pairs(DATA / "train")
+    with tempfile.TemporaryDirectory() as folder:
+        yield PatchStore.write(
+            Path(folder, "patches"), pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
+        )
 
 
-def measure(store: PatchStore, recipe: Recipe, block: Block | None, title: str) -> dict[str, Any]:
+def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str, Any]:
     started = time.perf_counter()
-    with built_of(block):
+    with row.within():
         fitted = training.fit(store, recipe, title=title)
     seconds = time.perf_counter() - started
     model = fitted.model
@@ -135,7 +174,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.split("\n")[0])
     parser.add_argument("--patches", type=int, default=6400, help="training patches of each row (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--store", type=Path, default=Path("patches"))
     parser.add_argument("--into", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table of what is done")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="some of the rows; all without it")
@@ -144,19 +182,21 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(ROWS)}")
     done = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
     if not options.table:
-        store = PatchStore.open(options.store)
+        store = PatchStore.open(PATCHES)
         values = params.load().train.model_dump(exclude={"init_from", "strategy"})
         if tuned := [key for key, value in values.items() if value == "tuned"]:
             parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
-        base = Recipe(**{**values, "epochs": 1, "patches_per_epoch": options.patches, "seed": options.seed})
+        base = Recipe(**{**values, "epochs": 1, "seed": options.seed})
         for name in options.rows or ROWS:
-            changes, block = ROWS[name]
+            row = ROWS[name]
             key = f"{name} / {options.patches} patches / seed {options.seed}"
             if key in done:
                 continue
-            recipe = dataclasses.replace(base, **changes)
-            done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
-            done[key] |= measure(store, recipe, block, name)
+            with store_of(row, store) as cut:
+                count = round(options.patches * store.size**2 / cut.size**2)
+                recipe = dataclasses.replace(base, **row.changes, patches_per_epoch=count)
+                done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
+                done[key] |= measure(cut, recipe, row, name)
             options.into.parent.mkdir(exist_ok=True)
             workspace.write_json(options.into, done)
             keras.utils.clear_session()
