@@ -144,10 +144,10 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
 
 
 def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str, Any]:
-    started = time.perf_counter()
+    started = time.process_time()
     with row.within():
         fitted = training.fit(store, recipe, title=title)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     model = fitted.model
     settings = Settings(
         bit_depth=store.bit_depth,
@@ -165,7 +165,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
     return {
         "validation_dice": round(plain, 4),
         "altered_dice": round(other, 4),
-        "seconds": round(seconds),
+        "cpu_seconds": round(seconds),
         "parameters": model.count_params(),
     }
 
@@ -206,13 +206,13 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return Markdown: one line for each row, each figure the mean over its seeds."""
     lines = [
-        "| change | validation Dice | altered validation Dice | seconds | parameters | seeds |",
+        "| change | validation Dice | altered validation Dice | CPU seconds | parameters | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["row"] for row in rows):
         same = [row for row in rows if row["row"] == name]
         dice, other = (" / ".join(f"{row[key]:.4f}" for row in same) for key in ("validation_dice", "altered_dice"))
-        seconds = round(float(np.mean([row["seconds"] for row in same])))
+        seconds = round(float(np.mean([row["cpu_seconds"] for row in same])))
         lines.append(f"| {name} | {dice} | {other} | {seconds} | {same[0]['parameters'] / 1e6:.2f} M | {len(same)} |")
     return "\n".join(lines)
 
