@@ -3,12 +3,14 @@
 Four annotated slices of a target that the model has not seen: a phantom, and EPFL's training volume with inverted
 contrast, at half of the resolution, and with strong noise. For each target three contenders are measured on slices that
 none of them was trained on: the model untouched, the same U-Net from scratch, and the model fine-tuned, the last two on
-the same patches and for the same time, with the recipe of the preset `finetune`. The test part stays closed.
+the same patches and for the same time, with the recipe of the preset `finetune`. The test part stays closed. Targets
+that are done are not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -124,8 +126,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--into", type=Path, default=RESULTS)
     options = parser.parse_args()
-    found = {}
+    found = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
     for name, make in targets(options.data).items():
+        if name in found:
+            continue
         found[name] = measure(*make(), options.model)
         options.into.parent.mkdir(exist_ok=True)
         workspace.write_json(options.into, found)
