@@ -5,7 +5,10 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier, Thread
 from types import FrameType
+
+import numpy as np
 
 from mitoflow.errors import one_line
 
@@ -28,6 +31,7 @@ METRICS = EVALUATE_REPORTS / "metrics.json"
 #: Names the environment variable with the address of a Dask scheduler, whose workers then fit the trials of `tune`.
 DASK = "MITOFLOW_DASK"
 
+MULTIPLYING = 4  # threads of a stage that may multiply matrices at once: its own, those that make batches, MLflow's
 GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
 
 
@@ -38,7 +42,27 @@ def as_process(main: Callable[[], None]) -> None:
     run in MLflow as KILLED, nothing half-written. Run again, `tune` and `train` go on after the last whole epoch.
     """
     signal.signal(signal.SIGTERM, _end)
+    reserve_blas()
     one_line(main)
+
+
+def reserve_blas() -> None:
+    """Have BLAS take its buffers while there is memory: address space, of which little is used.
+
+    OpenBLAS takes one for each thread that multiplies beside others, at the first product; where there is no memory by
+    then, it asks for ever (`blas_memory_alloc` of the release that numpy 1.26 brings along).
+    """
+    square, together = np.ones((256, 256)), Barrier(MULTIPLYING)
+
+    def multiply() -> None:
+        together.wait()
+        np.matmul(square, square)
+
+    threads = [Thread(target=multiply) for _ in range(MULTIPLYING)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _end(_: int, frame: FrameType | None) -> None:
