@@ -66,13 +66,12 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
         with own, Client(own, set_as_default=False) as client:
             yield client
         return
-    client = None
+    client = Client.__new__(Client)  # at hand where its start fails: left open, it keeps the process from its end
     try:
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
+        client.__init__(address, timeout=PATIENCE, set_as_default=False)
         client.wait_for_workers(1, timeout=PATIENCE)
     except (OSError, ValueError) as error:
-        if client:
-            client.close()
+        client.close()
         found = f"{address}, where no scheduler with a worker answers ({error})"
         remedy = "start `dask scheduler` and `dask worker`"
         raise InputError("--dask", found, "the address of a Dask scheduler, such as tcp://host:8786", remedy) from None

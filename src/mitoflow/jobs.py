@@ -268,7 +268,7 @@ def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int
     portions = [run[first : first + TOGETHER] for run in runs for first in range(0, len(run), TOGETHER)]
     with _progress(work, runs) as bar, cluster.connected(address, workers) as client:
         futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             bar.update(cluster.result(future))
     for name in job.products:
         ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
