@@ -1,5 +1,6 @@
 """The stages of ``dvc.yaml``, one file each, and the paths through which they hand on their results."""
 
+import mmap
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ METRICS = EVALUATE_REPORTS / "metrics.json"
 DASK = "MITOFLOW_DASK"
 
 MULTIPLYING = 4  # threads of a stage that may multiply matrices at once: its own, those that make batches, MLflow's
+BUFFERS = 640 << 20  # bytes of address space for their buffers and their own
 GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
 
 
@@ -42,8 +44,12 @@ def as_process(main: Callable[[], None]) -> None:
     run in MLflow as KILLED, nothing half-written. Run again, `tune` and `train` go on after the last whole epoch.
     """
     signal.signal(signal.SIGTERM, _end)
-    reserve_blas()
-    one_line(main)
+
+    def run() -> None:
+        reserve_blas()
+        main()
+
+    one_line(run)
 
 
 def reserve_blas() -> None:
@@ -51,7 +57,16 @@ def reserve_blas() -> None:
 
     OpenBLAS takes one for each thread that multiplies beside others, at the first product; where there is no memory by
     then, it asks for ever (`blas_memory_alloc` of the release that numpy 1.26 brings along).
+
+    Raises
+    ------
+    MemoryError
+        There is too little for the buffers already.
     """
+    try:
+        mmap.mmap(-1, BUFFERS).close()
+    except OSError as error:
+        raise MemoryError(f"not {BUFFERS >> 20} MiB left") from error
     square, together = np.ones((256, 256)), Barrier(MULTIPLYING)
 
     def multiply() -> None:
