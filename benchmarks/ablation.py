@@ -29,7 +29,7 @@ import numpy as np
 from keras import layers
 from scipy import ndimage
 
-from mitoflow import evaluation, params, training, unet, volumes, workspace
+from mitoflow import evaluation, losses, params, training, unet, volumes, workspace
 from mitoflow.inference import Predictor, Settings
 from mitoflow.patches import Patches, PatchStore
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES
@@ -88,13 +88,107 @@ class Averaging(training._Progress):
         self.best_weights = self.average or []
 
 
+@contextmanager
+def deeply_supervised() -> Iterator[None]:
+    """Train the two coarser levels of the way up to predict the mask as well (Lee et al., AISTATS 2015)."""
+    build, make_loss, dice = unet.build_unet, losses.segmentation_loss, losses.Dice
+
+    def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
+        model = build(depth, base_width, channels)
+        outputs = [model.output]
+        for level in (1, 2):
+            x = model.get_layer(f"up{level}_2_relu").output
+            x = layers.Conv2D(1, 1, dtype="float32", name=f"logits{level}")(x)
+            outputs.append(layers.UpSampling2D(2**level, interpolation="bilinear", dtype="float32")(x))
+        return keras.Model(model.input, layers.Concatenate(dtype="float32")(outputs))
+
+    class OfAllLevels(keras.losses.Loss):
+        def __init__(self, name: Any) -> None:
+            super().__init__()
+            self.loss = make_loss(name)
+
+        def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            shares = (4 / 7, 2 / 7, 1 / 7)  # half as much from level to level
+            return sum(
+                share * self.loss(y_true, y_pred[..., i : i + 1], sample_weight) for i, share in enumerate(shares)
+            )
+
+    class OfTheFinest(dice):  # type: ignore[misc, valid-type]
+        def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+            super().update_state(y_true, y_pred[..., :1], sample_weight)
+
+    with (
+        mock.patch.object(unet, "build_unet", build_unet),
+        mock.patch.object(losses, "segmentation_loss", OfAllLevels),
+        mock.patch.object(losses, "Dice", OfTheFinest),
+    ):
+        yield
+
+
+class Mining(training._Progress):
+    """After the first epoch, find the background of the training slices that the network takes for mitochondria."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if epoch == 0:
+            patches, recipe = self.train.patches, self.recipe
+            wrong = np.zeros_like(patches.masks)
+            for rows in np.array_split(np.arange(len(patches)), -(-len(patches) // recipe.batch_size)):
+                images = patches.with_neighbours(rows, recipe.context, recipe.context_step)
+                logits = self.model.predict_on_batch(volumes.to_unit(images, self.train.bit_depth))[..., 0]
+                wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
+            mined = dataclasses.replace(patches, masks=wrong)
+            everywhere = dataclasses.replace(recipe, foreground=1.0)
+            self.train.mined = training.TrainPatches(mined, self.train.bit_depth, everywhere)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def hard_negatives() -> Iterator[None]:
+    """Place a quarter of the crops on false positives, once they are known (Shrivastava et al., CVPR 2016)."""
+    place = training.TrainPatches._place
+
+    def place_also_there(self: training.TrainPatches, rng: np.random.Generator) -> Any:
+        mined = getattr(self, "mined", None)
+        return place(mined if mined is not None and rng.random() < 0.25 else self, rng)
+
+    with (
+        mock.patch.object(training, "_Progress", Mining),
+        mock.patch.object(training.TrainPatches, "_place", place_also_there),
+    ):
+        yield
+
+
+class Ensemble(Predictor):
+    """The mean probability of several models."""
+
+    def __init__(self, models: list[keras.Model], settings: Settings) -> None:
+        super().__init__(models[0], settings)
+        self.members = [Predictor(model, settings) for model in models]
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        return np.asarray(np.mean([member._run(batch) for member in self.members], axis=0))
+
+
 @dataclass(frozen=True)
 class Row:
-    """What a row changes: keys of the recipe, the code that it runs within, pixels of a patch along y and x."""
+    """What a row changes.
+
+    Attributes
+    ----------
+    changes
+        Keys of the recipe; the patches of all epochs together stay as many.
+    within
+        The code that it runs within.
+    size
+        Pixels of a patch along y and x.
+    members
+        Models, each of another seed, whose probabilities are averaged.
+    """
 
     changes: dict[str, Any] = field(default_factory=dict)
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     size: int | None = None
+    members: int = 1
 
 
 ROWS = {
@@ -115,6 +209,10 @@ ROWS = {
     "group normalisation": Row(within=partial(built_of, group_normalised)),
     "a moving average of the weights": Row(within=partial(mock.patch.object, training, "_Progress", Averaging)),
     "larger crops, as many pixels": Row(size=384),
+    "deep supervision": Row(within=deeply_supervised),
+    "two halves, the second without hard negatives": Row({"epochs": 2}),
+    "two halves, the second with hard negatives": Row({"epochs": 2}, within=hard_negatives),
+    "three of them averaged": Row(members=3),
 }
 
 
@@ -145,10 +243,12 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
 
 def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str, Any]:
     started = time.process_time()
-    with row.within():
-        fitted = training.fit(store, recipe, title=title)
+    models = []
+    for seed in range(recipe.seed, recipe.seed + row.members):
+        with row.within():
+            fitted = training.fit(store, dataclasses.replace(recipe, seed=seed), title=f"{title}, seed {seed}").model
+        models.append(keras.Model(fitted.input, fitted.get_layer("logits").output))
     seconds = time.process_time() - started
-    model = fitted.model
     settings = Settings(
         bit_depth=store.bit_depth,
         divisor=2**recipe.depth,
@@ -159,14 +259,14 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         context_step=recipe.context_step,
     )
     plain, other = (
-        evaluation.choose(Predictor(model, settings), patches, [1]).dice
+        evaluation.choose(Ensemble(models, settings), patches, [1]).dice
         for patches in (store.validation, altered(store.validation))
     )
     return {
         "validation_dice": round(plain, 4),
         "altered_dice": round(other, 4),
         "cpu_seconds": round(seconds),
-        "parameters": model.count_params(),
+        "parameters": sum(model.count_params() for model in models),
     }
 
 
@@ -193,7 +293,7 @@ def main() -> None:
             if key in done:
                 continue
             with store_of(row, store) as cut:
-                count = round(options.patches * store.size**2 / cut.size**2)
+                count = round(options.patches * store.size**2 / cut.size**2 / row.changes.get("epochs", 1))
                 recipe = dataclasses.replace(base, **row.changes, patches_per_epoch=count)
                 done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
                 done[key] |= measure(cut, recipe, row, name)
