@@ -40,14 +40,15 @@ def main() -> None:
     for name in options.names or NAMES:
         print(f"benchmarks: {name}", flush=True)
         rows += importlib.import_module(f"benchmarks.{name}").rows(options.rounds)
-    print(write(rows, options.rounds, options.into).read_text(encoding="utf-8"))
+    print(write(rows, options.names, options.rounds, options.into).read_text(encoding="utf-8"))
 
 
-def write(rows: list[Row], rounds: int, folder: Path) -> Path:
-    """Write the results as JSON and as a table, named by date and machine; return the table."""
+def write(rows: list[Row], names: list[str], rounds: int, folder: Path) -> Path:
+    """Write the results as JSON and as a table, named by date, machine, and `names` if not all; return the table."""
     folder.mkdir(parents=True, exist_ok=True)
     circumstances = {"date": time.strftime("%Y-%m-%d"), **machine(), "rounds": rounds, **versions()}
-    name = f"{circumstances['date']}-{re.sub('[^a-z0-9]+', '-', circumstances['machine'].lower()).strip('-')}"
+    name = re.sub("[^a-z0-9]+", "-", circumstances["machine"].lower()).strip("-")
+    name = "-".join([circumstances["date"], name, *names])
     results = {**circumstances, "rows": [dataclasses.asdict(row) for row in rows]}
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     told = "".join(f"- {key}: {value}\n" for key, value in circumstances.items())

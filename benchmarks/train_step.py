@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
-STEPS = 8  # of a lap
+STEPS = 32  # of a lap, which is an epoch: presets have 100 to 250
 STACK = (25, SIZE, SIZE)  # pixels of the phantom
 PRESET = "epfl-quick"  # all of it takes ours beyond the seed's Dice; see docs/quality.md
 

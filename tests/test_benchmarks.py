@@ -90,6 +90,7 @@ def test_the_command_runs_a_benchmark_and_writes_its_results(tmp_path: Path) -> 
     command = [sys.executable, "-m", "benchmarks", "startup", "--rounds", "3", "--into", str(tmp_path)]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     (results,) = tmp_path.glob("*.json")
+    assert results.stem.endswith("-startup")  # the results of all of them stay as they are
     (row,) = json.loads(results.read_text())["rows"]
     assert len(row["series"]["mitoflow"]["seconds"]) == 3
     assert row["cells"]["met"] == "yes"
