@@ -54,6 +54,18 @@ def test_the_committed_file_is_valid_and_without_one_only_a_gain_is_asked_for(fo
     path = folder / "all.yaml"
     path.write_text(text.replace("../liver/test", "liver"), encoding="utf-8")
     assert [dataset.name for dataset in Gate.load(path).not_worse_on] == ["liver"]
+    assert Gate.load(path).bootstrap == Gate().bootstrap
+
+
+def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = asked(folder, "not_worse_on: []", "not_worse_on: [{name: liver, folder: liver}]")
+    copied = folder / ".dvc/tmp/exps/standalone/copy"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    assert Gate.load(path).not_worse_on[0].part == folder / "liver"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +114,37 @@ def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:
     refused = Gate(minimum_gain=more).decide(better, champion)
     assert not refused.promoted
     assert refused.reason.endswith(f"the 95 % interval is not above {more:g}")
+
+
+def test_how_sure_it_must_be_is_not_for_the_challenger_to_say(folder: Path) -> None:
+    drift = np.repeat([300, -100, -100, 100], 10)  # a gain of 50 in ten slices that are near copies of each other
+    luck = [[800 + int(d), 50, 200 - int(d), 9000] for d in drift]
+    even = [[800, 50, 200, 9000]] * 40
+    weights = folder / "unet.keras"
+
+    def told(block: int, resamples: int) -> Verdict:
+        ours, theirs = (Evaluation("m", "t", ["s"] * 40, counts, block, resamples, 1) for counts in (luck, even))
+        champion = Contender(1, lambda: theirs, lambda: weights)
+        return Gate().decide(Contender(2, lambda: ours, lambda: weights), champion)
+
+    assert told(1, 1) == told(10, 2000)
+    assert not told(1, 1).promoted
+    sure = told(1, 1).difference
+    assert sure is not None
+    assert sure.low < 0 < sure.value
+
+
+def test_what_cannot_be_measured_does_not_pass_and_is_no_obstacle(folder: Path) -> None:
+    lost = replace(
+        contender(1, folder / "unet.keras"), weights=lambda: raises(InputError("m", "gone", "it", "mend it"))
+    )
+    verdict = Gate(largest=1.0, slowest=1.0).decide(lost, None)
+    assert not verdict.promoted
+    assert [check.found for check in verdict.checks] == ["unknown (m: found gone, expected it; mend it)"] * 2
+
+
+def raises(error: Exception) -> Path:
+    raise error
 
 
 def test_size_and_speed_are_measured(folder: Path) -> None:

@@ -31,6 +31,8 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
         ("gap: 4", "gap: 4.5", "patch.gap", "integer"),
         ("loss: bce ", "loss: dice ", "train.loss", "'bce' or 'bce_dice'"),
         ("learning_rate: tuned", "learning_rate: tuning", "train.learning_rate", "'tuned'"),
+        ("  block: 6", "  block: 0", "evaluate.block", "greater than or equal to 1"),
+        ("seed: 1", "seed: -1", "tune.seed", "greater than or equal to 0"),
         ("learning_rate: tuned", "learning_rate: .nan", "train.learning_rate", "nan"),
         ("validation_fraction: 0.2", "validation_fraction: 1", "patch.validation_fraction", "less than 1"),
         ("low: 2,", "low: 5,", "tune.depth", "low 5 is above high 4"),
@@ -47,6 +49,13 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: st
     assert where in line
     assert said in line
     assert "\n" not in line
+
+
+def test_the_study_tries_depths_that_the_training_does_not_take(tmp_path: Path) -> None:
+    path = edited(tmp_path, "size: 256", "size: 264")
+    path.write_text(path.read_text().replace("  depth: tuned", "  depth: 3"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"patch.size 264 is not divisible by 2\^depth = 16"):
+        params.load(path)
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:

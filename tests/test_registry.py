@@ -138,6 +138,31 @@ def test_promotion_by_hand_and_back(checkout: Path) -> None:
     assert tags(3)["mitoflow.promoted.over"] == "2"
 
 
+def test_a_champion_whose_files_are_lost_is_in_nobodys_way(checkout: Path) -> None:
+    register(evaluation(800))
+    for lost in checkout.glob("mlruns/**/evaluation.json"):
+        lost.unlink()
+    verdict = register(evaluation(900))
+    assert not verdict.promoted
+    assert "other test data (aaaaaaaaaaaa) than champion 1 (unknown)" in verdict.reason
+    assert not registry.promote(2).promoted
+    assert registry.promote(2, force=True, reason="the disk died").promoted
+    assert aliases() == {"champion": 2}
+
+
+def test_a_new_verdict_leaves_nothing_of_the_old_one(checkout: Path) -> None:
+    register(evaluation(800))
+    Path("promotion.yaml").write_text("required: {dice: 0.99}\n", encoding="utf-8")
+    assert register(evaluation(900)).checks
+    Path("promotion.yaml").unlink()
+    client = store.client(store.uri())
+    client.delete_registered_model_alias("mitoflow", "champion")
+    client.delete_model_version("mitoflow", "1")
+    verdict = registry.promote(2)
+    assert verdict == Verdict(2, True, "there was no champion")
+    assert Verdict.from_tags(2, tags(2)) == verdict
+
+
 def test_rollback_skips_a_version_that_was_deleted(checkout: Path) -> None:
     for right in (700, 800, 900):
         register(evaluation(right))
@@ -204,7 +229,7 @@ def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
     client.create_registered_model("mitoflow")
     client.create_model_version("mitoflow", str(checkout))
     assert (registry.models()[0].dice, registry.models()[0].verdict) == (None, "")
-    assert registry.promote(1).reason == "it was never evaluated by mitoflow"
+    assert registry.promote(1).reason == "it was never evaluated by mitoflow, or its evaluation is lost"
     assert registry.promote(1, force=True).promoted
     with pytest.raises(InputError, match="version 1: found no run"):
         registry.origin("1")

@@ -143,6 +143,10 @@ def record(client: MlflowClient, verdict: Verdict) -> None:
     """Write a verdict on its version."""
     *tags, decided = verdict.tags().items()
     told = f"{decided[1].capitalize()}: {verdict.reason}."
+    earlier = client.get_model_version(NAME, str(verdict.version)).tags
+    for key in earlier.keys() - verdict.tags().keys():
+        if key.startswith(VERDICT):
+            client.delete_model_version_tag(NAME, str(verdict.version), key)
     client.update_model_version(NAME, str(verdict.version), "\n".join([told, *map(str, verdict.checks)])[:5000])
     for key, value in (*tags, decided):  # what was decided comes last: whoever finds it finds the rest
         client.set_model_version_tag(NAME, str(verdict.version), key, value)

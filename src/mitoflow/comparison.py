@@ -14,6 +14,7 @@ import numpy as np
 from mitoflow import boundary, metrics
 from mitoflow.errors import InputError
 from mitoflow.metrics import Interval
+from mitoflow.params import Bootstrap
 
 SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
 
@@ -79,12 +80,15 @@ class Evaluation:
         """Return one of `scores` with its 95 % interval."""
         return metrics.bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
 
-    def better_by(self, other: Evaluation, score: str = "dice") -> Interval:
+    def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
 
-        Both were made on the same slices: `test_hash` is the same.
+        Both were made on the same slices: `test_hash` is the same. The bootstrap is of neither, so that nobody chooses
+        how sure his own model looks.
         """
-        return metrics.paired_difference(self._array(score), other._array(score), SCORES[score], *self._bootstrap())
+        ours, theirs = self._array(score), other._array(score)
+        drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)
+        return metrics.paired_difference(ours, theirs, SCORES[score], *drawn)
 
     def _bootstrap(self) -> tuple[int, int, int, list[str]]:
         return self.block, self.resamples, self.seed, self.stacks

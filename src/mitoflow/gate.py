@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ from mitoflow import lineage, params, volumes, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.metrics import Interval
-from mitoflow.params import Fraction, Section
+from mitoflow.params import Bootstrap, Fraction, Section
 
 PATH = Path("promotion.yaml")
 SETTINGS = "inference.yaml"  # beside the weights
@@ -51,33 +51,38 @@ class Elsewhere(Section):
     mask_rule: Literal["nonzero", "half"] = "nonzero"
     margin: Fraction = 0.01
 
-    def evaluate(self, weights: Path, like: Evaluation) -> Evaluation:
-        """Return what a model does on it, with the bootstrap of `like`; each model is predicted with once only.
+    @property
+    def part(self) -> Path:
+        """Its folder, which counts from the main checkout: a queued experiment works in a copy."""
+        return workspace.main_checkout() / self.folder
+
+    def evaluate(self, weights: Path, bootstrap: Bootstrap) -> Evaluation:
+        """Return what a model does on it; each model is predicted with once only.
 
         Parameters
         ----------
         weights
             A ``.keras`` file, with ``inference.yaml`` beside it.
-        like
-            What it did, or another model, on the test part.
+        bootstrap
+            Of the intervals of its scores.
 
         Raises
         ------
         InputError
             The dataset cannot be read, or not by this model.
         """
-        part, settings = Path(self.folder), weights.with_name(SETTINGS)
+        part, settings = self.part, weights.with_name(SETTINGS)
         pairs = volumes.read_pairs(part)
         data = workspace.fingerprint(self.mask_rule, part / "images", part / "masks")
         digest = lineage.file_sha256(weights)
-        bootstrap = (like.block, like.resamples, like.seed)
-        cached = workspace.state_dir() / "gate" / f"{workspace.fingerprint([digest, data, bootstrap], settings)}.json"
+        drawn = bootstrap.model_dump()
+        cached = workspace.state_dir() / "gate" / f"{workspace.fingerprint([digest, data, drawn], settings)}.json"
         if not cached.is_file():
             from mitoflow import evaluation, inference  # import Keras
 
             stacks, counts = evaluation.count(inference.Predictor.load(weights, settings), pairs, self.mask_rule)
             with workspace.replacing(cached) as beside:
-                Evaluation(digest, data, stacks, counts.tolist(), *bootstrap).write(beside)
+                Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
         return Evaluation.read(cached)
 
 
@@ -86,6 +91,7 @@ class Gate(Section):
 
     required: Required = Required()
     minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    bootstrap: Bootstrap = Bootstrap()
     largest: Above | None = None
     slowest: Above | None = None
     not_worse_on: list[Elsewhere] = Field(default_factory=list)
@@ -103,7 +109,7 @@ class Gate(Section):
             return cls()
         gate = params.read(cls, path)
         for place, dataset in enumerate(gate.not_worse_on):
-            if not (Path(dataset.folder) / "masks").is_dir():
+            if not (dataset.part / "masks").is_dir():
                 where, expected = f"{path}: not_worse_on.{place}.folder", "a folder with images/ and masks/"
                 raise InputError(where, dataset.folder, expected, "change the value")
         return gate
@@ -117,7 +123,7 @@ class Gate(Section):
             The champion is None where there is none.
         """
         if challenger.evaluation is None:
-            return Verdict(challenger.version, False, "it was never evaluated by mitoflow")
+            return Verdict(challenger.version, False, "it was never evaluated by mitoflow, or its evaluation is lost")
         gains, reason, gain = self._gain(challenger, champion, challenger.evaluation)
         checks = tuple(self._checks(challenger, champion, challenger.evaluation))
         failed = [f"{check.what} is {check.found} and not {check.wanted}" for check in checks if not check.passed]
@@ -138,7 +144,7 @@ class Gate(Section):
             return
         for dataset in self.not_worse_on:
             for each in (challenger, champion):
-                dataset.evaluate(each.weights(), challenger.evaluation)
+                dataset.evaluate(each.weights(), self.bootstrap)
 
     def _gain(
         self, challenger: Contender, champion: Contender | None, ours: Evaluation
@@ -154,7 +160,7 @@ class Gate(Section):
                 f"`mitoflow promote {challenger.version} --force --reason TEXT`"
             )
             return False, reason, None
-        gain = ours.better_by(theirs)
+        gain = ours.better_by(theirs, self.bootstrap)
         gains = gain.low > self.minimum_gain
         against = f"Dice differs by {_signed(gain)} from champion {number} on the same slices"
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
@@ -169,21 +175,20 @@ class Gate(Section):
                 told = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
                 yield Check(score, told, f"at least {least:g}", found.value >= least)
         if self.largest is not None:
-            megabytes = challenger.weights().stat().st_size / 1e6
-            yield Check("megabytes", f"{megabytes:.1f}", f"at most {self.largest:g}", megabytes <= self.largest)
+            yield _checked("megabytes", f"at most {self.largest:g}", partial(_size, challenger, self.largest))
         if self.slowest is not None:
-            seconds = _seconds_per_megapixel(challenger.weights())
-            told = f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)"
-            yield Check("seconds a megapixel", told, f"at most {self.slowest:g}", seconds <= self.slowest)
-        for dataset in self.not_worse_on if champion else ():
-            what, least = f"gain in Dice on {dataset.name}", 0 - dataset.margin
-            try:
-                ours, theirs = (dataset.evaluate(each.weights(), measured) for each in (challenger, champion) if each)
-            except InputError as error:
-                yield Check(what, f"unknown ({error})", f"at least {least:g}", False)
-            else:
-                gain = ours.better_by(theirs)
-                yield Check(what, _signed(gain), f"at least {least:g}", gain.low >= least)
+            yield _checked(
+                "seconds a megapixel", f"at most {self.slowest:g}", partial(_speed, challenger, self.slowest)
+            )
+        if champion is not None:
+            for dataset in self.not_worse_on:
+                what, wanted = f"gain in Dice on {dataset.name}", f"at least {0 - dataset.margin:g}"
+                yield _checked(what, wanted, partial(self._gain_on, dataset, challenger, champion))
+
+    def _gain_on(self, dataset: Elsewhere, challenger: Contender, champion: Contender) -> tuple[str, bool]:
+        ours, theirs = (dataset.evaluate(each.weights(), self.bootstrap) for each in (challenger, champion))
+        gain = ours.better_by(theirs, self.bootstrap)
+        return _signed(gain), gain.low >= -dataset.margin
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,8 @@ class Contender:
     version
         Its number.
     measured
-        Gives what it did on the test part; None where mitoflow never evaluated it. Asked only where it is needed.
+        Gives what it did on the test part; None where mitoflow never evaluated it, or where that is lost. Asked only
+        where it is needed.
     weights
         Gives its ``.keras`` file, with ``inference.yaml`` beside it; raises `InputError` where it has none.
     """
@@ -276,6 +282,15 @@ class Verdict:
         )
 
 
+def _checked(what: str, wanted: str, measure: Callable[[], tuple[str, bool]]) -> Check:
+    """Return a check of what is measured, found and whether it is enough; what cannot be measured does not pass."""
+    try:
+        found, passed = measure()
+    except InputError as error:
+        found, passed = f"unknown ({error})", False
+    return Check(what, found, wanted, passed)
+
+
 def checks_from_tags(tags: Mapping[str, str]) -> tuple[Check, ...]:
     """Return the checks of the verdict of which `tags` were written."""
     return tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT}.checks", "[]")))
@@ -309,6 +324,16 @@ def _seconds_per_megapixel(weights: Path) -> float:
         predictor.probabilities(image)
         taken.append(time.perf_counter() - begun)
     return min(taken) / (TIMED_SIDE**2 / 1e6)
+
+
+def _size(challenger: Contender, largest: float) -> tuple[str, bool]:
+    megabytes = challenger.weights().stat().st_size / 1e6
+    return f"{megabytes:.1f}", megabytes <= largest
+
+
+def _speed(challenger: Contender, slowest: float) -> tuple[str, bool]:
+    seconds = _seconds_per_megapixel(challenger.weights())
+    return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= slowest
 
 
 def _signed(gain: Interval) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mitoflow import workspace
 from mitoflow.errors import InputError
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=1, le=6)]
@@ -106,7 +107,7 @@ class Tune(Section):
     workers: Positive
     epochs: Positive
     patches_per_epoch: Positive
-    seed: int
+    seed: Seed
     learning_rate: LearningRates
     depth: Depths
     augment_strength: Strengths
@@ -133,7 +134,15 @@ class Train(Section):
     epochs: Positive
     patches_per_epoch: Positive
     patience: Positive
-    seed: int
+    seed: Seed
+
+
+class Bootstrap(Section):
+    """The block bootstrap behind 95 % intervals; `mitoflow.metrics.bootstrap_interval` says what the keys mean."""
+
+    block: Positive = 10
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    seed: Seed = 1
 
 
 class Evaluate(Section):
@@ -148,7 +157,7 @@ class Evaluate(Section):
     medians: Annotated[list[Odd], Field(min_length=1)]
     resamples: Positive
     block: Positive
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> Self:
@@ -169,14 +178,14 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        depth = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
+        trained = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
         tile, overlap = self.evaluate.tile, self.evaluate.overlap
         sizes = {
-            "patch.size": self.patch.size,
-            "evaluate.tile": tile,
-            "evaluate.tile - 2 * evaluate.overlap": tile - 2 * overlap,
+            "patch.size": (self.patch.size, max(trained, self.tune.depth.high)),  # the study tries its depths anyway
+            "evaluate.tile": (tile, trained),
+            "evaluate.tile - 2 * evaluate.overlap": (tile - 2 * overlap, trained),
         }
-        for key, size in sizes.items():
+        for key, (size, depth) in sizes.items():
             if size % 2**depth:
                 needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
                 raise ValueError(f"{key} {size} is not divisible by {needed}")

@@ -479,15 +479,17 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: M
 def _contender(client: MlflowClient, version: int) -> Contender:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
     known = _get(client, version)
-    is_evaluated = TEST_HASH in known.tags
-    return Contender(version, lambda: _evaluation(client, known) if is_evaluated else None, lambda: model_file(version))
+    return Contender(version, lambda: _evaluation(client, known), lambda: model_file(version))
 
 
 def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
     return None if standing.champion is None else _contender(client, standing.champion)
 
 
-def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation:
+def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
+    """Return what a version did on the test part; None where mitoflow never evaluated it, or its files are lost."""
+    if TEST_HASH not in version.tags or not _listed(client, version, EVALUATION):
+        return None
     with tempfile.TemporaryDirectory() as folder:
         return Evaluation.read(_download(client, version, EVALUATION, folder))
 

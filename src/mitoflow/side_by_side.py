@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from mitoflow import registry, tracking, trained, volumes, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
+from mitoflow.gate import Gate
 from mitoflow.report import ComparedSlice, SideBySide
 from mitoflow.trained import TrainedModel
 
@@ -70,6 +71,7 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
     if not paired:
         hashes = f"{ours.test_hash[:12]} and {theirs.test_hash[:12]}"
         notes.append(f"evaluated on different test data ({hashes}): the scores cannot be paired, nor slices compared")
+    bootstrap = Gate.load().bootstrap
     rows = _rows_that_differ(ours, theirs) if paired else []
     if paired and not rows:
         notes.append("they are equally right on every slice")
@@ -81,7 +83,11 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         names=(first.name, second.name),
         params={key: values for key, values in params.items() if values[0] != values[1]},
         scores={
-            score: (ours.interval(score), theirs.interval(score), theirs.better_by(ours, score) if paired else None)
+            score: (
+                ours.interval(score),
+                theirs.interval(score),
+                theirs.better_by(ours, bootstrap, score) if paired else None,
+            )
             for score in ours.scores
             if score in theirs.scores
         },
