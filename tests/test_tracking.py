@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import json
 import os
@@ -191,6 +192,16 @@ def test_a_later_stage_joins_the_run_of_the_model(checkout: Path) -> None:
     assert after.data.tags["mitoflow.evaluate"] == "FAILED"
 
 
+def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:
+    for value in (0.91, 0.92, 0.91, 0.91):
+        with tracking.start("evaluate", "unet", key="same") as run:
+            run.metrics({"test_dice": value})
+    client = store.client(store.uri())
+    (found,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    assert [point.value for point in client.get_metric_history(found.info.run_id, "test_dice")] == [0.91, 0.92, 0.91]
+    assert found.data.metrics["test_dice"] == 0.91
+
+
 def test_a_parameter_that_changed_does_not_block_the_run(checkout: Path) -> None:
     for epochs in (3, 5):
         with tracking.start("train", "unet", key="k") as run:
@@ -252,6 +263,19 @@ with tracking.start("train", "unet") as run: run.metrics({"x": 1})
     client = store.client(store.uri())
     runs = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
     assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"x": 1.0})] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("postgresql://ann:hunter2@lab/mlflow", "postgresql://lab/mlflow"),
+        ("postgresql://lab/mlflow?user=ann&password=hunter2", "postgresql://lab/mlflow"),
+        ("postgresql://lab/mlflow?user=ann&sslmode=require", "postgresql://lab/mlflow?sslmode=require"),
+        ("really? at https://ann:hunter2@lab.", "really? at https://lab."),
+    ],
+)
+def test_an_address_is_told_without_who_and_password(text: str, kept: str) -> None:
+    assert store.without_credentials(text) == kept
 
 
 def test_secrets_are_not_written_down(
@@ -318,6 +342,17 @@ def test_a_journal_is_for_one_process(checkout: Path) -> None:
     assert journal.waiting(events.folder) == 1
     with pytest.raises(ValueError, match="key"):
         Journal.create("../elsewhere")
+
+
+def test_a_new_journal_is_locked_before_anybody_sees_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda *call: (seen.append(journal.folders()), lock(*call)))
+    created = Journal.create("key")
+    assert seen == [[]]
+    assert journal.folders() == [created.folder]
+    created.append({"event": "end", "run": "key", "time": 1, "status": "FINISHED"})
+    assert journal.waiting(created.folder) == 1
 
 
 def test_a_torn_line_at_any_place_costs_only_itself(checkout: Path) -> None:

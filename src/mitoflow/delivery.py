@@ -37,14 +37,14 @@ class _Remote:
     resumed
         Whether the run was there before its journal.
     points
-        What a resumed run had before: the (step, value) of each curve.
+        What a resumed run has: of each curve the latest value at each step.
     """
 
     run_id: str
     experiment_id: str
     own: bool
     resumed: bool
-    points: dict[str, set[tuple[int, float]]] = field(default_factory=dict)
+    points: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 class Delivery:
@@ -74,7 +74,10 @@ class Delivery:
             case "params":
                 _log_params(client, run, event["values"])
             case "metrics":
-                client.log_batch(run.run_id, metrics=_new_points(client, run, event))
+                new = _new_points(client, run, event)
+                client.log_batch(run.run_id, metrics=new)
+                for point in new:
+                    run.points.get(point.key, {})[point.step] = point.value
             case "tags":
                 client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
             case "artifact":
@@ -143,12 +146,13 @@ def _log_params(client: MlflowClient, run: _Remote, values: Mapping[str, str]) -
 
 
 def _new_points(client: MlflowClient, run: _Remote, event: Event) -> list[Metric]:
-    """Return the points of an event that the run did not have before: a resumed stage repeats its last step."""
+    """Return the points of an event that are not what the run has already: a resumed stage repeats its last step."""
     points = []
     for key, value in event["values"].items():
         if run.resumed and key not in run.points:
-            run.points[key] = {(point.step, point.value) for point in client.get_metric_history(run.run_id, key)}
-        if (event["step"], value) not in run.points.get(key, ()):
+            history = sorted(client.get_metric_history(run.run_id, key), key=lambda point: point.timestamp)
+            run.points[key] = {point.step: point.value for point in history}
+        if run.points.get(key, {}).get(event["step"]) != value:
             points.append(Metric(key, value, event["time"], event["step"]))
     return points
 

@@ -89,9 +89,13 @@ class Journal:
         # A clock that jumps back must not bring journals out of their order.
         newest = max((int(other.name.partition(".")[0]) for other in folders()), default=0)
         folder = _root() / f"{max(time.time_ns(), newest + 1)}.{key}"
-        folder.mkdir()
-        (folder / "events.jsonl").touch()
-        return cls(folder)
+        beside = folder.with_name(f".{folder.name}")  # nobody takes it over before it is locked
+        beside.mkdir()
+        (beside / "events.jsonl").touch()
+        journal = cls(beside)
+        beside.rename(folder)
+        journal.folder, journal._events = folder, folder / "events.jsonl"
+        return journal
 
     @classmethod
     def adopt(cls, folder: Path) -> Self:
