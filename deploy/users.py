@@ -36,6 +36,8 @@ ROLES = {
 def main() -> None:
     if len(sys.argv) != 3 or sys.argv[2] not in ROLES:
         sys.exit(f"usage: python deploy/users.py NAME {'|'.join(ROLES)}")
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        sys.exit("users.py: MLFLOW_TRACKING_URI: found nothing, expected the address of the server; export it")
     try:
         give(*sys.argv[1:])
     except MlflowException as error:

@@ -184,6 +184,16 @@ def test_nothing_to_summarise_or_register_is_said(folder: Path, run_here: Here) 
         assert (code, line.startswith("mitoflow: "), "`dvc pull`" in line) == (2, True, True), err
 
 
+@pytest.mark.parametrize("content", ["", "{}", "<<<<<<< HEAD", '{"patch_wise": {}}'])
+def test_a_summary_of_a_file_that_git_could_not_merge_is_one_line(folder: Path, run_here: Here, content: str) -> None:
+    for file, text in (("reports/evaluate/metrics.json", content), ("models/unet.keras", "")):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    code, _, err = run_here("summary")
+    assert code == 2
+    assert "metrics.json" in err.splitlines()[-1]
+
+
 def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     done = run("ui", MLFLOW_TRACKING_URI="https://user:secret@lab.example")
     assert done.stdout == "MLflow is at https://lab.example\n"

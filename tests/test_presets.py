@@ -95,6 +95,20 @@ def test_a_name_that_yaml_would_read_as_something_else_is_quoted(path: Path, nam
     assert params.load(path).data.name == name
 
 
+@pytest.mark.parametrize("content", [b"", b"data: [\n", b"<<<<<<< HEAD\n", b"a: 1  # \xe9\n"])
+def test_a_file_that_is_no_yaml_is_one_line(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="params.yaml: found"):
+        presets.choose(path, "epfl")
+    assert path.read_bytes() == content
+
+
+def test_a_wrong_value_is_told_of_the_file_itself(path: Path) -> None:
+    with pytest.raises(InputError) as told:
+        presets.change(path, {"train.depth": "99"})
+    assert told.value.where == f"{path}: train.depth"
+
+
 def test_a_key_that_is_not_there_is_named(path: Path) -> None:
     text = path.read_text().replace("  seed: 1\n\nevaluate", "\nevaluate")
     path.write_text(text)

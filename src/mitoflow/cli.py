@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -232,17 +231,17 @@ def tune(dask: str | None) -> None:
 @mitoflow.command()
 def summary() -> None:
     """Show the measured model and what became of it."""
-    from mitoflow import lineage, registry
+    from mitoflow import lineage, registry, workspace
     from mitoflow.metrics import Interval
     from mitoflow.stages import EVALUATE_REPORTS, MODEL
 
     path = EVALUATE_REPORTS / "metrics.json"
-    for needed in (path, MODEL):
-        if not needed.is_file():
-            raise InputError(needed, "no such file", "a measured model", "run `dvc repro` or `dvc pull`")
-    measured = json.loads(path.read_text(encoding="utf-8"))
+    remedy, protocols = "run `dvc repro` or `dvc pull`", ("patch_wise", "whole_slice")
+    if not MODEL.is_file():
+        raise InputError(MODEL, "no such file", "a measured model", remedy)
+    measured = workspace.read_json(path, remedy, protocols)
     rows = []
-    for protocol in ("patch_wise", "whole_slice"):
+    for protocol in protocols:
         scores = measured[protocol]
         intervals = (Interval(*(scores[name + end] for end in ("", "_low", "_high"))) for name in SCORES)
         rows.append([protocol.replace("_", "-"), *map(_score, intervals)])
@@ -269,7 +268,8 @@ def ui(port: int) -> None:
     if not store.is_database(place):
         click.echo(f"MLflow is at {store.without_credentials(place)}")
         return
-    command = ["mlflow", "server", "--backend-store-uri", place, "--host", "127.0.0.1", "--port", str(port)]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 

@@ -77,8 +77,9 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     Raises
     ------
     InputError
-        The file lacks a key, or is not valid with the new values. It stays as it was.
+        The file lacks a key, is not valid, or is not with the new values. It stays as it was.
     """
+    workspace.read_yaml(path, "git has the file as it was")
     text = path.read_bytes().decode()
     present = scalars(text)
     missing = next((key for key in values if key not in present), None)
@@ -88,7 +89,11 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     if changed:
         with workspace.replacing(path) as beside:
             beside.write_bytes(edited(text, changed).encode())
-            params.load(beside)
+            try:
+                params.load(beside)
+            except InputError as error:
+                where = error.where.replace(str(beside), str(path))
+                raise InputError(where, error.found, error.expected, error.remedy) from None
     return {key: (present[key].source, value) for key, value in changed.items()}
 
 

@@ -141,5 +141,10 @@ def _status(error: BaseException) -> int:
 
 
 def without_credentials(text: str) -> str:
-    """Return ``text`` without the user names and passwords of the URLs in it."""
-    return re.sub(r"//[^/\s]+@", "//", text)
+    """Return ``text`` without the user names and passwords of the URLs in it, before the host or in the query."""
+
+    def query(found: re.Match[str]) -> str:
+        kept = [part for part in found[1].split("&") if not part.startswith(("user=", "password="))]
+        return f"?{'&'.join(kept)}" if kept else ""
+
+    return re.sub(r"\?(\S*)", query, re.sub(r"//[^/\s]+@", "//", text))

@@ -131,6 +131,21 @@ def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
         raise InputError(path, "no such file", "YAML", remedy) from None
     except (YAMLError, ValueError, RecursionError) as error:  # also "+_", which looks like a number
         raise InputError(path, error, "YAML", remedy) from None
+    return _with_keys(path, values, remedy, keys)
+
+
+def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON file of keys and values; see `read_yaml`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "JSON", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, error, "JSON", remedy) from None
+    return _with_keys(path, values, remedy, keys)
+
+
+def _with_keys(path: Path, values: Any, remedy: str, keys: Iterable[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(path, type(values).__name__, "keys with values", remedy)
     for key in keys:

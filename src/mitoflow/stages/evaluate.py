@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def publish(run: tracking.Run) -> Verdict | None:
     for epoch, logs in enumerate(_history()):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)
-    summary = json.loads(METRICS.read_text(encoding="utf-8"))
+    summary = workspace.read_json(METRICS, "run `dvc repro evaluate`", ("patch_wise", "whole_slice"))
     for protocol in ("patch_wise", "whole_slice"):
         run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
     run.metrics({f"test_{name}": value for name, value in summary.items()})

@@ -6,8 +6,6 @@ writes its own output.
 
 from __future__ import annotations
 
-import json
-
 from mitoflow import datasets, lineage, params, pretrained, registry, release, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.domain import Domain
@@ -23,24 +21,24 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
     if licence is None:
         expected = "the terms on which the data may be used, for the model card"
         raise InputError("--licence", f"none for {name}", expected, "say them with --licence TEXT")
-    for path in (MODEL, METRICS, FINDINGS):
-        if not path.is_file():
-            raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc repro` or `dvc pull`")
+    outputs = "run `dvc repro` or `dvc pull`"
+    if not MODEL.is_file():
+        raise InputError(MODEL, "no such file", "the outputs of a pipeline", outputs)
     evaluated = Evaluation.read(EVALUATED)
     if (digest := lineage.file_sha256(MODEL)) != evaluated.model_sha256:
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
-    network = workspace.read_yaml(MODEL_FACTS, "run `dvc repro` or `dvc pull`", ("parameters",))
+    network = workspace.read_yaml(MODEL_FACTS, outputs, ("parameters",))
     # MLflow keeps the parameters of the first evaluation of a model, and this is the last.
     measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
     trained = release.Trained(
         model=MODEL,
         settings=Settings.read(INFERENCE),
         evaluation=evaluated,
-        measured=json.loads(METRICS.read_text(encoding="utf-8")),
+        measured=workspace.read_json(METRICS, outputs),
         parameters=network["parameters"],
         data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
-        parts=json.loads(FINDINGS.read_text(encoding="utf-8"))["facts"],
+        parts=workspace.read_json(FINDINGS, outputs, ("facts",))["facts"],
         origin=registry.origin(str(MODEL)) | measured_with,
         domain=Domain.read(DOMAIN),
     )
