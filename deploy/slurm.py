@@ -41,7 +41,9 @@ def cluster(
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Jobs that work at a time.")
 @click.option("--cores", type=click.IntRange(min=1), default=8, show_default=True, help="Cores of a job.")
-@click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="GPUs of a job.")
+@click.option(
+    "--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="GPUs of a job; a trial uses one."
+)
 @click.option("--memory", default="32 GB", show_default=True, help="Memory of a job.")
 @click.option("--hours", type=click.IntRange(min=1), default=4, show_default=True, help="After which SLURM ends a job.")
 @click.option("--partition", help="Where jobs run, if not in the default partition.")

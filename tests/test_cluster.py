@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,19 @@ def test_a_scheduler_that_went_away_unseen_is_one_line(scheduler: tuple[subproce
 def test_what_else_the_system_refuses_is_not_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with pytest.raises(FileNotFoundError), cluster.connected(scheduler[1]):
         Path("absent").read_bytes()
+
+
+def visible() -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_each_process_of_this_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with cluster.connected(None, workers=2) as client:
+        assert sorted(client.run(visible).values()) == ["3", "5"]
+        for process in client.run(os.getpid).values():
+            os.kill(process, signal.SIGKILL)
+        until(lambda: sorted(client.run(visible, on_error="ignore").values()) == ["3", "5"])
 
 
 def test_what_else_uses_dask_does_not_meet_the_cluster(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:

@@ -17,11 +17,11 @@ RECIPE = ROOT / "deploy" / "slurm.py"
 
 
 def test_the_script_of_a_job_asks_for_what_was_wanted() -> None:
-    wanted = ["--cores", "6", "--gpus", "2", "--hours", "3", "--partition", "gpu", "--interface", "lo"]
+    wanted = ["--cores", "6", "--gpus", "1", "--hours", "3", "--partition", "gpu", "--interface", "lo"]
     command = [sys.executable, str(RECIPE), *wanted, "--script"]
     script = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     lines = script.splitlines()
-    for line in ("-p gpu", "--cpus-per-task=6", "--gres=gpu:2", "-t 03:00:00"):
+    for line in ("-p gpu", "--cpus-per-task=6", "--gres=gpu:1", "-t 03:00:00"):
         assert f"#SBATCH {line}" in lines, script
     (worker,) = (line for line in lines if "dask_worker tcp://" in line)
     assert worker.startswith(sys.executable), "the jobs run in the same environment"

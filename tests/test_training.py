@@ -170,10 +170,11 @@ def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore)
 
 def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_path: Path) -> None:
     """In a process of its own: the devices of a process are made before anything else."""
-    settings = Patch(size=128, step=128, validation_fraction=0.25, gap=2)
+    settings = Patch(size=48, step=48, validation_fraction=0.375, gap=2)
     pairs = volumes.read_pairs(small_dataset / "train")
     store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
-    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=12)
+    # More batches than are made ahead: Keras would keep those for the next epoch.
+    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=48)
     assert len(store.validation) % recipe.batch_size == 2
     script = textwrap.dedent("""
         import dataclasses, json, sys

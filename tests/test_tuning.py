@@ -8,9 +8,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
@@ -63,6 +64,45 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     assert tuning.recover(study) == [2]
     search(study).here(score)
     assert outcome(study) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2, 3])
+def test_a_trial_cut_off_while_its_values_were_drawn_is_the_same_again(tmp_path: Path, drawn: int) -> None:
+    undisturbed, study = opened(tmp_path / "undisturbed.db"), opened(tmp_path / "killed.db")
+    search(undisturbed).here(score)
+    search(study, SETTINGS.model_copy(update={"trials": 2})).here(score)
+    for _ in range(2):  # the second time it is one whose values were queued
+        with cut_off_after(drawn), pytest.raises(KeyboardInterrupt):
+            search(study).here(interrupted)
+        assert len(tuning.recover(study)) == 1
+    search(study).here(score)
+    assert outcome(study) == outcome(undisturbed)
+
+
+@contextmanager
+def cut_off_after(drawn: int) -> Iterator[None]:
+    """Cut off the next trial when that many values were drawn."""
+    left = [drawn]
+
+    def suggest(trial: optuna.Trial, name: str, distribution: Any) -> Any:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return original(trial, name, distribution)
+
+    original = optuna.Trial._suggest
+    with mock.patch.object(optuna.Trial, "_suggest", suggest):
+        yield
+
+
+def interrupted(*_: Any) -> float:
+    raise KeyboardInterrupt
+
+
+def test_a_huge_seed_is_a_seed(tmp_path: Path) -> None:
+    study = opened(tmp_path / "study.db")
+    search(study, SETTINGS.model_copy(update={"seed": 2**32 - 1, "trials": 1})).here(score)
+    assert len(outcome(study)) == 1
 
 
 def test_more_trials_keep_the_finished_ones_until_the_results_are_delivered(tmp_path: Path) -> None:
@@ -247,8 +287,13 @@ def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
         monkeypatch.chdir(tmp_path / "other")
         with pytest.raises(InputError, match="a process of another checkout that works on s"), tuning.owned_study("s"):
             pass
-    with tuning.owned_study("s") as study:
+    with pytest.raises(InputError, match="a database that does not answer"), tuning.owned_study("s") as study:
         assert tuning.recover(study) == [3]
+        end = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+        postgresql.run("psql", "--dbname=optuna", f"--command={end}")  # as a restart or a firewall does
+        search(study).here(score)
+    with tuning.owned_study("s") as study:
+        tuning.recover(study)
         search(study).on_cluster(score, address=threads)
         assert outcome(study) == outcome(alone)
         assert study.best_value == alone.best_value

@@ -23,6 +23,18 @@ PATIENCE = 60  # seconds for a scheduler, and for its first worker, to answer
 alone = threading.Lock()
 
 
+def dask_setup(worker: Any) -> None:
+    """Give each process of this machine a GPU of its own, while there are as many: TensorFlow takes all it sees.
+
+    Dask calls it by this name in each of them, also in one that follows one that died, before a framework is imported.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    gpus = found if given is None else [gpu for gpu in given.split(",") if gpu]
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(worker.name) % len(gpus)]
+
+
 @contextmanager
 def connected(address: str | None, workers: int | None = None) -> Iterator[Client]:
     """Yield a client of the scheduler at `address`, or of that many processes of this machine.
@@ -62,6 +74,7 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
             memory_limit=0,
             silence_logs=logging.CRITICAL,
             env=quiet | shared,
+            preload=__name__,
         )
         with own, Client(own, set_as_default=False) as client:
             yield client

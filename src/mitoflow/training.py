@@ -81,9 +81,14 @@ def best_epoch(history: list[Logs]) -> int:
     return int(np.argmax([logs["val_dice"] for logs in history]))
 
 
-#: Threads that make batches beside the training, and how many they make ahead. With a single one Keras leaves that to
-#: tf.data's autotuning, which sleeps until a clock that jumped back has caught up.
-FEEDING = {"workers": 2, "max_queue_size": 4}
+def feeding(devices: int) -> dict[str, int]:
+    """Return how many threads make batches beside the training, and how many batches they make ahead.
+
+    With a single one Keras leaves that to tf.data's autotuning, which sleeps until a clock that jumped back has caught
+    up. But where devices share batches Keras draws some to build with, and what several threads have made by then it
+    serves in the next epoch.
+    """
+    return {"workers": 2 if devices == 1 else 1, "max_queue_size": 4}
 
 
 class TrainPatches(keras.utils.PyDataset):
@@ -95,8 +100,8 @@ class TrainPatches(keras.utils.PyDataset):
     A batch is images (N, size, size, 2 context + 1) float32 in [0, 1] and masks (N, size, size, 1) float32 in {0, 1}.
     """
 
-    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe) -> None:
-        super().__init__(**FEEDING)
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
+        super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
         self._pixels = patches.foreground().cumsum()
 
@@ -155,7 +160,7 @@ class ValidationPatches(keras.utils.PyDataset):
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
-        super().__init__(**FEEDING)
+        super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
 
     def __len__(self) -> int:
@@ -214,16 +219,17 @@ def fit(
     """
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    train = TrainPatches(store.train, store.bit_depth, recipe)
-    steps = len(train) * recipe.epochs
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=recipe.learning_rate * 0.01,
-        decay_steps=steps,
-        warmup_target=recipe.learning_rate,
-        warmup_steps=round(steps * WARM_UP),
-    )
     loss = losses.segmentation_loss(recipe.loss)
     with _sharing(strategy, recipe.batch_size) as devices:
+        train = TrainPatches(store.train, store.bit_depth, recipe, devices)
+        validation = ValidationPatches(store.validation, store.bit_depth, recipe, devices)
+        steps = len(train) * recipe.epochs
+        schedule = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=recipe.learning_rate * 0.01,
+            decay_steps=steps,
+            warmup_target=recipe.learning_rate,
+            warmup_steps=round(steps * WARM_UP),
+        )
         model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
         if weights:
             _take_over(model, weights)
@@ -239,7 +245,7 @@ def fit(
     if not progress.finished:
         model.fit(
             train,
-            validation_data=ValidationPatches(store.validation, store.bit_depth, recipe, devices),
+            validation_data=validation,
             initial_epoch=resumed_at,
             epochs=recipe.epochs,
             shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume

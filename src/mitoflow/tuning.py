@@ -38,6 +38,7 @@ Report = Callable[[int, Mapping[str, float]], None]
 #: Dice.
 Objective = Callable[[str, dict[str, Any], Report], float]
 
+SAMPLED = ("learning_rate", "depth", "augment_strength")
 JUDGED = "val_dice"  # among the logs of an epoch
 PRUNE_AFTER = 2  # finished trials before the median says anything
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -79,12 +80,12 @@ def owned_study(name: str, recorded: str | None = None) -> Iterator[optuna.Study
         if not given:
             yield open_study(f"sqlite:///{workspace.state_dir() / 'optuna.db'}", name, recorded)
             return
-        with _owned(given, name):
-            yield open_study(given, name, recorded)
+        with _owned(given, name) as lock:
+            yield open_study(given, name, recorded, lock)
 
 
 @contextmanager
-def _owned(url: str, name: str) -> Iterator[None]:
+def _owned(url: str, name: str) -> Iterator[sqlalchemy.Connection]:
     """Hold a lock of PostgreSQL, which ends with the connection, and so with the process, however it ends."""
     engine = _engine(url)
     try:
@@ -93,7 +94,7 @@ def _owned(url: str, name: str) -> Iterator[None]:
             if not connection.execute(lock, {"name": name}).scalar():
                 found, expected = f"a process of another checkout that works on {name}", "one at a time"
                 raise InputError(STORAGE, found, expected, "wait for it, and run it again")
-            yield
+            yield connection
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         found = f"a database that does not answer ({getattr(cause, 'orig', None) or type(error).__name__})"
@@ -113,15 +114,19 @@ def _engine(url: str) -> sqlalchemy.Engine:
     raise InputError(STORAGE, found, form, "change it, or unset it for a file in .mitoflow/") from None
 
 
-def open_study(url: str, name: str, recorded: str | None = None) -> optuna.Study:
+def open_study(
+    url: str, name: str, recorded: str | None = None, lock: sqlalchemy.Connection | None = None
+) -> optuna.Study:
     """Open the study `name` in the database at `url`, or create it.
 
     A study that was cut off goes on: its finished trials stay. One that delivered the results which DVC has `recorded`
-    starts afresh.
+    starts afresh. Where a `lock` ended with its connection, the study may be somebody else's, and cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A connection that the database closed meanwhile is replaced.
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    if lock is not None:
+        sqlalchemy.event.listen(storage.engine, "engine_connect", lambda _: lock.execute(sqlalchemy.text("select 1")))
     known = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
     if recorded and name in known and known[name].user_attrs.get(DELIVERED) == recorded:
         optuna.delete_study(study_name=name, storage=storage)
@@ -136,8 +141,10 @@ def recover(study: optuna.Study) -> list[int]:
     cut_off = study.get_trials(states=(TrialState.RUNNING,))
     for trial in cut_off:
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+        # Values that were queued already count; of those that were being drawn the seed gives the same again.
+        values = trial.system_attrs.get("fixed_params") or trial.params
+        if len(values) == len(SAMPLED):
+            study.enqueue_trial(values)
     return [trial.number for trial in cut_off]
 
 
@@ -253,7 +260,7 @@ class Search:
         begun = len(self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
         if begun >= self.settings.trials:
             return None
-        seed = self.settings.seed * 100_003 + begun
+        seed = (self.settings.seed * 100_003 + begun) % 2**32
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=PRUNE_AFTER)
         trial = self.study.ask()
         rates, depths, strengths = self.settings.learning_rate, self.settings.depth, self.settings.augment_strength

@@ -53,12 +53,11 @@ def main() -> None:
                 search.here(trial)
             finished = tuning.finished_trials(study)
             workspace.write_yaml(BEST_PARAMS, study.best_params)
-            names = ("learning_rate", "depth", "augment_strength")
             rows = (
-                (place, trial.state.name, *(trial.params[name] for name in names), trial.value)
+                (place, trial.state.name, *(trial.params[name] for name in tuning.SAMPLED), trial.value)
                 for place, trial in enumerate(finished, start=1)
             )
-            workspace.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *names, "val_dice"), rows)
+            workspace.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *tuning.SAMPLED, "val_dice"), rows)
             tuning.write_plots(study, TUNE_REPORTS / "plots", tune.seed)
             summary = {"best_val_dice": study.best_value, "trials": len(finished)}
             workspace.write_json(TUNE_REPORTS / "metrics.json", summary)
