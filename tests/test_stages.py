@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 MULTIPLY = """
 import resource
 from pathlib import Path
@@ -18,6 +20,38 @@ def main():
 
 stages.as_process(main)
 """
+
+
+@pytest.mark.parametrize("megabytes", [60, 280, 500, 900, 1200])
+def test_where_there_is_too_little_memory_it_says_so_before_any_library_waits(megabytes: int) -> None:
+    command = ["prlimit", f"--as={megabytes}000000", sys.executable, "-m", "mitoflow.stages.patch"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mitoflow: memory: found not ")
+    assert done.stderr.count("\n") == 1
+
+
+NO_THREAD = """
+import threading
+from mitoflow import stages
+
+start, started = threading.Thread.start, []
+
+def refuse(thread):
+    started.append(thread)
+    if len(started) == 3:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = refuse
+stages.as_process(print)
+"""
+
+
+def test_where_no_thread_can_be_started_it_says_so_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_THREAD], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("mitoflow: memory: found no room for a thread (can't start new thr")
 
 
 def test_a_product_of_matrices_ends_where_no_memory_is_left() -> None:

@@ -70,7 +70,7 @@ def test_read_only(finished: Project, stage: str, attempt: int) -> None:
 def test_too_little_memory(finished: Project, chance: random.Random, stage: str, attempt: int) -> None:
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
-    most = 8e9 if stage in ("train", "evaluate") else 1.2e9
+    most = 8e9 if stage in ("train", "evaluate") else 2e9
     limit = f"--as={int(chance.uniform(0.1, 1) * most)}"
     done = finished.run("prlimit", limit, "python", "-m", f"mitoflow.stages.{stage}", check=False)
     print(limit, done.returncode, done.stderr[-300:])

@@ -5,13 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, BrokenBarrierError, Thread
 from types import FrameType
 
-import numpy as np
-
-from mitoflow.errors import one_line
+from mitoflow.errors import fail, mendable, one_line
 
 DATA = Path("data")
 PATCHES = Path("patches")
@@ -34,6 +33,7 @@ DASK = "MITOFLOW_DASK"
 
 MULTIPLYING = 4  # threads of a stage that may multiply matrices at once: its own, those that make batches, MLflow's
 BUFFERS = 640 << 20  # bytes of address space for their buffers and their own
+LIBRARIES = 1 << 30  # bytes of it for whatever a stage loads, and these buffers
 GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
 
 
@@ -52,30 +52,42 @@ def as_process(main: Callable[[], None]) -> None:
     one_line(run)
 
 
-def reserve_blas() -> None:
-    """Have BLAS take its buffers while there is memory: address space, of which little is used.
+def require(size: int) -> None:
+    """Raise `MemoryError` where not so many bytes of address space are left; few of them will be used."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError as error:
+        raise MemoryError(f"not {size >> 20} MiB left") from error
 
-    OpenBLAS takes one for each thread that multiplies beside others, at the first product; where there is no memory by
-    then, it asks for ever (`blas_memory_alloc` of the release that numpy 1.26 brings along).
+
+def reserve_blas() -> None:
+    """Have BLAS take its buffers while there is memory.
+
+    OpenBLAS takes one when it is loaded, and one for each thread that multiplies beside others, at the first product;
+    where there is no memory by then, it asks for ever (`blas_memory_alloc` of the release that numpy 1.26 brings).
 
     Raises
     ------
     MemoryError
-        There is too little for the buffers already.
+        There is too little for the buffers already, or for the threads.
     """
-    try:
-        mmap.mmap(-1, BUFFERS).close()
-    except OSError as error:
-        raise MemoryError(f"not {BUFFERS >> 20} MiB left") from error
+    import numpy as np
+
+    require(BUFFERS)
     square, together = np.ones((256, 256)), Barrier(MULTIPLYING)
 
     def multiply() -> None:
-        together.wait()
-        np.matmul(square, square)
+        with suppress(BrokenBarrierError):
+            together.wait()
+            np.matmul(square, square)
 
     threads = [Thread(target=multiply) for _ in range(MULTIPLYING)]
-    for thread in threads:
-        thread.start()
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        together.abort()
+        raise MemoryError(f"no room for a thread ({error})") from error
     for thread in threads:
         thread.join()
 
@@ -93,3 +105,9 @@ def _end(_: int, frame: FrameType | None) -> None:
     # Below the progress bar, and not by `print`, which the signal may have interrupted.
     os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
     raise SystemExit(128 + signal.SIGTERM)
+
+
+try:
+    require(LIBRARIES)  # before a stage imports what it needs
+except MemoryError as error:
+    fail(mendable(error) or error)
