@@ -82,6 +82,21 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert ome.missing_chunks(image) == ["1/0/1"]
 
 
+def test_where_an_image_begins_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "o.ome.zarr"
+    stored(path, VOXELS)
+    ome.finish_multiscale(path, KNOWN)
+    assert ome.open_multiscale(path).origin == KNOWN.origin
+    group = zarr.open_group(path, mode="r+")
+    (multiscale,) = group.attrs["multiscales"]
+    twice = [{"type": "scale", "scale": [1, 1, 2]}, {"type": "translation", "translation": [15, 8, 0]}]
+    group.attrs["multiscales"] = [multiscale | {"coordinateTransformations": twice}]
+    moved = ome.open_multiscale(path)
+    assert moved.spacing == {**KNOWN.spacing, "x": 2 * KNOWN.spacing["x"]}
+    shifts = zip(KNOWN.origin, (15, 8, 0), (moved.spacing[axis] for axis in "zyx"), strict=True)
+    assert moved.origin == pytest.approx([start + shift / side for start, shift, side in shifts])
+
+
 def test_background_is_not_missing(tmp_path: Path) -> None:
     """A worker opens what another process began, and zarr would remove a chunk that becomes empty."""
     stored(tmp_path / "a", VOXELS)

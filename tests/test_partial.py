@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,49 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         other.kill()
     with making(output, {}) as work:
         work.publish({})
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before ends between the opening of its lock and the locking."""
+    output, lock, taken = tmp_path / "o.zarr", fcntl.flock, []
+
+    def late(*call: int) -> None:
+        taken.append(call)
+        if len(taken) == 1:
+            (partial.place(output) / partial.LOCK).unlink()
+        lock(*call)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with making(output, {}):
+        assert len(taken) == 2
+        with pytest.raises(InputError, match="found another process that is making it"), making(output, {}):
+            pass
+
+
+def test_what_may_not_be_replaced_is_not_whoever_was_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o.zarr"
+    begin(output)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        monkeypatch.context() as patched,
+        making(output, {"what": "this"}, [output]) as work,
+    ):
+        patched.setattr(partial, "_replace", interrupt)
+        work.publish({output: "mask.zarr"})
+    output.mkdir()  # as the renames that were cut short could have left it
+    partial.refuse_existing(output, [output])
+    with pytest.raises(InputError, match="an output that exists"), making(output, {"what": "that"}, [output]):
+        pass
+    with making(output, {"what": "this"}, [output]) as work:
+        assert work.is_publishing, "what was finished is still there"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_publishing_replaces_files_and_folders(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -163,6 +164,19 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
     assert float(rows[0]["volume_um3"]) == pytest.approx(int(rows[0]["volume_voxels"]) * 1e-5, rel=1e-5)
     assert float(totals["volume_fraction"]) == pytest.approx((labels > 0).mean(), rel=1e-5)
     assert f"{len(rows)} mitochondria" in err
+
+
+def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
+    assert say("cell.ome.tif", "a.ome.zarr", "--roi", "4:20,10:74,6:90", "--voxel-size", "30,4,5")[0] == 0
+    assert say("a.ome.zarr", "b.ome.zarr", "--roi", "2:9,1:60,3:70")[0] == 0
+    assert ome.open_multiscale(Path("b.ome.zarr")).origin == (6, 11, 9)
+
+
+def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "Separation", partial(separation.Separation, largest=1000))
+    code, _, err = say("cell.ome.tif", "mask.tif", "--instances", "--threshold", "0.01")
+    assert code == 0
+    assert re.search("note: [1-9][0-9]* components are larger than a box of 12 million voxels: each keeps one", err)
 
 
 def test_without_a_voxel_size_mitochondria_are_measured_in_voxels(say: Say) -> None:

@@ -64,6 +64,36 @@ def test_what_predict_writes_can_be_scored(tmp_path: Path, truth: np.ndarray) ->
         scoring.score(str(tmp_path / "l.ome.zarr"), str(tmp_path / "truth.tif"))
 
 
+def test_antialiased_edges_are_cut_at_half_as_the_pipeline_does(tmp_path: Path) -> None:
+    z, y, x = np.mgrid[:40, :64, :64]
+    distance = 14 - np.sqrt((z - 20) ** 2 + (y - 32) ** 2 + (x - 32) ** 2)
+    tifffile.imwrite(tmp_path / "drawn.tif", (np.clip(distance / 2 + 0.5, 0, 1) * 255).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "mask.tif", (distance > 0).astype(np.uint8) * 255)
+    scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "drawn.tif"))
+    assert scores["dice"] == pytest.approx(1, abs=0.01)
+    assert (scores["true_instances"], scores["instance_f1_75"]) == (1, 1)
+
+
+def test_signed_labels_are_labels_where_none_is_negative(tmp_path: Path, truth: np.ndarray) -> None:
+    labels = (truth > 0).astype(np.int32)
+    labels[2:10, 40:48, 40:48] = 2
+    tifffile.imwrite(tmp_path / "signed.tif", labels)
+    assert scoring.score(str(tmp_path / "signed.tif"), str(tmp_path / "truth.tif"))["instances"] == 2
+    tifffile.imwrite(tmp_path / "signed.tif", -labels)
+    with pytest.raises(InputError, match="the value -2"):
+        scoring.score(str(tmp_path / "signed.tif"), str(tmp_path / "truth.tif"))
+
+
+def test_a_damaged_chunk_is_one_line(tmp_path: Path, truth: np.ndarray) -> None:
+    array = ome.create_multiscale(tmp_path / "m.ome.zarr", truth.shape, truth.dtype, 8)
+    array[:] = truth
+    ome.finish_multiscale(tmp_path / "m.ome.zarr", ome.Description("zyx"))
+    chunk = tmp_path / "m.ome.zarr/0/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(InputError, match="voxels that cannot be read .z 0 to 15"):
+        scoring.score(str(tmp_path / "m.ome.zarr"), str(tmp_path / "truth.tif"))
+
+
 def test_nothing_against_nothing_is_perfect(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((64, 64), np.uint8))
     scores = scoring.score(str(tmp_path / "empty.tif"), str(tmp_path / "empty.tif"))

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,33 +59,39 @@ class Answer:
     def slice(self, z: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the image (Y, X) and the mask (Y, X) uint8 in {0, 1} of a slice."""
         _, height, width = self.image.shape
-        probability = np.asarray(self.probability[z] if self.probability.ndim == 3 else self.probability[:])
-        return self.image.read(z, (0, height, 0, width)), (probability >= threshold).astype(np.uint8)
-
-    def mask(self, threshold: float) -> zarr.Array[Any]:
-        """Return the mask, 255 for mitochondrion, in the shape of the file."""
-        mask = ome.create_multiscale(self._place(), self.probability.shape, np.dtype(np.uint8), 1)
-        for z in range(self.image.shape[0]):
-            mask[(z, ...) if mask.ndim == 3 else ...] = 255 * self.slice(z, threshold)[1]
-        return mask
+        return self.image.read(z, (0, height, 0, width)), self._above(z, threshold).astype(np.uint8)
 
     def tiff(self, threshold: float) -> bytes:
-        """Return the mask as an OME-TIFF."""
+        """Return the mask as an OME-TIFF, 255 for mitochondrion."""
         lineage = {**self.description.lineage, "threshold": f"{threshold:.2f}"}
-        path = self._place()
-        ome.write_tiff(path, self.mask(threshold), replace(self.description, lineage=lineage))
-        return path.read_bytes()
+        with self._place() as place:
+            path = place / "mask.tif"
+            ome.write_tiff(path, self._mask(place, threshold), replace(self.description, lineage=lineage))
+            return path.read_bytes()
 
     def table(self, threshold: float) -> bytes:
         """Return the mitochondria as CSV."""
-        labels = ome.create_multiscale(self._place(), self.probability.shape, np.dtype(np.uint32), 1)
-        path = self._place()
-        prediction.tell_apart(self.mask(threshold), labels, self.image.spacing, lambda _: None).write(path)
-        return path.read_bytes()
+        with self._place() as place:
+            labels = ome.create_multiscale(place / "labels", self.probability.shape, np.dtype(np.uint32), 1)
+            path = place / "table.csv"
+            mask = self._mask(place, threshold)
+            prediction.tell_apart(mask, labels, self.image.spacing, lambda _: None).write(path)
+            return path.read_bytes()
 
-    def _place(self) -> Path:
-        """Return a name for a file that nobody else writes to."""
-        return Path(tempfile.mkdtemp(dir=self.folder.name)) / "download"
+    def _above(self, z: int, threshold: float) -> np.ndarray:
+        return np.asarray(self.probability[z] if self.probability.ndim == 3 else self.probability[:]) >= threshold
+
+    def _mask(self, place: Path, threshold: float) -> zarr.Array[Any]:
+        mask = ome.create_multiscale(place / "mask", self.probability.shape, np.dtype(np.uint8), 1)
+        for z in range(self.image.shape[0]):
+            mask[(z, ...) if mask.ndim == 3 else ...] = self._above(z, threshold) * np.uint8(255)
+        return mask
+
+    @contextmanager
+    def _place(self) -> Iterator[Path]:
+        """Yield a folder that nobody else writes to, for a while: somebody may ask for many downloads."""
+        with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
+            yield Path(folder)
 
 
 @st.cache_resource

@@ -47,14 +47,14 @@ class Description:
     spacing
         See `mitoflow.spacing.Spacing`.
     origin
-        Where it begins in the image of which it is a part, in voxels along `axes`.
+        Where it begins, in voxels along `axes`: as a part of an image, and with that image in the world.
     lineage
         Where it comes from.
     """
 
     axes: str
     spacing: Spacing = field(default_factory=dict)
-    origin: tuple[int, ...] = ()
+    origin: tuple[float, ...] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -226,12 +226,32 @@ class Multiscale:
         A letter for each axis of the array, such as ``tczyx``.
     spacing
         See `mitoflow.spacing.Spacing`.
+    origin
+        Where it begins in the world, in voxels along each of the axes.
     """
 
     path: Path
     array: zarr.Array[Any]
     axes: str
     spacing: Spacing
+    origin: tuple[float, ...]
+
+    def read(self, place: tuple[slice, ...]) -> np.ndarray:
+        """Return a box of the array.
+
+        Raises
+        ------
+        InputError
+            The image is damaged there.
+        """
+        try:
+            return np.asarray(self.array[place])
+        except MemoryError:
+            raise
+        except Exception as error:  # every codec raises a kind of its own
+            where = ", ".join(f"{axis} {s.start} to {s.stop - 1}" for axis, s in zip(self.axes, place, strict=True))
+            found, remedy = f"voxels that cannot be read ({where}: {error})", "copy or export the image again"
+            raise InputError(self.path, found, "intact chunks", remedy) from None
 
 
 def open_multiscale(path: Path) -> Multiscale:
@@ -254,7 +274,12 @@ def open_multiscale(path: Path) -> Multiscale:
         dataset = multiscale["datasets"][0]
         _require_inside(path, path / dataset["path"])
         array = zarr.open_array(path / dataset["path"], mode="r")
-        scales = [_scale(each, array.ndim) for each in (dataset, multiscale)]
+        (scale, shift), (more, further) = (
+            [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
+            for each in (dataset, multiscale)
+        )
+        sides = [a * b for a, b in zip(scale, more, strict=True)]
+        origin = tuple((t * b + u) / side for t, b, u, side in zip(shift, more, further, sides, strict=True))
         if 0 in array.chunks:
             raise ValueError(f"chunks of {array.chunks}")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
@@ -265,11 +290,11 @@ def open_multiscale(path: Path) -> Multiscale:
         found = f"axes {', '.join(axes)} of an array of shape {array.shape}"
         raise InputError(path, found, "axes yx or zyx", "save the stack with these axes alone")
     sizes = {
-        axis: (size * scale, str(unit.get("unit", "")))
-        for axis, size, scale, unit in zip(axes, *scales, units, strict=True)
+        axis: (side, str(unit.get("unit", "")))
+        for axis, side, unit in zip(axes, sides, units, strict=True)
         if axis in "zyx"
     }
-    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes))
+    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes), origin)
 
 
 def _require_inside(folder: Path, array: Path) -> None:
@@ -297,14 +322,15 @@ def _attributes(path: Path) -> dict[str, Any]:
         raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
 
 
-def _scale(described: Mapping[str, Any], axes: int) -> list[float]:
+def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[float]:
+    """Return the scale or the translation of each axis; a scale comes before a translation."""
     for transformation in described.get("coordinateTransformations", []):
-        if transformation["type"] == "scale":
-            scale = [float(value) for value in transformation["scale"]]
-            if len(scale) != axes:
-                raise ValueError(f"{len(scale)} scales of {axes} axes")
-            return scale
-    return [1.0] * axes
+        if transformation["type"] == kind and kind in transformation:  # a translation may also be in a file
+            values = [float(value) for value in transformation[kind]]
+            if len(values) != axes:
+                raise ValueError(f"a {kind} of {len(values)} axes and not {axes}")
+            return values
+    return [1.0 if kind == "scale" else 0.0] * axes
 
 
 def missing_chunks(image: Multiscale) -> list[str]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -97,23 +98,28 @@ def place(output: Path) -> Path:
     return output.parent / f".{output.name}.partial"
 
 
-def refuse_existing(output: Path, others: Iterable[Path]) -> None:
-    """Refuse to replace `output` and the `others` that are made with it.
+def refuse_existing(output: Path, files: Iterable[Path]) -> None:
+    """Refuse to replace the `files` that are made with `output`, before any work.
 
-    Where a kill cut publishing short, some of them may have their names already, and no harm is done.
+    Where a kill cut publishing short, some of them may have their names already; whose they are, `making` tells.
 
     Raises
     ------
     InputError
         One of them exists.
     """
-    for path in (output, *others):
-        if path.exists() and not any(place(output).glob(f"*/{PUBLISHING}")):
+    if not any(place(output).glob(f"*/{PUBLISHING}")):
+        _refuse(files)
+
+
+def _refuse(files: Iterable[Path]) -> None:
+    for path in files:
+        if path.exists():
             raise InputError(path, "an output that exists", "a new name", "choose another, or give --overwrite")
 
 
 @contextmanager
-def making(output: Path, asked_for: Mapping[str, Any]) -> Iterator[Partial]:
+def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()) -> Iterator[Partial]:
     """Yield the folder in which `output` is made, as an earlier process left it where that was asked for the same.
 
     What was made for anything else is thrown away. Where the block raises before a block is done, nothing stays, and
@@ -125,19 +131,21 @@ def making(output: Path, asked_for: Mapping[str, Any]) -> Iterator[Partial]:
         The final name.
     asked_for
         All that decides the output, as JSON can hold it.
+    kept
+        Files that may not be replaced, unless an earlier process was publishing what was asked for.
 
     Raises
     ------
     InputError
-        Another process is making this output.
+        Another process is making this output, or a file is there that may not be replaced.
     """
     text = json.dumps(asked_for, sort_keys=True)
     folder, name = place(output), hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(exist_ok=True)
     is_over = False
     try:
-        with (folder / LOCK).open("w") as lock:
-            _lock(lock.fileno(), output)
+        with _locked(folder, output):
+            if not (folder / name / PUBLISHING).exists():
+                _refuse(kept)
             for other in folder.iterdir():
                 if other.is_dir() and other.name != name:
                     shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
@@ -155,11 +163,35 @@ def making(output: Path, asked_for: Mapping[str, Any]) -> Iterator[Partial]:
             finally:
                 if is_over:
                     shutil.rmtree(folder / name, ignore_errors=True)
+                    (folder / LOCK).unlink(missing_ok=True)
     finally:
         if is_over:
             with suppress(OSError):  # somebody else may have begun
-                (folder / LOCK).unlink()  # after it was closed: NFS keeps a file that is open
-                folder.rmdir()
+                folder.rmdir()  # after the lock was closed: NFS keeps a file that is open
+
+
+@contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of a folder, and make both where they are missing; a file that was removed meanwhile is no lock."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:
+            continue
+        with lock:
+            _lock(lock.fileno(), output)
+            if _is_at(path, lock.fileno()):
+                yield
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, output: Path) -> None:

@@ -24,7 +24,6 @@ from mitoflow import (
     scans,
     trained,
     volumes,
-    workspace,
 )
 from mitoflow.blocks import Region, Shape, shape_of
 from mitoflow.domain import Domain
@@ -34,7 +33,7 @@ from mitoflow.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.measurements import Measurements
 from mitoflow.partial import Partial
 from mitoflow.scans import Levels, Scan
-from mitoflow.separation import Separation
+from mitoflow.separation import LARGEST_BOX, Separation
 from mitoflow.spacing import Spacing
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
@@ -121,6 +120,11 @@ class Request:
         """Where each table goes."""
         return {"mitochondria": self.table, "totals": beside(self.table, "totals")} if self.table else {}
 
+    @property
+    def outputs(self) -> list[Path]:
+        """All files that are written."""
+        return [*self.images.values(), *self.tables.values(), *([self.overlay] if self.overlay else [])]
+
 
 def beside(path: Path, what: str) -> Path:
     """Return where something goes that belongs to a file: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
@@ -191,18 +195,22 @@ def predict(
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
     }
-    description = ome.Description(whole.axes, whole.spacing, origin, lineage)
+    begin = tuple(first + start for first, start in zip(whole.origin, origin, strict=True))
+    description = ome.Description(whole.axes, whole.spacing, begin, lineage)
     asked_for = {
         "scan": scan.state(),
-        "part": [*part.shape, *origin],
+        "part": [*part.shape, *origin, *begin],
         "settings": asdict(settings),
         "spacing": whole.spacing,
         "lineage": lineage,
         "outputs": sorted(str(path.absolute()) for path in (*request.images.values(), *request.tables.values())),
     }
-    with partial.making(request.output, asked_for) as making:
+    replaced = () if request.overwrite else request.outputs
+    with partial.making(request.output, asked_for, replaced) as making:
         if making.is_publishing:
             making.go_on_publishing()
+            if request.overlay and not request.overlay.exists():
+                tell("note: no overlay was drawn, because all else was done before; --overwrite does it again")
             return model
         job = replace(job, folder=making.folder.absolute())
         for name in job.products:
@@ -228,15 +236,13 @@ def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
         raise InputError("--overlay", request.overlay, "a name that ends with .png", "choose such a name")
     if request.table and request.table.suffix.lower() != ".csv":
         raise InputError("--table", request.table, "a name that ends with .csv", "choose such a name")
-    others = [path for path in (*request.images.values(), *request.tables.values()) if path != request.output]
-    others += [request.overlay] if request.overlay else []
-    for path in (request.output, *others):
+    for path in request.outputs:
         if not path.parent.is_dir():
             raise InputError(path, "no such folder", "a place to write to", "make the folder first")
         if any(file == path.resolve() or path.resolve() in file.parents for file in inputs):
             raise InputError(path, "the input", "a name of its own", "choose another output")
     if not request.overwrite:
-        partial.refuse_existing(request.output, others)
+        partial.refuse_existing(request.output, request.outputs)
 
 
 def parse_roi(text: str | None, scan: Scan) -> Part:
@@ -360,6 +366,9 @@ def _tell_apart(
     labels = ome.create_multiscale(making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
         measured = tell_apart(mask, labels, description.spacing, bar.update)
+    if measured.unsplit:
+        larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
+        tell(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
         measured.write(making.folder / "mitochondria.csv")
         measured.write_totals(making.folder / "totals.csv")
@@ -407,7 +416,11 @@ def _finish(
     mask: zarr.Array[Any], request: Request, scan: Scan, part: Part, description: ome.Description, making: Partial
 ) -> None:
     """Make of the arrays what was asked for, and let it be seen."""
-    names = {path: f"{name}.csv" for name, path in request.tables.items()}
+    names = {}
+    if request.overlay:
+        names[request.overlay] = "overlay.png"
+        (making.folder / "overlay.png").write_bytes(_overlay(mask, scan, part))
+    names |= {path: f"{name}.csv" for name, path in request.tables.items()}
     for name, path in request.images.items():
         folder = making.folder / f"{name}.zarr"
         if ome.is_tiff(path):
@@ -416,9 +429,6 @@ def _finish(
         else:
             names[path] = folder.name
             ome.finish_multiscale(folder, description)
-    if request.overlay:
-        with workspace.replacing(request.overlay) as unseen:
-            unseen.write_bytes(_overlay(mask, scan, part))
     making.publish(names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Scan(Protocol):
         uint8 or uint16.
     spacing
         See `mitoflow.spacing.Spacing`.
+    origin
+        Where it begins in the world, in voxels along `axes`; 0 for a TIFF, which does not say.
     files
         The files or the folder that it is read from, resolved.
     """
@@ -44,6 +47,7 @@ class Scan(Protocol):
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     spacing: Spacing
+    origin: tuple[float, ...]
     files: list[Path]
 
     def read(self, z: int, box: Box) -> Array:
@@ -108,6 +112,7 @@ class TiffScan:
         self.shape = (first.shape[0] if len(stacks) == 1 else len(stacks), *first.shape[1:])
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
+        self.origin = (0.0,) * len(self.axes)
         self.spacing = spacing or read_tiff_spacing(first.path)
         self.files = [stack.path.resolve() for stack in stacks]
         # A file stays open as long as its slices are asked for: the way to a late page of a TIFF leads through all.
@@ -155,6 +160,7 @@ class _TiffPages:
         self._start = first.dataoffset if len(self._series) == 1 else None
         stored = first.keyframe.dtype
         self._stored = None if stored is None else stored.newbyteorder(self._file.byteorder)
+        self._alone = threading.Lock()  # who reads moves the place in the file
 
     def read(self, page: int, box: Box) -> Array:
         y0, y1, x0, x1 = box
@@ -162,11 +168,12 @@ class _TiffPages:
             # The map is let go again, so that what was read does not add up.
             whole = np.memmap(self._path, self._stored, "r", self._start, self._shape)
             return np.array(whole[page, y0:y1, x0:x1])
-        entry = self._series[0][page] if len(self._series) == 1 else self._series[page][0]
-        if entry is None:
-            raise ValueError("its directory is missing")
-        stored = read_page(self._file, page, entry.offset)
-        return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
+        with self._alone:
+            entry = self._series[0][page] if len(self._series) == 1 else self._series[page][0]
+            if entry is None:
+                raise ValueError("its directory is missing")
+            stored = read_page(self._file, page, entry.offset)
+            return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
 
 
 class ZarrScan:
@@ -206,6 +213,7 @@ class ZarrScan:
         lengths = dict(zip(axes, array.shape, strict=True))
         self.shape: tuple[int, int, int] = (lengths.get("z", 1), lengths["y"], lengths["x"])
         self.spacing = spacing or image.spacing
+        self.origin = tuple(start for axis, start in zip(axes, image.origin, strict=True) if axis in "zyx")
         self.files = [image.path.resolve()]
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
@@ -223,13 +231,7 @@ class ZarrScan:
         several = max(1, SLAB // max(1, (y1 - y0) * (x1 - x0) * self.dtype.itemsize))
         stop = min(z + several, (z // depth + 1) * depth, self.shape[0])
         parts = {"z": slice(z, stop), "y": slice(y0, y1), "x": slice(x0, x1)}
-        try:
-            voxels = np.asarray(array[tuple(parts.get(axis, slice(0, 1)) for axis in axes)])
-        except MemoryError:
-            raise
-        except Exception as error:  # every codec raises a kind of its own
-            where = f"slices {z} to {stop - 1} that cannot be read ({error})"
-            raise InputError(self._image.path, where, "intact chunks", "copy or export the image again") from None
+        voxels = self._image.read(tuple(parts.get(axis, slice(0, 1)) for axis in axes))
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
     def state(self) -> list[Any]:
@@ -289,6 +291,7 @@ class Regraded:
     def __init__(self, scan: Scan, levels: Levels) -> None:
         self._scan, self._levels = scan, levels
         self.axes, self.shape, self.spacing, self.files = scan.axes, scan.shape, scan.spacing, scan.files
+        self.origin = scan.origin
         self.dtype = np.dtype(np.uint8 if levels.bit_depth == 8 else np.uint16)
 
     def read(self, z: int, box: Box) -> Array:
@@ -320,6 +323,8 @@ class Resampled:
         self.shape = (depth, height, width)
         self.spacing = {**scan.spacing, "y": spacing["y"], "x": spacing["x"]}
         self.axes, self.dtype, self.files = scan.axes, scan.dtype, scan.files
+        factors = {"z": 1.0, "y": height / sides[0], "x": width / sides[1]}
+        self.origin = tuple(start * factors[axis] for axis, start in zip(scan.axes, scan.origin, strict=True))
 
     def read(self, z: int, box: Box) -> Array:
         """See `Scan`."""

@@ -19,8 +19,10 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     Parameters
     ----------
     prediction, truth
-        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion. Where there are
-        more values than one besides, each is an instance; else the mask is taken apart as the stage `evaluate` does.
+        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
+        antialiased edges, what is above half (see `mitoflow.volumes.MaskValues`). Where there are more values than one
+        besides, each is an instance; else the mask is taken apart as the stage `evaluate` does, as if the voxel size
+        were unknown.
 
     Returns
     -------
@@ -68,9 +70,9 @@ def _read(source: str) -> NDArray[Any]:
         if lost := ome.missing_chunks(image):
             raise InputError(path, f"{len(lost)} missing chunks", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
-        voxels = np.asarray(image.array[:]).squeeze(alone)
+        voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
     elif path.is_file():
-        voxels = np.stack([*volumes.open_mask(path).slices()])
+        voxels = _read_mask(path)
     else:
         scan = scans.open_scan(source)
         voxels = np.stack([scan.read(z, (0, *scan.shape[1:2], 0, *scan.shape[2:])) for z in range(scan.shape[0])])
@@ -78,6 +80,16 @@ def _read(source: str) -> NDArray[Any]:
         found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
         raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
     return voxels.reshape((1, *voxels.shape)[-3:])
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    """Return the slices of a TIFF, where it has antialiased edges as {0, 1}, and signed labels as unsigned ones."""
+    mask, values = volumes.open_mask(path), volumes.MaskValues(path)
+    for one in mask.slices():
+        values.add(one)
+    rule = values.rule if mask.dtype == np.uint8 else None
+    voxels = np.stack([volumes.binarise(one, rule) if rule == "half" else one for one in mask.slices()])
+    return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
 
 
 def _labels(voxels: NDArray[Any]) -> NDArray[Any]:

@@ -164,7 +164,7 @@ class Components:
         """Label each grown block, and join labels of two blocks that have voxels in common."""
         outlines = [np.empty((0, 9), np.int64)]
         joins = [np.empty((2, 0), np.int64)]
-        faces: dict[tuple[int, ...], NDArray[np.int64]] = {}
+        faces: dict[tuple[int, ...], tuple[NDArray[Any], int]] = {}  # labels, and how many there were before
         counts = []
         total = 0
         for place in grid.places():
@@ -176,9 +176,10 @@ class Components:
                 # need no places: they come in the same order. Voxels on edges and corners pass from face to face.
                 side = (axis, *place[:axis], *place[axis + 1 :])
                 if at > 0:
-                    joins.append(np.unique(np.stack([faces.pop(side), _face(labels, 0, axis) + total]), axis=1))
+                    (before, earlier), here = faces.pop(side), _face(labels, 0, axis)
+                    joins.append(np.unique(np.stack([before + earlier, here + total], dtype=np.int64), axis=1))
                 if at < blocks - 1:
-                    faces[side] = _face(labels, -1, axis) + total
+                    faces[side] = _face(labels, -1, axis), total
             counts.append(len(outlines[-1]))
             total += counts[-1]
         ends = np.concatenate(joins, axis=1)
@@ -193,10 +194,10 @@ class Components:
         return cls(firsts, stops, voxel[earliest], np.repeat(np.arange(len(counts)), counts)[earliest], pieces)
 
 
-def _face(labels: NDArray[Any], end: int, axis: int) -> NDArray[np.int64]:
+def _face(labels: NDArray[Any], end: int, axis: int) -> NDArray[Any]:
     """Return the labels of a face from 0 on, without background."""
-    face: NDArray[np.int64] = labels.take(end, axis).astype(np.int64)
-    return face[face > 0] - 1
+    face = labels.take(end, axis)
+    return np.asarray(face[face > 0] - 1)
 
 
 def _outline(labels: NDArray[Any], region: Region) -> NDArray[np.int64]:
@@ -226,8 +227,9 @@ class Separation:
        written, all that reaches it is known, and each block is written once. A component with another one in its
        hole is due in the same block or an earlier one, and its box begins before, so it has its turn before.
 
-    The labels are the same for all sizes of blocks but for their order. In memory are one block, one bounding box, and
-    the labels of what reaches into later blocks, compressed.
+    The labels are the same for all sizes of blocks but for their order. In memory are one block, one bounding box, the
+    labels of what reaches into later blocks, compressed, of the foreground on the faces towards later blocks, as few
+    bytes each as a block needs, and some numbers for each component of each block.
 
     A component whose bounding box is larger than ``largest`` is neither filled, split nor removed; it keeps one label,
     and `write` names it. That does not depend on the blocks either.
