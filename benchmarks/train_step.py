@@ -102,7 +102,8 @@ def keras(base_width: int, steps: int, lap: Lap) -> None:
 
     from mitoflow.phantom import make_phantom
 
-    images, masks = (baselines.cut(each, SIZE) for each in make_phantom(STACK, seed=0))
+    # A whole number of batches, which is what a lap counts: the generator ends a pass with what is left.
+    images, masks = (baselines.cut(each[:-1], SIZE) for each in make_phantom(STACK, seed=0))
     model = baselines.keras_unet(base_width)
     model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
     model.fit(
