@@ -280,7 +280,7 @@ def data_without_terms(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (unmeasured, "reports/evaluate/metrics.json: found no such file, expected the outputs of a pipeline"),
+        (unmeasured, "reports/evaluate/metrics.json: found no such file, expected JSON"),
         (another_model, "models/unet.keras: found SHA-256"),
         (data_without_terms, "--licence: found none for cortex, expected the terms"),
     ],
