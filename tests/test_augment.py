@@ -10,7 +10,7 @@ def smooth_image(shape: tuple[int, int]) -> np.ndarray:
 
 
 def test_strength_zero_changes_nothing() -> None:
-    maps = augment.random_maps(4, 64, 0.0, np.random.default_rng(0))
+    maps = augment.random_maps(4, (64, 64), 0.0, np.random.default_rng(0))
     assert np.array_equal(maps, np.broadcast_to(np.eye(3), maps.shape))
     image = np.random.default_rng(0).random((8, 8, 1), dtype=np.float32)
     assert augment.vary_grey_values(image, 0.0, np.random.default_rng(0)) is image
@@ -18,7 +18,7 @@ def test_strength_zero_changes_nothing() -> None:
 
 def test_strength_one_has_the_seeds_ranges() -> None:
     size, count = 64, 4000
-    maps = augment.random_maps(count, size, 1.0, np.random.default_rng(0))
+    maps = augment.random_maps(count, (size, size), 1.0, np.random.default_rng(0))
     scale_x, scale_y = (np.linalg.norm(maps[:, :2, axis], axis=1) for axis in (0, 1))
     for scale in (scale_x, scale_y):
         assert scale.min() == pytest.approx(0.7, abs=0.01)
@@ -34,8 +34,8 @@ def test_strength_one_has_the_seeds_ranges() -> None:
 
 
 def test_half_strength_halves_the_ranges() -> None:
-    full = augment.random_maps(2000, 64, 1.0, np.random.default_rng(0))
-    half = augment.random_maps(2000, 64, 0.5, np.random.default_rng(0))
+    full = augment.random_maps(2000, (64, 64), 1.0, np.random.default_rng(0))
+    half = augment.random_maps(2000, (64, 64), 0.5, np.random.default_rng(0))
     spread = [np.abs(np.linalg.norm(maps[:, :2, 0], axis=1) - 1).max() for maps in (full, half)]
     assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-6)
 
@@ -49,8 +49,8 @@ def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
     size, shape = 64, (128, 160)
     image = smooth_image(shape)
     mask = (image > 0).astype(np.uint8)
-    for transform in (*augment.random_maps(6, size, 1.0, np.random.default_rng(5)), None):
-        crop = augment.Crop(corner, size, transform, shape)
+    for transform in (*augment.random_maps(6, (size, size), 1.0, np.random.default_rng(5)), None):
+        crop = augment.Crop(corner, (size, size), transform, shape)
         to_slice = np.array([[1, 0, corner[1]], [0, 1, corner[0]], [0, 0, 1]]) @ (
             np.eye(3) if transform is None else transform
         )
@@ -67,12 +67,12 @@ def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
 
 def test_a_crop_without_a_map_keeps_every_pixel() -> None:
     image = np.random.default_rng(0).integers(0, 4096, (100, 90), dtype=np.uint16)
-    assert np.array_equal(augment.Crop((20, 13), 64, None, image.shape).image(reader(image)), image[20:84, 13:77])
+    assert np.array_equal(augment.Crop((20, 13), (64, 64), None, image.shape).image(reader(image)), image[20:84, 13:77])
 
 
 def test_a_crop_larger_than_the_slice_reflects_it() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
-    crop = augment.Crop((-22, -17), 64, None, image.shape)
+    crop = augment.Crop((-22, -17), (64, 64), None, image.shape)
     assert np.array_equal(crop.image(reader(image))[22:42, 17:47], image)
     assert np.array_equal(crop.image(reader(image))[2:22, 17:47], image[::-1])
 
@@ -80,7 +80,7 @@ def test_a_crop_larger_than_the_slice_reflects_it() -> None:
 def test_all_eight_turns_come_and_are_turns() -> None:
     square = np.arange(9).reshape(3, 3)
     rng = np.random.default_rng(0)
-    seen = {augment.random_turn(rng)(square).tobytes() for _ in range(200)}
+    seen = {augment.random_turn(square.shape, rng)(square).tobytes() for _ in range(200)}
     wanted = {
         each.tobytes() for turns in range(4) for each in (np.rot90(square, turns), np.rot90(square, turns)[:, ::-1])
     }

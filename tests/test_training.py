@@ -23,6 +23,7 @@ RECIPE = Recipe(
     resampled=0.5,
     intensity_strength=0.5,
     foreground=0.5,
+    planes=1,
     context=1,
     context_step=2,
     context_dropout=0.0,
@@ -49,8 +50,8 @@ def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
     plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0)
     dataset = training.TrainPatches(store.train, 8, plain)
     rng = np.random.default_rng(7)
-    (stack, z), (y, x) = dataset._place(rng)
-    image, mask = dataset._crop(np.random.default_rng(7))
+    stack, z, (y, x) = dataset._place(0, rng)
+    image, mask = dataset._crop(0, np.random.default_rng(7))
     box = (y, y + 64, x, x + 64)
     for channel, near in enumerate(volumes.neighbours(z, 1, 2, store.train.ranges[stack])):
         assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
@@ -86,7 +87,7 @@ def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
 
 def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
     dataset = training.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground=0.0))
-    corners = np.array([dataset._place(np.random.default_rng(seed))[1] for seed in range(400)])
+    corners = np.array([dataset._place(0, np.random.default_rng(seed))[2] for seed in range(400)])
     height, width = store.train.shapes[0][1:]
     assert corners.min(axis=0).tolist() == [0, 0]
     assert corners.max(axis=0).tolist() == [height - 64, width - 64]

@@ -31,7 +31,7 @@ Read = Callable[[tuple[int, int, int, int]], np.ndarray]
 cv2.setNumThreads(1)  # the cores belong to the training step
 
 
-def random_maps(count: int, size: int, strength: float, rng: np.random.Generator) -> np.ndarray:
+def random_maps(count: int, sides: tuple[int, int], strength: float, rng: np.random.Generator) -> np.ndarray:
     """Draw random affine maps about the centre of a crop.
 
     Flip, zoom, shear, shift and rotation are composed into one map, so that a crop is resampled once.
@@ -40,7 +40,7 @@ def random_maps(count: int, size: int, strength: float, rng: np.random.Generator
     ----------
     count
         Maps to draw.
-    size
+    sides
         Pixels of the crop along y and x.
     strength
         In [0, 1]: 0 gives the identity, 1 a rotation of up to 90 degrees, shifts of up to 0.3 of the crop, a shear of
@@ -57,7 +57,7 @@ def random_maps(count: int, size: int, strength: float, rng: np.random.Generator
         return rng.uniform(-limit, limit, count) * strength
 
     angle, shear = np.deg2rad(uniform(ROTATION)), np.deg2rad(uniform(SHEAR))
-    shift_x, shift_y = uniform(SHIFT) * size, uniform(SHIFT) * size
+    shift_x, shift_y = uniform(SHIFT) * sides[1], uniform(SHIFT) * sides[0]
     zoom_x, zoom_y = 1 + uniform(ZOOM), 1 + uniform(ZOOM)
     flip_x, flip_y = (np.where(rng.random(count) < FLIP * strength, -1.0, 1.0) for _ in "xy")
 
@@ -70,14 +70,14 @@ def random_maps(count: int, size: int, strength: float, rng: np.random.Generator
     translation = matrices((one, zero, shift_x), (zero, one, shift_y))
     shearing = matrices((np.cos(shear), zero, zero), (-np.sin(shear), one, zero))
     zoom_and_flip = matrices((zoom_x * flip_x, zero, zero), (zero, zoom_y * flip_y, zero))
-    centre = (size - 1) / 2
+    centre = (sides[1] - 1) / 2, (sides[0] - 1) / 2
     to_centre, back = np.eye(3), np.eye(3)
-    to_centre[:2, 2], back[:2, 2] = -centre, centre
+    to_centre[:2, 2], back[:2, 2] = np.negative(centre), centre
     return np.asarray(back @ rotation @ translation @ shearing @ zoom_and_flip @ to_centre)
 
 
 class Crop:
-    """A square crop of a slice, seen through an affine map: one map for images and mask.
+    """A rectangular crop of a slice, seen through an affine map: one map for images and mask.
 
     Only the part of the slice that the map reaches is read. What lies outside the slice is its reflection
     (``d c b a | a b c d | d c b a``).
@@ -86,7 +86,7 @@ class Crop:
     ----------
     corner
         y and x of the crop's first pixel in the slice, where the map is the identity.
-    size
+    sides
         Pixels of the crop along y and x.
     transform
         (3, 3), from ``(x, y, 1)`` of the crop to where in the crop its pixel comes from, as `random_maps` draws it;
@@ -96,10 +96,11 @@ class Crop:
     """
 
     def __init__(
-        self, corner: tuple[int, int], size: int, transform: np.ndarray | None, shape: tuple[int, int]
+        self, corner: tuple[int, int], sides: tuple[int, int], transform: np.ndarray | None, shape: tuple[int, int]
     ) -> None:
-        self.size, self._resampled = size, transform is not None
-        ends = np.array([[0, 0, 1], [0, size - 1, 1], [size - 1, 0, 1], [size - 1, size - 1, 1]], float).T
+        self.sides, self._resampled = sides, transform is not None
+        bottom, right = sides[0] - 1, sides[1] - 1
+        ends = np.array([[0, 0, 1], [0, bottom, 1], [right, 0, 1], [right, bottom, 1]], float).T
         moved = np.eye(3)
         moved[:2, 2] = corner[1], corner[0]
         to_slice = moved if transform is None else moved @ transform
@@ -119,30 +120,31 @@ class Crop:
         return max(low, 0), min(high, length)
 
     def image(self, read: Read) -> np.ndarray:
-        """Return the crop of an image, (size, size), bilinear, in the dtype of the slice."""
+        """Return the crop of an image, (Y, X), bilinear, in the dtype of the slice."""
         return self._sample(read, cv2.INTER_LINEAR)
 
     def mask(self, read: Read) -> np.ndarray:
-        """Return the crop of a mask, (size, size), by nearest neighbour: no values but those of the slice."""
+        """Return the crop of a mask, (Y, X), by nearest neighbour: no values but those of the slice."""
         return self._sample(read, cv2.INTER_NEAREST)
 
     def _sample(self, read: Read, interpolation: int) -> np.ndarray:
         # A whole shift is exact under either interpolation, so unresampled crops keep their pixels.
         flags = (interpolation if self._resampled else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
-        size = (self.size, self.size)
         part = read(self.box)
-        return np.asarray(cv2.warpAffine(part, self._to_box, size, flags=flags, borderMode=cv2.BORDER_REFLECT))
+        return np.asarray(cv2.warpAffine(part, self._to_box, self.sides[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT))
 
 
-def random_turn(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """Draw one of the eight symmetries of a square: a quarter turn and perhaps a flip, which resample nothing.
+def random_turn(sides: tuple[int, int], rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw one of the eight symmetries of a square, or of the four of a rectangle, which resample nothing.
 
-    The function returned takes (Y, X) or (Y, X, C) with Y = X and returns a view of it.
+    The function returned takes (Y, X) or (Y, X, C) with these sides and returns a view of it.
     """
     turns, flipped = int(rng.integers(4)), rng.random() < 0.5
+    if sides[0] != sides[1]:
+        turns -= turns % 2  # a quarter turn would exchange them
 
-    def turn(square: np.ndarray) -> np.ndarray:
-        turned = np.rot90(square, turns)
+    def turn(image: np.ndarray) -> np.ndarray:
+        turned = np.rot90(image, turns)
         return turned[:, ::-1] if flipped else turned
 
     return turn

@@ -124,6 +124,7 @@ class Train(Section):
     resampled: Fraction
     intensity_strength: Fraction
     foreground: Fraction
+    planes: Literal[1, 3]
     context: Annotated[int, Field(ge=0, le=8)]
     context_step: Positive
     context_dropout: Fraction

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from patchify import patchify
@@ -212,21 +212,45 @@ class Patches:
 
     def image(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
         """Return a slice, or the box ``y0, y1, x0, x1`` of it, (Y, X) as stored."""
-        return self._put_together(self.images, stack, z, box)
+        return self._put_together(self.images, stack, range(z, z + 1), box)[0]
 
     def mask(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
         """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
-        return self._put_together(self.masks, stack, z, box)
+        return self._put_together(self.masks, stack, range(z, z + 1), box)[0]
 
-    def _put_together(self, patches: np.ndarray, stack: int, z: int, box: Box | None) -> np.ndarray:
+    def section(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
+        """Return a box of a section through the slices that this side holds of a stack, as stored.
+
+        Parameters
+        ----------
+        kind
+            What is cut.
+        stack
+            Which stack.
+        axis, place
+            What the section is perpendicular to, and where: 0 gives (Y, X), 1 gives (Z, X) and 2 gives (Z, Y). Places
+            along z count from the first slice held.
+        box
+            First and past-the-end voxel along the two axes of the section.
+        """
+        sides = [box[:2], box[2:]]
+        sides.insert(axis, (place, place + 1))
+        (z0, z1), rows, columns = sides
+        slices = self.ranges[stack][z0:z1]
+        return self._put_together(getattr(self, kind), stack, slices, (*rows, *columns)).take(0, axis)
+
+    def _put_together(self, patches: np.ndarray, stack: int, slices: range, box: Box | None) -> np.ndarray:
+        """Return a box of consecutive slices, (Z, Y, X), from the patches that own its voxels."""
         height, width = self.shapes[stack][1:]
         y0, y1, x0, x1 = box or (0, height, 0, width)
         rows, columns = Axis(height, self.size, self.step), Axis(width, self.size, self.step)
-        whole = np.empty((y1 - y0, x1 - x0), patches.dtype)
+        whole = np.empty((len(slices), y1 - y0, x1 - x0), patches.dtype)
+        per_slice = len(rows.starts) * len(columns.starts)
         for i, from_y, to_y in rows.pieces(y0, y1):
             for j, from_x, to_x in columns.pieces(x0, x1):
-                row = self._first_row[stack, z] + i * len(columns.starts) + j
-                whole[to_y, to_x] = patches[row, from_y, from_x]
+                first = self._first_row[stack, slices.start] + i * len(columns.starts) + j
+                last = first + (len(slices) - 1) * per_slice
+                whole[:, to_y, to_x] = patches[first : last + 1 : per_slice, from_y, from_x]
         return whole
 
     @cached_property

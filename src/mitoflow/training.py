@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mitoflow import augment, losses, unet, workspace
 from mitoflow.errors import InputError
-from mitoflow.patches import Patches, PatchStore, SliceId
+from mitoflow.patches import Patches, PatchStore
 from mitoflow.volumes import neighbours, to_unit
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
@@ -42,6 +42,7 @@ class Recipe:
     resampled: float
     intensity_strength: float
     foreground: float
+    planes: Literal[1, 3]
     context: int
     context_step: int
     context_dropout: float
@@ -94,62 +95,95 @@ def feeding(devices: int) -> dict[str, int]:
 class TrainPatches(keras.utils.PyDataset):
     """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
 
+    With three planes every second and third batch is of sections perpendicular to y and to x, which one network learns
+    like the slices. A stack is seldom as deep as a patch is high, so these crops are as high as the deepest stack
+    allows, and a batch has as many more of them as they are smaller.
+
     A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
     one would have seen; whoever trains sets `epoch`.
 
-    A batch is images (N, size, size, 2 context + 1) float32 in [0, 1] and masks (N, size, size, 1) float32 in {0, 1}.
+    A batch is images (N, Y, X, 2 context + 1) float32 in [0, 1] and masks (N, Y, X, 1) float32 in {0, 1}; of slices,
+    N is the batch size, and Y and X are that of a patch.
+
+    Raises
+    ------
+    InputError
+        Three planes are asked for, and no stack is deep enough for the network to see a section.
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
-        self._pixels = patches.foreground().cumsum()
+        divisor, depths = 1 << recipe.depth, {stack: len(held) for stack, held in patches.ranges.items()}
+        deepest = max(depths.values())
+        if recipe.planes == 3 and deepest < divisor:
+            found = f"3, and stacks of at most {deepest} training slices"
+            raise InputError("train.planes", found, f"{divisor} slices for sections through them", "set it to 1")
+        self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
+        # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for sections.
+        deep, foreground = [depths[stack] >= divisor for stack in patches.index[:, 0].tolist()], patches.foreground()
+        self._rows = np.arange(len(patches)), np.flatnonzero(deep)
+        self._pixels = tuple(foreground[rows].cumsum() for rows in self._rows)
 
     def __len__(self) -> int:
         return -(-self.recipe.patches_per_epoch // self.recipe.batch_size)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
-        crops = [self._crop(rng) for _ in range(self.recipe.batch_size)]
+        axis = step % self.recipe.planes
+        count = self.recipe.batch_size * self.patches.size // self._sides[axis > 0][0]
+        crops = [self._crop(axis, rng) for _ in range(count)]
         images, masks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
         return images, masks.astype(np.float32)
 
-    def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        size, strength = self.patches.size, self.recipe.augment_strength
-        (stack, z), corner = self._place(rng)
+    def _crop(self, axis: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a crop of a section perpendicular to an axis, and its mask."""
+        sides, strength = self._sides[axis > 0], self.recipe.augment_strength
+        stack, place, corner = self._place(axis, rng)
         resampled = rng.random() < self.recipe.resampled and strength > 0
-        transform = augment.random_maps(1, size, strength, rng)[0] if resampled else None
-        crop = augment.Crop(corner, size, transform, self.patches.shapes[stack][1:])
-        near = neighbours(z, self.recipe.context, self.recipe.context_step, self.patches.ranges[stack])
+        transform = augment.random_maps(1, sides, strength, rng)[0] if resampled else None
+        length, *shape = self._turned(stack, axis)
+        crop = augment.Crop(corner, sides, transform, (shape[0], shape[1]))
+        near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
         if rng.random() < self.recipe.context_dropout:
-            near = [z] * len(near)
-        images = [crop.image(functools.partial(self.patches.image, stack, place)) for place in near]
+            near = [place] * len(near)
+        images = [crop.image(functools.partial(self.patches.section, "images", stack, axis, at)) for at in near]
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
-        mask = crop.mask(functools.partial(self.patches.mask, stack, z))[..., None]
+        mask = crop.mask(functools.partial(self.patches.section, "masks", stack, axis, place))[..., None]
         if strength > 0:
-            turn = augment.random_turn(rng)
+            turn = augment.random_turn(sides, rng)
             image, mask = turn(image), turn(mask)
             if rng.random() < 0.5:  # no end of a stack is the upper one
                 image = image[..., ::-1]
         return augment.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
 
-    def _place(self, rng: np.random.Generator) -> tuple[SliceId, tuple[int, int]]:
-        """Draw a slice and the corner of a crop that holds a pixel drawn from the foreground, or from anywhere."""
-        on_foreground = self._pixels[-1] > 0 and rng.random() < self.recipe.foreground
+    def _turned(self, stack: int, axis: int) -> tuple[int, ...]:
+        """Return how many sections perpendicular to an axis the slices held of a stack give, and their shape."""
+        shape = [len(self.patches.ranges[stack]), *self.patches.shapes[stack][1:]]
+        return shape.pop(axis), *shape
+
+    def _place(self, axis: int, rng: np.random.Generator) -> tuple[int, int, tuple[int, int]]:
+        """Draw a stack, a section of it, and the corner there of a crop that holds a voxel drawn at random.
+
+        The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held.
+        """
+        rows, pixels = self._rows[axis > 0], self._pixels[axis > 0]
+        on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground
         if on_foreground:
-            row = int(np.searchsorted(self._pixels, rng.integers(self._pixels[-1]), side="right"))
+            row = rows[np.searchsorted(pixels, rng.integers(pixels[-1]), side="right")]
         else:
-            row = int(rng.integers(len(self.patches)))
+            row = rows[rng.integers(len(rows))]
         stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
         owned = self.patches.masks[row, y0:y1, x0:x1]
         places = np.flatnonzero(owned) if on_foreground else range(owned.size)
         inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
-        size = self.patches.size
-        corner = np.array([y + y0, x + x0]) + inside - rng.integers(size // 8, size - size // 8, 2)
-        # Where the slice is large enough, a crop lies inside it; where it is smaller, around it.
-        room = np.array(self.patches.shapes[stack][1:]) - size
+        voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
+        place, sides = voxel.pop(axis), np.array(self._sides[axis > 0])
+        corner = voxel - rng.integers(sides // 8, sides - sides // 8)
+        # Where the section is large enough, a crop lies inside it; where it is smaller, around it.
+        room = np.array(self._turned(stack, axis)[1:]) - sides
         corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
-        return (stack, z), (int(corner[0]), int(corner[1]))
+        return stack, place, (int(corner[0]), int(corner[1]))
 
 
 class ValidationPatches(keras.utils.PyDataset):
