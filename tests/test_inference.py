@@ -242,3 +242,49 @@ def test_slices_are_read_once_and_few_at_a_time(model: keras.Model, stack: np.nd
     for _ in predictor.stream(tell, range(7)):
         given += 1
     assert read == list(range(7))
+
+
+CUBE = np.random.default_rng(3).integers(0, 256, (24, 40, 52), dtype=np.uint8)
+THREE = replace(SETTINGS, tile=32, overlap=8, context=1, context_step=2, planes=3)
+
+
+@pytest.fixture(scope="module")
+def contextual() -> keras.Model:
+    keras.utils.set_random_seed(2)
+    return unet.build_unet(depth=2, base_width=4, channels=3)
+
+
+def test_in_three_planes_a_voxel_gets_the_mean_over_its_three_sections(contextual: keras.Model) -> None:
+    slices = Predictor(contextual, replace(THREE, planes=1))
+    sections = [np.moveaxis(slices.probabilities(np.moveaxis(CUBE, axis, 0)), 0, axis) for axis in range(3)]
+    found = Predictor(contextual, THREE).probabilities(CUBE)
+    assert np.abs(sections[1] - sections[0]).max() > 0.01
+    np.testing.assert_allclose(found, np.mean(sections, axis=0), atol=1e-3)  # the sum of two is kept in float16
+
+
+@pytest.mark.parametrize("box", [(0, 40, 0, 52), (0, 17, 30, 52), (9, 10, 0, 31), (33, 40, 5, 6)])
+def test_a_part_in_three_planes_is_what_it_is_in_the_whole(
+    contextual: keras.Model, box: tuple[int, int, int, int]
+) -> None:
+    predictor = Predictor(contextual, replace(THREE, median=3))
+    whole = predictor.probabilities(CUBE)
+    region, shares = predictor.region(CUBE.shape[1:], box), []
+    (top, bottom, left, right), (y0, y1, x0, x1) = region.source, box
+
+    def read(z: int) -> np.ndarray:
+        return CUBE[z, top:bottom, left:right]
+
+    part = np.stack([*predictor.stream(read, range(24), range(5, 19), region, shares.append)])
+    np.testing.assert_allclose(part, whole[5:19, y0:y1, x0:x1], atol=1e-3)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_what_is_too_shallow_or_too_large_has_no_sections(
+    contextual: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices, three = Predictor(contextual, replace(THREE, planes=1)), Predictor(contextual, THREE)
+    assert np.array_equal(three.probabilities(CUBE[:3]), slices.probabilities(CUBE[:3]))
+    assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
+    monkeypatch.setattr("mitoflow.inference.LARGEST", CUBE.size - 1)
+    assert np.array_equal(three.probabilities(CUBE), slices.probabilities(CUBE))

@@ -63,6 +63,18 @@ def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
     assert runs == [[8, 16], [40, 48, 56]]
 
 
+def test_what_is_done_in_three_planes_adds_up_to_the_voxels() -> None:
+    told: list[int] = []
+    done = jobs.Done(3 * 7, told.append)
+    for place in range(1, 6):
+        done.sections(place / 5)
+    assert sum(told) == 14
+    for _ in range(3):
+        done.slice(7)
+    assert sum(told) == 21
+    assert min(told) >= 0
+
+
 def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
     """Only the slices that a map needs are held: a stack of any depth, of which each slice is read twice at most."""
     reads: list[int] = []

@@ -79,6 +79,39 @@ def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: f
     assert masks.mean() > 0
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
+    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0, planes=3)
+    dataset = training.TrainPatches(store.train, 8, plain)
+    stack, place, (row, column) = dataset._place(axis, np.random.default_rng(7))
+    image, mask = dataset._crop(axis, np.random.default_rng(7))
+    held = store.train.ranges[stack]
+    whole, truth = (np.stack([get(stack, z) for z in held]) for get in (store.train.image, store.train.mask))
+    height = len(held) // 4 * 4
+    assert mask.shape == (height, 64, 1)
+    box = slice(row, row + height), slice(column, column + 64)
+    for channel, near in enumerate(volumes.neighbours(place, 1, 2, range(whole.shape[axis]))):
+        assert np.array_equal(image[..., channel], whole.take(near, axis)[box] / np.float32(255))
+    assert np.array_equal(mask[..., 0], truth.take(place, axis)[box])
+
+
+def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, planes=3)
+    dataset = training.TrainPatches(store.train, 8, recipe)
+    height = dataset[1][0].shape[1]
+    assert height < 64
+    shapes = [dataset[step][0].shape[:3] for step in range(4)]
+    assert shapes == [(4, 64, 64), (4 * 64 // height, height, 64), (4 * 64 // height, height, 64), (4, 64, 64)]
+    fitted = training.fit(store, dataclasses.replace(recipe, epochs=1))
+    assert fitted.model.input_shape[-1] == 3
+
+
+def test_stacks_without_sections_are_told(store: PatchStore) -> None:
+    shallow = dataclasses.replace(RECIPE, planes=3, depth=6)
+    with pytest.raises(InputError, match="train.planes: found 3"):
+        training.TrainPatches(store.train, 8, shallow)
+
+
 def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
     recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground=1.0, batch_size=64)
     _, masks = training.TrainPatches(store.train, 8, recipe)[0]

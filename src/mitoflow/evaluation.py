@@ -27,16 +27,36 @@ class Choice:
     dice: float
 
 
-def choose(predictor: Predictor, validation: patches.Patches, medians: Sequence[int]) -> Choice:
+def choose(
+    predictor: Predictor,
+    validation: patches.Patches,
+    medians: Sequence[int],
+    stacks: Sequence[volumes.Stack] | None = None,
+) -> Choice:
     """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
 
     Every slice is predicted once, whatever the number of `medians`; of equals, the first is chosen.
+
+    Parameters
+    ----------
+    predictor
+        The model.
+    validation
+        The slices that count.
+    medians
+        Windows along z to choose from.
+    stacks
+        The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
+        does in use. Without them it sees the validation slices alone.
     """
     histograms = [ProbabilityHistogram() for _ in medians]
     total = sum(len(held) for held in validation.ranges.values())
     with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
-            maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
+            if stacks is None:
+                maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
+            else:
+                maps = predictor.stream_unfiltered(stacks[stack].slice, range(stacks[stack].shape[0]), held)
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
             for z, candidates in zip(held, zip(*filtered, strict=True), strict=True):
                 truth = validation.mask(stack, z)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mitoflow.patches import Box  # the registered model runs without what cuts patches
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
+LARGEST = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 #: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
@@ -32,6 +33,8 @@ VIEWS = {
     8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
 }
 
+#: Told which share, in [0, 1], of the sections along y and x is predicted.
+OnSections = Callable[[float], object]
 #: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]
 
@@ -56,6 +59,9 @@ class Settings:
         Symmetries of a tile whose predictions are averaged: 1 as it is, 4 with its flips, 8 with quarter turns too.
     median
         Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
+    planes
+        3 where the probability of a voxel is the mean over the three sections through it, perpendicular to z, y and x;
+        1 where that of its slice is taken.
     """
 
     bit_depth: int
@@ -67,6 +73,7 @@ class Settings:
     context_step: int = 1
     views: int = 1
     median: int = 1
+    planes: int = 1
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
@@ -86,9 +93,17 @@ class Settings:
             raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
         return settings
 
+    def planes_of(self, shape: tuple[int, int, int]) -> int:
+        """Return in how many planes a stack of `shape` (Z, Y, X) is predicted.
+
+        As many as `planes` says; but one where the stack is not as deep as the network must see, or is larger than
+        `LARGEST`.
+        """
+        return self.planes if shape[0] >= self.divisor and math.prod(shape) <= LARGEST else 1
+
     def wrong(self) -> str | None:
         """Return the name of a value that no inference can work with."""
-        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "views", "median")
+        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "views", "median", "planes")
         checks = {
             **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
             "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
@@ -101,6 +116,7 @@ class Settings:
                 "context_step": self.context_step >= 1,
                 "views": self.views in VIEWS,
                 "median": self.median % 2 == 1,
+                "planes": self.planes in (1, 3),
             }
         return next((name for name, is_right in checks.items() if not is_right), None)
 
@@ -140,16 +156,22 @@ class Span:
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a slice, by the tiles that reach into it along y and along x; `Predictor.region` makes it."""
+    """A box of a slice, by the tiles that reach into it along y and along x; `Predictor.region` makes it.
+
+    Attributes
+    ----------
+    rows, columns
+        The tiles along each axis.
+    shape
+        (Y, X) of the slice.
+    source
+        The box of the slice that it is predicted from.
+    """
 
     rows: Span
     columns: Span
-
-    @property
-    def source(self) -> Box:
-        """The box of the slice that it is predicted from."""
-        rows, columns = self.rows.pixels, self.columns.pixels
-        return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
+    shape: tuple[int, int]
+    source: Box
 
 
 class Predictor:
@@ -162,6 +184,14 @@ class Predictor:
 
     A box of a slice is predicted from the tiles of the whole slice that reach into it, and from no other pixels. So it
     makes no difference in how many boxes a slice is predicted.
+
+    With three planes the sections perpendicular to y and to x are predicted as slices are, and a voxel gets the mean of
+    the three. The network sees each structure from three sides, and errors that depend on the side average out; voxels
+    must be about as long as they are wide. See `Settings.planes_of`.
+
+    Source: Prasoon et al., "Deep Feature Learning for Knee Cartilage Segmentation Using a Triplanar Convolutional
+    Neural Network", MICCAI 2013; Conrad and Narayan, "Instance segmentation of mitochondria in electron microscopy
+    images with a generalist deep learning model trained on a diverse dataset", Cell Systems 14(1), 2023.
 
     Parameters
     ----------
@@ -200,13 +230,30 @@ class Predictor:
 
     def region(self, shape: tuple[int, ...], box: Box | None = None) -> Region:
         """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""
-        y0, y1, x0, x1 = box or (0, shape[0], 0, shape[1])
-        return Region(self._span(shape[0], y0, y1), self._span(shape[1], x0, x1))
+        height, width = shape
+        y0, y1, x0, x1 = box or (0, height, 0, width)
+        rows, columns = self._span(height, y0, y1), self._span(width, x0, x1)
+        # A section sees its neighbours too, which may lie further out than any tile of a slice.
+        near = self.settings.context * self.settings.context_step if self.settings.planes == 3 else 0
+        source = (
+            max(0, min(int(rows.pixels.min()), y0 - near)),
+            min(height, max(int(rows.pixels.max()) + 1, y1 + near)),
+            max(0, min(int(columns.pixels.min()), x0 - near)),
+            min(width, max(int(columns.pixels.max()) + 1, x1 + near)),
+        )
+        return Region(rows, columns, (height, width), source)
 
     def stream(
-        self, read: Read, held: range, wanted: range | None = None, region: Region | None = None
+        self,
+        read: Read,
+        held: range,
+        wanted: range | None = None,
+        region: Region | None = None,
+        on_sections: OnSections | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
+
+        In three planes, the sections are predicted before the first map comes.
 
         Parameters
         ----------
@@ -218,26 +265,82 @@ class Predictor:
             The consecutive slices to predict, which see those around them all the same; without it all.
         region
             The box of the slices to predict; without it they are predicted as a whole.
+        on_sections
+            See `OnSections`.
         """
         wanted = held if wanted is None else wanted
         half = self.settings.median // 2
         near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
-        maps = median_along_z(self.stream_unfiltered(read, held, near, region), self.settings.median)
+        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_sections), self.settings.median)
         first = wanted.start - near.start
         return islice(maps, first, first + len(wanted))
 
     def stream_unfiltered(
-        self, read: Read, held: range, wanted: range | None = None, region: Region | None = None
+        self,
+        read: Read,
+        held: range,
+        wanted: range | None = None,
+        region: Region | None = None,
+        on_sections: OnSections | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
+        wanted = held if wanted is None else wanted
+        if not wanted:
+            return
+        region = region or self.region(_slice(read(held.start)).shape)
+        if self.settings.planes_of((len(held), *region.shape)) == 1:
+            yield from self._slices(read, held, wanted, region)
+            return
+        volume = np.stack([self._checked(_slice(read(z))) for z in held])
+        sections = self._sections(
+            volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_sections
+        )
+        slices = self._slices(lambda z: volume[z - held.start], held, wanted, region)
+        for section, probability in zip(sections, slices, strict=True):
+            yield (section + probability) / 3
+
+    def _sections(
+        self, volume: np.ndarray, wanted: range, region: Region, on_sections: OnSections | None
+    ) -> np.ndarray:
+        """Return the sum of the maps of the sections perpendicular to y and to x, (Z, Y, X) float16 in [0, 2].
+
+        Parameters
+        ----------
+        volume
+            (Z, Y, X): the source of `region` in every slice of the stack.
+        wanted
+            The slices that are wanted, counted from the first one.
+        region
+            The box of these slices.
+        on_sections
+            See `OnSections`.
+        """
+        along_z = self._span(len(volume), wanted.start, wanted.stop)
+        spans, starts = (region.rows, region.columns), (region.source[0], region.source[2])
+        total = np.zeros((len(wanted), *(span.high - span.low for span in spans)), np.float16)
+        count, done = sum(total.shape[1:]), 0
+        for axis, (span, start, length) in enumerate(zip(spans, starts, region.shape, strict=True), start=1):
+            other, left = spans[2 - axis], starts[2 - axis]
+            section = Region(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
+            seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
+            for place in range(span.low, span.high):
+                near = volumes.neighbours(place, self.settings.context, self.settings.context_step, range(length))
+                summed[place - span.low] += self._blend([seen[each - start] for each in near], section)
+                done += 1
+                if on_sections:
+                    on_sections(done / count)
+        return total
+
+    def _slices(self, read: Read, held: range, wanted: range, region: Region) -> Iterator[np.ndarray]:
+        """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
-        for z in held if wanted is None else wanted:
+        for z in wanted:
             near = volumes.neighbours(z, self.settings.context, self.settings.context_step, held)
             # Each slice is read once, and stays as long as a later one needs it.
             window = {place: image for place, image in window.items() if place >= near[0]}
             window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
             images = [window[place] for place in near]
-            yield self._blend(images, region or self.region(images[0].shape))
+            yield self._blend(images, region)
 
     def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).

@@ -155,6 +155,7 @@ class Evaluate(Section):
     tile: Annotated[int, Field(ge=64)]
     overlap: Annotated[int, Field(ge=0)]
     views: Literal[1, 4, 8]
+    planes: Literal[1, 3]
     medians: Annotated[list[Odd], Field(min_length=1)]
     resamples: Positive
     block: Positive
@@ -190,6 +191,8 @@ class Params(Section):
             if size % 2**depth:
                 needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
                 raise ValueError(f"{key} {size} is not divisible by {needed}")
+        if self.evaluate.planes > self.train.planes:
+            raise ValueError(f"evaluate.planes {self.evaluate.planes} needs a network trained on them: train.planes 3")
         return self
 
 

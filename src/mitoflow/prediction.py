@@ -17,6 +17,7 @@ from mitoflow import (
     __version__,
     domain,
     figures,
+    inference,
     jobs,
     measurements,
     ome,
@@ -28,7 +29,7 @@ from mitoflow import (
 from mitoflow.blocks import Region, Shape, shape_of
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor
+from mitoflow.inference import Predictor, Settings
 from mitoflow.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.measurements import Measurements
 from mitoflow.partial import Partial
@@ -41,6 +42,7 @@ SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
 TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
 Voxels = zarr.Array[Any] | np.ndarray
+ISOTROPIC = 1.5  # the longest side of a voxel over its shortest, up to which sections look like slices
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
@@ -186,6 +188,8 @@ def predict(
     )
     scan = job.seen(whole)
     _compare(scan, request, model, tell)
+    settings = replace(settings, planes=_planes(scan, request, settings, tell))
+    job = replace(job, settings=settings)
     places = part.place[-len(whole.axes) :]
     origin = tuple(place.start for place in places)
     lineage = {
@@ -294,6 +298,20 @@ def _compare(scan: Scan, request: Request, model: trained.TrainedModel, tell: Ca
         seen = [volumes.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
         if found := domain.differences(known, domain.look_at(seen, scan.spacing)):
             tell(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
+
+
+def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[str], object]) -> int:
+    """Return in how many planes a scan is predicted, and tell why where that is not what the model would."""
+    if settings.planes == 1 or scan.shape[0] == 1:
+        return 1
+    if {*"zyx"} <= scan.spacing.keys() and max(scan.spacing.values()) > ISOTROPIC * min(scan.spacing.values()):
+        why = "voxels that are not about as long as they are wide"
+    elif settings.planes_of(scan.shape) == 1:
+        why = f"fewer than {settings.divisor} slices or more than {inference.LARGEST // 10**6} million voxels"
+    else:
+        return settings.planes
+    tell(f"note: {request.source} has {why}: predicted from its slices alone, without the sections along y and x")
+    return 1
 
 
 def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:

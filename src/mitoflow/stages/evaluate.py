@@ -65,10 +65,12 @@ def main() -> None:
         tile=settings.evaluate.tile,
         overlap=settings.evaluate.overlap,
         views=settings.evaluate.views,
+        planes=settings.evaluate.planes,
         threshold=0.5,
     )
     with tracking.start("evaluate", "evaluate", key=tracking.producer(MODEL)) as run:
-        chosen = evaluation.choose(Predictor(model, inference), store.validation, settings.evaluate.medians)
+        stacks = [pair.image for pair in volumes.read_pairs(DATA / "train")]
+        chosen = evaluation.choose(Predictor(model, inference), store.validation, settings.evaluate.medians, stacks)
         threshold = chosen.threshold
         inference = dataclasses.replace(inference, threshold=threshold, median=chosen.median)
         predictor = Predictor(model, inference)
