@@ -131,7 +131,9 @@ class Crop:
         # A whole shift is exact under either interpolation, so unresampled crops keep their pixels.
         flags = (interpolation if self._resampled else cv2.INTER_NEAREST) | cv2.WARP_INVERSE_MAP
         part = read(self.box)
-        return np.asarray(cv2.warpAffine(part, self._to_box, self.sides[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT))
+        return np.asarray(
+            cv2.warpAffine(part, self._to_box, self.sides[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT)
+        )
 
 
 def random_turn(sides: tuple[int, int], rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:

@@ -212,11 +212,11 @@ class Patches:
 
     def image(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
         """Return a slice, or the box ``y0, y1, x0, x1`` of it, (Y, X) as stored."""
-        return self._put_together(self.images, stack, range(z, z + 1), box)[0]
+        return np.asarray(self._put_together(self.images, stack, range(z, z + 1), box)[0])
 
     def mask(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
         """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
-        return self._put_together(self.masks, stack, range(z, z + 1), box)[0]
+        return np.asarray(self._put_together(self.masks, stack, range(z, z + 1), box)[0])
 
     def section(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
         """Return a box of a section through the slices that this side holds of a stack, as stored.
@@ -237,7 +237,7 @@ class Patches:
         sides.insert(axis, (place, place + 1))
         (z0, z1), rows, columns = sides
         slices = self.ranges[stack][z0:z1]
-        return self._put_together(getattr(self, kind), stack, slices, (*rows, *columns)).take(0, axis)
+        return np.asarray(self._put_together(getattr(self, kind), stack, slices, (*rows, *columns)).take(0, axis))
 
     def _put_together(self, patches: np.ndarray, stack: int, slices: range, box: Box | None) -> np.ndarray:
         """Return a box of consecutive slices, (Z, Y, X), from the patches that own its voxels."""
