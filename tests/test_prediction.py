@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -116,6 +117,37 @@ def test_outputs_are_what_the_model_says(
     np.testing.assert_array_equal(mask, np.where(probability >= threshold, 255, 0))
     assert mask.dtype == np.uint8
     assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
+
+
+def test_three_planes_are_taken_where_the_stack_allows_it(
+    say: Say, probabilities: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same from one process and from several, of a part and of the whole; and a line where it is not possible."""
+    monkeypatch.setattr(ome, "CHUNK", 32)
+    monkeypatch.setattr(jobs, "SIDE", 64)
+    monkeypatch.setattr(ome, "TILE", 16)
+    settings = replace(Settings.read(Path("model/inference.yaml")), planes=3)
+    settings.write(Path("model/inference.yaml"))
+    wanted = Predictor.load(Path("model/unet.keras"), Path("model/inference.yaml")).probabilities(STACK)
+    assert np.abs(wanted - probabilities).max() > 0.01
+    for asked, part in (
+        ((), np.s_[:]),
+        (("--workers", "2"), np.s_[:]),
+        (("--roi", "3:21,10:75,7:90"), np.s_[3:21, 10:75, 7:90]),
+    ):
+        code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
+        assert (code, "sections" in err) == (0, False)
+        np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), wanted[part], atol=1e-3)
+    for asked, why in (
+        (("--voxel-size", "30,4,5"), "voxels that are not about as long as they are wide"),
+        ((), "fewer than 2 slices or more than 0 million voxels"),
+    ):
+        if not asked:
+            monkeypatch.setattr("mitoflow.inference.LARGEST", STACK.size - 1)
+        code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
+        assert code == 0
+        assert f"note: cell.ome.tif has {why}: predicted from its slices alone" in err
+        np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), probabilities, atol=1e-5)
 
 
 def test_lineage_comes_with_every_output(say: Say, threshold: float) -> None:
