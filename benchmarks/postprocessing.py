@@ -1,7 +1,8 @@
 """What is done after the network is worth: `python -m benchmarks.postprocessing MODEL`, in a project with its patches/.
 
-Views that are averaged, the median along z, and the removal of small objects, of one model, on the validation slices
-alone. Every row has the threshold that is best for it. The test part stays closed.
+Sections that are averaged where the model knows them, views that are averaged, the median along z, and the removal of
+small objects, of one model, on the validation slices alone. Every row has the threshold that is best for it. The test
+part stays closed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import os
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,10 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow import instances, metrics, trained, workspace
+from mitoflow import instances, metrics, trained, volumes, workspace
 from mitoflow.inference import VIEWS, Predictor, median_along_z
 from mitoflow.metrics import ProbabilityHistogram
 from mitoflow.patches import Patches, PatchStore
+from mitoflow.stages import DATA
 
 RESULTS = Path(__file__).with_name("results") / "postprocessing.json"
 MEDIANS = (1, 3, 5, 7)
@@ -30,12 +31,13 @@ SMALLEST = (0, 500, 2_000, 8_000)  # voxels of a component that is kept
 Stack = tuple[np.ndarray, np.ndarray]  # truth {0, 1} and probability, (Z, Y, X)
 
 
-def predict(predictor: Predictor, validation: Patches) -> list[Stack]:
-    """Return truth and unfiltered probability of each validation stack."""
+def predict(predictor: Predictor, validation: Patches, images: list[volumes.Stack]) -> list[Stack]:
+    """Return truth and unfiltered probability of each validation stack, the end of one of `images`."""
     stacks = []
+    said = f"{predictor.settings.planes} planes, {predictor.settings.views} views"
     for stack, held in validation.ranges.items():
-        maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
-        probability = np.stack([*tqdm(maps, desc=f"{predictor.settings.views} views", total=len(held), unit="slice")])
+        maps = predictor.stream_unfiltered(images[stack].slice, range(images[stack].shape[0]), held)
+        probability = np.stack([*tqdm(maps, desc=said, total=len(held), unit="slice")])
         stacks.append((np.stack([validation.mask(stack, z) for z in held]), probability))
     return stacks
 
@@ -66,11 +68,12 @@ def main() -> None:
     options = parser.parse_args()
     validation = PatchStore.open(options.store).validation
     model = trained.find(options.model).predictor
+    images = [pair.image for pair in volumes.read_pairs(DATA / "train")]
     rows = []
-    for views in sorted(VIEWS):
-        settings = replace(model.settings, views=views)
+    for planes, views in [*((1, views) for views in sorted(VIEWS)), *([(3, 1)] if model.settings.planes == 3 else [])]:
+        settings = replace(model.settings, planes=planes, views=views)
         started = time.perf_counter()
-        stacks = predict(Predictor(model.model, settings), validation)
+        stacks = predict(Predictor(model.model, settings), validation, images)
         seconds = (time.perf_counter() - started) / sum(len(truth) for truth, _ in stacks)
         for median in MEDIANS:
             filtered = [(truth, np.stack([*median_along_z(iter(maps), median)])) for truth, maps in stacks]
@@ -78,13 +81,15 @@ def main() -> None:
             for smallest in SMALLEST if median == model.settings.median else (0,):
                 masks = [(truth, without_specks(maps >= threshold, smallest)) for truth, maps in filtered]
                 counts = sum(metrics.count(truth, mask).sum(0) for truth, mask in masks)
-                row = {"views": views, "median": median, "smallest": smallest, "threshold": threshold}
+                row = {"planes": planes, "views": views, "median": median, "smallest": smallest, "threshold": threshold}
                 rows.append(row | {"dice": round(float(metrics.dice(np.asarray(counts))), 4), "seconds": seconds})
     options.into.parent.mkdir(exist_ok=True)
     workspace.write_json(options.into, rows)
-    print("| views | median along z | smallest object | validation Dice | seconds a slice |\n|---|---|---|---|---|")
+    print("| planes | views | median along z | smallest object | validation Dice | seconds a slice |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['views']} | {row['median']} | {row['smallest']} | {row['dice']:.4f} | {row['seconds']:.2f} |")
+        cells = (row["planes"], row["views"], row["median"], row["smallest"])
+        print("|", *(f"{cell} |" for cell in cells), f"{row['dice']:.4f} | {row['seconds']:.2f} |")
 
 
 if __name__ == "__main__":
