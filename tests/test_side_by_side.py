@@ -33,6 +33,7 @@ from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 from mitoflow.side_by_side import compare
+from tests.parts import write_model
 
 MODEL, REPORTS = Path("models/unet.keras"), Path("reports/evaluate")
 PART, CONVENTIONS = Path("data/test"), Path("reports/validate/conventions.yaml")
@@ -192,3 +193,15 @@ def test_what_is_not_there_is_one_line(here: Path) -> None:
     with pytest.raises(InputError, match="main: found models that cannot be had"):
         side_by_side.find("main")
     (here / "hidden").rename(cache)
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, planes: int) -> None:
+    stack = np.random.default_rng(0).integers(0, 256, (6, 40, 48), np.uint8)
+    write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=32, overlap=8, threshold=0.5, planes=planes), stack)
+    predictor = Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
+    volumes.write_stack(tmp_path / "stack.tif", stack)
+    found = dict(side_by_side._predict(predictor, volumes.open_stack(tmp_path / "stack.tif"), [1, 4]))
+    wanted = predictor.masks(stack)
+    assert found.keys() == {1, 4}
+    assert all(0 < mask.mean() < 1 and np.mean(mask != wanted[z]) < 1e-3 for z, mask in found.items())

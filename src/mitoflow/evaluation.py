@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mitoflow import boundary, instances, metrics, patches, volumes
-from mitoflow.inference import Predictor, median_along_z
+from mitoflow.inference import OnSections, Predictor, median_along_z
 from mitoflow.metrics import Counts, Interval, ProbabilityHistogram
 from mitoflow.separation import separate
 
@@ -53,10 +54,9 @@ def choose(
     total = sum(len(held) for held in validation.ranges.values())
     with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
-            if stacks is None:
-                maps = predictor.stream_unfiltered(partial(validation.image, stack), held)
-            else:
-                maps = predictor.stream_unfiltered(stacks[stack].slice, range(stacks[stack].shape[0]), held)
+            whole = held if stacks is None else range(stacks[stack].shape[0])
+            read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
+            maps = predictor.stream_unfiltered(read, whole, held, on_sections=_sections())
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
             for z, candidates in zip(held, zip(*filtered, strict=True), strict=True):
                 truth = validation.mask(stack, z)
@@ -118,7 +118,8 @@ def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule,
         for pair in pairs:
             held = range(pair.image.shape[0])
             masks[pair.name] = np.empty(pair.image.shape, np.uint8)
-            for z, probability in zip(held, predictor.stream(pair.image.slice, held), strict=True):
+            maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
+            for z, probability in zip(held, maps, strict=True):
                 truth = volumes.binarise(pair.mask.slice(z), rule)
                 histogram.add(truth, probability)
                 masks[pair.name][z] = probability >= settings.threshold
@@ -135,11 +136,25 @@ def count(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule) -
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
-        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]))
+        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_sections=_sections())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             counts.append(metrics.count(volumes.binarise(truth, rule), probability >= predictor.settings.threshold))
             stacks.append(pair.name)
     return stacks, np.array(counts)
+
+
+def _sections() -> OnSections:
+    """Return what shows how far the sections of a stack are, where there are any."""
+    bar: tqdm[Any] | None = None
+
+    def show(share: float) -> None:
+        nonlocal bar
+        bar = bar or tqdm(desc="evaluate: sections", total=100, unit="%", leave=False)
+        bar.update(int(100 * share) - bar.n)
+        if share == 1:
+            bar.close()
+
+    return show
 
 
 def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, size: int) -> Counts:

@@ -323,7 +323,7 @@ def _seconds_per_megapixel(weights: Path) -> float:
         begun = time.perf_counter()
         predictor.probabilities(image)
         taken.append(time.perf_counter() - begun)
-    return min(taken) / (TIMED_SIDE**2 / 1e6)
+    return min(taken) * predictor.settings.planes / (TIMED_SIDE**2 / 1e6)  # a single slice has no sections
 
 
 def _size(challenger: Contender, largest: float) -> tuple[str, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mitoflow import registry, tracking, trained, volumes, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.errors import InputError
 from mitoflow.gate import Gate
+from mitoflow.inference import Predictor
 from mitoflow.report import ComparedSlice, SideBySide
 from mitoflow.trained import TrainedModel
 
@@ -201,13 +202,26 @@ def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) 
     """Let both predict slices of the test part, and no others than these and what they see around them."""
     rule = volumes.Conventions.read(conventions).mask_rule
     pairs = {pair.name: pair for pair in volumes.read_pairs(part)}
-    shown = []
-    for stack, z in (_place(a.evaluation, row) for row in rows):
-        pair = pairs[stack]
-        held, masks = range(pair.image.shape[0]), []
+    places = [_place(a.evaluation, row) for row in rows]
+    masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
+    for stack in dict.fromkeys(stack for stack, _ in places):
+        chosen = sorted(z for each, z in places if each == stack)
         for predictor in (a.model.predictor, b.model.predictor):
-            (probability,) = predictor.stream(pair.image.slice, held, range(z, z + 1))
-            masks.append((probability >= predictor.settings.threshold).astype(np.uint8))
-        truth = volumes.binarise(pair.mask.slice(z), rule)
-        shown.append(ComparedSlice(stack, z, pair.image.slice(z), truth, *masks))
+            for z, mask in _predict(predictor, pairs[stack].image, chosen):
+                masks[stack, z].append(mask)
+    shown = []
+    for stack, z in places:
+        truth = volumes.binarise(pairs[stack].mask.slice(z), rule)
+        shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
     return shown
+
+
+def _predict(predictor: Predictor, image: volumes.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the masks of slices, by ascending z."""
+    # Sections reach through all slices, so one pass over what lies between them costs less than one for each of them.
+    once = predictor.settings.planes_of(image.shape) == 3
+    runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
+    for run in runs:
+        for z, probability in zip(run, predictor.stream(image.slice, range(image.shape[0]), run), strict=True):
+            if z in chosen:
+                yield z, (probability >= predictor.settings.threshold).astype(np.uint8)
