@@ -20,6 +20,7 @@ SHARED = {
     "resampled": 0.0,
     "intensity_strength": 0.0,
     "foreground": 0.5,
+    "planes": 1,
     "context": 0,
     "context_step": 1,
     "context_dropout": 0.0,
