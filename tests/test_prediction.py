@@ -250,7 +250,9 @@ cli.main()
 
     predicted: list[Part] = []
     maps = jobs.Prediction.maps
-    monkeypatch.setattr(jobs.Prediction, "maps", lambda self, part: (predicted.append(part), maps(self, part))[1])
+    monkeypatch.setattr(
+        jobs.Prediction, "maps", lambda self, part, tell: (predicted.append(part), maps(self, part, tell))[1]
+    )
     assert say("cell.ome.tif", output)[0] == 0
     assert [part.slices for part in predicted] == [range(16, 26)]
     mask = zarr.open_array(f"{output}/0")[:] if ending == "ome.zarr" else tifffile.imread(output)

@@ -285,10 +285,9 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         wanted = held if wanted is None else wanted
-        if not wanted:
-            return
-        region = region or self.region(_slice(read(held.start)).shape)
-        if self.settings.planes_of((len(held), *region.shape)) == 1:
+        if region is None and wanted and self.settings.planes == 3:
+            region = self.region(_slice(read(held.start)).shape)
+        if region is None or self.settings.planes_of((len(held), *region.shape)) == 1:
             yield from self._slices(read, held, wanted, region)
             return
         volume = np.stack([self._checked(_slice(read(z))) for z in held])
@@ -331,7 +330,7 @@ class Predictor:
                     on_sections(done / count)
         return total
 
-    def _slices(self, read: Read, held: range, wanted: range, region: Region) -> Iterator[np.ndarray]:
+    def _slices(self, read: Read, held: range, wanted: range, region: Region | None) -> Iterator[np.ndarray]:
         """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
         for z in wanted:
@@ -340,7 +339,7 @@ class Predictor:
             window = {place: image for place, image in window.items() if place >= near[0]}
             window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
             images = [window[place] for place in near]
-            yield self._blend(images, region)
+            yield self._blend(images, region or self.region(images[0].shape))
 
     def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).
