@@ -161,29 +161,28 @@ class Work:
         for run in missing_runs(blocks, self.making.is_done):
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
-            settings, done = (
-                self.prediction.predictor.settings,
-                Done(math.prod((len(slices), y1 - y0, x1 - x0)), advance),
-            )
+            settings = self.prediction.predictor.settings
+            done = Done(sum(math.prod(block.shape) for block in run), settings.planes, advance)
             maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), done.sections)
             for block in run:
-                _write(self.arrays, block, maps, settings.threshold, done.slice if settings.planes == 3 else advance)
+                _write(self.arrays, block, maps, settings.threshold, done.slice)
                 self.making.mark(block.name)
 
 
 class Done:
-    """Tells how far a run in three planes is, in voxels: its sections are two thirds of the work, its slices one.
+    """Tells how far a run is, in voxels: in three planes its sections are two thirds of the work, its slices one.
 
     Parameters
     ----------
-    voxels
+    voxels, planes
         Of the run.
     advance
         Told voxels; together all of them, once sections and slices are done.
     """
 
-    def __init__(self, voxels: int, advance: Callable[[int], object]) -> None:
-        self._voxels, self._advance, self._share, self._seen, self._told = voxels, advance, 0.0, 0, 0
+    def __init__(self, voxels: int, planes: int, advance: Callable[[int], object]) -> None:
+        self._voxels, self._planes, self._advance = voxels, planes, advance
+        self._share, self._seen, self._told = 0.0, 0, 0
 
     def sections(self, share: float) -> None:
         """Take note of which share of the sections is predicted."""
@@ -196,7 +195,7 @@ class Done:
         self._tell()
 
     def _tell(self) -> None:
-        done = int(2 * self._voxels * self._share + self._seen) // 3
+        done = int((self._planes - 1) * self._voxels * self._share + self._seen) // self._planes
         self._advance(done - self._told)
         self._told = done
 
