@@ -39,12 +39,11 @@ def mitoflow(data: Path, lap: Lap) -> None:
     from mitoflow.patches import PatchStore
 
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    training_recipe = recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
     while True:
         pairs = volumes.read_pairs(data / "train")
         store = PatchStore.write(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
-        batches = training.TrainPatches(
-            store.train, store.bit_depth, recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
-        )
+        batches = training.TrainPatches(store.train, store.bit_depth, training_recipe)
         with ThreadPoolExecutor(batches.workers) as threads:
             for _ in threads.map(batches.__getitem__, range(len(batches))):
                 pass
