@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +173,7 @@ class Search:
 
     def here(self, objective: Objective) -> None:
         """Fit the trials in this process, one after the other."""
-        while trial := self._ask():
+        for trial in self._trials():
 
             def report(epoch: int, logs: Mapping[str, float], trial: optuna.Trial = trial) -> None:
                 self._report(trial, epoch, logs)
@@ -214,11 +215,13 @@ class Search:
         topic = f"trial-{uuid.uuid4().hex}"
         running: dict[str, tuple[optuna.Trial, Future]] = {}
         judged: set[str] = set()
+        trials, present, looked = self._trials(), 0, -PAUSE
         with self._progress() as bar, cluster.connected(address, workers) as client:
             client.subscribe_topic(topic, lambda event: news.put(Epoch(*event[1])))
             while True:
-                present = len(client.nthreads())
-                asked = self._ask() if len(running) < max(1, present) else None
+                if time.monotonic() - looked >= PAUSE:
+                    present, looked = len(client.nthreads()), time.monotonic()
+                asked = next(trials, None) if len(running) < max(1, present) else None
                 if asked:
                     arguments = (objective, topic, f"trial {asked.number}", asked.params)
                     future = client.submit(_attempt, *arguments, key=f"{topic}-{asked.number}", pure=False)
@@ -255,20 +258,19 @@ class Search:
         total, finished = self.settings.trials, len(finished_trials(self.study))
         return tqdm(desc="tune", total=total, initial=finished, unit="trial")
 
-    def _ask(self) -> optuna.Trial | None:
-        """Begin a trial, unless enough are finished or running."""
-        begun = len(self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
-        if begun >= self.settings.trials:
-            return None
-        seed = (self.settings.seed * 100_003 + begun) % 2**32
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=PRUNE_AFTER)
-        trial = self.study.ask()
+    def _trials(self) -> Iterator[optuna.Trial]:
+        """Begin one trial after another, until enough are finished or running."""
         rates, depths, strengths = self.settings.learning_rate, self.settings.depth, self.settings.augment_strength
-        trial.suggest_float("learning_rate", rates.low, rates.high, log=True)
-        trial.suggest_int("depth", depths.low, depths.high)
-        trial.suggest_float("augment_strength", strengths.low, strengths.high)
-        self.diary.began(trial.number, trial.params)
-        return trial
+        first = len(self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
+        for begun in range(first, self.settings.trials):
+            seed = (self.settings.seed * 100_003 + begun) % 2**32
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=PRUNE_AFTER)
+            trial = self.study.ask()
+            trial.suggest_float("learning_rate", rates.low, rates.high, log=True)
+            trial.suggest_int("depth", depths.low, depths.high)
+            trial.suggest_float("augment_strength", strengths.low, strengths.high)
+            self.diary.began(trial.number, trial.params)
+            yield trial
 
     def _report(self, trial: optuna.Trial, epoch: int, logs: Mapping[str, float]) -> None:
         self.diary.epoch(trial.number, epoch, logs)
