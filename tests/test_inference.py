@@ -136,6 +136,28 @@ def test_normalisation_goes_into_the_convolutions() -> None:
     assert 0 < np.sqrt(np.mean(error**2)) < 0.05 * exact.std()  # ten layers, of 8 significant bits each
 
 
+def test_a_normalisation_that_cannot_be_folded_is_kept() -> None:
+    inputs = keras.Input((None, None, 1))
+    rectified = keras.layers.Conv2D(3, 3, padding="same", activation="relu")(inputs)
+    shared = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.BatchNormalization()(rectified))
+    x = keras.layers.Concatenate()([shared, keras.layers.BatchNormalization()(shared)])
+    x = keras.layers.BatchNormalization(scale=False)(keras.layers.Conv2D(3, 1)(x))
+    network = keras.Model(inputs, keras.layers.Conv2D(1, 1)(x))
+    random = np.random.default_rng(0)
+    network.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in network.get_weights()])
+    images = random.random((2, 16, 16, 1), np.float32)
+    folded = fold_normalization(network)
+    np.testing.assert_allclose(folded.predict_on_batch(images), network.predict_on_batch(images), rtol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [20, 24, 32])
+def test_a_network_that_is_certain_stays_a_probability(overlap: int) -> None:
+    inputs = keras.Input((None, None, 1))
+    certain = keras.layers.Conv2D(1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(20))
+    predictor = Predictor(keras.Model(inputs, certain(inputs)), replace(SETTINGS, tile=128, overlap=overlap))
+    assert single(predictor, np.zeros((300, 310), np.uint8)).max() == 1
+
+
 def unet_of(policy: str) -> keras.Model:
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)

@@ -50,7 +50,7 @@ class Settings:
     divisor
         The U-Net takes sides that are divisible by this: ``2**depth``.
     tile, overlap
-        Largest side of a tile, and pixels on each of its sides that are blended with the neighbour.
+        Largest side of a tile, and half of the pixels that two neighbouring tiles share and blend.
     threshold
         Probability from which a pixel is mitochondrion.
     context, context_step
@@ -366,7 +366,7 @@ class Predictor:
             for place, tile in zip(batch, self._average(self._unit(tiles)), strict=True):
                 total[place] += np.outer(across, along) * tile
         weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
-        return total[rows.wanted, columns.wanted] / weight
+        return np.minimum(total[rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
 
     def _average(self, batch: np.ndarray) -> np.ndarray:
         """Return the mean probability over the views of a batch, (N, Y, X) float32."""
@@ -429,13 +429,18 @@ def fold_normalization(model: keras.Model) -> keras.Model:
     Parameters
     ----------
     model
-        A functional model; it stays as it is. A normalisation that follows anything but a convolution is kept.
+        A functional model; it stays as it is. A normalisation is kept where it follows anything but a linear
+        convolution that nothing else reads, or where it lacks gamma or beta.
     """
+
+    def folds(norm: keras.Layer, before: Any) -> bool:
+        is_linear = isinstance(before, layers.Conv2D) and before.activation is keras.activations.linear
+        return is_linear and len(before._outbound_nodes) == 1 and norm.scale and norm.center
+
     norms = {
         before.name: norm
         for norm in model.layers
-        if isinstance(norm, layers.BatchNormalization)
-        and isinstance(before := norm.input._keras_history.operation, layers.Conv2D)
+        if isinstance(norm, layers.BatchNormalization) and folds(norm, before := norm.input._keras_history.operation)
     }
     folded = {norm.name for norm in norms.values()}
 
