@@ -106,6 +106,14 @@ def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchSto
     assert fitted.model.input_shape[-1] == 3
 
 
+def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: PatchStore) -> None:
+    depths = {stack: len(held) for stack, held in store.train.ranges.items()}
+    height = max(depths.values()) // 4 * 4
+    for batch_size in (2, 6, 8):
+        dataset = training.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, planes=3, batch_size=batch_size))
+        assert len(dataset[1][0]) == batch_size * (64 // height)  # so that devices which share it all get some
+
+
 def test_stacks_without_sections_are_told(store: PatchStore) -> None:
     shallow = dataclasses.replace(RECIPE, planes=3, depth=6)
     with pytest.raises(InputError, match="train.planes: found 3"):

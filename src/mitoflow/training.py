@@ -131,7 +131,8 @@ class TrainPatches(keras.utils.PyDataset):
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
         axis = step % self.recipe.planes
-        count = self.recipe.batch_size * self.patches.size // self._sides[axis > 0][0]
+        # A whole number of times the batch size, which the devices can share.
+        count = self.recipe.batch_size * (self.patches.size // self._sides[axis > 0][0])
         crops = [self._crop(axis, rng) for _ in range(count)]
         images, masks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
         return images, masks.astype(np.float32)
