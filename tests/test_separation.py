@@ -149,7 +149,7 @@ def test_what_the_border_cuts_is_not_thinner_there():
 def test_a_single_slice_is_filled_and_split_in_its_plane():
     discs = dumbbell(15.5)[10:11]
     discs[0, 10, 12] = False
-    labels, _ = separate(discs, criteria=Criteria(smallest_voxels=50), voxel_size=(5.0, 5.0, 5.0))
+    labels, _ = separate(discs, criteria=Criteria(smallest_nm3=1e5), voxel_size=(5.0, 5.0, 5.0))
     assert labels.max() == 2
     assert labels[0, 10, 12] > 0
 
@@ -188,6 +188,15 @@ def test_small_is_a_volume_in_nm_or_voxels_where_that_is_unknown():
     assert separate(mask, criteria=Criteria(smallest_voxels=126))[0].max() == 1
     assert separate(mask, voxel_size=(20.0, 20.0, 20.0))[0].max() == 2  # 1e6 nm³ are 125 voxels
     assert separate(mask, voxel_size=(20.0, 20.0, 19.0))[0].max() == 1
+
+
+def test_small_in_a_single_slice_is_what_the_middle_of_a_small_ball_is():
+    disc, smaller = (np.hypot(*np.ogrid[-9:10, -9:10]) <= radius for radius in (6.25, 4.5))
+    mask = np.concatenate([disc, smaller], axis=1)[None]  # 121 and 69 pixels; a ball of 500 voxels has 77
+    assert separate(mask)[0].max() == 1
+    assert separate(mask, voxel_size=(1.0, 10.0, 10.0))[0].max() == 1  # 12,090 nm² are 121 pixels
+    assert separate(mask, voxel_size=(1.0, 10.0, 9.0))[0].max() == 0
+    assert separate(mask, voxel_size=(1.0, 20.0, 20.0))[0].max() == 2
     assert separate(mask, voxel_size=(5.0, 5.0, 5.0))[0].max() == 0
 
 

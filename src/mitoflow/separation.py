@@ -30,11 +30,11 @@ class Criteria:
     Attributes
     ----------
     smallest_nm3
-        What is smaller is removed. The default is a ball of 124 nm; thin mitochondria are 100 to 200 nm across but
+        What is smaller is removed; in a single slice, what has less area than the great circle of a ball of this
+        volume. The default is a ball of 124 nm; thin mitochondria are 100 to 200 nm across but
         long, and the smallest that is whole in the EPFL training volume has eleven times this volume.
     smallest_voxels
-        The same where no volume is known: without a voxel size, and in a single slice. The default is a ball of ten
-        voxels across.
+        The same where the voxel size is unknown. The default is a ball of ten voxels across.
     neck
         Two parts of a component are two mitochondria where the neck between them is less than this times as thick as
         the thinner part. From 0, which splits nothing, to below 1, which splits at every constriction. Of the 26
@@ -56,9 +56,11 @@ class Criteria:
 
     def fewest_voxels(self, shape: Shape, voxel_size: Size | None) -> int:
         """Return the voxels that a mitochondrion has at least, in a volume ``(Z, Y, X)`` of voxels in nm."""
-        if voxel_size is None or shape[0] == 1:
-            return self.smallest_voxels
-        return math.ceil(self.smallest_nm3 / math.prod(voxel_size))
+        ball, sides = (self.smallest_voxels, (1.0, 1.0, 1.0)) if voxel_size is None else (self.smallest_nm3, voxel_size)
+        if shape[0] > 1:
+            return math.ceil(ball / math.prod(sides))
+        radius = math.cbrt(0.75 * ball / math.pi)
+        return math.ceil(math.pi * radius**2 / math.prod(sides[1:]))
 
 
 def fill_holes(mask: NDArray[np.bool_], axes: Sequence[int] = (0, 1, 2)) -> NDArray[np.bool_]:
