@@ -26,6 +26,7 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
         ("patch:", "patches:", "patches", "did you mean patch?"),
         ("{low: 2, high: 4}", "{low: 2, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
         ("  patience: 6", "  # patience: 6", "train.patience", "no such key"),
+        ("init_from: none", "init_from: pretrained", "params.yaml", "train.learning_rate tuned"),
         ("gap: 4", "gap: -1", "patch.gap", "greater than or equal to 0"),
         ("gap: 4", "gap: four", "patch.gap", "integer"),
         ("gap: 4", "gap: 4.5", "patch.gap", "integer"),

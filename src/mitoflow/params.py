@@ -193,6 +193,10 @@ class Params(Section):
                 raise ValueError(f"{key} {size} is not divisible by {needed}")
         if self.evaluate.planes > self.train.planes:
             raise ValueError(f"evaluate.planes {self.evaluate.planes} needs a network trained on them: train.planes 3")
+        tuned = [key for key in ("learning_rate", "depth") if getattr(self.train, key) == "tuned"]
+        if self.train.init_from != "none" and tuned:
+            what = f"train.init_from {self.train.init_from} with train.{tuned[0]} tuned"
+            raise ValueError(f"{what}, which the study finds for networks that begin anew: give a number")
         return self
 
 
