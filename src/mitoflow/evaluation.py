@@ -56,9 +56,12 @@ def choose(
         for stack, held in validation.ranges.items():
             whole = held if stacks is None else range(stacks[stack].shape[0])
             read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
-            maps = predictor.stream_unfiltered(read, whole, held, on_sections=_sections())
+            near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
+            maps = predictor.stream_unfiltered(read, whole, near, on_sections=_sections())
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
-            for z, candidates in zip(held, zip(*filtered, strict=True), strict=True):
+            for z, candidates in zip(near, zip(*filtered, strict=True), strict=True):
+                if z not in held:  # its map is in the medians of those that are
+                    continue
                 truth = validation.mask(stack, z)
                 for histogram, probability in zip(histograms, candidates, strict=True):
                     histogram.add(truth, probability)
