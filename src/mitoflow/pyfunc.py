@@ -29,7 +29,7 @@ class Segmenter(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Return masks (N, Y, X) uint8 in {0, 1} for slices (N, Y, X) of the bit depth that the model knows.
+        """Return the masks (Z, Y, X) uint8 in {0, 1} of consecutive slices (Z, Y, X), of the model's bit depth.
 
         Threads wait for each other, because one prediction keeps all cores busy.
 

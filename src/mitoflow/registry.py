@@ -140,9 +140,9 @@ def _prepare(weights: Path, evaluation: Evaluation) -> None:
 def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
     """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
 
-    It takes slices (N, Y, X) of any size, uint8 for a model of 8 bits and uint16 for one of more, and returns masks
-    (N, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is beside the settings, it
-    goes with them.
+    It takes consecutive slices (Z, Y, X) of a stack, of any size, uint8 for a model of 8 bits and uint16 for one of
+    more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
+    beside the settings, it goes with them.
     """
     from mitoflow.inference import Settings  # imports Keras
 
