@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,17 @@ def check(data: Path, rule: str = "auto") -> Findings:
 def only(findings: list[Finding]) -> str:
     assert len(findings) == 1, [*map(str, findings)]
     return str(findings[0])
+
+
+def test_sections_need_voxels_like_cubes(data: Path) -> None:
+    path = data / "test" / "images" / "c.tif"
+    for z, errors in ((7.0, 0), (40.0, 1)):
+        metadata = {"axes": "ZYX", "spacing": z, "unit": "nm"}
+        tifffile.imwrite(path, pictures(2), imagej=True, resolution=(1 / 5, 1 / 5), metadata=metadata)
+        found = check_dataset(data, "auto", LIMIT, planes=3).errors
+        assert len(found) == errors
+        assert check_dataset(data, "auto", LIMIT).errors == []
+    assert "c.tif: found voxels of 40 x 5 x 5 nm (z, y, x)" in only(found)
 
 
 def test_sound_data_gives_facts_only(data: Path) -> None:

@@ -125,6 +125,15 @@ def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     assert {path.name for path in Path("data/test/images").iterdir()} == {f"p{n}.tif" for n in range(10, 13)}
 
 
+def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
+    for n in range(1, 13):
+        write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
+    assert any("--consecutive" in note for note in own(tmp_path / "lab", gap=2).notes)
+    assert not any("--consecutive" in note for note in own(tmp_path / "lab", gap=2, consecutive=True).notes)
+    assert open_stack(Path("data/train/images/p1.tif")).shape == (7, 64, 80)
+    assert open_stack(Path("data/test/masks/p1.tif")).shape == (3, 64, 80)
+
+
 def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Path) -> None:
     write_pair(tmp_path / "more", "other", depth=2, seed=9)
     install_own([f"{lab}/em"], [f"{lab}/mito"], [f"{tmp_path}/more/em/*"], [f"{tmp_path}/more/mito/other.tif"])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitoflow.errors import InputError
 from mitoflow.sources import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.spacing import read_tiff_spacing
 from mitoflow.volumes import Pair, open_mask, open_stack, write_stack
 
 OPTIONS = ("--images", "--masks")
@@ -140,6 +142,40 @@ def test_part_of_a_pair_is_as_written_in_one_go(tmp_path: Path) -> None:
         write_stack(tmp_path / "expected.tif", np.stack([*stack.slices()][2:5]))
         assert (tmp_path / "test" / kind / "a.tif").read_bytes() == (tmp_path / "expected.tif").read_bytes()
     assert done == [1] * 6
+
+
+def test_part_of_a_pair_keeps_its_voxel_size_and_its_bytes(tmp_path: Path) -> None:
+    image, mask = tmp_path / "em.tif", write(tmp_path / "mask.tif", 5)
+    voxels = np.random.default_rng(0).integers(0, 200, (5, 64, 67), np.uint8)
+    metadata = {"axes": "ZYX", "spacing": 40.0, "unit": "nm"}
+    tifffile.imwrite(image, voxels, imagej=True, resolution=(1 / 4, 1 / 5), metadata=metadata)
+    excerpt = Excerpt(Pair("s", open_stack(image), open_mask(mask)), 1, 4)
+    for part in ("once", "again"):
+        excerpt.write(tmp_path / part, lambda _: None)
+    once, again = (tmp_path / part / "images" / "s.tif" for part in ("once", "again"))
+    assert read_tiff_spacing(once) == pytest.approx({"z": 40.0, "y": 5.0, "x": 4.0})
+    assert once.read_bytes() == again.read_bytes()
+    assert np.array_equal([*open_stack(once).slices()], voxels[1:4])
+
+
+def test_consecutive_files_are_one_stack(tmp_path: Path) -> None:
+    for n in (9, 10, 11):
+        write(tmp_path / "em" / f"s{n}.tif")
+        write(tmp_path / "mito" / f"s{n}.tif")
+    options = [str(tmp_path / "em")], [str(tmp_path / "mito")], OPTIONS
+    (pair,) = find_pairs(*options, consecutive=True).pairs
+    (excerpt,) = whole([pair])
+    told: list[int] = []
+    excerpt.write(tmp_path / "data", told.append)
+    assert sum(told) == 2 * 3
+    for kind, folder in (("images", "em"), ("masks", "mito")):
+        written = open_stack(tmp_path / "data" / kind / "s9.tif")
+        single = [tifffile.imread(tmp_path / folder / f"s{n}.tif") for n in (9, 10, 11)]
+        assert np.array_equal([*written.slices()], single)
+    write(tmp_path / "em" / "s12.tif", side=70)
+    write(tmp_path / "mito" / "s12.tif", side=70)
+    with pytest.raises(InputError, match=r"s12.tif: found 73 x 70 pixels of uint8, expected 67 x 64"):
+        find_pairs(*options, consecutive=True)
 
 
 @pytest.fixture(scope="module")

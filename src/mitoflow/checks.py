@@ -15,6 +15,7 @@ import numpy as np
 
 from mitoflow.errors import InputError
 from mitoflow.params import MaskRule
+from mitoflow.spacing import is_elongated, read_tiff_spacing
 from mitoflow.volumes import (
     Array,
     MaskValues,
@@ -79,7 +80,7 @@ class Findings:
             self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
 
 
-def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float) -> Findings:
+def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, planes: int = 1) -> Findings:
     """Read every slice below ``data`` once and tell all that is wrong with them.
 
     Parameters
@@ -90,6 +91,8 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float) -> Fin
         How the masks are to be read; ``auto`` finds out.
     near_duplicate
         The Pearson correlation, in [0, 1], from which successive slices count as near-duplicates.
+    planes
+        3 where sections along y and x are to be learned, which needs voxels about as long as they are wide.
     """
     findings = Findings()
     scans: dict[str, list[_Scan]] = {part: [] for part in PARTS}
@@ -115,6 +118,8 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float) -> Fin
     with findings.collecting():
         findings.mask_rule = agree_on_rule(scan.mask_values for scan in both) if mask_rule == "auto" else mask_rule
     for part in PARTS:
+        if planes == 3:
+            _check_voxels(findings, scans[part])
         _check_images(findings, data / part / "images", scans[part], near_duplicate)
         if findings.mask_rule:
             _check_masks(findings, data / part / "masks", scans[part], findings.mask_rule)
@@ -197,6 +202,14 @@ def _check_images(findings: Findings, folder: Path, scans: Sequence[_Scan], near
         found = f"near-duplicates of the slice before them: {_counted(alike)}"
         remedy = "look whether slices were doubled or interpolated"
         findings.warnings.append(Finding(str(folder), found, f"a correlation below {near_duplicate}", remedy))
+
+
+def _check_voxels(findings: Findings, scans: Sequence[_Scan]) -> None:
+    for scan in scans:
+        if is_elongated(known := read_tiff_spacing(scan.pair.image.path)):
+            found = f"voxels of {known['z']:g} x {known['y']:g} x {known['x']:g} nm (z, y, x)"
+            expected, remedy = "about as long as they are wide, as train.planes 3 needs", "set train.planes to 1"
+            findings.errors.append(Finding(str(scan.pair.image.path), found, expected, remedy))
 
 
 def _check_leak(findings: Findings, folder: Path, train: Sequence[_Scan], test: Sequence[_Scan]) -> None:

@@ -110,6 +110,7 @@ def data_epfl(folder: Path | None) -> None:
 @click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks.")
 @click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train.")
 @click.option("--test-masks", multiple=True, metavar="PATH", help="Their masks.")
+@click.option("--consecutive", is_flag=True, help="The files are the slices of one stack, in the order of their names.")
 @click.option("--mask-rule", type=MASK_RULES, default="auto", show_default=True, help="Values that are mitochondrion.")
 @click.option(
     "--test-fraction",

@@ -181,6 +181,7 @@ def install_own(
     test_images: Sequence[str] = (),
     test_masks: Sequence[str] = (),
     *,
+    consecutive: bool = False,
     name: str = "imported",
     mask_rule: MaskRule = "auto",
     test_fraction: float = 0.25,
@@ -192,6 +193,8 @@ def install_own(
     ----------
     images, masks, test_images, test_masks
         Files, folders or globs, paired by `sources.find_pairs`. Without test files the last slices of each stack test.
+    consecutive
+        The files are the slices of one stack, in natural order of their names; the same for those that test.
     name
         What to call the dataset: a letter, then letters, digits, ``-``, ``_`` and ``.``.
     mask_rule
@@ -212,10 +215,15 @@ def install_own(
         given, lacking = ("--test-images", "--test-masks") if test_images else ("--test-masks", "--test-images")
         raise InputError(given, f"no {lacking}", "both or none", f"add {lacking}")
 
-    found = find_pairs(images, masks, ("--images", "--masks"))
+    found = find_pairs(images, masks, ("--images", "--masks"), consecutive=consecutive)
     notes = _matches(found)
+    if sum(pair.image.shape[0] == 1 for pair in found.pairs) > 1:
+        notes.append(
+            "Files of one slice each: the network learns them without their neighbours. "
+            "Where they are consecutive slices of one stack, import them again with --consecutive."
+        )
     if test_images:
-        tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"))
+        tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"), consecutive=consecutive)
         notes += _matches(tests)
         parts = {"train": whole(found.pairs), "test": whole(tests.pairs)}
     else:

@@ -7,7 +7,6 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import tifffile
 import zarr
 from numcodecs import Blosc
 
-from mitoflow import spacing
+from mitoflow import spacing, volumes
 from mitoflow.errors import InputError
 from mitoflow.spacing import Spacing
 
@@ -30,7 +29,6 @@ TIFF_ENDINGS, ZARR_ENDINGS = (".tif", ".tiff"), (".zarr",)
 TILE = 256  # pixels of a side of the tiles of a TIFF
 CHUNK = 512  # pixels of a side of the chunks of a Zarr; whole tiles
 BUFFER = 2**25  # bytes of tiles that are compressed at the same time
-CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 LARGEST_TOP = 256  # voxels along an axis of the smallest level of a pyramid
 
 ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Zarr or TIFF"
@@ -97,14 +95,10 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
     dtype = pixels.dtype
     if dtype == np.uint32 and max(int(band.max()) for band in bands()) < 2**16:
         dtype = np.dtype(np.uint16)
-    metadata: dict[str, Any] = {"axes": description.axes.upper()}
-    for axis, size in description.spacing.items():
-        if axis in description.axes:
-            metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "nm"}
+    metadata = spacing.ome_metadata(description.axes, description.spacing)
     if description.lineage:
         metadata["MapAnnotation"] = {"Namespace": LINEAGE, "Value": dict(description.lineage)}
-    large = math.prod(pixels.shape) * dtype.itemsize > CLASSIC_TIFF
-    with tifffile.TiffWriter(path, ome=True, bigtiff=large) as file:
+    with tifffile.TiffWriter(path, ome=True, bigtiff=volumes.needs_bigtiff(pixels.shape, dtype)) as file:
         file.write(
             tiles(dtype),
             shape=pixels.shape,

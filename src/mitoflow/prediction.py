@@ -35,14 +35,13 @@ from mitoflow.measurements import Measurements
 from mitoflow.partial import Partial
 from mitoflow.scans import Levels, Scan
 from mitoflow.separation import LARGEST_BOX, Separation
-from mitoflow.spacing import Spacing
+from mitoflow.spacing import Spacing, is_elongated
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
 TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
 Voxels = zarr.Array[Any] | np.ndarray
-ISOTROPIC = 1.5  # the longest side of a voxel over its shortest, up to which sections look like slices
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
@@ -304,7 +303,7 @@ def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[st
     """Return in how many planes a scan is predicted, and tell why where that is not what the model would."""
     if settings.planes == 1 or scan.shape[0] == 1:
         return 1
-    if {*"zyx"} <= scan.spacing.keys() and max(scan.spacing.values()) > ISOTROPIC * min(scan.spacing.values()):
+    if is_elongated(scan.spacing):
         why = "voxels that are not about as long as they are wide"
     elif settings.planes_of(scan.shape) == 1:
         why = f"fewer than {settings.divisor} slices or more than {inference.LARGEST // 10**6} million voxels"
@@ -408,7 +407,8 @@ def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable
         Told voxels as they are labelled.
     """
     shape: Shape = (1, *mask.shape)[-3:]  # type: ignore[assignment]
-    voxel_size = (spacing["z"], spacing["y"], spacing["x"]) if {*"zyx"} <= spacing.keys() else None
+    is_known = {*("yx" if shape[0] == 1 else "zyx")} <= spacing.keys()
+    voxel_size = (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if is_known else None
 
     def read(array: Voxels, region: Region) -> np.ndarray:
         return np.asarray(array[region[-array.ndim :]]).reshape(shape_of(region))

@@ -18,7 +18,7 @@ from mitoflow.errors import InputError
 from mitoflow.patches import Box
 from mitoflow.sources import find_tiffs
 from mitoflow.spacing import Spacing, read_tiff_spacing
-from mitoflow.volumes import Array, Stack, open_stack, read_page
+from mitoflow.volumes import Array, Stack, open_stack, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -107,7 +107,7 @@ class TiffScan:
     def __init__(self, stacks: Sequence[Stack], spacing: Spacing | None = None) -> None:
         first = stacks[0]
         for stack in stacks[1:]:
-            _require_same(first, stack)
+            require_page_like(first, stack)
         self._stacks = stacks
         self.shape = (first.shape[0] if len(stacks) == 1 else len(stacks), *first.shape[1:])
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
@@ -132,16 +132,6 @@ class TiffScan:
     def state(self) -> list[Any]:
         """See `Scan`."""
         return [_state(stack.path) for stack in self._stacks]
-
-
-def _require_same(first: Stack, other: Stack) -> None:
-    if first.shape[0] != 1 or other.shape[0] != 1:
-        stack = first if first.shape[0] != 1 else other
-        found = f"{stack.shape[0]} slices in one of several files"
-        raise InputError(stack.path, found, "one file with all slices, or one slice a file", "name that file alone")
-    if (first.shape, first.dtype) != (other.shape, other.dtype):
-        found, expected = (f"{s.shape[2]} x {s.shape[1]} pixels of {s.dtype}" for s in (other, first))
-        raise InputError(other.path, found, f"{expected}, as in {first.path}", "leave it out, or export it again")
 
 
 def _state(path: Path) -> list[Any]:

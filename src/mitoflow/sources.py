@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,8 @@ import tifffile
 
 from mitoflow.errors import InputError
 from mitoflow.patches import split
-from mitoflow.volumes import Array, Pair, Stack, natural_order, open_pair
-
-CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
+from mitoflow.spacing import ome_metadata, read_tiff_spacing
+from mitoflow.volumes import Array, Pair, Stack, joined, natural_order, needs_bigtiff, open_pair
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ class Sources:
     by_order: bool
 
 
-def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, str]) -> Sources:
+def find_pairs(
+    images: Sequence[str], masks: Sequence[str], options: tuple[str, str], *, consecutive: bool = False
+) -> Sources:
     """Find the pairs among files, folders and globs.
 
     A mask belongs to the image with its file name, suffix aside. Where images and masks share no name at all, as in
@@ -50,6 +51,8 @@ def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, 
         Files, folders or globs.
     options
         What to call the two in errors.
+    consecutive
+        The files are the slices of one stack, in natural order of their names, and become one pair.
 
     Raises
     ------
@@ -63,7 +66,11 @@ def find_pairs(images: Sequence[str], masks: Sequence[str], options: tuple[str, 
     matches = match(image_files, mask_files, options)
     names = _unique_names([image for image, _ in matches])
     pairs = [open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
-    return Sources(sorted(pairs, key=lambda pair: natural_order(pair.name)), by_order=len(shared) < len(matches))
+    pairs.sort(key=lambda pair: natural_order(pair.name))
+    if consecutive:
+        stacks = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
+        pairs = [Pair(pairs[0].name, *stacks)]
+    return Sources(pairs, by_order=len(shared) < len(matches))
 
 
 def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
@@ -153,12 +160,13 @@ class Excerpt:
     def write(self, part: Path, done: Callable[[int], object]) -> None:
         """Write the slices to ``part``/images and ``part``/masks, and report to ``done`` how many, as it goes.
 
-        A whole pair is copied byte for byte; of a longer one, a slice at a time is in memory.
+        A whole file is copied byte for byte; otherwise a slice at a time is in memory, and of what else the file of an
+        image says its voxel size is kept, as OME-XML.
         """
         for stack, kind in ((self.pair.image, "images"), (self.pair.mask, "masks")):
             target = part / kind / f"{self.pair.name}.tif"
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self.depth == stack.shape[0]:
+            if stack.is_file and self.depth == stack.shape[0]:
                 shutil.copyfile(stack.path, target)
                 done(self.depth)
             else:
@@ -170,10 +178,15 @@ class Excerpt:
                 yield stack.slice(z)
                 done(1)
 
-        shape = (self.depth, *stack.shape[1:])
-        with tifffile.TiffWriter(target, bigtiff=math.prod(shape) * stack.dtype.itemsize > CLASSIC_TIFF) as file:
+        shape, metadata = (self.depth, *stack.shape[1:]), None
+        if stack is self.pair.image and (spacing := read_tiff_spacing(stack.path)):
+            # tifffile would draw an identity at random, and the same import would not give the same bytes.
+            identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {self.start} {self.stop}")
+            metadata = {**ome_metadata("zyx", spacing), "UUID": identity.urn}
+        large = needs_bigtiff(shape, stack.dtype)
+        with tifffile.TiffWriter(target, bigtiff=large, ome=metadata is not None) as file:
             file.write(
-                slices(), shape=shape, dtype=stack.dtype, photometric="minisblack", metadata=None, software=False
+                slices(), shape=shape, dtype=stack.dtype, photometric="minisblack", metadata=metadata, software=False
             )
 
 

@@ -25,8 +25,15 @@ NANOMETRES = {
     **dict.fromkeys(("m", "meter"), 1e9),
 }
 
+ELONGATED = 1.5  # the longest side of a voxel over its shortest, beyond which sections do not look like slices
+
 #: Datasets whose files do not say what their publication does.
 PUBLISHED = {"epfl": {"z": 5.0, "y": 5.0, "x": 5.0}}
+
+
+def is_elongated(spacing: Spacing) -> bool:
+    """Tell whether voxels are known to be so long that sections along y and x do not look like slices."""
+    return {*"zyx"} <= spacing.keys() and max(spacing.values()) > ELONGATED * min(spacing.values())
 
 
 def read_tiff_spacing(path: Path) -> Spacing:
@@ -40,6 +47,15 @@ def read_tiff_spacing(path: Path) -> Spacing:
         if file.imagej_metadata:
             return _of_imagej(file.imagej_metadata, file.pages.first.tags)
     return {}
+
+
+def ome_metadata(axes: str, spacing: Spacing) -> dict[str, Any]:
+    """Return what tifffile is to write as OME-XML of an image with the axes ``yx`` or ``zyx``."""
+    metadata: dict[str, Any] = {"axes": axes.upper()}
+    for axis, size in spacing.items():
+        if axis in axes:
+            metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "nm"}
+    return metadata
 
 
 def _of_ome(text: str) -> Spacing:

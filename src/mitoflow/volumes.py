@@ -22,6 +22,7 @@ Rule = Literal["nonzero", "half"]
 SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
+CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
 LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
@@ -34,7 +35,7 @@ class Stack:
     Attributes
     ----------
     path
-        The file.
+        The file; of `joined` pages the first.
     shape
         ``(Z, Y, X)`` in pixels; a single page has ``Z = 1``.
     dtype
@@ -44,7 +45,7 @@ class Stack:
     path: Path
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
-    _pixels: _Consecutive | _Paged = field(repr=False)
+    _pixels: _Consecutive | _Paged | _Pages = field(repr=False)
 
     def slice(self, z: int) -> Array:
         """Return slice ``z`` as ``(Y, X)``; no other page is read.
@@ -58,7 +59,7 @@ class Stack:
             raise IndexError(f"slice {z} of {self.path}, which has {self.shape[0]}")
         try:
             return self._pixels.read(self.path, z, self.shape[1:]).astype(self.dtype, copy=False)
-        except (OSError, MemoryError):
+        except (InputError, OSError, MemoryError):
             raise
         except Exception as error:  # every codec raises a kind of its own
             found = f"slice {z} that cannot be decoded ({error})"
@@ -67,6 +68,11 @@ class Stack:
     def slices(self) -> Iterator[Array]:
         """Yield the slices ``(Y, X)`` in order of z."""
         return (self.slice(z) for z in range(self.shape[0]))
+
+    @property
+    def is_file(self) -> bool:
+        """Whether all slices are in one file."""
+        return not isinstance(self._pixels, _Pages)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,41 @@ class _Paged:
     def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
         with tifffile.TiffFile(path) as file:
             return read_page(file, z, self.directories[z]).asarray().reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """A file per slice."""
+
+    stacks: tuple[Stack, ...]
+
+    def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
+        return self.stacks[z].slice(0)
+
+
+def joined(pages: Sequence[Stack]) -> Stack:
+    """Return files of one page each as one stack, in their order.
+
+    Raises
+    ------
+    InputError
+        A file has more than a page, or another size or pixel type than the first.
+    """
+    first = pages[0]
+    for page in pages:
+        require_page_like(first, page)
+    return Stack(first.path, (len(pages), *first.shape[1:]), first.dtype, _Pages(tuple(pages)))
+
+
+def require_page_like(first: Stack, other: Stack) -> None:
+    """Raise `InputError` unless both are single pages of the same size and pixel type."""
+    for stack in (first, other):
+        if stack.shape[0] != 1:
+            found = f"{stack.shape[0]} slices in one of several files"
+            raise InputError(stack.path, found, "one file with all slices, or one slice a file", "name that file alone")
+    if (first.shape, first.dtype) != (other.shape, other.dtype):
+        found, expected = (f"{s.shape[2]} x {s.shape[1]} pixels of {s.dtype}" for s in (other, first))
+        raise InputError(other.path, found, f"{expected}, as in {first.path}", "leave it out, or export it again")
 
 
 def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.TiffPage:
@@ -249,6 +290,11 @@ def _explain_float(stack: Stack) -> InputError:
     if with_nan is not None:
         found, remedy = f"{found} with NaN (first in slice {with_nan})", f"fill the missing pixels, then {remedy}"
     return InputError(stack.path, found, "uint8 or uint16", remedy)
+
+
+def needs_bigtiff(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Tell whether pixels take more bytes than a classic TIFF holds beside its directories."""
+    return math.prod(shape) * dtype.itemsize > CLASSIC_TIFF
 
 
 def write_stack(path: Path, array: Array, description: str | None = None) -> None:

@@ -77,7 +77,7 @@ KEYS = {
     "train.resampled": ["tune", "train"],
     "train.intensity_strength": ["tune", "train"],
     "train.foreground": ["tune", "train"],
-    "train.planes": ["tune", "train"],
+    "train.planes": ["validate", "tune", "train"],
     "train.context": ["tune", "train"],
     "train.context_step": ["tune", "train"],
     "train.context_dropout": ["tune", "train"],

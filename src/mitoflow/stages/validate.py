@@ -10,10 +10,11 @@ from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS, as_pr
 def main() -> None:
     settings = params.load()
     with tracking.start("validate", "validate") as run:
-        findings = checks.check_dataset(DATA, settings.data.mask_rule, settings.validate_.near_duplicate)
+        rule, near_duplicate = settings.data.mask_rule, settings.validate_.near_duplicate
+        findings = checks.check_dataset(DATA, rule, near_duplicate, planes=settings.train.planes)
         page = VALIDATE_REPORTS / "report.html"
-        rule = findings.mask_rule
-        samples = {part: report.sample_slices(DATA / part, rule) for part in checks.PARTS} if rule else {}
+        agreed = findings.mask_rule
+        samples = {part: report.sample_slices(DATA / part, agreed) for part in checks.PARTS} if agreed else {}
         report.write_validation_report(page, findings, samples)
         workspace.write_json(FINDINGS, findings.as_dict())
         run.params({"data.mask_rule": settings.data.mask_rule})
