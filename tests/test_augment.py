@@ -9,16 +9,21 @@ def smooth_image(shape: tuple[int, int]) -> np.ndarray:
     return ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(shape), 3).astype(np.float32)
 
 
+def random_maps(count: int, strength: float, seed: int = 0) -> np.ndarray:
+    """Maps of a crop of 64 x 64, (count, 3, 3)."""
+    rng = np.random.default_rng(seed)
+    return np.stack([augment.random_map((64, 64), strength, rng) for _ in range(count)])
+
+
 def test_strength_zero_changes_nothing() -> None:
-    maps = augment.random_maps(4, (64, 64), 0.0, np.random.default_rng(0))
+    maps = random_maps(4, 0.0)
     assert np.array_equal(maps, np.broadcast_to(np.eye(3), maps.shape))
     image = np.random.default_rng(0).random((8, 8, 1), dtype=np.float32)
     assert augment.vary_grey_values(image, 0.0, np.random.default_rng(0)) is image
 
 
 def test_strength_one_has_the_seeds_ranges() -> None:
-    size, count = 64, 4000
-    maps = augment.random_maps(count, (size, size), 1.0, np.random.default_rng(0))
+    size, maps = 64, random_maps(4000, 1.0)
     scale_x, scale_y = (np.linalg.norm(maps[:, :2, axis], axis=1) for axis in (0, 1))
     for scale in (scale_x, scale_y):
         assert scale.min() == pytest.approx(0.7, abs=0.01)
@@ -34,8 +39,8 @@ def test_strength_one_has_the_seeds_ranges() -> None:
 
 
 def test_half_strength_halves_the_ranges() -> None:
-    full = augment.random_maps(2000, (64, 64), 1.0, np.random.default_rng(0))
-    half = augment.random_maps(2000, (64, 64), 0.5, np.random.default_rng(0))
+    full = random_maps(2000, 1.0)
+    half = random_maps(2000, 0.5)
     spread = [np.abs(np.linalg.norm(maps[:, :2, 0], axis=1) - 1).max() for maps in (full, half)]
     assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-6)
 
@@ -49,7 +54,7 @@ def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
     size, shape = 64, (128, 160)
     image = smooth_image(shape)
     mask = (image > 0).astype(np.uint8)
-    for transform in (*augment.random_maps(6, (size, size), 1.0, np.random.default_rng(5)), None):
+    for transform in (*random_maps(6, 1.0, seed=5), None):
         crop = augment.Crop(corner, (size, size), transform, shape)
         to_slice = np.array([[1, 0, corner[1]], [0, 1, corner[0]], [0, 0, 1]]) @ (
             np.eye(3) if transform is None else transform

@@ -60,12 +60,12 @@ def test_shapes_that_differ_are_refused():
         ProbabilityHistogram().add(np.zeros((2, 4, 4)), np.zeros((4, 4)))
 
 
-@given(masks, probabilities, masks, st.sampled_from(metrics.THRESHOLDS.tolist()))
-def test_histogram_counts_are_those_of_the_prediction_rule(truth, probability, owned, threshold):
+@given(masks, probabilities, st.sampled_from(metrics.THRESHOLDS.tolist()))
+def test_histogram_counts_are_those_of_the_prediction_rule(truth, probability, threshold):
     histogram = ProbabilityHistogram()
-    for row in zip(truth, probability, owned, strict=True):
+    for row in zip(truth, probability, strict=True):
         histogram.add(*row)
-    assert np.array_equal(histogram.counts_at(threshold), metrics.count(truth, probability >= threshold, owned))
+    assert np.array_equal(histogram.counts_at(threshold), metrics.count(truth, probability >= threshold))
 
 
 @given(masks, hnp.arrays(int, (2, 3, 5), elements=st.integers(0, 256)))

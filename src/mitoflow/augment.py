@@ -31,15 +31,13 @@ Read = Callable[[tuple[int, int, int, int]], np.ndarray]
 cv2.setNumThreads(1)  # the cores belong to the training step
 
 
-def random_maps(count: int, sides: tuple[int, int], strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw random affine maps about the centre of a crop.
+def random_map(sides: tuple[int, int], strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw a random affine map about the centre of a crop.
 
     Flip, zoom, shear, shift and rotation are composed into one map, so that a crop is resampled once.
 
     Parameters
     ----------
-    count
-        Maps to draw.
     sides
         Pixels of the crop along y and x.
     strength
@@ -50,26 +48,21 @@ def random_maps(count: int, sides: tuple[int, int], strength: float, rng: np.ran
 
     Returns
     -------
-    (count, 3, 3) float64, from homogeneous ``(x, y, 1)`` of the output to that of the input.
+    (3, 3) float64, from homogeneous ``(x, y, 1)`` of the output to that of the input.
     """
 
-    def uniform(limit: float) -> np.ndarray:
-        return rng.uniform(-limit, limit, count) * strength
+    def uniform(limit: float) -> float:
+        return rng.uniform(-limit, limit) * strength
 
     angle, shear = np.deg2rad(uniform(ROTATION)), np.deg2rad(uniform(SHEAR))
     shift_x, shift_y = uniform(SHIFT) * sides[1], uniform(SHIFT) * sides[0]
     zoom_x, zoom_y = 1 + uniform(ZOOM), 1 + uniform(ZOOM)
-    flip_x, flip_y = (np.where(rng.random(count) < FLIP * strength, -1.0, 1.0) for _ in "xy")
+    flip_x, flip_y = (-1 if rng.random() < FLIP * strength else 1 for _ in "xy")
 
-    one, zero = np.ones(count), np.zeros(count)
-
-    def matrices(*rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        return np.moveaxis(np.array((*rows, (zero, zero, one))), -1, 0)
-
-    rotation = matrices((np.cos(angle), -np.sin(angle), zero), (np.sin(angle), np.cos(angle), zero))
-    translation = matrices((one, zero, shift_x), (zero, one, shift_y))
-    shearing = matrices((np.cos(shear), zero, zero), (-np.sin(shear), one, zero))
-    zoom_and_flip = matrices((zoom_x * flip_x, zero, zero), (zero, zoom_y * flip_y, zero))
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    translation = np.array([[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]])
+    shearing = np.array([[np.cos(shear), 0, 0], [-np.sin(shear), 1, 0], [0, 0, 1]])
+    zoom_and_flip = np.diag([zoom_x * flip_x, zoom_y * flip_y, 1])
     centre = (sides[1] - 1) / 2, (sides[0] - 1) / 2
     to_centre, back = np.eye(3), np.eye(3)
     to_centre[:2, 2], back[:2, 2] = np.negative(centre), centre
@@ -89,7 +82,7 @@ class Crop:
     sides
         Pixels of the crop along y and x.
     transform
-        (3, 3), from ``(x, y, 1)`` of the crop to where in the crop its pixel comes from, as `random_maps` draws it;
+        (3, 3), from ``(x, y, 1)`` of the crop to where in the crop its pixel comes from, as `random_map` draws it;
         None is the identity, which resamples nothing.
     shape
         Y and X of the slice.

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 from keras import layers
 
-from mitoflow import __version__, phantom, unet, volumes, workspace
+from mitoflow import __version__, phantom, volumes, workspace
 from mitoflow.errors import InputError
 from mitoflow.inference import Predictor, Settings
 
@@ -69,12 +69,10 @@ def export_onnx(path: Path, predictor: Predictor) -> Parity:
 
 
 def plain(model: keras.Model) -> keras.Model:
-    """Return a U-Net in float32 that any Keras reads: without layers of mitoflow, and with probabilities for logits."""
+    """Return the U-Net of a `Predictor` in float32, with probabilities for logits: any Keras reads it."""
 
     def translate(layer: layers.Layer) -> layers.Layer:
-        fused = isinstance(layer, unet.FusedBatchNormalization)
-        kind = layers.BatchNormalization if fused else type(layer)
-        return kind.from_config({**layer.get_config(), "dtype": "float32"})
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
     network = keras.models.clone_model(model, clone_function=translate)
     network.set_weights(model.get_weights())

@@ -276,15 +276,13 @@ class ProbabilityHistogram:
         self._probability_sum = np.zeros(BINS)
         self._squared_error = 0.0
 
-    def add(self, truth: NDArray[Any], probability: NDArray[Any], owned: NDArray[Any] | None = None) -> None:
-        """Add one slice, or all patches of one slice, as one row.
+    def add(self, truth: NDArray[Any], probability: NDArray[Any]) -> None:
+        """Add the pixels of a slice as one row.
 
         Parameters
         ----------
         truth, probability
             ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1].
-        owned
-            ``(..., Y, X)`` bool; only pixels where it is true are counted.
 
         Raises
         ------
@@ -294,9 +292,6 @@ class ProbabilityHistogram:
         truth = truth.astype(bool)
         if truth.shape != probability.shape:
             raise ValueError(f"truth {truth.shape} and probability {probability.shape} differ in shape")
-        if owned is not None:
-            inside = np.broadcast_to(owned, truth.shape)
-            truth, probability = truth[inside], probability[inside]
         if not np.all((probability >= 0) & (probability <= 1)):
             raise ValueError("a probability is NaN or outside [0, 1]")
         bins = np.minimum((probability * BINS).astype(np.intp), BINS - 1).ravel()

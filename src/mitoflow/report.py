@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from mitoflow import figures, metrics, volumes, workspace
 from mitoflow.checks import Findings
 from mitoflow.metrics import Counts, Interval, PrecisionRecall, Reliability
+
+if TYPE_CHECKING:
+    from mitoflow.gate import Verdict
 
 LONGEST_SIDE = 1600
 ZOOM_SIDE = 224
@@ -149,46 +152,6 @@ class Results:
     history: Sequence[Mapping[str, float]]
     lineage: Mapping[str, str]
     params: Mapping[str, Mapping[str, Any]]
-
-
-class Check(Protocol):
-    """One of the demands that the registry makes."""
-
-    @property
-    def what(self) -> str:
-        """What is looked at."""
-
-    @property
-    def found(self) -> str:
-        """The figures."""
-
-    @property
-    def wanted(self) -> str:
-        """What they should be."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether they are."""
-
-
-class Verdict(Protocol):
-    """What the registry decided about the model."""
-
-    @property
-    def version(self) -> int:
-        """The version of the registered model."""
-
-    @property
-    def promoted(self) -> bool:
-        """Whether it became the champion."""
-
-    @property
-    def reason(self) -> str:
-        """Why, with the figures."""
-
-    @property
-    def checks(self) -> Sequence[Check]:
-        """What was asked for besides."""
 
 
 def sample_slices(part: Path, rule: volumes.Rule, number: int = 3) -> list[Slice]:

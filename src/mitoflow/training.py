@@ -142,7 +142,7 @@ class TrainPatches(keras.utils.PyDataset):
         sides, strength = self._sides[axis > 0], self.recipe.augment_strength
         stack, place, corner = self._place(axis, rng)
         resampled = rng.random() < self.recipe.resampled and strength > 0
-        transform = augment.random_maps(1, sides, strength, rng)[0] if resampled else None
+        transform = augment.random_map(sides, strength, rng) if resampled else None
         length, *shape = self._turned(stack, axis)
         crop = augment.Crop(corner, sides, transform, (shape[0], shape[1]))
         near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
