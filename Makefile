@@ -23,6 +23,9 @@ $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	@$(INSTALL) --no-deps --require-hashes -r requirements-test.lock
 	@touch $@
 
+.PHONY: install
+install: $(VENV)/installed  ## only install, into .venv
+
 .PHONY: repro
 repro: $(VENV)/installed  ## run the pipeline, on the embedded default dataset where data/ is empty
 	@mitoflow data phantom --if-missing
