@@ -112,7 +112,9 @@ def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
     assert f"| Dice | {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}] |" in card
     assert "Data: MIT, as mitoflow." in card
     assert "| test | 8 | 8 x 96 x 128 |" in card
+    assert f"\n\n- median: {measured['median']}\n" in card
     assert f"- average precision: {measured['average_precision']:.4f}\n" in card
+    assert all(len(line) <= 120 for line in card.splitlines() if not line.startswith("|"))
 
     made = model.lineage
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=finished, capture_output=True, text=True, check=True)

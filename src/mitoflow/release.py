@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mitoflow import figures, metrics, report, workspace
+from mitoflow import figures, inference, metrics, report, workspace
 from mitoflow.comparison import Evaluation
 from mitoflow.domain import Domain
 from mitoflow.errors import InputError
@@ -100,6 +100,7 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             settings=trained.settings,
             parameters=trained.parameters,
             megabytes=megabytes,
+            largest=inference.LARGEST // 10**6,
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
             slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
