@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import cli, datasets, params, presets
+from mitoflow import cli, datasets, params, patches, presets
 from mitoflow.datasets import Recipe, install, install_epfl, install_own, install_phantom
 from mitoflow.errors import InputError
 from mitoflow.volumes import open_stack, write_stack
 
 COMMITTED = Path(__file__).parents[1] / "params.yaml"
+QUALITY = Path(__file__).parents[1] / "docs" / "quality.md"
 EPFL = Path(__file__).parents[2] / "shared" / "data" / "epfl"
 
 
@@ -132,6 +134,22 @@ def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
     assert not any("--consecutive" in note for note in own(tmp_path / "lab", gap=2, consecutive=True).notes)
     assert open_stack(Path("data/train/images/p1.tif")).shape == (7, 64, 80)
     assert open_stack(Path("data/test/masks/p1.tif")).shape == (3, 64, 80)
+
+
+def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(4):
+        write_pair(tmp_path, f"s{seed}", depth=1, seed=seed)
+    (tmp_path / "em").rename("mine")
+    (tmp_path / "mito").rename("labels")
+    _, recipe = QUALITY.read_text().split("## A lab's few labels\n")
+    for line in recipe.split("    dvc repro\n")[0].strip().splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+        cli.main()
+    assert [len(list(Path("data", part, "images").iterdir())) for part in ("train", "test")] == [3, 1]
+    settings = params.load()
+    sides = patches.split([1, 1, 1], settings.patch.validation_fraction, settings.patch.gap)
+    assert {side: len(slices) for side, slices in sides.items()} == {"train": 2, "validation": 1}
+    assert settings.train.init_from == "pretrained"
 
 
 def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Path) -> None:
