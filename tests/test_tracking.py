@@ -292,6 +292,8 @@ def test_secrets_are_not_written_down(
     assert len(said.splitlines()) == 1
     assert "hunter2" not in said + tracking.sync().trouble
     assert store.reason(OSError("no http://ann:hunter2@host/api")) == "no http://host/api"
+    for before in range(170, 200):  # where a long message is cut, a password is not cut in two
+        assert "hunter" not in store.reason(OSError(f"{'-' * before}http://ann:hunter2@host/api"))
 
 
 def test_reporting_takes_next_to_no_time(checkout: Path) -> None:

@@ -128,7 +128,7 @@ def reason(error: BaseException) -> str:
     if refusal := {401: "wrong name or password", 403: "permission denied"}.get(_status(error)):
         return f"{refusal} (error code {_status(error)})"
     text = " ".join(str(error).split()) or type(error).__name__
-    return without_credentials(text[:200])
+    return without_credentials(text)[:200]
 
 
 def _status(error: BaseException) -> int:
