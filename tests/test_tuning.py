@@ -272,6 +272,16 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
     assert "secret" not in str(refused.value)
 
 
+def test_a_driver_that_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", "postgresql://user:secret@127.0.0.1:9/studies")
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as where it is not installed
+    remedy = r"pip install -e \.\[postgresql\]$"
+    with pytest.raises(InputError, match=f"no driver of PostgreSQL .*; {remedy}") as refused, tuning.owned_study("s"):
+        pass
+    assert "secret" not in str(refused.value)
+
+
 def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: PostgreSQL, threads: str
 ) -> None:

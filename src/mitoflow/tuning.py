@@ -109,7 +109,10 @@ def _engine(url: str) -> sqlalchemy.Engine:
         if sqlalchemy.make_url(url).get_backend_name() == "postgresql":
             return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
         found = "another database"
-    except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+    except ImportError as error:
+        found, remedy = f"no driver of PostgreSQL ({error})", "pip install -e .[postgresql]"
+        raise InputError(STORAGE, found, "psycopg, which postgresql:// takes", remedy) from None
+    except sqlalchemy.exc.ArgumentError as error:
         found = f"no URL of a database that is known here ({type(error).__name__})"
     form = "postgresql://USER:PASSWORD@HOST/DATABASE"
     raise InputError(STORAGE, found, form, "change it, or unset it for a file in .mitoflow/") from None
