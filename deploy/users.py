@@ -1,7 +1,8 @@
 """Give a person an account on the tracking server, or another role: ``python deploy/users.py NAME ROLE``.
 
 Run it as an admin, with MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment.
-It asks for the password of a new account.
+It asks for the password of a new account. In the place of a role, ``password`` changes the password, and ``remove``
+takes the account away.
 
 ==========  ==========================================================================================
 reader      sees everything and takes models home
@@ -16,10 +17,19 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+import warnings
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.server import get_app_client
+try:
+    from mitoflow import errors, store  # first: MLflow reads its settings when it is imported
+
+    warnings.filterwarnings("ignore", module="mlflow.server")  # what Starlette will change one day
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.server.auth.client import AuthServiceClient
+except ImportError as error:
+    remedy = "in the environment of the checkout, pip install -r deploy/requirements.txt"
+    print(f"users.py: found {error}, expected mitoflow and MLflow's accounts; {remedy}", file=sys.stderr)
+    sys.exit(2)
 
 EXPERIMENT, MODEL, PROMOTIONS = "mitoflow", "mitoflow", "mitoflow-promotions"
 
@@ -34,31 +44,45 @@ ROLES = {
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[2] not in ROLES:
-        sys.exit(f"usage: python deploy/users.py NAME {'|'.join(ROLES)}")
+    wanted = [*ROLES, "password", "remove"]
+    if len(sys.argv) != 3 or sys.argv[2] not in wanted:
+        found, remedy = " ".join(sys.argv[1:]) or "nothing", "say who, and which role"
+        raise errors.InputError("users.py", found, f"NAME {'|'.join(wanted)}", remedy)
     if "MLFLOW_TRACKING_URI" not in os.environ:
-        sys.exit("users.py: MLFLOW_TRACKING_URI: found nothing, expected the address of the server; export it")
+        raise errors.InputError("MLFLOW_TRACKING_URI", "nothing", "the address of the server", "export it")
+    server, (name, what) = os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:]
+    accounts = AuthServiceClient(server)
     try:
-        give(*sys.argv[1:])
-    except MlflowException as error:
-        sys.exit(f"users.py: {' '.join(str(error).split())[:300]}")
+        if what == "remove":
+            accounts.delete_user(name)
+        elif what == "password":
+            accounts.update_user_password(name, ask(name))
+        else:
+            give(accounts, MlflowClient(server), name, what)
+    except store.TROUBLE as error:
+        if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            expected = "a name and a password that the server takes"
+            raise errors.InputError(name, store.reason(error), expected, "run it again with others") from None
+        raise store.trouble(server, error) from None
+    print(f"{name}: {what}")
 
 
-def give(name: str, role: str) -> None:
+def ask(name: str) -> str:
+    return getpass.getpass(f"Password of {name} (12 characters or more): ")
+
+
+def give(accounts: AuthServiceClient, client: MlflowClient, name: str, role: str) -> None:
     """Make the account where it is missing, and let it do what its role may and nothing else."""
-    server = os.environ["MLFLOW_TRACKING_URI"]
-    accounts = get_app_client("basic-auth", tracking_uri=server)
-    resources = shared(MlflowClient(server))
+    resources = shared(client)
     try:
         accounts.get_user(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        accounts.create_user(name, getpass.getpass(f"Password of {name} (12 characters or more): "))
+        accounts.create_user(name, ask(name))
     for (kind, which), permission in zip(resources, ROLES[role], strict=True):
         accounts.grant_user_permission(name, kind, which, permission)
     accounts.update_user_admin(name, role == "admin")
-    print(f"{name} is {role}")
 
 
 def shared(client: MlflowClient) -> list[tuple[str, str]]:
@@ -75,4 +99,4 @@ def shared(client: MlflowClient) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    errors.one_line(main)

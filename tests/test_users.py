@@ -24,18 +24,23 @@ PASSWORDS = {name: secrets.token_urlsafe(18) for name in ("admin", "reader", "wr
 def server(postgresql: PostgreSQL) -> Iterator[TrackingServer]:
     """A server with an account for each role."""
     with TrackingServer(postgresql.create("users"), PASSWORDS["admin"]) as server:
-        admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORDS["admin"]}
         for role in ("reader", "writer", "promoter"):
-            subprocess.run(
-                [sys.executable, USERS, role, role],
-                env=os.environ | admin | {"MLFLOW_TRACKING_URI": server.uri},
-                input=f"{PASSWORDS[role]}\n",
-                text=True,
-                check=True,
-                capture_output=True,
-                start_new_session=True,  # no terminal to ask
-            )
+            assert administer(server, role, role, answer=PASSWORDS[role]).returncode == 0
         yield server
+
+
+def administer(server: TrackingServer, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+    """Run deploy/users.py as an admin who answers what it asks."""
+    admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORDS["admin"]}
+    return subprocess.run(
+        [sys.executable, USERS, *arguments],
+        env=os.environ | admin | {"MLFLOW_TRACKING_URI": server.uri},
+        input=f"{answer}\n",
+        text=True,
+        check=False,
+        capture_output=True,
+        start_new_session=True,  # no terminal to ask
+    )
 
 
 @pytest.fixture
@@ -120,10 +125,14 @@ def test_a_wrong_password_is_one_line(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", f"//writer:{wrong}@"))
     else:
         log_in(monkeypatch, "writer", wrong)
-    for command in (["models"], ["promote", "1"], ["rollback"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "mitoflow.cli", *command], capture_output=True, text=True, check=False
-        )
+    mitoflow = ["-m", "mitoflow.cli"]
+    for command in (
+        [*mitoflow, "models"],
+        [*mitoflow, "promote", "1"],
+        [*mitoflow, "rollback"],
+        [USERS, "a", "reader"],
+    ):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         expected = (
             f"mitoflow: {server.uri}: found wrong name or password (error code 401), expected a user that it knows; "
@@ -133,3 +142,47 @@ def test_a_wrong_password_is_one_line(
     with tracking.start("train", "kept"):
         pass
     assert not [file for file in checkout.rglob("*") if file.is_file() and wrong.encode() in file.read_bytes()]
+
+
+def test_an_account_gets_another_password_and_is_taken_away(
+    server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = secrets.token_urlsafe(18), secrets.token_urlsafe(18)
+
+    def may_look(password: str) -> bool:
+        log_in(monkeypatch, "guest", password)
+        try:
+            registry.models()
+        except InputError as error:
+            assert "wrong name or password" in str(error)
+            return False
+        return True
+
+    short = administer(server, "guest", "reader", answer="short")
+    assert short.returncode == 2
+    assert re.search("^mitoflow: guest: found .*[Pp]assword.*; run it again with others$", short.stderr, re.MULTILINE)
+    assert administer(server, "guest", "reader", answer=old).returncode == 0
+    assert may_look(old)
+    assert administer(server, "guest", "password", answer=new).returncode == 0
+    assert (may_look(old), may_look(new)) == (False, True)
+    assert administer(server, "guest", "remove").returncode == 0
+    assert not may_look(new)
+    again = administer(server, "guest", "remove")
+    assert again.returncode == 2
+    assert re.fullmatch("mitoflow: guest: found .*; run it again with others\n", again.stderr)
+
+
+def test_what_an_admin_gets_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://admin:{PASSWORDS['admin']}@127.0.0.1:9")
+    without = "import sys, runpy; sys.modules['flask_wtf'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    for command, said in {
+        (USERS, "anna", "reader"): "mitoflow: http://127.0.0.1:9: found .*refused, .*; start its server, or check",
+        (USERS, "anna", "queen"): "mitoflow: users.py: found anna queen, expected NAME reader|",
+        ("-c", without, USERS): "users.py: found .*Flask-WTF.*; .*pip install -r deploy/requirements.txt",
+    }.items():
+        # Well below the minutes that MLflow would try again.
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=90)
+        assert done.returncode == 2
+        assert re.match(said, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+        assert PASSWORDS["admin"] not in done.stderr
