@@ -57,6 +57,8 @@ def main(jobs: int, script: bool, command: Sequence[str], **wanted: object) -> N
             click.echo(workers.job_script())
             return
         workers.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # a job that ended is followed by another
+        click.echo("waiting for the first job", err=True)
+        workers.wait_for_workers(1)  # mitoflow waits for a minute, which a queue knows nothing of
         mitoflow = Path(sys.executable).with_name("mitoflow")
         done = subprocess.run([mitoflow, *command, "--dask", workers.scheduler_address], check=False)
     raise SystemExit(done.returncode)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+import tifffile
 
 from mitoflow import tuning
-from tests.parts import ENVIRONMENT, ROOT, until
+from mitoflow.inference import Settings
+from tests.parts import ENVIRONMENT, ROOT, until, write_model
 from tests.studies import opened, score, search
 
 RECIPE = ROOT / "deploy" / "slurm.py"
@@ -41,3 +46,57 @@ def test_a_worker_of_a_job_script_fits_trials(tmp_path: Path, monkeypatch: pytes
             workers.sync(workers.scheduler.close)
             job.terminate()
     assert len(tuning.finished_trials(study)) == 6
+
+
+# SLURM on one machine: the first job waits in the queue for 15 seconds, and ends after three.
+SBATCH = """#!/bin/sh
+number=$(ls jobs | wc -l)
+cp "$1" "jobs/$number"
+[ "$number" -gt 0 ] || sed -i 's/--lifetime 55m/--lifetime 3s/; 1a sleep 15' "jobs/$number"
+setsid bash "jobs/$number" <&- >>log 2>&1 &
+echo $! >>pids
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/bin/sh
+kill -- "-$1"
+"""
+
+
+def test_mitoflow_runs_on_jobs_that_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "jobs").mkdir()
+    for name, script in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    stack = np.random.default_rng(0).integers(0, 256, (8, 64, 64), np.uint8)
+    write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5), stack)
+    tifffile.imwrite("cell.tif", stack)
+    found = {
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),
+        "DASK_DEPLOY__LOST_WORKER_TIMEOUT": "1s",
+    }
+
+    def run(source: str) -> subprocess.CompletedProcess[str]:
+        options = ["--cores", "1", "--hours", "1", "--memory", "1 GB", "--interface", "lo"]
+        command = ["predict", source, "mask.tif", "--model", "unet.keras"]
+        return subprocess.run(
+            [sys.executable, RECIPE, *options, *command],
+            env=ENVIRONMENT | found,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    refused = run("absent.tif")
+    assert refused.returncode == 2
+    assert "mitoflow: absent.tif: found" in refused.stderr
+    assert "Registered to" in Path("log").read_text(), "mitoflow waits for a minute, but a queue may be longer"
+    for job in Path("jobs").iterdir():
+        job.unlink()
+
+    done = run("cell.tif")
+    assert done.returncode == 0, done.stderr
+    assert tifffile.imread("mask.tif").shape == stack.shape
+    assert len(list(Path("jobs").iterdir())) > 1
+    until(lambda: not [pid for pid in Path("pids").read_text().split() if psutil.pid_exists(int(pid))])
