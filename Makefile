@@ -49,8 +49,9 @@ $(VENV)/installed-audit: pyproject.toml $(VENV)/installed
 	@touch $@
 
 .PHONY: audit
-audit: $(VENV)/installed-audit  ## compare the locked dependencies with the published vulnerabilities
+audit: $(VENV)/installed-audit  ## compare the locked dependencies and the server's with the published vulnerabilities
 	@pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock 2> $(VENV)/audit.log \
+		&& pip-audit --strict --progress-spinner off -r deploy/requirements.txt 2> $(VENV)/audit.log \
 		|| { echo "audit: $$(tail -n 1 $(VENV)/audit.log)"; exit 1; }
 
 $(VENV)/installed-bench: pyproject.toml $(VENV)/installed
