@@ -110,15 +110,16 @@ class Service(ABC):
 
 
 class PostgreSQL(Service):
-    """PostgreSQL with one user, ``mitoflow``, whose password is random."""
+    """PostgreSQL with one user, who may do everything, and whose password is random."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str = "mitoflow") -> None:
         super().__init__()
+        self.user = user
         self.password = secrets.token_urlsafe(24)
         if AS_NOBODY:
             shutil.chown(self.folder, AS_NOBODY["user"], AS_NOBODY["group"])
         (self.folder / "password").write_text(self.password)
-        initdb = [postgres("initdb"), "--pgdata", self.folder / "data", "--username", "mitoflow", "--no-sync"]
+        initdb = [postgres("initdb"), "--pgdata", self.folder / "data", "--username", user, "--no-sync"]
         authentication = ["--auth", "scram-sha-256", "--pwfile", self.folder / "password", "--encoding", "UTF8"]
         subprocess.run([*initdb, *authentication], cwd=self.folder, check=True, capture_output=True, **AS_NOBODY)
         (self.folder / "password").unlink()
@@ -143,7 +144,7 @@ class PostgreSQL(Service):
 
     def uri(self, database: str) -> str:
         """Return where a database is, with the password."""
-        return f"postgresql://mitoflow:{self.password}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def create(self, database: str) -> str:
         """Make an empty database and return its URI."""
@@ -160,7 +161,7 @@ class PostgreSQL(Service):
 
     def environment(self) -> dict[str, str]:
         """Return what tells PostgreSQL's programs where it is, and who asks."""
-        server = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "mitoflow", "PGPASSWORD": self.password}
+        server = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": self.user, "PGPASSWORD": self.password}
         return {**os.environ, **server, "PGDATABASE": "postgres"}
 
 

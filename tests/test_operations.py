@@ -18,8 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
+from mitoflow import tuning
 from tests.parts import PATIENCE, free_port, until
-from tests.services import PostgreSQL
+from tests.services import ObjectStore, PostgreSQL, postgres
 
 ROOT = Path(__file__).parents[1]
 DEPLOY, GUIDE = ROOT / "deploy", ROOT / "docs" / "operations.md"
@@ -67,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 def served(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """Start the tracking server as the guide says, and yield where it is."""
     port = free_port()
-    _, start = commands("Start, without Docker")
+    *_, start = commands("Start, without Docker")
     with (folder / "log").open("ab") as log:
         server = subprocess.Popen(
             ["bash", "-euc", start],
@@ -95,13 +96,36 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def environment_for(folder: Path, database: PostgreSQL) -> dict[str, str]:
-    """Return the environment in which a person begins, whose PostgreSQL has the password of deploy/.env."""
+    """Return the environment in which a person begins, whose PostgreSQL has the user that the guide makes."""
     (password,) = re.findall("^PGPASSWORD=(.+)$", (folder / "deploy/.env").read_text(), re.MULTILINE)
-    database.run("psql", "--command", f"ALTER USER mitoflow PASSWORD '{password}'")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    make_user = commands("Start, without Docker")[0].strip().splitlines()[-1]
+    program, *options = make_user.removeprefix("sudo -u postgres ").split()
+    subprocess.run(
+        [postgres(program), *options],
+        env=database.environment(),
+        input=f"{password}\n{password}\n",
+        text=True,
+        check=True,
+        capture_output=True,
+        start_new_session=True,  # no terminal to ask
+    )
+    tools = [str(Path(sys.executable).parent), str(Path(postgres("createuser")).parent)]
+    path = os.pathsep.join([*tools, os.environ["PATH"]])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PG"))}
     artifacts = {"MLFLOW_ARTIFACTS_DESTINATION": str(folder / "srv" / "artifacts")}
     return kept | artifacts | {"PATH": path, "PGPORT": str(database.port), "MLFLOW_WORKERS": "1"}
+
+
+def set_up(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Make the databases as the guide says, and return the environment in which the server is started."""
+    script = commands("Start, without Docker")[1]
+    run(re.sub("^pip install .*\n", "", script, flags=re.MULTILINE), folder, environment)
+    return left(folder)
+
+
+def studies(environment: dict[str, str]) -> str:
+    """Return where studies are, with the password that whoever tunes is told."""
+    return "postgresql://studies:{STUDIES_PASSWORD}@127.0.0.1:{PGPORT}/optuna".format_map(environment)
 
 
 def registered(client: MlflowClient) -> list[tuple[object, ...]]:
@@ -122,12 +146,10 @@ def registered(client: MlflowClient) -> list[tuple[object, ...]]:
 
 def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, give an account, fill, back up, and restore into another PostgreSQL and other artifacts."""
-    setup = re.sub("^pip install .*\n", "", commands("Start, without Docker")[0], flags=re.MULTILINE)
     (backup,), (restore,) = commands("Back up"), commands("Restore")
     password, note = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
-    with PostgreSQL() as database:
-        run(setup, folder, environment_for(folder, database))
-        environment = left(folder)
+    with PostgreSQL("postgres") as database:
+        environment = set_up(folder, environment_for(folder, database))
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", environment["MLFLOW_AUTH_ADMIN_PASSWORD"])
         with served(folder, environment) as address:
@@ -139,12 +161,13 @@ def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest
             made = client.create_model_version("mitoflow", trained.artifact_uri, trained.run_id, {"why": "best"})
             client.set_registered_model_alias("mitoflow", "champion", made.version)
             before = registered(client)
+        tuning.open_study(studies(environment), "s")
         run(backup, folder, environment)
         run(backup, folder, environment)  # as every night
     shutil.rmtree(folder / "srv")
 
-    with PostgreSQL() as database:
-        environment |= environment_for(folder, database)
+    with PostgreSQL("postgres") as database:
+        environment |= set_up(folder, environment_for(folder, database))
         run(restore, folder, environment)
         with served(folder, environment) as address:
             client = MlflowClient(address)
@@ -157,6 +180,107 @@ def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest
     said = (folder / "log").read_text()
     hidden = [environment[name] for name in environment if re.search("PASSWORD|SECRET", name)] + [password]
     assert [secret for secret in hidden if secret in said] == []
+
+
+def query(environment: dict[str, str], database: str, statement: str) -> subprocess.CompletedProcess[str]:
+    """Ask a database as the user of the environment."""
+    command = [postgres("psql"), "--no-psqlrc", "--tuples-only", "--no-align", f"--dbname={database}", "--command"]
+    return subprocess.run([*command, statement], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_who_tunes_sees_studies_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with PostgreSQL("postgres") as database:
+        keeper = set_up(folder, environment_for(folder, database))
+        made = keeper["STUDIES_PASSWORD"]
+        assert query(keeper, "accounts", "CREATE TABLE people AS SELECT 'anna'").returncode == 0
+        tuner = keeper | {"PGUSER": "studies", "PGPASSWORD": made}
+        for name in ("accounts", "mlflow"):
+            refused = query(tuner, name, "SELECT * FROM people")
+            assert refused.returncode != 0
+            assert f'permission denied for database "{name}"' in refused.stderr
+        assert query(tuner, "optuna", "SET ROLE mitoflow").returncode != 0
+        monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", studies(keeper))
+        with tuning.owned_study("s") as study:
+            study.ask()
+        assert query(keeper, "optuna", "SELECT study_name FROM studies").stdout == "s\n"
+        assert made not in database.log
+
+
+# Compose on this machine: what a container would run is run here, by the user that compose.yaml names.
+DOCKER = """#!/bin/sh
+[ "$1 $2 $4 $5 $6" = "compose --file exec -T database" ] && [ -f "$3" ] || exit 64
+shift 6
+PGHOST=127.0.0.1 PGUSER=mitoflow exec "$@"
+"""
+
+
+@pytest.mark.parametrize("with_docker", [False, True])
+def test_a_backup_that_fails_leaves_the_one_before(folder: Path, with_docker: bool) -> None:
+    """The databases away, the artifacts away, and then a whole one, which is restored."""
+    with PostgreSQL("postgres") as database, ObjectStore() as objects:
+        environment = set_up(folder, environment_for(folder, database))
+        artifacts = folder / "srv" / "artifacts"
+        if with_docker:
+            artifacts = objects.folder / "objects" / objects.bucket / "mlflow"
+            (folder / "docker").write_text(DOCKER)
+            (folder / "docker").chmod(0o755)
+            del environment["PGHOST"]
+            environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+            environment["MLFLOW_S3_ENDPOINT_URL"] = objects.uri
+            keys = "\n".join(f"{name}={value}" for name, value in objects.credentials.items())
+            with (folder / "deploy" / ".env").open("a") as secret:
+                secret.write(f"{keys}\n")
+
+        def backup(what: str) -> subprocess.CompletedProcess[str]:
+            command = ["deploy/backup.sh", what, "backup"]
+            return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+        def kept() -> dict[str, bytes]:
+            files = [path for path in (folder / "backup").rglob("*") if path.is_file() and path.suffix != ".new"]
+            return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+        asks = environment | {"PGHOST": "127.0.0.1"}
+        tuner = asks | {"PGUSER": "studies", "PGPASSWORD": asks["STUDIES_PASSWORD"]}
+        for who, name in ((asks, "mlflow"), (asks, "accounts"), (tuner, "optuna")):
+            assert query(who, name, f"CREATE TABLE things AS SELECT 'of {name}' AS said").returncode == 0
+        artifacts.mkdir(parents=True)
+        (artifacts / "model").write_text("weights")
+        done = backup("save")
+        assert (done.returncode, done.stderr) == (0, "")  # cron would send it
+        before = kept()
+        assert len(before) == 4
+        assert (folder / "backup" / "accounts.dump").stat().st_mode & 0o077 == 0
+
+        database.stop()
+        assert backup("save").returncode != 0
+        assert kept() == before
+        database.start()
+        artifacts.rename(folder / "away")
+        objects.restart()  # it remembers what it had
+        lost = backup("save")
+        assert with_docker or lost.returncode != 0  # an object store has no folder that could be missing
+        assert kept().keys() == before.keys()
+
+        for name in ("mlflow", "accounts", "optuna"):
+            database.run("dropdb", name)
+        database.run("dropuser", "studies")
+        set_up(folder, asks)
+        done = backup("restore")
+        assert done.returncode == 0, done.stderr
+        for who, name in ((asks, "mlflow"), (asks, "accounts"), (tuner, "optuna")):
+            assert query(who, name, "SELECT said FROM things").stdout == f"of {name}\n"
+        assert query(tuner, "optuna", "DROP TABLE things").returncode == 0
+        assert (artifacts / "model").read_text() == "weights"
+        again = backup("restore")
+        assert again.returncode != 0
+        assert "already exists" in again.stderr
+
+
+def test_a_backup_is_told_what_to_do(folder: Path) -> None:
+    done = subprocess.run(["deploy/backup.sh", "backup"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "backup.sh: found backup, expected save FOLDER or restore FOLDER; say which\n"
 
 
 def give(address: str, name: str, role: str, password: str) -> None:
@@ -206,7 +330,7 @@ def test_secrets_come_from_the_environment() -> None:
         for key, value in service.get("environment", {}).items()
         if re.search("PASSWORD|SECRET|KEY", key)
     }
-    assert len(values) == 8
+    assert len(values) == 9
     for place, value in values.items():
         wanted = re.fullmatch(r"\$\{(\w+):\?.+\}", value)
         assert wanted and wanted[1] in EXAMPLE, place
