@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from mitoflow.errors import InputError
+
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 def main_checkout() -> Path:
@@ -39,9 +43,28 @@ def state_dir() -> Path:
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
     """Let one process of this checkout at a time into the block; others wait."""
-    with (state_dir() / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (state_dir() / f"{name}.lock").open("w") as stream:
+        lock(stream, wait=True)
         yield
+
+
+def lock(stream: IO[Any], *, wait: bool) -> None:
+    """Lock a file for as long as it is open.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has the lock, and nobody is to wait for it.
+    InputError
+        The file system has no locks.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        remedy = "mount it with locks, or put the project on another one"
+        raise InputError(Path(stream.name).parent, "a file system without locks", "one that has them", remedy) from None
 
 
 @contextmanager
@@ -50,17 +73,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A file or a folder may be written there. Whoever looks at ``path`` sees the old one or the whole new one; when the
     block raises, ``path`` stays as it was and nothing is left beside it; what a process that was killed left there is
-    removed by the next one that writes ``path``.
+    removed by the next one on the same machine that writes ``path``. Whether a process of another machine lives, which
+    may share the folder, nobody can tell here.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    beside = temporary(path, "new")
     _remove_stale(path)
     try:
         yield beside
         if path.is_dir():
             # A folder cannot be renamed over another one; two renames keep the moment without either short.
-            old = path.parent / f".{path.name}.{os.getpid()}.old"
+            old = temporary(path, "old")
             path.replace(old)
             beside.replace(path)
             _remove(old)
@@ -70,11 +94,27 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(beside)
 
 
+def temporary(path: Path, kind: str) -> Path:
+    """Return the name beside ``path`` under which this process has something for a while, ``new`` or ``old``."""
+    return path.parent / f".{path.name}.{_machine()}-{os.getpid()}.{kind}"
+
+
+@cache
+def _machine() -> str:
+    """Return what tells apart the machines, and the containers on one, whose processes may have equal numbers."""
+    facts = [os.uname().nodename]
+    with suppress(OSError):
+        facts.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
+    with suppress(OSError):
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
 def _remove_stale(path: Path) -> None:
-    """Remove what processes that are no more, or this one before, left beside ``path``."""
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        process, _, rest = stale.name.removeprefix(f".{path.name}.").partition(".")
-        if rest.startswith(("new", "old")) and process.isdecimal() and not _is_another(int(process)):
+    """Remove what processes of this machine that are no more, or this one before, left beside ``path``."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\.(new|old)")
+    for stale in path.parent.iterdir():
+        if (found := ours.match(stale.name)) and not _is_another(int(found[1])):
             _remove(stale)
 
 

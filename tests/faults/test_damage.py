@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from mitoflow.patches import SPLITS, PatchStore
 from tests.test_training import RECIPE
 
 from .injection import examples, fault
+from .namespace import PRIVATE_MOUNTS, UNSHARE
 
 
 def flip(content: bytearray, chance: random.Random) -> None:
@@ -160,7 +164,7 @@ def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kin
     with pytest.raises(InputError, match="expected a patch store of format 3; run `dvc repro -f patch`"):
         PatchStore.open(folder)
     # What a killed process was writing is swept by the next.
-    stale = folder.with_name(f".patches.{2**22 + 1}.new")
+    stale = of_process(2**22 + 1, folder)
     stale.mkdir()
     again = PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     assert not stale.exists()
@@ -190,7 +194,7 @@ def test_model(
 def test_a_living_process_keeps_what_it_writes(tmp_path: Path) -> None:
     with workspace.replacing(tmp_path / "a") as first:
         first.write_text("first")
-        other = tmp_path / ".a.1.new"  # that of process 1, which lives
+        other = of_process(1, tmp_path / "a")  # which lives
         other.write_text("other")
         with workspace.replacing(tmp_path / "b") as second:
             second.write_text("second")
@@ -198,3 +202,21 @@ def test_a_living_process_keeps_what_it_writes(tmp_path: Path) -> None:
     with workspace.replacing(tmp_path / "a") as again:
         again.write_text("again")
     assert other.read_text() == "other"
+
+
+def of_process(number: int, path: Path) -> Path:
+    """Return where a process with that number writes what becomes `path`."""
+    mine = workspace.temporary(path, "new")
+    return mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{number}."))
+
+
+@pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs namespaces of its own, by `unshare`")
+def test_a_process_of_another_machine_leaves_it_alone(tmp_path: Path) -> None:
+    """Another PID namespace, in which this process has no number, is as far away."""
+    target = tmp_path / "a"
+    code = "import pathlib, sys, mitoflow.workspace as w; w.write_text(pathlib.Path(sys.argv[1]), 'theirs')"
+    with workspace.replacing(target) as ours:
+        ours.write_text("ours")
+        subprocess.run([*UNSHARE, "--pid", "--fork", sys.executable, "-c", code, target], check=True)
+        assert target.read_text() == "theirs"
+    assert target.read_text() == "ours"
