@@ -92,18 +92,25 @@ def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray
     patches
         (P, size, size), row by row, dtype of `image`.
     boxes
-        (P, 6) int32: y and x of the patch in the slice, then its owned rectangle ``y0, y1, x0, x1`` inside the patch
-        (see `Axis`).
+        (P, 6) int32; see `layout`.
     """
     rows, columns = (Axis(length, size, step) for length in image.shape)
     padded = np.pad(image, ((0, rows.padding), (0, columns.padding)), mode="reflect")
-    patches = patchify(padded, (size, size), step=step).reshape(-1, size, size)
+    return patchify(padded, (size, size), step=step).reshape(-1, size, size), layout(rows, columns)
+
+
+def layout(rows: Axis, columns: Axis) -> np.ndarray:
+    """Return where the patches of a slice are, row by row.
+
+    They are (P, 6) int32: y and x in the slice, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see
+    `Axis`).
+    """
     boxes = [
         (y, x, *own_y, *own_x)
         for y, own_y in zip(rows.starts, rows.owned, strict=True)
         for x, own_x in zip(columns.starts, columns.owned, strict=True)
     ]
-    return patches, np.array(boxes, dtype=np.int32)
+    return np.array(boxes, dtype=np.int32)
 
 
 def owned(rectangles: np.ndarray, size: int) -> np.ndarray:
@@ -358,6 +365,7 @@ class PatchStore:
             for side, patches in zip(SPLITS, (train, validation), strict=True):
                 if verify and digests[side] != _digest(patches):
                     raise ValueError(f"{side} has changed since it was written")
+                _check(patches, header)
         except Exception as error:  # numpy raises nearly anything for a broken header
             found = f"{type(error).__name__}: {error}"
             remedy = "run `dvc repro -f patch`"
@@ -410,6 +418,31 @@ def _digest(patches: Patches) -> str:
             digest.update(np.ascontiguousarray(array[first:last]).data)
     digest.update(patches.index.data)
     return digest.hexdigest()
+
+
+def _check(patches: Patches, header: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a side holds consecutive slices of its stacks, each as `cut` cuts it."""
+    images, masks, index = patches.images, patches.masks, patches.index
+    depth, size, step = numbers = [header[key] for key in ("bit_depth", "size", "step")]
+    if not all(type(number) is int and number > 0 for number in itertools.chain(numbers, *patches.shapes)):
+        raise ValueError("a size that is none")
+    kinds = images.dtype in (np.uint8, np.uint16), masks.dtype == np.uint8, index.dtype == np.int32
+    shape = (len(index), size, size)
+    if not all(kinds) or not images.shape == masks.shape == shape or index.shape[1:] != (8,):
+        raise ValueError("arrays of other types or shapes")
+    if depth > 8 * images.itemsize:
+        raise ValueError(f"{depth} bits in {images.dtype}")
+    if (index[:, 0] < 0).any() or (index[:, 0] >= len(patches.shapes)).any():
+        raise ValueError("an index of stacks that are not there")
+    expected = []
+    for stack, held in patches.ranges.items():
+        slices, *lengths = patches.shapes[stack]
+        if held.start < 0 or held.stop > slices or max(lengths) > size + step * len(index):
+            raise ValueError("an index of slices that are not there")
+        of_a_slice = layout(*(Axis(length, size, step) for length in lengths))
+        expected += [np.insert(of_a_slice, 0, [[stack], [z]], axis=1) for z in held]
+    if not np.array_equal(index, np.concatenate(expected)):
+        raise ValueError("an index that is not that of whole slices")
 
 
 def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

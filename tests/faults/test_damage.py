@@ -9,19 +9,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from mitoflow import training, unet, volumes, workspace
+from mitoflow import patches, training, unet, volumes, workspace
 from mitoflow.errors import InputError
 from mitoflow.params import Patch
-from mitoflow.patches import SPLITS, PatchStore
+from mitoflow.patches import SPLITS, Patches, PatchStore
 from tests.test_training import RECIPE
 
 from .injection import examples, fault
 from .namespace import PRIVATE_MOUNTS, UNSHARE
+from .test_fuzz import fuzz
 
 
 def flip(content: bytearray, chance: random.Random) -> None:
@@ -122,12 +126,13 @@ def test_patch_store(
     record_property("tried", tried)
 
 
-def check_refused_or_equal(folder: Path, store: PatchStore) -> None:
+def check_refused_or_equal(folder: Path, store: PatchStore) -> bool:
+    """Tell whether a store can be opened, which then is the same."""
     try:
         read = PatchStore.open(folder)
     except InputError as error:
         assert "dvc repro" in error.remedy
-        return
+        return False
     assert (read.bit_depth, read.size) == (store.bit_depth, store.size)
     for side in SPLITS:
         mine, theirs = getattr(read, side), getattr(store, side)
@@ -135,6 +140,80 @@ def check_refused_or_equal(folder: Path, store: PatchStore) -> None:
         for name in ("images", "masks", "index"):
             assert getattr(mine, name).dtype == getattr(theirs, name).dtype
             assert np.array_equal(getattr(mine, name), getattr(theirs, name))
+    return True
+
+
+ARRAYS = ("images", "masks", "index")
+ABSURD = st.sampled_from([-(2**31), -1, 0, 1, 2, 3, 63, 64, 65, 95, 96, 2**31 - 1])
+DTYPES = st.sampled_from(["<i4", ">i4", "<i8", "<u4", "<u2", "|u1", "|i1", "<f4", "<f8", "|b1", "<c8", "|S4", "<M8[s]"])
+NUMBERS = st.one_of(ABSURD, st.sampled_from([16, 17, 64.0, float("nan"), None, True, "64", [], {}, 2**64]))
+
+
+@fault("fuzzing: the index of the patch store", long=1)
+def test_index(
+    store: PatchStore, small_dataset: Path, tmp_path: Path, attempt: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Stores whose digests fit, and nothing else does."""
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    pairs = volumes.read_pairs(small_dataset / "train")
+    folder = tmp_path / "patches"
+    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    outcomes = []
+
+    @given(st.data())
+    @fuzz(long=2000, short=100)
+    def check(data: st.DataObject) -> None:
+        for file, content in whole.items():
+            file.write_bytes(content)
+        header = json.loads(whole[folder / "store.json"])
+        if data.draw(st.booleans()):
+            side, name = data.draw(st.sampled_from(SPLITS)), data.draw(st.sampled_from(["index", "index", *ARRAYS]))
+            np.save(folder / side / f"{name}.npy", harmed(np.load(folder / side / f"{name}.npy"), data))
+        else:
+            place = data.draw(st.sampled_from([header, header["stacks"][0]["shape"]]))
+            key = data.draw(st.sampled_from(["bit_depth", "size", "step"] if place is header else [1, 2]))
+            place[key] = data.draw(NUMBERS)
+            assume(key != "bit_depth" or place[key] not in range(1, 9))  # which may be so
+        sign(folder, header)
+        outcomes.append(check_refused_or_equal(folder, store))
+
+    check()
+    assert set(outcomes) == {True, False}
+    record_property("tried", len(outcomes))
+
+
+def harmed(array: np.ndarray, data: st.DataObject) -> np.ndarray:
+    """Return an array with other values, rows, type or axes."""
+    row = data.draw(st.integers(0, len(array) - 1))
+    match data.draw(st.sampled_from(["value", "row", "order", "type", "axes"])):
+        case "value" if array.ndim == 2:
+            array[row, data.draw(st.integers(0, array.shape[1] - 1))] = data.draw(ABSURD)
+        case "row":
+            array = data.draw(
+                st.sampled_from([np.delete(array, row, 0), np.insert(array, row, array[0], 0), array[:0]])
+            )
+        case "order" if array.ndim == 2:
+            other = data.draw(st.integers(0, len(array) - 1))
+            array[[row, other]] = array[[other, row]]
+        case "type":
+            dtype = data.draw(DTYPES)
+            assume(array.ndim == 2 or dtype != "<u2")  # which images may have
+            array = array.astype(dtype)
+        case "axes":
+            array = data.draw(st.sampled_from([array[0], array[..., :-1], array[None], array.ravel()]))
+    return array
+
+
+def sign(folder: Path, header: dict) -> None:
+    """Write the header of a store, with the digests of what is there, where it has any."""
+    header["sha256"].pop("layout")
+    for side in SPLITS:
+        read = {name: np.load(folder / side / f"{name}.npy") for name in ARRAYS}
+        with suppress(Exception):  # some have no digest, whatever they are
+            header["sha256"][side] = patches._digest(Patches(**read, shapes=[], step=64))
+    header["sha256"]["layout"] = workspace.fingerprint(header)
+    (folder / "store.json").write_text(json.dumps(header))
 
 
 def _of_format_2(folder: Path) -> None:
