@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from mitoflow import journal, lineage, store, tracking
+from mitoflow import journal, lineage, store, tracking, workspace
 from mitoflow.delivery import Delivery
+from mitoflow.errors import InputError
 from mitoflow.journal import Journal
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody answers
@@ -369,3 +371,69 @@ def test_a_torn_line_at_any_place_costs_only_itself(checkout: Path) -> None:
         assert [event["event"] for event in adopted.events()] == ["start", "end"]
         assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "end"]
         adopted.close()
+
+
+def test_a_damaged_journal_stops_no_other(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    for key in ("damaged", "whole"):
+        with tracking.start("train", "unet", key=key) as run:
+            run.metrics({"x": 1})
+    damaged, whole = journal.folders()
+    content = bytearray((damaged / "events.jsonl").read_bytes())
+    content[content.index(b'"x":1') + 4] ^= 2  # 1 becomes 3, which is JSON still
+    (damaged / "events.jsonl").write_bytes(content)
+    (whole / "sent").write_text("17")  # damaged as well, and harmless
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
+    with tracking.start("train", "unet", key="damaged") as run:  # resumed
+        run.metrics({"x": 2})
+    assert curve("damaged", "x") == [(0, 2)]
+    assert f"{damaged}/events.jsonl: found a damaged line" in capfd.readouterr().err
+
+    (checkout / "params.yaml").touch()
+    synced = in_a_process("import sys\nfrom mitoflow import cli\nsys.argv = ['mitoflow', 'sync']\ncli.main()")
+    assert (synced.returncode, synced.stdout) == (2, "3 events sent\n")
+    assert synced.stderr.startswith(f"mitoflow: {damaged}/events.jsonl: found a damaged line")
+    assert synced.stderr.count("\n") == 1
+    told = tracking.sync()
+    assert (told.sent, told.left) == (0, 0)
+    (error,) = told.damaged
+    assert str(damaged) in str(error)
+    assert "\n" not in str(error)
+    assert curve("whole", "x") == [(0, 1)]
+    assert (damaged / "events.jsonl").read_bytes() == content
+    assert journal.folders() == [damaged]
+    assert Journal(damaged).unsent(), "nobody holds it"
+
+
+def test_a_bit_that_flips_in_a_journal_is_noticed(checkout: Path) -> None:
+    events = Journal.create("k")
+    events.append({"event": "start", "run": "k", "time": 1})
+    events.append({"event": "metrics", "run": "k", "time": 2, "values": {"x": 1.5, "y": float("nan")}, "step": 0})
+    events.append({"event": "end", "run": "k", "time": 3, "status": "FINISHED"})
+    events.close()
+    path, written = events.folder / "events.jsonl", list(map(str, events.events()))
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            try:
+                read = list(map(str, events.events()))
+            except InputError:
+                continue
+            # The name of the checksum, and the end of the last line, which then counts as cut off.
+            assert read in (written, written[:-1]) or "crc" in content[place - 5 : place + 5].decode()
+    path.write_bytes(content)
+    assert list(map(str, events.events())) == written
+
+
+def test_where_there_are_no_locks_it_says_so(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for begin in (lambda: tracking.start("train", "unet"), workspace.only_one("train").__enter__):
+        with pytest.raises(InputError, match=r"\.mitoflow.*: found a file system without locks, expected one that has"):
+            begin()

@@ -599,9 +599,14 @@ def sync() -> None:
     if synced.live:
         click.echo(f"{synced.live} running stages send for themselves")
     click.echo(f"{synced.sent} events sent")
+    errors = list(synced.damaged)
     if synced.left:
         found = f"{synced.left} events that it did not take ({synced.trouble})"
-        raise InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again")
+        errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
+    for error in errors[:-1]:
+        click.echo(f"mitoflow: {error}", err=True)
+    if errors:
+        raise errors[-1]
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

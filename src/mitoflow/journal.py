@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from mitoflow import workspace
 from mitoflow.errors import InputError
 
 Event = dict[str, Any]
+CHECKSUM = "crc32"
 
 
 def folders(key: str | None = None) -> list[Path]:
@@ -52,9 +53,9 @@ def _root() -> Path:
 class Journal:
     """What one process reports about a run and its child runs, in the order in which it happened.
 
-    The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object a line; ``sent``, how many bytes of that have
-    reached MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked for as long
-    as it lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
+    The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object with its checksum a line; ``sent``, how many bytes
+    of that have reached MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked
+    for as long as it lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
 
     Invariant: an event is on disk before any of it is sent, and `mark_sent` passes it only after MLflow took it. A
     crash in between sends that event once more, so MLflow must be able to take an event twice. A journal is removed
@@ -66,6 +67,8 @@ class Journal:
         Another process has the journal.
     FileNotFoundError
         It is gone: another process sent all of it.
+    InputError
+        The file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,10 +76,10 @@ class Journal:
         self._events = folder / "events.jsonl"
         self._stream = open(self._events, "ab", opener=_existing)  # noqa: SIM115 (it holds the lock until `close`)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            workspace.lock(self._stream, wait=False)
             if not self._events.exists():
                 raise FileNotFoundError(self._events)
-        except OSError:
+        except (OSError, InputError):
             self._stream.close()
             raise
         self._writing = threading.Lock()
@@ -103,24 +106,36 @@ class Journal:
 
         A last line that ``kill -9`` cut short is dropped, and runs that the process could not end are ended for it, as
         killed at the time of its last event.
+
+        Raises
+        ------
+        InputError
+            A line is damaged; the journal stays as it is.
         """
         journal = cls(folder)
         running: dict[str, None] = {}
-        whole, last = 0, 0
-        for event, end in _read(folder):
-            whole, last = end, event["time"]
-            if event["event"] == "start":
-                running[event["run"]] = None
-            elif event["event"] == "end":
-                running.pop(event["run"], None)
-        journal._stream.truncate(whole)
+        ends, last = [0], 0
+        try:
+            for event, end in _read(folder):
+                ends.append(end)
+                last = event["time"]
+                if event["event"] == "start":
+                    running[event["run"]] = None
+                elif event["event"] == "end":
+                    running.pop(event["run"], None)
+        except InputError:
+            journal._stream.close()
+            raise
+        journal._stream.truncate(ends[-1])
+        if _sent(folder) not in ends:
+            journal.mark_sent(0)  # it is damaged, and to send an event again changes nothing
         for run in reversed(running):
             journal.append({"event": "end", "run": run, "time": last, "status": "KILLED"})
         return journal
 
     def append(self, event: Event) -> None:
         """Write an event, and return when it is on disk."""
-        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        line = _compact(event | {CHECKSUM: _checksum(event)}) + b"\n"
         with self._writing:
             self._stream.write(line)
             self._stream.flush()
@@ -170,9 +185,17 @@ class Journal:
 
 def _sent(folder: Path) -> int:
     try:
-        return int((folder / "sent").read_text() or 0)  # a power cut may leave it empty
-    except FileNotFoundError:
+        return int((folder / "sent").read_text())
+    except (FileNotFoundError, ValueError):  # a power cut may leave it empty
         return 0
+
+
+def _compact(event: Event) -> bytes:
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def _checksum(event: Event) -> int:
+    return zlib.crc32(_compact(event))
 
 
 def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
@@ -184,7 +207,9 @@ def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
             position += len(line)
             try:
                 event = json.loads(line)
-            except ValueError:
+                if event.pop(CHECKSUM, None) not in (None, _checksum(event)):  # lines of older versions have none
+                    raise ValueError(line)
+            except (ValueError, AttributeError, TypeError):
                 remedy = "the file has changed since it was written; remove its folder, and that run ends there"
                 raise InputError(folder / "events.jsonl", "a damaged line", "an event", remedy) from None
             yield event, position

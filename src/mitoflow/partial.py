@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +16,6 @@ from mitoflow.errors import InputError
 
 PUBLISHING = "publishing.json"
 LOCK = "lock"
-UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 class Partial:
@@ -181,7 +178,13 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
         except FileNotFoundError:
             continue
         with lock:
-            _lock(lock.fileno(), output)
+            try:
+                workspace.lock(lock, wait=False)
+            except BlockingIOError:
+                remedy = "wait for it, or choose another name"
+                raise InputError(output, "another process that is making it", "one at a time", remedy) from None
+            except InputError:
+                pass  # an output may lie where there are no locks, and is whole as long as one process makes it
             if _is_at(path, lock.fileno()):
                 yield
                 return
@@ -192,15 +195,3 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _lock(descriptor: int, output: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in UNLOCKABLE:
-            return
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        remedy = "wait for it, or choose another name"
-        raise InputError(output, "another process that is making it", "one at a time", remedy) from None

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mitoflow import journal, lineage, store, workspace
 from mitoflow.delivery import Delivery
+from mitoflow.errors import InputError
 from mitoflow.journal import Journal
 
 EXPERIMENT = "mitoflow"
@@ -208,12 +209,15 @@ class Synced:
         Journals of stages that are running now, which send for themselves.
     trouble
         Why something is left; empty where nothing is.
+    damaged
+        What is wrong with journals that cannot be read, of which nothing was sent.
     """
 
     sent: int
     left: int
     live: int
     trouble: str
+    damaged: tuple[InputError, ...] = ()
 
 
 def sync() -> Synced:
@@ -221,6 +225,7 @@ def sync() -> Synced:
     sent = left = live = 0
     troubles: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
     away: set[str] = set()
+    damaged: list[InputError] = []
     for folder in journal.folders():
         try:
             events = Journal.adopt(folder)
@@ -228,6 +233,9 @@ def sync() -> Synced:
             live += 1
             continue
         except FileNotFoundError:
+            continue
+        except InputError as error:
+            damaged.append(error)
             continue
         with closing(events):
             delivery, key, before = Delivery(events), journal.key_of(folder), journal.waiting(folder)
@@ -240,7 +248,7 @@ def sync() -> Synced:
                         away.add(delivery.uri)
             after = journal.waiting(folder)
         sent, left = sent + before - after, left + after
-    return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())))
+    return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())), tuple(damaged))
 
 
 class _Sender(threading.Thread):
@@ -311,6 +319,8 @@ class _Sender(threading.Thread):
                 earlier = Journal.adopt(self._earlier[0])
             except FileNotFoundError:
                 pass  # `mitoflow sync` was faster
+            except InputError as error:
+                self._say(str(error))
             else:
                 with closing(earlier):
                     Delivery(earlier).send()
