@@ -253,3 +253,9 @@ def test_presets_are_listed_and_written(folder: Path, run_here: Here) -> None:
     assert code == 2
     assert told == ""
     assert complaint.startswith("mitoflow: preset: found quick, expected one of phantom")
+
+
+def test_data_verify_outside_of_dvc_is_one_line(folder: Path, run_here: Here) -> None:
+    code, out, err = run_here("data", "verify")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"mitoflow: {folder}: found no cache of DVC: ")

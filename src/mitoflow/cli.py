@@ -146,7 +146,11 @@ def data_verify(store: Path | None, delete: bool) -> None:
 
     if store is None:
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
-        store = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
+            raise InputError(Path.cwd(), f"no cache of DVC: {said}", "a project under DVC", "name STORE, or `dvc init`")
+        store = Path(done.stdout.strip())
     found = list(objects.damaged(store))
     for damage in found:
         click.echo(damage, err=True)

@@ -225,7 +225,11 @@ def test_arguments(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     tried = []
-    commands = [["data", "import"], *([name] for name in cli.mitoflow.commands if name not in {"data", *NEVER})]
+    commands = [
+        ["data", "import"],
+        ["data", "verify"],
+        *([name] for name in cli.mitoflow.commands if name not in {"data", *NEVER}),
+    ]
 
     @given(st.data())
     @fuzz(long=1500, short=60)
