@@ -8,6 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+#: What libraries say where a machine has no more memory: the loader, Python, TensorFlow, oneDNN, PyTorch and JAX.
+NO_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "can't start new thread",
+    "oom when allocating",
+    "failed to allocate memory",
+    "could not create a primitive",
+    "out of memory",
+)
+
 
 class InputError(Exception):
     """Input that a person can mend: a file, a key or an argument.
@@ -36,9 +47,9 @@ class InputError(Exception):
 
 def fail(error: Exception) -> NoReturn:
     """Print ``error`` as one line on stderr, apart from any progress bar, and exit with 2."""
-    from tqdm import tqdm
-
-    tqdm.write(f"mitoflow: {error}", file=sys.stderr)
+    bars = sys.modules.get("tqdm")  # where it was not imported there are none, and there may be no memory to do it
+    write = bars.tqdm.write if bars else print
+    write(f"mitoflow: {error}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -72,8 +83,10 @@ def _mendable(error: BaseException) -> InputError | None:
     where = (error.filename if isinstance(error, OSError) else None) or Path.cwd()
     if isinstance(error, InputError):
         return error
-    if isinstance(error, MemoryError):
-        return InputError("memory", str(error) or "none left", "enough for this step", "use a machine that has more")
+    refused = [words for words in NO_MEMORY if words in str(error).lower()]
+    if refused or isinstance(error, MemoryError):
+        found = (str(error) if isinstance(error, MemoryError) else refused[0]) or "none left"
+        return InputError("memory", found, "enough for this step", "use a machine that has more")
     if isinstance(error, PermissionError) or number == errno.EROFS or said.startswith(("READONLY", "CANTOPEN")):
         return InputError(where, "no permission", "a place that may be read and written", "change its owner or mode")
     if number in (errno.ENOSPC, errno.EDQUOT) or said in ("FULL", "IOERR_WRITE"):

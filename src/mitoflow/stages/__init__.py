@@ -34,6 +34,8 @@ DASK = "MITOFLOW_DASK"
 MULTIPLYING = 4  # threads of a stage that may multiply matrices at once: its own, those that make batches, MLflow's
 BUFFERS = 640 << 20  # bytes of address space for their buffers and their own
 LIBRARIES = 1 << 30  # bytes of it for whatever a stage loads, and these buffers
+KERAS = 4 << 30  # the same for the stages that fit or predict: TensorFlow aborts where it gets less
+WITH_KERAS = [f"{__name__}.{stage}" for stage in ("tune", "train", "evaluate")]
 GRACE = 20  # seconds; schedulers kill 30 seconds after the notice
 
 
@@ -52,10 +54,10 @@ def as_process(main: Callable[[], None]) -> None:
     one_line(run)
 
 
-def require(size: int) -> None:
-    """Raise `MemoryError` where not so many bytes of address space are left; few of them will be used."""
+def require(size: int, protection: int = mmap.PROT_READ) -> None:
+    """Raise `MemoryError` where not so many bytes of address space are left, or of memory where it is to be written."""
     try:
-        mmap.mmap(-1, size).close()
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection).close()
     except OSError as error:
         raise MemoryError(f"not {size >> 20} MiB left") from error
 
@@ -73,7 +75,7 @@ def reserve_blas() -> None:
     """
     import numpy as np
 
-    require(BUFFERS)
+    require(BUFFERS, mmap.PROT_READ | mmap.PROT_WRITE)
     square, together = np.ones((256, 256)), Barrier(MULTIPLYING)
 
     def multiply() -> None:
@@ -108,6 +110,7 @@ def _end(_: int, frame: FrameType | None) -> None:
 
 
 try:
-    require(LIBRARIES)  # before a stage imports what it needs
+    # Before the stage that Python was asked for imports what it needs.
+    require(LIBRARIES if set(WITH_KERAS).isdisjoint(sys.orig_argv) else KERAS)
 except MemoryError as error:
     fail(mendable(error) or error)
