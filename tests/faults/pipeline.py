@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
+import pytest
 from ruamel.yaml import YAML
 
 from tests.e2e.conftest import Project, runs
@@ -38,6 +46,42 @@ def duration(project: Project, stage: str) -> float:
         return 2 * IMPORTS
     whole = [run for run in first if "mlflow.parentRunId" not in run.data.tags]
     return IMPORTS + max((run.info.end_time - run.info.start_time) / 1000 for run in whole)
+
+
+@contextmanager
+def struck(
+    project: Project, chance: random.Random, stage: str, number: signal.Signals
+) -> Iterator[subprocess.Popen[str]]:
+    """Yield `dvc repro -s STAGE` right after it, and all that it started, got a signal while the stage ran.
+
+    Where the stage was faster than chance, all is done again, and sooner.
+    """
+    longest = duration(project, stage)
+    for _ in range(6):
+        forget(project, stage)
+        with project.started("dvc", "repro", "-s", stage) as process:
+            running = _stage(process, stage)
+            time.sleep(chance.uniform(0, longest))
+            if running.is_running() and running.status() != psutil.STATUS_ZOMBIE:
+                project.signal(process, number)
+                yield process
+                return
+            assert process.wait(300) == 0
+        longest /= 2
+    pytest.fail(f"{stage} was never hit")
+
+
+def _stage(process: subprocess.Popen[str], stage: str) -> psutil.Process:
+    """Return the process of a stage, as soon as DVC has started it."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "DVC ended before the stage began"
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if f"mitoflow.stages.{stage}" in child.cmdline():
+                    return child
+        time.sleep(0.02)
+    raise TimeoutError(stage)
 
 
 def go_on(project: Project) -> None:
