@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -324,7 +323,7 @@ def _check(data: Path, recipe: Recipe, near_duplicate: float) -> Findings:
 @contextmanager
 def _all_or_nothing() -> Iterator[Path]:
     """Yield a path for the old ``data/``; when the block raises, put it back, with the files that speak of it."""
-    old = DATA.with_name(f".{DATA}.{os.getpid()}.old")
+    old = workspace.temporary(DATA, "old")
     empty_before = not DATA.exists()
     files = {path: path.read_bytes() if path.exists() else None for path in (POINTER, PARAMS, IGNORED)}
     try:
