@@ -137,7 +137,9 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
     ):
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert (code, "sections" in err) == (0, False)
+        assert "note: cell.ome.tif does not say its voxel size: voxels count as cubes" in err
         np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), wanted[part], atol=1e-3)
+    assert "voxel size" not in say("cell.ome.tif", "mask.tif", "--overwrite", "--voxel-size", "4,4,5")[2]
     for asked, why in (
         (("--voxel-size", "30,4,5"), "voxels that are not about as long as they are wide"),
         ((), "fewer than 2 slices or more than 0 million voxels"),

@@ -308,6 +308,10 @@ def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[st
     elif settings.planes_of(scan.shape) == 1:
         why = f"fewer than {settings.divisor} slices or more than {inference.LARGEST // 10**6} million voxels"
     else:
+        if not {*"zyx"} <= scan.spacing.keys():
+            tell(
+                f"note: {request.source} does not say its voxel size: voxels count as cubes; if not, give --voxel-size"
+            )
         return settings.planes
     tell(f"note: {request.source} has {why}: predicted from its slices alone, without the sections along y and x")
     return 1
