@@ -41,7 +41,7 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	python -m pytest
 
 .PHONY: test-faults
-test-faults: $(VENV)/installed-test  ## break everything many times, and write docs/reliability.md (about 25 minutes)
+test-faults: $(VENV)/installed-test  ## break everything many times, and write docs/reliability.md (about 20 minutes)
 	FAULT_COUNT=$${FAULT_COUNT:-1} FAULT_TABLE=docs/reliability.md python -m pytest tests/faults --dist worksteal
 
 $(VENV)/installed-audit: pyproject.toml $(VENV)/installed
