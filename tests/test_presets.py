@@ -55,7 +55,7 @@ def test_a_chosen_preset_leaves_the_data_alone(path: Path) -> None:
     after = params.load(path)
     assert after.data == before.data
     assert after.train != before.train
-    with pytest.raises(InputError, match="one of phantom, epfl, epfl-further, epfl-quick"):
+    with pytest.raises(InputError, match="one of phantom, epfl, epfl-quick"):
         presets.choose(path, "eplf")
 
 
