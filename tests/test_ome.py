@@ -8,7 +8,7 @@ import pytest
 import tifffile
 import zarr
 
-from mitoflow import ome
+from mitoflow import ome, volumes
 from mitoflow.errors import InputError
 from mitoflow.ome import Description
 
@@ -38,7 +38,7 @@ def test_a_tiff_is_what_was_stored(tmp_path: Path, voxels: np.ndarray) -> None:
 
 
 def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ome, "CLASSIC_TIFF", VOXELS.size - 1)
+    monkeypatch.setattr(volumes, "CLASSIC_TIFF", VOXELS.size - 1)
     ome.write_tiff(tmp_path / "o.tif", stored(tmp_path / "a", VOXELS), KNOWN)
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         assert file.is_bigtiff

@@ -46,7 +46,7 @@ NAME, CHAMPION, CHALLENGER = championship.NAME, championship.CHAMPION, champions
 MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
 
 # What inference imports; the versions are those installed here.
-REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "tqdm", "ruamel.yaml")
+REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
