@@ -1,11 +1,17 @@
-"""Shapes of several stacks, scored together."""
+"""What validation chooses, and shapes of several stacks, scored together."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
 
-from mitoflow import boundary, evaluation, instances, metrics
+from mitoflow import boundary, evaluation, instances, metrics, volumes
+from mitoflow.inference import Predictor, Settings
+from mitoflow.params import Patch
+from mitoflow.patches import PatchStore
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
 
@@ -56,3 +62,23 @@ def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
     assert scores["instance_f1_50"] == metrics.Interval(1, 0, 1)
     assert instances.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)
+
+
+def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: Path):
+    """The maps of the slices before validation are in the medians of the first ones, as in the whole stack."""
+    pairs = volumes.read_pairs(small_dataset / "train")
+    cut = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    validation = PatchStore.write(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8).validation
+    inputs = keras.Input((None, None, 1))
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5, median=5)
+    sharp = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))
+    predictor = Predictor(keras.Model(inputs, sharp(inputs)), settings)
+    histogram = metrics.ProbabilityHistogram()
+    for stack, held in validation.ranges.items():
+        image = pairs[stack].image
+        for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):
+            histogram.add(validation.mask(stack, z), probability)
+    wanted = histogram.best_threshold()
+    choice = evaluation.choose(predictor, validation, [5], [pair.image for pair in pairs])
+    assert choice.threshold == wanted
+    assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))
