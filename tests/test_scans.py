@@ -49,6 +49,14 @@ def test_pages_that_were_appended_one_by_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack([scan.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_where_0_is_white_grey_values_are_read_inverted(tmp_path: Path, compression: str | None) -> None:
+    volume = np.random.default_rng(0).integers(0, 200, (2, 64, 64)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", 255 - volume, photometric="miniswhite", compression=compression)
+    found = open_scan(str(tmp_path / "a.tif")).read(1, (3, 50, 7, 61))
+    np.testing.assert_array_equal(found, volume[1, 3:50, 7:61], strict=True)
+
+
 def test_threads_may_read_at_the_same_time(tmp_path: Path) -> None:
     stack = np.random.default_rng(0).integers(0, 256, (40, 64, 64), np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")

@@ -121,6 +121,18 @@ def test_byte_order_of_the_file_is_kept_to_itself(tmp_path: Path, compression: s
     assert np.array_equal(whole(stack), deep)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_0_is_white_images_are_read_inverted_and_masks_as_they_are(
+    tmp_path: Path, dtype: type, compression: str | None
+) -> None:
+    shown = np.random.default_rng(0).integers(0, 200, (3, 64, 64)).astype(dtype)
+    stored = np.iinfo(dtype).max - shown
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", compression=compression)
+    np.testing.assert_array_equal([*open_stack(tmp_path / "a.tif").slices()], shown, strict=True)
+    np.testing.assert_array_equal([*open_mask(tmp_path / "a.tif").slices()], stored, strict=True)
+
+
 def test_single_page_is_a_stack_of_one(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", STACK[0])
     assert open_stack(tmp_path / "s.tif").shape == (1, 64, 80)

@@ -122,7 +122,7 @@ class TiffScan:
         """See `Scan`."""
         stack, page = (self._stacks[0], z) if len(self._stacks) == 1 else (self._stacks[z], 0)
         try:
-            return self._pages(stack.path, stack.shape).read(page, box).astype(self.dtype, copy=False)
+            return stack.shown(self._pages(stack.path, stack.shape).read(page, box).astype(self.dtype, copy=False))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # every codec raises a kind of its own

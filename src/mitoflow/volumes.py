@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +40,15 @@ class Stack:
         ``(Z, Y, X)`` in pixels; a single page has ``Z = 1``.
     dtype
         Integer type of the pixels in native byte order; 1-bit pages read as uint8 of 0 and 1.
+    black
+        What is stored for black: 0, or the largest value where 0 is white, as with ImageJ's inverted lookup table.
     """
 
     path: Path
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     _pixels: _Consecutive | _Paged | _Pages = field(repr=False)
+    black: int = 0
 
     def slice(self, z: int) -> Array:
         """Return slice ``z`` as ``(Y, X)``; no other page is read.
@@ -58,12 +61,16 @@ class Stack:
         if not 0 <= z < self.shape[0]:
             raise IndexError(f"slice {z} of {self.path}, which has {self.shape[0]}")
         try:
-            return self._pixels.read(self.path, z, self.shape[1:]).astype(self.dtype, copy=False)
+            return self.shown(self._pixels.read(self.path, z, self.shape[1:]).astype(self.dtype, copy=False))
         except (InputError, OSError, MemoryError):
             raise
         except Exception as error:  # every codec raises a kind of its own
             found = f"slice {z} that cannot be decoded ({error})"
             raise InputError(self.path, found, "an intact TIFF", "copy or export the file again") from None
+
+    def shown(self, stored: Array) -> Array:
+        """Return pixels with 0 for black, as viewers show them."""
+        return self.black - stored if self.black else stored
 
     def slices(self) -> Iterator[Array]:
         """Yield the slices ``(Y, X)`` in order of z."""
@@ -146,7 +153,7 @@ def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.Tif
 def open_stack(path: Path) -> Stack:
     """Open an EM image, uint8 or uint16, of one page ``(Y, X)`` or many ``(Z, Y, X)``.
 
-    Reads the directories of the file but no pixels.
+    Reads the directories of the file but no pixels. Where the file stores 0 for white, pixels are read inverted.
 
     Raises
     ------
@@ -161,14 +168,14 @@ def open_stack(path: Path) -> Stack:
 
 
 def open_mask(path: Path) -> Stack:
-    """Open a mask: as `open_stack`, but of any integer type, as instance labels need.
+    """Open a mask: as `open_stack`, but of any integer type, as instance labels need, and with values as stored.
 
     Raises
     ------
     InputError
         As in `open_stack`.
     """
-    return _open(path)
+    return replace(_open(path), black=0)
 
 
 def _open(path: Path) -> Stack:
@@ -253,7 +260,9 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
         if len(whole) < depth:
             raise _truncated(path, f"only {len(whole)} of {depth} slices are within its {size} bytes")
         pixels = _Paged(tuple(whole))
-    return Stack(path, (depth, height, width), np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype, pixels)
+    dtype = np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype
+    black = (1 << page.bitspersample) - 1 if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else 0
+    return Stack(path, (depth, height, width), dtype, pixels, black)
 
 
 def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> None:
