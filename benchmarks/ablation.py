@@ -1,9 +1,10 @@
 """What each part of the recipe is worth: `python -m benchmarks.ablation`, in a project whose patches/ are cut.
 
-Every row changes one thing in the recipe of `params.yaml`, trains on the same number of patches from the same seed, and
-is judged on the validation slices alone: as they are, and with other contrast, brightness, sharpness and noise, since
-validation slices come from the volume of the training slices and a user's stack does not. The test part stays closed.
-Rows that are done are not done again; `--seed` adds others.
+Every row changes one thing in the recipe of `params.yaml`, which here learns from slices and not from sections along y
+and x, trains on the same number of patches from the same seed, and is judged on the validation slices alone: as they
+are, and with other contrast, brightness, sharpness and noise, since validation slices come from the volume of the
+training slices and a user's stack does not. The test part stays closed. Rows that are done are not done again; `--seed`
+adds others.
 """
 
 from __future__ import annotations
@@ -147,9 +148,9 @@ def hard_negatives() -> Iterator[None]:
     """Place a quarter of the crops on false positives, once they are known (Shrivastava et al., CVPR 2016)."""
     place = training.TrainPatches._place
 
-    def place_also_there(self: training.TrainPatches, rng: np.random.Generator) -> Any:
+    def place_also_there(self: training.TrainPatches, axis: int, rng: np.random.Generator) -> Any:
         mined = getattr(self, "mined", None)
-        return place(mined if mined is not None and rng.random() < 0.25 else self, rng)
+        return place(mined if mined is not None and rng.random() < 0.25 else self, axis, rng)
 
     with (
         mock.patch.object(training, "_Progress", Mining),
@@ -193,6 +194,7 @@ class Row:
 
 ROWS = {
     "the recipe": Row(),
+    "sections along y and x too": Row({"planes": 3}),
     "no neighbouring slices": Row({"context": 0}),
     "one neighbour on each side, next to it": Row({"context": 1, "context_step": 1}),
     "no variation of grey values": Row({"intensity_strength": 0.0}),
@@ -257,6 +259,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         threshold=0.5,
         context=recipe.context,
         context_step=recipe.context_step,
+        planes=recipe.planes,
     )
     plain, other = (
         evaluation.choose(Ensemble(models, settings), patches, [1]).dice
@@ -286,7 +289,7 @@ def main() -> None:
         values = params.load().train.model_dump(exclude={"init_from", "strategy"})
         if tuned := [key for key, value in values.items() if value == "tuned"]:
             parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
-        base = Recipe(**{**values, "epochs": 1, "seed": options.seed})
+        base = Recipe(**{**values, "planes": 1, "epochs": 1, "seed": options.seed})
         for name in options.rows or ROWS:
             row = ROWS[name]
             key = f"{name} / {options.patches} patches / seed {options.seed}"
