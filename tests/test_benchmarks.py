@@ -1,22 +1,16 @@
 """The runner of the benchmarks, with contenders that sleep; what they measure is for `make bench`."""
 
-import dataclasses
 import json
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, train_step
 from benchmarks.measure import Lap, Series, alternate, quartiles, ratio
 from benchmarks.table import compare, markdown
-from mitoflow import volumes
-from mitoflow.params import Patch
-from mitoflow.patches import PatchStore
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,20 +104,3 @@ def test_an_unknown_benchmark_is_refused_in_one_line() -> None:
     assert refused.returncode == 2
     assert "speed: expected one of startup" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dataset: Path, tmp_path: Path) -> None:
-    pairs, cut = volumes.read_pairs(small_dataset / "train"), Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    store = PatchStore.write(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8)
-    lengths = {"epochs": 2, "patience": 2, "patches_per_epoch": 16, "batch_size": 4}
-    recipe = train_step.recipe(**lengths, planes=1, depth=3, base_width=4, context=1, precision="float32")
-    changed = ["sections along y and x too"]
-    changed += [name for name, row in ablation.ROWS.items() if row.within is not nullcontext]
-    scores = {}
-    for name in ["the recipe", *changed]:
-        row = ablation.ROWS[name]
-        found = ablation.measure(store, dataclasses.replace(recipe, **row.changes), row, name)
-        scores[name] = found["validation_dice"], found["altered_dice"]
-        assert min(scores[name]) > 0
-    assert len(changed) == 6
-    assert not [name for name in changed if scores[name] == scores["the recipe"]]
