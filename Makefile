@@ -59,7 +59,7 @@ $(VENV)/installed-bench: pyproject.toml $(VENV)/installed
 		&& touch $@ || echo "PyTorch could not be installed; its rows are left out"
 
 .PHONY: bench
-bench: $(VENV)/installed-bench  ## measure speed and memory against the baselines (about 25 minutes)
+bench: $(VENV)/installed-bench  ## measure speed and memory against the baselines (15 to 25 minutes)
 	python -m benchmarks
 
 .PHONY: ui
