@@ -194,7 +194,7 @@ class Row:
 
 ROWS = {
     "the recipe": Row(),
-    "sections along y and x too": Row({"planes": 3}),
+    "sections along y and x too, judged on slices": Row({"planes": 3}),
     "no neighbouring slices": Row({"context": 0}),
     "one neighbour on each side, next to it": Row({"context": 1, "context_step": 1}),
     "no variation of grey values": Row({"intensity_strength": 0.0}),
@@ -259,7 +259,6 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         threshold=0.5,
         context=recipe.context,
         context_step=recipe.context_step,
-        planes=recipe.planes,
     )
     plain, other = (
         evaluation.choose(Ensemble(models, settings), patches, [1]).dice
