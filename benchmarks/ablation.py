@@ -30,12 +30,17 @@ import numpy as np
 from keras import layers
 from scipy import ndimage
 
-from mitoflow import evaluation, losses, params, training, unet, volumes, workspace
-from mitoflow.inference import Predictor, Settings
-from mitoflow.patches import Patches, PatchStore
+from mitoflow.config import params
+from mitoflow.core import workspace
+from mitoflow.data.patches import Patches, PatchStore
+from mitoflow.evaluation import protocols
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
+from mitoflow.io.tiff import Conventions
+from mitoflow.models import losses, unet
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES
-from mitoflow.training import Recipe
-from mitoflow.volumes import Conventions
+from mitoflow.training import fitting
+from mitoflow.training.fitting import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "ablation.json"
 
@@ -72,7 +77,7 @@ def built_of(block: Block) -> Iterator[None]:
         yield
 
 
-class Averaging(training._Progress):
+class Averaging(fitting._Progress):
     """End with a moving average of the weights of the last few hundred steps (Polyak and Juditsky, 1992)."""
 
     decay = 0.99
@@ -126,7 +131,7 @@ def deeply_supervised() -> Iterator[None]:
         yield
 
 
-class Mining(training._Progress):
+class Mining(fitting._Progress):
     """After the first epoch, find the background of the training slices that the network takes for mitochondria."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -136,25 +141,25 @@ class Mining(training._Progress):
             wrong = np.zeros_like(patches.masks)
             for rows in np.array_split(np.arange(len(patches)), -(-len(patches) // recipe.batch_size)):
                 images = patches.with_neighbours(rows, recipe.context, recipe.context_step)
-                logits = self.model.predict_on_batch(volumes.to_unit(images, self.train.bit_depth))[..., 0]
+                logits = self.model.predict_on_batch(tiff.to_unit(images, self.train.bit_depth))[..., 0]
                 wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
             mined = dataclasses.replace(patches, masks=wrong)
             everywhere = dataclasses.replace(recipe, foreground=1.0)
-            self.train.mined = training.TrainPatches(mined, self.train.bit_depth, everywhere)  # type: ignore[attr-defined]
+            self.train.mined = fitting.TrainPatches(mined, self.train.bit_depth, everywhere)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def hard_negatives() -> Iterator[None]:
     """Place a quarter of the crops on false positives, once they are known (Shrivastava et al., CVPR 2016)."""
-    place = training.TrainPatches._place
+    place = fitting.TrainPatches._place
 
-    def place_also_there(self: training.TrainPatches, axis: int, rng: np.random.Generator) -> Any:
+    def place_also_there(self: fitting.TrainPatches, axis: int, rng: np.random.Generator) -> Any:
         mined = getattr(self, "mined", None)
         return place(mined if mined is not None and rng.random() < 0.25 else self, axis, rng)
 
     with (
-        mock.patch.object(training, "_Progress", Mining),
-        mock.patch.object(training.TrainPatches, "_place", place_also_there),
+        mock.patch.object(fitting, "_Progress", Mining),
+        mock.patch.object(fitting.TrainPatches, "_place", place_also_there),
     ):
         yield
 
@@ -209,7 +214,7 @@ ROWS = {
     "a level less": Row({"depth": 3}),
     "residual blocks": Row(within=partial(built_of, residual)),
     "group normalisation": Row(within=partial(built_of, group_normalised)),
-    "a moving average of the weights": Row(within=partial(mock.patch.object, training, "_Progress", Averaging)),
+    "a moving average of the weights": Row(within=partial(mock.patch.object, fitting, "_Progress", Averaging)),
     "larger crops, as many pixels": Row(size=384),
     "deep supervision": Row(within=deeply_supervised),
     "two halves, the second without hard negatives": Row({"epochs": 2}),
@@ -236,7 +241,7 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
         yield store
         return
     settings = params.load().patch.model_copy(update={"size": row.size, "step": row.size})
-    conventions, pairs = Conventions.read(CONVENTIONS), volumes.read_pairs(DATA / "train")
+    conventions, pairs = Conventions.read(CONVENTIONS), tiff.read_pairs(DATA / "train")
     with tempfile.TemporaryDirectory() as folder:
         yield PatchStore.write(
             Path(folder, "patches"), pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
@@ -248,7 +253,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
     models = []
     for seed in range(recipe.seed, recipe.seed + row.members):
         with row.within():
-            fitted = training.fit(store, dataclasses.replace(recipe, seed=seed), title=f"{title}, seed {seed}").model
+            fitted = fitting.fit(store, dataclasses.replace(recipe, seed=seed), title=f"{title}, seed {seed}").model
         models.append(keras.Model(fitted.input, fitted.get_layer("logits").output))
     seconds = time.process_time() - started
     settings = Settings(
@@ -261,7 +266,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         context_step=recipe.context_step,
     )
     plain, other = (
-        evaluation.choose(Ensemble(models, settings), patches, [1]).dice
+        protocols.choose(Ensemble(models, settings), patches, [1]).dice
         for patches in (store.validation, altered(store.validation))
     )
     return {

@@ -1,6 +1,6 @@
 """What a user of each framework writes: the U-Net, its training loop, and the augmentation of the seed project.
 
-The U-Net is that of `mitoflow.unet.build_unet`, layer by layer, in the framework's own layers.
+The U-Net is that of `mitoflow.models.unet.build_unet`, layer by layer, in the framework's own layers.
 """
 
 from __future__ import annotations

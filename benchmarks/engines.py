@@ -70,11 +70,12 @@ ENGINES: dict[str, Callable[[Path], Run] | None] = {
 
 def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
     """Predict the judged slices for ever; the first time, the probabilities are kept."""
-    from mitoflow import export, trained
-    from mitoflow.inference import Predictor
+    from mitoflow.apps import onnx_export
+    from mitoflow.inference.predictor import Predictor
+    from mitoflow.tracking import model_lookup
 
-    loaded = trained.find(model).predictor
-    network = export.plain(loaded.model) if name == KERAS else loaded.model
+    loaded = model_lookup.find(model).predictor
+    network = onnx_export.plain(loaded.model) if name == KERAS else loaded.model
     make = ENGINES[name]
     run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
 
@@ -93,11 +94,13 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
     """Write ``float.onnx`` and ``int8.onnx``; `volume` is (Z, Y, X) and calibrates."""
     from onnxruntime import quantization
 
-    from mitoflow import export, trained, volumes
+    from mitoflow.apps import onnx_export
+    from mitoflow.io import tiff
+    from mitoflow.tracking import model_lookup
 
-    predictor = trained.find(model).predictor
+    predictor = model_lookup.find(model).predictor
     settings = predictor.settings
-    export.write_onnx(folder / "float.onnx", export.plain(predictor.model), settings)
+    onnx_export.write_onnx(folder / "float.onnx", onnx_export.plain(predictor.model), settings)
     top, left = (length // 2 - TILE // 2 for length in volume.shape[1:])
 
     class Tiles(quantization.CalibrationDataReader):
@@ -108,9 +111,9 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
             z = next(self._places, None)
             if z is None:
                 return None
-            near = volumes.neighbours(z, settings.context, settings.context_step, range(len(volume)))
+            near = tiff.neighbours(z, settings.context, settings.context_step, range(len(volume)))
             tile = volume[list(near), top : top + TILE, left : left + TILE].transpose(1, 2, 0)
-            return {"image": volumes.to_unit(tile[None], settings.bit_depth)}
+            return {"image": tiff.to_unit(tile[None], settings.bit_depth)}
 
     prepared = folder / "prepared.onnx"
     quantization.shape_inference.quant_pre_process(folder / "float.onnx", prepared, skip_symbolic_shape=True)
@@ -119,15 +122,17 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
 
 def read(data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return image and mask of the training volume, (Z, Y, X)."""
-    from mitoflow import volumes
+    from mitoflow.io import tiff
 
-    (pair,) = volumes.read_pairs(data / "train")
-    masks = [volumes.binarise(each, "nonzero") for each in pair.mask.slices()]
+    (pair,) = tiff.read_pairs(data / "train")
+    masks = [tiff.binarise(each, "nonzero") for each in pair.mask.slices()]
     return np.stack([*pair.image.slices()]), np.stack(masks)
 
 
 def main() -> None:
-    from mitoflow import metrics, trained, workspace
+    from mitoflow.core import workspace
+    from mitoflow.evaluation import metrics
+    from mitoflow.tracking import model_lookup
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="as of `mitoflow predict --model`")
@@ -136,7 +141,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=RESULTS)
     options = parser.parse_args()
     image, mask = read(options.data)
-    threshold = trained.find(options.model).predictor.settings.threshold
+    threshold = model_lookup.find(options.model).predictor.settings.threshold
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "images.npy", image[-SLICES:])

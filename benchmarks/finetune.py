@@ -24,11 +24,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from ruamel.yaml import YAML
 
-from mitoflow import evaluation, metrics, phantom, presets, training, unet, volumes, workspace
-from mitoflow.inference import Predictor, Settings
-from mitoflow.params import Patch
-from mitoflow.patches import PatchStore
-from mitoflow.training import Recipe
+from mitoflow.config import presets
+from mitoflow.config.params import Patch
+from mitoflow.core import workspace
+from mitoflow.data import phantom
+from mitoflow.data.patches import PatchStore
+from mitoflow.evaluation import metrics, protocols
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.training import fitting
+from mitoflow.training.fitting import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "finetune.json"
 LABELLED = 4
@@ -70,9 +76,9 @@ def targets(data: Path) -> dict[str, Callable[[], tuple[Volume, Volume]]]:
         return _spread(image[:24], mask[:24]), (image[30:], mask[30:])
 
     def of_epfl(change: Callable[[np.ndarray, np.ndarray], Volume]) -> tuple[Volume, Volume]:
-        (pair,) = volumes.read_pairs(data / "train")
+        (pair,) = tiff.read_pairs(data / "train")
         image = np.stack([*pair.image.slices()])
-        mask = np.stack([volumes.binarise(each, "nonzero") for each in pair.mask.slices()])
+        mask = np.stack([tiff.binarise(each, "nonzero") for each in pair.mask.slices()])
         # The model was not trained on the last 20 slices: some are labelled, and behind a gap others are judged.
         return _spread(*change(image[-20:-12], mask[-20:-12])), change(image[-8:], mask[-8:])
 
@@ -89,8 +95,8 @@ def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
     """Cut the annotated slices, each a page of its own, as a lab imports them."""
     for place, (image, mask) in enumerate(zip(*labelled, strict=True)):
         for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
-            volumes.write_stack(folder / "data" / kind / f"{place}.tif", array)
-    pairs = volumes.read_pairs(folder / "data")
+            tiff.write_stack(folder / "data" / kind / f"{place}.tif", array)
+    pairs = tiff.read_pairs(folder / "data")
     return PatchStore.write(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
@@ -105,10 +111,10 @@ def measure(labelled: Volume, judged: Volume, model_folder: Path) -> dict[str, A
         store = store_of(labelled, Path(folder), Patch(**preset["patch"]))
         for name, initial in (("from scratch", None), ("fine-tuned", untouched)):
             started = time.perf_counter()
-            fitted = training.fit(store, recipe, initial=initial, title=name)
+            fitted = fitting.fit(store, recipe, initial=initial, title=name)
             seconds = time.perf_counter() - started
             predictor = Predictor(fitted.model, settings)
-            chosen = evaluation.choose(predictor, store.validation, [settings.median]).threshold
+            chosen = protocols.choose(predictor, store.validation, [settings.median]).threshold
             predictor = Predictor(fitted.model, Settings(**{**settings.__dict__, "threshold": chosen}))
             found[name] = score(predictor, judged)
             found[f"{name}, seconds"] = round(seconds)

@@ -47,8 +47,8 @@ def rows(rounds: int) -> list[Row]:
 
 def write_stacks(data: Path) -> None:
     """Write a phantom of each length, as DIR/N.tif."""
-    from mitoflow.phantom import make_phantom
-    from mitoflow.volumes import write_stack
+    from mitoflow.data.phantom import make_phantom
+    from mitoflow.io.tiff import write_stack
 
     drawn, _ = make_phantom((DRAWN, *SHAPE), seed=0)
     for count in SLICES:
@@ -58,7 +58,7 @@ def write_stacks(data: Path) -> None:
 def segment(data: Path, count: int, lap: Lap) -> None:
     import tifffile
 
-    from mitoflow.volumes import open_stack
+    from mitoflow.io.tiff import open_stack
 
     model = predictor()
     stack = open_stack(data / f"{count}.tif")

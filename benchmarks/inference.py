@@ -12,7 +12,7 @@ from benchmarks.measure import Contender, Lap, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
-    from mitoflow.inference import Predictor
+    from mitoflow.inference.predictor import Predictor
 
 COMMAND = "python -m benchmarks inference"
 STACK = (4, 768, 1024)  # pixels of the phantom
@@ -32,7 +32,7 @@ def rows(rounds: int) -> list[Row]:
 
 def images() -> Any:
     """Return the volume: (Z, Y, X) uint8."""
-    from mitoflow.phantom import make_phantom
+    from mitoflow.data.phantom import make_phantom
 
     return make_phantom(STACK, seed=0)[0]
 
@@ -41,8 +41,8 @@ def predictor() -> Predictor:
     """Return mitoflow's predictor, as training would leave it but for its weights."""
     import keras
 
-    from mitoflow import unet
-    from mitoflow.inference import Predictor, Settings
+    from mitoflow.inference.predictor import Predictor, Settings
+    from mitoflow.models import unet
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     settings = Settings(

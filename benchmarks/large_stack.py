@@ -57,8 +57,8 @@ def prepare(project: Path, shape: tuple[int, int, int]) -> None:
 
 def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
     """Write an OME-Zarr of `shape` (Z, Y, X), chunk by chunk, all of them parts of one phantom."""
-    from mitoflow import ome
-    from mitoflow.phantom import make_phantom
+    from mitoflow.data.phantom import make_phantom
+    from mitoflow.io import ome
 
     drawn = make_phantom(CHUNK, seed=0)[0] & 0xF0  # fewer grey values: it compresses, and no network is the wiser
     array = ome.create_multiscale(path, shape, drawn.dtype, CHUNK[0])

@@ -38,11 +38,11 @@ def rows(rounds: int) -> list[Row]:
 def log(folder: Path, epochs: int, lap: Lap) -> None:
     """Report what the stage `train` reports."""
     os.chdir(folder)  # where the journal and the store go
-    from mitoflow import tracking
-    from mitoflow.presets import PRESETS
+    from mitoflow.config.presets import PRESETS
+    from mitoflow.tracking import runs
 
     while True:
-        with tracking.start("train", "train") as run:
+        with runs.start("train", "train") as run:
             run.params({"recipe": {f"key{i}": i for i in range(20)}})
             for side in ("training", "validation"):
                 run.dataset("phantom", "patches", "0" * 32, side, {"patches": 1980, "size": 256, "bit_depth": 8})

@@ -36,8 +36,8 @@ def rows(rounds: int) -> list[Row]:
 
 def make_project(project: Path) -> None:
     """Copy this repository and run its pipeline once, with a training that is soon over."""
-    from mitoflow import presets
-    from mitoflow.phantom import write_phantom
+    from mitoflow.config import presets
+    from mitoflow.data.phantom import write_phantom
 
     listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():

@@ -22,7 +22,7 @@ PATCHES = 128  # of the 32 slices that train
 
 
 def rows(rounds: int) -> list[Row]:
-    from mitoflow.phantom import write_phantom
+    from mitoflow.data.phantom import write_phantom
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
@@ -34,16 +34,17 @@ def rows(rounds: int) -> list[Row]:
 
 
 def mitoflow(data: Path, lap: Lap) -> None:
-    from mitoflow import training, volumes
-    from mitoflow.params import Patch
-    from mitoflow.patches import PatchStore
+    from mitoflow.config.params import Patch
+    from mitoflow.data.patches import PatchStore
+    from mitoflow.io import tiff
+    from mitoflow.training import fitting
 
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
     training_recipe = recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
     while True:
-        pairs = volumes.read_pairs(data / "train")
+        pairs = tiff.read_pairs(data / "train")
         store = PatchStore.write(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
-        batches = training.TrainPatches(store.train, store.bit_depth, training_recipe)
+        batches = fitting.TrainPatches(store.train, store.bit_depth, training_recipe)
         with ThreadPoolExecutor(batches.workers) as threads:
             for _ in threads.map(batches.__getitem__, range(len(batches))):
                 pass

@@ -18,11 +18,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow import instances, metrics, trained, volumes, workspace
-from mitoflow.inference import VIEWS, Predictor, median_along_z
-from mitoflow.metrics import ProbabilityHistogram
-from mitoflow.patches import Patches, PatchStore
+from mitoflow.core import workspace
+from mitoflow.data.patches import Patches, PatchStore
+from mitoflow.evaluation import instance_scores, metrics
+from mitoflow.evaluation.metrics import ProbabilityHistogram
+from mitoflow.inference.predictor import VIEWS, Predictor, median_along_z
+from mitoflow.io import tiff
 from mitoflow.stages import DATA
+from mitoflow.tracking import model_lookup
 
 RESULTS = Path(__file__).with_name("results") / "postprocessing.json"
 MEDIANS = (1, 3, 5, 7)
@@ -31,7 +34,7 @@ SMALLEST = (0, 500, 2_000, 8_000)  # voxels of a component that is kept
 Stack = tuple[np.ndarray, np.ndarray]  # truth {0, 1} and probability, (Z, Y, X)
 
 
-def predict(predictor: Predictor, validation: Patches, images: list[volumes.Stack]) -> list[Stack]:
+def predict(predictor: Predictor, validation: Patches, images: list[tiff.Stack]) -> list[Stack]:
     """Return truth and unfiltered probability of each validation stack, the end of one of `images`."""
     stacks = []
     said = f"{predictor.settings.planes} planes, {predictor.settings.views} views"
@@ -53,7 +56,7 @@ def best(stacks: list[Stack]) -> float:
 
 def without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
     """Return a mask without the components that have fewer voxels."""
-    labels = instances.label(mask.astype(np.uint8))
+    labels = instance_scores.label(mask.astype(np.uint8))
     sizes = np.bincount(labels.ravel())
     kept = sizes >= smallest
     kept[0] = False
@@ -67,8 +70,8 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=RESULTS)
     options = parser.parse_args()
     validation = PatchStore.open(options.store).validation
-    model = trained.find(options.model).predictor
-    images = [pair.image for pair in volumes.read_pairs(DATA / "train")]
+    model = model_lookup.find(options.model).predictor
+    images = [pair.image for pair in tiff.read_pairs(DATA / "train")]
     rows = []
     for planes, views in [*((1, views) for views in sorted(VIEWS)), *([(3, 1)] if model.settings.planes == 3 else [])]:
         settings = replace(model.settings, planes=planes, views=views)

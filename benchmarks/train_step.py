@@ -1,7 +1,7 @@
 """How many patches a second does training take in?
 
-The U-Net has base width 16, depth 4 and batches of 8 patches of 256 x 256. Ours is `mitoflow.training.fit` with a
-preset, batches made while it trains, and a validation (of one patch) after every lap.
+The U-Net has base width 16, depth 4 and batches of 8 patches of 256 x 256. Ours is `mitoflow.training.fitting.fit` with
+a preset, batches made while it trains, and a validation (of one patch) after every lap.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.measure import Contender, Lap, Series, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
-    from mitoflow.training import Recipe
+    from mitoflow.training.fitting import Recipe
 
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
@@ -59,21 +59,21 @@ def rows(rounds: int) -> list[Row]:
 
 def write_patches(folder: Path) -> Path:
     """Draw a phantom and write its patch store."""
-    from mitoflow import volumes
-    from mitoflow.params import Patch
-    from mitoflow.patches import PatchStore
-    from mitoflow.phantom import write_phantom
+    from mitoflow.config.params import Patch
+    from mitoflow.data.patches import PatchStore
+    from mitoflow.data.phantom import write_phantom
+    from mitoflow.io import tiff
 
     write_phantom(folder / "data", train=STACK, test=(1, 64, 64))
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
-    pairs = volumes.read_pairs(folder / "data" / "train")
+    pairs = tiff.read_pairs(folder / "data" / "train")
     PatchStore.write(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
     return folder / "patches"
 
 
 def recipe(**changes: Any) -> Recipe:
     """Return the recipe of the preset, which trains for ever."""
-    from mitoflow.training import Recipe
+    from mitoflow.training.fitting import Recipe
 
     endless = {"epochs": 1_000_000, "patience": 1_000_000, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH}
     return Recipe(**preset(PRESET) | endless | changes)
@@ -83,25 +83,25 @@ def preset(name: str) -> dict[str, Any]:
     """Return the recipe of a preset."""
     from ruamel.yaml import YAML
 
-    from mitoflow.presets import PRESETS
+    from mitoflow.config.presets import PRESETS
 
     values: dict[str, Any] = YAML(typ="safe").load(PRESETS)[name]["train"]
     return {key: value for key, value in values.items() if key != "init_from"}
 
 
 def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:
-    from mitoflow import training
-    from mitoflow.patches import PatchStore
+    from mitoflow.data.patches import PatchStore
+    from mitoflow.training import fitting
 
     store = PatchStore.open(patches)
-    training.fit(store, recipe(**changes), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
+    fitting.fit(store, recipe(**changes), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
 
 
 def keras(base_width: int, steps: int, lap: Lap) -> None:
     import keras
     import numpy as np
 
-    from mitoflow.phantom import make_phantom
+    from mitoflow.data.phantom import make_phantom
 
     # A whole number of batches, which is what a lap counts: the generator ends a pass with what is left.
     images, masks = (baselines.cut(each[:-1], SIZE) for each in make_phantom(STACK, seed=0))
@@ -119,7 +119,7 @@ def keras(base_width: int, steps: int, lap: Lap) -> None:
 def pytorch(lap: Lap) -> None:
     import torch
 
-    from mitoflow.phantom import make_phantom
+    from mitoflow.data.phantom import make_phantom
 
     images, masks = (torch.from_numpy(baselines.cut(each, SIZE)).permute(0, 3, 1, 2) for each in make_phantom(STACK, 0))
     model = baselines.torch_unet(16).train()

@@ -58,7 +58,7 @@ def overhead(series: Series, workers: int) -> Series:
 
 def fit(folder: Path, workers: int, lap: Lap) -> None:
     """Search with short trials of the real objective."""
-    from mitoflow.trial import Trial
+    from mitoflow.tuning.trial import Trial
 
     shared = {**preset("phantom"), **RECIPE}
     for sampled in ("learning_rate", "depth", "augment_strength"):
@@ -105,16 +105,17 @@ def search(folder: Path, objective: Any, trials: int, address: str) -> None:
     """Run a new study whose depth is always 2; nothing is pruned, so that all have the same work."""
     import optuna
 
-    from mitoflow import params, tuning
+    from mitoflow.config import params
+    from mitoflow.tuning import optuna_study
 
     ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 2, "high": 2}}
     ranges["augment_strength"] = {"low": 0.0, "high": 1.0}
     counts = {"trials": trials, "workers": 1, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        study = tuning.open_study(f"sqlite:///{own}/study.db", "study")
+        study = optuna_study.open_study(f"sqlite:///{own}/study.db", "study")
         study.pruner = optuna.pruners.NopPruner()
         settings = params.Tune.model_validate({**counts, **ranges})
-        tuning.Search(study, settings, Untold()).on_cluster(objective, address=address)
+        optuna_study.Search(study, settings, Untold()).on_cluster(objective, address=address)
 
 
 @contextmanager

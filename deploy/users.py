@@ -20,7 +20,8 @@ import sys
 import warnings
 
 try:
-    from mitoflow import errors, store  # first: MLflow reads its settings when it is imported
+    from mitoflow import errors
+    from mitoflow.tracking import store  # first: MLflow reads its settings when it is imported
 
     warnings.filterwarnings("ignore", module="mlflow.server")  # what Starlette will change one day
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from hypothesis import settings
 from selenium import webdriver
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from mitoflow.phantom import write_phantom
+from mitoflow.data.phantom import write_phantom
 from tests.services import PostgreSQL
 
 # A machine that is busy with something else is no reason to fail.

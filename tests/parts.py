@@ -16,8 +16,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mitoflow import unet
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.models import unet
 
 ROOT = Path(__file__).parents[1]
 #: Of processes that tests start: they know the tests, too, and leave cores to each other.

@@ -11,8 +11,8 @@ from typing import Any
 
 import optuna
 
-from mitoflow import tuning
-from mitoflow.params import Depths, LearningRates, Strengths, Tune
+from mitoflow.config.params import Depths, LearningRates, Strengths, Tune
+from mitoflow.tuning import optuna_study
 
 SETTINGS = Tune(
     trials=6,
@@ -46,14 +46,14 @@ class Told:
 
 
 def opened(file: Path, recorded: str | None = None) -> optuna.Study:
-    return tuning.open_study(f"sqlite:///{file}", "s", recorded)
+    return optuna_study.open_study(f"sqlite:///{file}", "s", recorded)
 
 
-def search(study: optuna.Study, settings: Tune = SETTINGS) -> tuning.Search:
-    return tuning.Search(study, settings, Told())
+def search(study: optuna.Study, settings: Tune = SETTINGS) -> optuna_study.Search:
+    return optuna_study.Search(study, settings, Told())
 
 
-def score(name: str, values: dict[str, Any], report: tuning.Report) -> float:
+def score(name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
     """Best near the middle of the ranges; reported over three epochs."""
     missed = abs(values["augment_strength"] - 0.5) + abs(values["depth"] - 3) / 4 + abs(values["learning_rate"] - 0.001)
     dice = 1 - missed
@@ -62,7 +62,7 @@ def score(name: str, values: dict[str, Any], report: tuning.Report) -> float:
     return dice
 
 
-def slowly(folder: Path, name: str, values: dict[str, Any], report: tuning.Report) -> float:
+def slowly(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
     """Leave a file for each epoch, which tells what this process fits."""
 
     def slow_report(epoch: int, logs: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ def slowly(folder: Path, name: str, values: dict[str, Any], report: tuning.Repor
     return score(name, values, slow_report)
 
 
-def endless(folder: Path, name: str, values: dict[str, Any], report: tuning.Report) -> float:
+def endless(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
     """Go on until nobody wants the trial any more."""
     (folder / f"{name} began").touch()
     try:

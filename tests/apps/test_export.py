@@ -20,10 +20,16 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 import mitoflow
-from mitoflow import cli, export, lineage, modelzoo, phantom, registry, store, tracking, trained, unet, volumes
-from mitoflow.comparison import Evaluation
+from mitoflow import cli
+from mitoflow.apps import bioimageio_export, onnx_export
+from mitoflow.core import provenance
+from mitoflow.data import phantom
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.tracking import model_lookup, registry, runs, store
 
 SETTINGS = Settings(
     bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.43, context=1, context_step=2, views=4, median=3
@@ -48,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet.save_model(model, folder / "unet.keras")
     SETTINGS.write(folder / "inference.yaml")
     counts = [[800 + z, 50, 200, 9000] for z in range(12)]
-    digest = lineage.file_sha256(folder / "unet.keras")
+    digest = provenance.file_sha256(folder / "unet.keras")
     Evaluation(digest, "a" * 64, ["stack"] * 12, counts, 3, 200, 1).write(folder / "evaluation.json")
     return folder
 
@@ -74,13 +80,13 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, export.Parity]:
+def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx_export.Parity]:
     path = tmp_path_factory.mktemp("onnx") / "unet.onnx"
-    return path, export.export_onnx(path, trained.find(str(saved / "unet.keras")).predictor)
+    return path, onnx_export.export_onnx(path, model_lookup.find(str(saved / "unet.keras")).predictor)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 32, 12)])
-def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, export.Parity], shape) -> None:
+def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, onnx_export.Parity], shape) -> None:
     """On phantom slices of any size, to 1e-5 of a probability in float32; from 16 bits it is a little further."""
     stack, _ = phantom.make_phantom((16, 96, 96), 3)
     n, y, x = shape
@@ -98,12 +104,12 @@ def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, ex
     assert in_keras.std() > 0.01
 
 
-def test_the_difference_that_is_told_is_the_one_there_is(exported: tuple[Path, export.Parity]) -> None:
+def test_the_difference_that_is_told_is_the_one_there_is(exported: tuple[Path, onnx_export.Parity]) -> None:
     parity = exported[1]
     assert 0 < parity.converted < 1e-5 < parity.trained < 0.1
 
 
-def test_an_onnx_file_says_what_it_takes(exported: tuple[Path, export.Parity]) -> None:
+def test_an_onnx_file_says_what_it_takes(exported: tuple[Path, onnx_export.Parity]) -> None:
     model = onnx.load(str(exported[0]))
     axes = [
         [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
@@ -120,9 +126,9 @@ def test_an_onnx_file_says_what_it_takes(exported: tuple[Path, export.Parity]) -
 
 def test_a_wrong_conversion_is_not_kept(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "unet.onnx").write_text("an earlier one")
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", 0.0)
     with pytest.raises(InputError, match=r"found probabilities that differ from Keras by up to \d"):
-        export.export_onnx(tmp_path / "unet.onnx", trained.find(str(saved / "unet.keras")).predictor)
+        onnx_export.export_onnx(tmp_path / "unet.onnx", model_lookup.find(str(saved / "unet.keras")).predictor)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]
 
 
@@ -181,22 +187,22 @@ def test_the_channels_are_filled_as_the_documentation_says(package: Path) -> Non
     names = {"np": np, "stack": stack}
     exec("\n".join(lines), names)
     for z in range(7):
-        near = volumes.neighbours(z, SETTINGS.context, SETTINGS.context_step, range(7))
+        near = tiff.neighbours(z, SETTINGS.context, SETTINGS.context_step, range(7))
         np.testing.assert_array_equal(names["images"][z], stack[near].transpose(1, 2, 0))
 
 
 def test_deeper_grey_values_and_single_slices(tmp_path: Path) -> None:
     """A model of 12 bits without context: its test image has 12 bits, and its documentation speaks of one slice."""
     settings = dataclasses.replace(SETTINGS, bit_depth=12, context=0, overlap=0)
-    images = export.phantom_slice(settings)
+    images = onnx_export.phantom_slice(settings)
     assert (images.dtype, images.shape) == (np.uint16, (1, 256, 256, 1))
     assert 2048 < images.max() < 4096
-    model = trained.TrainedModel("unet", tmp_path / "unet.keras", tmp_path, {"model_sha256": ""})
-    content = modelzoo.describe(model, settings, 1, ["Ada Lovelace"], "MIT")
+    model = model_lookup.TrainedModel("unet", tmp_path / "unet.keras", tmp_path, {"model_sha256": ""})
+    content = bioimageio_export.describe(model, settings, 1, ["Ada Lovelace"], "MIT")
     assert content["inputs"][0]["axes"][3]["channel_names"] == ["z"]
     assert content["inputs"][0]["data"] == {"type": "uint16", "range": [0, 4095]}
     assert "halo" not in content["outputs"][0]["axes"][1]
-    modelzoo.document(tmp_path / "README.md", model, settings, 1, export.Parity(1e-7, 1e-3))
+    bioimageio_export.document(tmp_path / "README.md", model, settings, 1, onnx_export.Parity(1e-7, 1e-3))
     readme = (tmp_path / "README.md").read_text()
     assert "It has one channel: slice z." in readme
     assert "was not measured, or was left behind" in readme
@@ -204,18 +210,18 @@ def test_deeper_grey_values_and_single_slices(tmp_path: Path) -> None:
 
 def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with pytest.raises(InputError, match="found models:/mitoflow@champion, which no version is called"):
-        trained.find("models:/mitoflow@champion")
+        model_lookup.find("models:/mitoflow@champion")
     weights, settings = Path("unet.keras"), Path("inference.yaml")
     evaluated = Evaluation.read(Path("evaluation.json"))
-    with tracking.start("train", "unet") as journal:
+    with runs.start("train", "unet") as journal:
         journal.params({"data": {"name": "epfl"}})
         assert registry.register(journal, evaluated, weights, settings).promoted
     for wanted in ("models:/mitoflow@champion", "champion", "models:/mitoflow/1", "1"):
-        model = trained.find(wanted)
+        model = model_lookup.find(wanted)
         assert (model.name, model.predictor.settings, model.evaluation) == ("mitoflow version 1", SETTINGS, evaluated)
         assert model.weights.read_bytes() == weights.read_bytes()
         assert model.origin["params.data.name"] == "epfl"
-    cited = modelzoo.describe(model, SETTINGS, 1, ["Ada Lovelace"], "MIT")["cite"]
+    cited = bioimageio_export.describe(model, SETTINGS, 1, ["Ada Lovelace"], "MIT")["cite"]
     assert [entry["doi"] for entry in cited] == ["10.1007/978-3-319-24574-4_28", "10.1109/TMI.2011.2171705"]
     run("--onnx", "unet.onnx", monkeypatch=monkeypatch)
     assert capsys.readouterr().out.startswith("unet.onnx: mitoflow version 1; probabilities on a drawn slice differ by")
@@ -231,11 +237,11 @@ def test_a_pretrained_model_comes_with_its_card(project: Path) -> None:
     YAML().dump(made, shipped / "lineage.yaml")
     (shipped / "MODEL_CARD.md").write_text("# cortex\n\n![Dice](cover.png)\n")
     Image.new("L", (4, 2)).save(shipped / "cover.png")
-    model = trained.find("pretrained")
+    model = model_lookup.find("pretrained")
     assert (model.name, model.origin["git_commit"]) == ("pretrained:cortex", "abc")
-    modelzoo.document(Path("README.md"), model, SETTINGS, 1, export.Parity(1e-7, 1e-3))
+    bioimageio_export.document(Path("README.md"), model, SETTINGS, 1, onnx_export.Parity(1e-7, 1e-3))
     assert "\n## cortex\n\n![Dice](cover.png)\n" in Path("README.md").read_text()
-    assert modelzoo._copy_pictures(model, project) == ["cover.png"]
+    assert bioimageio_export._copy_pictures(model, project) == ["cover.png"]
 
 
 @pytest.mark.parametrize(

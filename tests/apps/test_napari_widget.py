@@ -16,9 +16,11 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 from qtpy.QtWidgets import QApplication
 
-from mitoflow import napari_widget, ome, separation
-from mitoflow.inference import Predictor, Settings
-from mitoflow.prediction import Request, predict
+from mitoflow.apps import napari_widget
+from mitoflow.inference import instances
+from mitoflow.inference.prediction import Request, predict
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import ome
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
@@ -88,7 +90,7 @@ def test_each_mitochondrion_of_a_file_gets_a_label(
     assert napari_widget._file_of(image, folder) == str(folder / "cell.tif"), "it is not copied"
     ((data, _, _),), _ = press(application, image=image, instances=True)
     apart = np.zeros(expected.shape, np.uint32)
-    separation.Separation(lambda region: expected[region] > 0, expected.shape).write(apart.__setitem__)
+    instances.Separation(lambda region: expected[region] > 0, expected.shape).write(apart.__setitem__)
     np.testing.assert_array_equal(data, apart)
 
 

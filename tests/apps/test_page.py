@@ -21,8 +21,9 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mitoflow import ome, separation
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference import instances
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import ome
 from tests.parts import PATIENCE, free_port, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
@@ -143,7 +144,7 @@ def test_a_threshold_is_moved_and_the_mask_taken_home(page: WebDriver, folder: P
     with table.open() as rows:
         volumes = [int(row["volume_voxels"]) for row in csv.DictReader(rows)]
     labels = np.zeros(expected.shape, np.uint32)
-    separation.Separation(lambda region: expected[region] > 0, expected.shape).write(labels.__setitem__)
+    instances.Separation(lambda region: expected[region] > 0, expected.shape).write(labels.__setitem__)
     assert volumes == np.bincount(labels.ravel())[1:].tolist() != []
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import ome
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import ome
 from tests.parts import free_port, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.measure import Lap, Series, alternate, quartiles, ratio
 from benchmarks.table import compare, markdown
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def sleep(seconds: float, work: float, lap: Lap) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow import __version__, cli, params
+from mitoflow import __version__, cli
+from mitoflow.config import params
 
-COMMITTED = Path(__file__).parents[1] / "params.yaml"
+COMMITTED = Path(__file__).parents[2] / "params.yaml"
 Here = Callable[..., tuple[int, str, str]]
 HEAVY = {"numpy", "tifffile", "ruamel", "pydantic", "keras", "tensorflow", "mlflow", "optuna", "dvc", "matplotlib"}
 
@@ -134,7 +135,7 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
 
 
 def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) -> None:
-    from mitoflow import store
+    from mitoflow.tracking import store
 
     client = store.client(store.uri())
     run_id = client.create_run(client.create_experiment("mitoflow"), run_name="train").info.run_id
@@ -200,7 +201,7 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
 
 
 def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
-    from mitoflow import store
+    from mitoflow.tracking import store
 
     figures = {"accuracy": 0.98, "dice": 0.9, "iou": 0.82}
     scores = {f"{n}{end}": v + d for n, v in figures.items() for end, d in (("", 0), ("_low", -0.01), ("_high", 0.01))}

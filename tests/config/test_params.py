@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow import params
+from mitoflow.config import params
 from mitoflow.errors import InputError
 
-COMMITTED = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+COMMITTED = (Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8")
 
 
 def edited(folder: Path, old: str, new: str) -> Path:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mitoflow import params, presets
+from mitoflow.config import params, presets
 from mitoflow.errors import InputError
 
-COMMITTED = Path(__file__).parents[1] / "params.yaml"
+COMMITTED = Path(__file__).parents[2] / "params.yaml"
 NAMES = list(presets.names())
 
 CRLF = "# ours\r\ndata:   {name:  'phantom' , mask_rule: auto}\r\n"

@@ -12,7 +12,7 @@ import pytest
 from dask import delayed
 from distributed import Event
 
-from mitoflow import cluster
+from mitoflow.core import cluster
 from mitoflow.errors import InputError
 from tests.parts import scheduling, started, until
 

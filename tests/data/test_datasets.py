@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import cli, datasets, params, patches, presets
-from mitoflow.datasets import Recipe, install, install_epfl, install_own, install_phantom
+from mitoflow import cli
+from mitoflow.config import params, presets
+from mitoflow.data import datasets, patches
+from mitoflow.data.datasets import Recipe, install, install_epfl, install_own, install_phantom
 from mitoflow.errors import InputError
-from mitoflow.volumes import open_stack, write_stack
+from mitoflow.io.tiff import open_stack, write_stack
 
-COMMITTED = Path(__file__).parents[1] / "params.yaml"
-QUALITY = Path(__file__).parents[1] / "docs" / "quality.md"
-EPFL = Path(__file__).parents[2] / "shared" / "data" / "epfl"
+COMMITTED = Path(__file__).parents[2] / "params.yaml"
+QUALITY = Path(__file__).parents[2] / "docs" / "quality.md"
+EPFL = Path(__file__).parents[3] / "shared" / "data" / "epfl"
 
 
 def dvc(*arguments: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mitoflow.download import ATTEMPTS, fetch
+from mitoflow.data.download import ATTEMPTS, fetch
 from mitoflow.errors import InputError
 
 CONTENT = np.random.default_rng(3).bytes(300_000)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoflow import domain
-from mitoflow.domain import Domain, differences, look_at
+from mitoflow.data import fingerprint
+from mitoflow.data.fingerprint import Domain, differences, look_at
 from mitoflow.errors import InputError
 
 
@@ -78,15 +78,15 @@ def test_other_differences_are_said(trained: Domain, patches: list[np.ndarray], 
 def test_noise_is_measured_beside_structure() -> None:
     for sigma in (0.02, 0.1):
         noisy = draw(0, noise=0) * 0.5 + 0.2 + np.random.default_rng(0).normal(0, sigma, (128, 128))
-        assert domain.noise_scale(noisy) == pytest.approx(sigma, rel=0.15)
+        assert fingerprint.noise_scale(noisy) == pytest.approx(sigma, rel=0.15)
 
 
 def test_texture_grows_with_the_image_and_not_with_noise() -> None:
     image = draw(0, noise=0)
     twice = ndimage.zoom(image, 2, order=1)
-    assert domain.texture_scale(twice) == pytest.approx(2 * domain.texture_scale(image), rel=0.1)
+    assert fingerprint.texture_scale(twice) == pytest.approx(2 * fingerprint.texture_scale(image), rel=0.1)
     noisy = image + np.random.default_rng(0).normal(0, 0.1, image.shape)
-    assert domain.texture_scale(noisy) == pytest.approx(domain.texture_scale(image), rel=0.15)
+    assert fingerprint.texture_scale(noisy) == pytest.approx(fingerprint.texture_scale(image), rel=0.15)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 3), (32, 32)])

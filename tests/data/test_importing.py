@@ -11,10 +11,10 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
 from mitoflow.errors import InputError
-from mitoflow.sources import Excerpt, Sources, find_pairs, hold_out, whole
-from mitoflow.spacing import read_tiff_spacing
-from mitoflow.volumes import Pair, open_mask, open_stack, write_stack
+from mitoflow.io.spacing import read_tiff_spacing
+from mitoflow.io.tiff import Pair, open_mask, open_stack, write_stack
 
 OPTIONS = ("--images", "--masks")
 

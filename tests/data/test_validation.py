@@ -10,9 +10,9 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoflow.checks import Finding, Findings, check_dataset, correlation
+from mitoflow.data.validation import Finding, Findings, check_dataset, correlation
 from mitoflow.errors import InputError
-from mitoflow.volumes import write_stack
+from mitoflow.io.tiff import write_stack
 
 LIMIT = 0.995
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mitoflow import presets
+from mitoflow.config import presets
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {

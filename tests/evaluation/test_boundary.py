@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from mitoflow import boundary, metrics
+from mitoflow.evaluation import boundary, metrics
 
 masks = hnp.arrays(bool, (2, 7, 9))
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow import instances, metrics
+from mitoflow.evaluation import instance_scores, metrics
 
 masks = hnp.arrays(bool, (3, 5, 6))
 labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 5]))
@@ -18,7 +18,7 @@ labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 
 
 @given(masks)
 def test_components_are_those_that_scipy_connects_over_26_neighbours(mask):
-    found = instances.label(mask)
+    found = instance_scores.label(mask)
     expected, number = ndimage.label(mask, np.ones((3, 3, 3)))
     assert len(np.unique(np.stack([found, expected]).reshape(2, -1), axis=1).T) == len(np.unique(expected))
     assert np.array_equal(np.unique(found[mask]), np.arange(1, number + 1))
@@ -28,15 +28,15 @@ def test_components_are_those_that_scipy_connects_over_26_neighbours(mask):
 def test_a_shared_corner_connects():
     mask = np.zeros((2, 2, 2), np.uint8)
     mask[0, 0, 0] = mask[1, 1, 1] = 1
-    assert instances.label(mask).max() == 1
+    assert instance_scores.label(mask).max() == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (1, 9, 9), (3, 3, 3)])
 def test_as_many_components_as_there_can_be(shape):
     corners, faces = np.zeros(shape, bool), np.indices(shape).sum(0) % 2 == 0
     corners[::2, ::2, ::2] = True
-    assert instances.label(corners).max() == corners.sum()
-    assert instances.label(faces, connectivity=6).max() == faces.sum()
+    assert instance_scores.label(corners).max() == corners.sum()
+    assert instance_scores.label(faces, connectivity=6).max() == faces.sum()
 
 
 def every_pair(truth: NDArray[np.uint16], prediction: NDArray[np.uint16]) -> dict[tuple[int, int], float]:
@@ -49,7 +49,7 @@ def every_pair(truth: NDArray[np.uint16], prediction: NDArray[np.uint16]) -> dic
 
 @given(labels, labels)
 def test_pairs_are_those_of_all_pairs_above_a_half(truth, prediction):
-    matching = instances.match(truth, prediction)
+    matching = instance_scores.match(truth, prediction)
     expected = {pair: iou for pair, iou in every_pair(truth, prediction).items() if iou > 0.5}
     found = zip(matching.true.tolist(), matching.predicted.tolist(), strict=True)
     assert dict(zip(found, matching.iou.tolist(), strict=True)) == expected
@@ -59,7 +59,7 @@ def test_pairs_are_those_of_all_pairs_above_a_half(truth, prediction):
 
 @given(labels, labels, st.sampled_from([0.5, 0.6, 0.75]))
 def test_objects_are_every_instance_once(truth, prediction, threshold):
-    matching = instances.match(truth, prediction)
+    matching = instance_scores.match(truth, prediction)
     rows = matching.objects(threshold)
     tp, fp, fn, iou = rows.sum(0)
     expected = [value for value in every_pair(truth, prediction).values() if value > threshold]
@@ -71,12 +71,12 @@ def test_objects_are_every_instance_once(truth, prediction, threshold):
 
 @given(labels, labels)
 def test_panoptic_quality_is_f1_times_the_mean_iou_and_the_same_both_ways(truth, prediction):
-    matching = instances.match(truth, prediction)
+    matching = instance_scores.match(truth, prediction)
     total = matching.objects().sum(0)
     mean = matching.iou.mean() if len(matching.iou) else 1
-    assert instances.panoptic_quality(total) == pytest.approx(metrics.dice(total) * mean)
-    swapped = instances.match(prediction, truth).objects().sum(0)
-    assert instances.panoptic_quality(swapped) == pytest.approx(instances.panoptic_quality(total))
+    assert instance_scores.panoptic_quality(total) == pytest.approx(metrics.dice(total) * mean)
+    swapped = instance_scores.match(prediction, truth).objects().sum(0)
+    assert instance_scores.panoptic_quality(swapped) == pytest.approx(instance_scores.panoptic_quality(total))
 
 
 def blocks(*places: int) -> NDArray[np.uint8]:
@@ -88,8 +88,10 @@ def blocks(*places: int) -> NDArray[np.uint8]:
 
 
 def score(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> tuple[float, ...]:
-    total = instances.match(instances.label(truth), instances.label(prediction)).objects().sum(0)
-    return tuple(float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, instances.panoptic_quality))
+    total = instance_scores.match(instance_scores.label(truth), instance_scores.label(prediction)).objects().sum(0)
+    return tuple(
+        float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, instance_scores.panoptic_quality)
+    )
 
 
 def test_missed_invented_and_shifted_instances():
@@ -111,13 +113,15 @@ def test_a_bridge_that_dice_hardly_sees_costs_two_instances():
 
 def test_just_a_half_is_no_pair():
     truth, prediction = blocks(0, 4), blocks(0)  # four of eight layers
-    assert instances.match(instances.label(truth), instances.label(prediction)).iou.tolist() == []
+    assert instance_scores.match(instance_scores.label(truth), instance_scores.label(prediction)).iou.tolist() == []
 
 
 def test_few_instances_have_a_wide_interval_and_many_a_narrow_one():
-    rows = instances.match(instances.label(blocks(0, 10, 20)), instances.label(blocks(0, 11, 30))).objects()
+    rows = instance_scores.match(
+        instance_scores.label(blocks(0, 10, 20)), instance_scores.label(blocks(0, 11, 30))
+    ).objects()
     few, many = (
-        metrics.bootstrap_interval(objects, instances.panoptic_quality, block=1, resamples=1000, seed=0)
+        metrics.bootstrap_interval(objects, instance_scores.panoptic_quality, block=1, resamples=1000, seed=0)
         for objects in (rows, np.tile(rows, (50, 1)))
     )
     assert few.value == pytest.approx(many.value) == pytest.approx((1 + 3 / 5) / 3)
@@ -126,6 +130,6 @@ def test_few_instances_have_a_wide_interval_and_many_a_narrow_one():
 
 def test_what_cannot_be_matched_is_refused():
     with pytest.raises(ValueError, match="differ in shape"):
-        instances.match(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 4), np.uint8))
+        instance_scores.match(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 4), np.uint8))
     with pytest.raises(ValueError, match=r"below 0\.5"):
-        instances.match(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)).objects(0.4)
+        instance_scores.match(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)).objects(0.4)

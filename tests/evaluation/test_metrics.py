@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, f1_score, jaccard_score
 
-from mitoflow import metrics
-from mitoflow.metrics import Counts, Interval, ProbabilityHistogram
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.metrics import Counts, Interval, ProbabilityHistogram
 
 probabilities = hnp.arrays(np.float32, (2, 3, 5), elements=st.floats(0, 1, width=32))
 masks = hnp.arrays(bool, (2, 3, 5))

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from mitoflow import boundary, evaluation, instances, metrics, volumes
-from mitoflow.inference import Predictor, Settings
-from mitoflow.params import Patch
-from mitoflow.patches import PatchStore
+from mitoflow.config.params import Patch
+from mitoflow.data.patches import PatchStore
+from mitoflow.evaluation import boundary, instance_scores, metrics, protocols
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
 
@@ -25,8 +26,8 @@ def balls(*centres: tuple[int, int, int], radius: float) -> np.ndarray:
 def test_shapes_of_all_stacks_are_scored_together():
     truth = balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=5)
     masks = [balls((6, 12, 12), (6, 12, 41), radius=5), balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=6)]
-    shapes = [evaluation.compare_shapes(truth, mask) for mask in masks]
-    scores = evaluation.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
+    shapes = [protocols.compare_shapes(truth, mask) for mask in masks]
+    scores = protocols.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
 
     assert scores["instance_f1_50"].value == pytest.approx(10 / 11)  # 5 of 6 found, none invented
     boundaries = boundary.count(np.concatenate([truth, truth]), np.concatenate(masks)).sum(0)
@@ -42,9 +43,9 @@ def test_shapes_of_all_stacks_are_scored_together():
 
 def test_instances_do_not_reach_from_stack_to_stack():
     through = np.ones((4, 16, 16), np.uint8)
-    shapes = [evaluation.compare_shapes(through, through) for _ in range(2)]
+    shapes = [protocols.compare_shapes(through, through) for _ in range(2)]
     assert sum(stack.matching.true_instances for stack in shapes) == 2
-    together = evaluation.compare_shapes(np.concatenate([through] * 2), np.concatenate([through] * 2))
+    together = protocols.compare_shapes(np.concatenate([through] * 2), np.concatenate([through] * 2))
     assert together.matching.true_instances == 1
 
 
@@ -52,21 +53,21 @@ def test_specks_and_holes_are_no_mitochondria():
     truth = balls((6, 12, 12), radius=5)
     mask = truth | balls((6, 40, 56), radius=2)
     mask[6, 12, 12] = 0
-    matching = evaluation.compare_shapes(truth, mask).matching
+    matching = protocols.compare_shapes(truth, mask).matching
     assert (matching.true_instances, matching.predicted_instances, matching.iou.tolist()) == (1, 1, [1])
 
 
 def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     empty = np.zeros((4, 8, 8), np.uint8)
-    scores = evaluation.score_shapes([evaluation.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
+    scores = protocols.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
     assert scores["instance_f1_50"] == metrics.Interval(1, 0, 1)
-    assert instances.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)
+    assert instance_scores.match(instance_scores.label(empty), instance_scores.label(empty)).objects().shape == (0, 4)
 
 
 def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: Path):
     """The maps of the slices before validation are in the medians of the first ones, as in the whole stack."""
-    pairs = volumes.read_pairs(small_dataset / "train")
+    pairs = tiff.read_pairs(small_dataset / "train")
     cut = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     validation = PatchStore.write(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8).validation
     inputs = keras.Input((None, None, 1))
@@ -79,6 +80,6 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
         for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):
             histogram.add(validation.mask(stack, z), probability)
     wanted = histogram.best_threshold()
-    choice = evaluation.choose(predictor, validation, [5], [pair.image for pair in pairs])
+    choice = protocols.choose(predictor, validation, [5], [pair.image for pair in pairs])
     assert choice.threshold == wanted
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from mitoflow import figures, metrics, report, volumes
-from mitoflow.checks import Finding, Findings, check_dataset
-from mitoflow.gate import Check
-from mitoflow.metrics import Interval
+from mitoflow.data.validation import Finding, Findings, check_dataset
+from mitoflow.evaluation import figures, metrics, report
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.io import tiff
+from mitoflow.tracking.gate import Check
 
 
 class Page(HTMLParser):
@@ -250,8 +251,8 @@ def write_dataset(data: Path) -> None:
     for part in ("train", "test"):
         mask = np.zeros((5, 64, 80), np.uint8)
         mask[:, 10:30, 20:60] = 255
-        volumes.write_stack(data / part / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
-        volumes.write_stack(data / part / "masks" / "a.tif", mask)
+        tiff.write_stack(data / part / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
+        tiff.write_stack(data / part / "masks" / "a.tif", mask)
 
 
 def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import ome, scoring
 from mitoflow.errors import InputError
+from mitoflow.evaluation import scoring
+from mitoflow.io import ome
 
 
 @pytest.fixture

@@ -17,10 +17,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mitoflow import patches, training, unet, volumes, workspace
+from mitoflow.config.params import Patch
+from mitoflow.core import workspace
+from mitoflow.data import patches
+from mitoflow.data.patches import SPLITS, Patches, PatchStore
 from mitoflow.errors import InputError
-from mitoflow.params import Patch
-from mitoflow.patches import SPLITS, Patches, PatchStore
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.training import fitting
 from tests.test_training import RECIPE
 
 from .injection import examples, fault
@@ -54,13 +58,13 @@ def damage(file: Path, how: str, chance: random.Random) -> None:
 def store(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> PatchStore:
     folder = tmp_path_factory.mktemp("damage") / "patches"
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = volumes.read_pairs(small_dataset / "train")
+    pairs = tiff.read_pairs(small_dataset / "train")
     return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: PatchStore) -> training.Fit:
-    return training.fit(store, RECIPE)
+def undisturbed(store: PatchStore) -> fitting.Fit:
+    return fitting.fit(store, RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +72,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, store: PatchStore) -> 
     """What a fit leaves that is killed after its second epoch."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
-    def kill(epoch: int, logs: training.Logs) -> None:
+    def kill(epoch: int, logs: fitting.Logs) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(store, RECIPE, checkpoints=folder, on_epoch=kill)
+        fitting.fit(store, RECIPE, checkpoints=folder, on_epoch=kill)
     return folder
 
 
@@ -81,7 +85,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, store: PatchStore) -> 
 @fault("a checkpoint {how}", long=4)
 def test_checkpoint(
     store: PatchStore,
-    undisturbed: training.Fit,
+    undisturbed: fitting.Fit,
     checkpoints: Path,
     tmp_path: Path,
     chance: random.Random,
@@ -91,7 +95,7 @@ def test_checkpoint(
     copy = tmp_path / "checkpoints"
     shutil.copytree(checkpoints, copy)
     damage(chance.choice(sorted(copy.glob("epoch-*.npz"))), how, chance)
-    fitted = training.fit(store, RECIPE, checkpoints=copy)
+    fitted = fitting.fit(store, RECIPE, checkpoints=copy)
     assert fitted.history == undisturbed.history
     for mine, theirs in zip(fitted.model.get_weights(), undisturbed.model.get_weights(), strict=True):
         assert np.array_equal(mine, theirs)
@@ -109,7 +113,7 @@ def test_patch_store(
     record_property: Callable[[str, object], None],
 ) -> None:
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = volumes.read_pairs(small_dataset / "train")
+    pairs = tiff.read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -155,7 +159,7 @@ def test_index(
 ) -> None:
     """Stores whose digests fit, and nothing else does."""
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = volumes.read_pairs(small_dataset / "train")
+    pairs = tiff.read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -236,7 +240,7 @@ def _without_header(folder: Path) -> None:
 @fault("a store of an older version, or half of one", long=1)
 def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kind: Callable, attempt: int) -> None:
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = volumes.read_pairs(small_dataset / "train")
+    pairs = tiff.read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     kind(folder)

@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from mitoflow import cli, params, scans, volumes
+from mitoflow import cli
+from mitoflow.config import params
 from mitoflow.errors import InputError, mendable
+from mitoflow.io import tiff, volumes
 
 from .injection import ROOT, examples, fault
 
@@ -70,8 +72,8 @@ def written_tiffs(draw: st.DrawFn) -> tuple[np.ndarray, bytes]:
 
 def read_in_both_ways(path: Path) -> list[np.ndarray]:
     """Read a stack slice by slice, as the pipeline does, and box by box, as `predict` does."""
-    stack = volumes.open_stack(path)
-    scan = scans.open_scan(str(path))
+    stack = tiff.open_stack(path)
+    scan = volumes.open_scan(str(path))
     assert scan.shape == stack.shape
     whole = (0, stack.shape[1], 0, stack.shape[2])
     return [np.stack([read(z) for z in range(stack.shape[0])]) for read in (stack.slice, lambda z: scan.read(z, whole))]
@@ -260,7 +262,7 @@ def lay_out(folder: Path) -> None:
         (folder / name).touch()
     (folder / "text.tif").write_text("no TIFF")
     if not (folder / "a.tif").exists():
-        volumes.write_stack(folder / "a.tif", np.zeros((2, 64, 64), np.uint8))
+        tiff.write_stack(folder / "a.tif", np.zeros((2, 64, 64), np.uint8))
 
 
 def check_command(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow import journal, store, tracking
+from mitoflow.tracking import journal, runs, store
 from tests.parts import until
 from tests.services import PostgreSQL, TrackingServer
 
@@ -43,8 +43,8 @@ def proxy(server: TrackingServer) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
-    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(runs, "PATIENCE", 2.0)
+    monkeypatch.setattr(runs, "FIRST_PAUSE", 0.2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,7 +60,7 @@ class Training:
 
     def __iter__(self) -> Iterator[int]:
         """Report, and yield each epoch after it was."""
-        with tracking.start("train", "train") as run:
+        with runs.start("train", "train") as run:
             self.key = run.key
             run.params({"seed": 1})
             for epoch, value in enumerate(self.values):
@@ -73,8 +73,8 @@ class Training:
             run.tags({"mitoflow.note": "done"})
 
     def check(self, place: str) -> None:
-        until(lambda: not tracking.sync().live)  # the threads of a slow run, which end with its process
-        assert tracking.sync() == tracking.Synced(sent=0, left=0, live=0, trouble="")
+        until(lambda: not runs.sync().live)  # the threads of a slow run, which end with its process
+        assert runs.sync() == runs.Synced(sent=0, left=0, live=0, trouble="")
         assert journal.folders() == []
         client = store.client(place)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]

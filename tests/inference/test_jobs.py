@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import cluster, jobs, ome, prediction
+from mitoflow.core import cluster
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
-from mitoflow.jobs import Part
-from mitoflow.prediction import Request
+from mitoflow.inference import jobs, prediction
+from mitoflow.inference.jobs import Part
+from mitoflow.inference.prediction import Request
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import ome
 from tests.parts import ENVIRONMENT, scheduling, started, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)

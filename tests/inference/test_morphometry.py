@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from mitoflow.measurements import COLUMNS, STEPS, Measurements, crofton_weights, measure
+from mitoflow.inference.morphometry import COLUMNS, STEPS, Measurements, crofton_weights, measure
 
 volumes = hnp.arrays(
     np.uint16,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow import partial
 from mitoflow.errors import InputError
-from mitoflow.partial import making
+from mitoflow.inference import outputs
+from mitoflow.inference.outputs import making
 
 
 def begin(output: Path, asked_for: str = "this") -> None:
@@ -73,7 +73,7 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
     def late(*call: int) -> None:
         taken.append(call)
         if len(taken) == 1:
-            (partial.place(output) / partial.LOCK).unlink()
+            (outputs.place(output) / outputs.LOCK).unlink()
         lock(*call)
 
     monkeypatch.setattr(fcntl, "flock", late)
@@ -93,10 +93,10 @@ def test_what_may_not_be_replaced_is_not_whoever_was_publishing(
         monkeypatch.context() as patched,
         making(output, {"what": "this"}, [output]) as work,
     ):
-        patched.setattr(partial, "_replace", interrupt)
+        patched.setattr(outputs, "_replace", interrupt)
         work.publish({output: "mask.zarr"})
     output.mkdir()  # as the renames that were cut short could have left it
-    partial.refuse_existing(output, [output])
+    outputs.refuse_existing(output, [output])
     with pytest.raises(InputError, match="an output that exists"), making(output, {"what": "that"}, [output]):
         pass
     with making(output, {"what": "this"}, [output]) as work:
@@ -120,27 +120,27 @@ def test_publishing_replaces_files_and_folders(tmp_path: Path) -> None:
 def test_publishing_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, beside = tmp_path / "o.zarr", tmp_path / "p.zarr"
     begin(output)
-    real = partial._replace
+    real = outputs._replace
 
     def killed_at_the_second(source: Path, target: Path, aside: Path) -> None:
         if target == output:
             raise KeyboardInterrupt
         real(source, target, aside)
 
-    monkeypatch.setattr(partial, "_replace", killed_at_the_second)
+    monkeypatch.setattr(outputs, "_replace", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt), making(output, {"what": "this"}) as work:
         (work.folder / "probability.zarr").mkdir()
         work.publish({beside: "probability.zarr", output: "mask.zarr"})
     assert beside.exists()
     assert not output.exists()
-    partial.refuse_existing(output, [beside])
+    outputs.refuse_existing(output, [beside])
     monkeypatch.undo()
     with making(output, {"what": "this"}) as work:
         assert work.is_publishing
         work.go_on_publishing()
     assert (output / "0").exists()
     with pytest.raises(InputError, match="p.zarr: found an output that exists.*--overwrite"):
-        partial.refuse_existing(tmp_path / "new.zarr", [beside])
+        outputs.refuse_existing(tmp_path / "new.zarr", [beside])
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")

@@ -22,9 +22,12 @@ import tifffile
 import zarr
 from PIL import Image
 
-from mitoflow import cli, domain, jobs, ome, prediction, separation, volumes
-from mitoflow.inference import Predictor, Settings
-from mitoflow.jobs import Part
+from mitoflow import cli
+from mitoflow.data import fingerprint
+from mitoflow.inference import instances, jobs, prediction
+from mitoflow.inference.jobs import Part
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import ome, tiff
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
@@ -47,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "params.yaml").touch()
     (folder / "model").mkdir()
     write_model(folder / "model", SETTINGS, STACK[:3])
-    seen = domain.look_at([volumes.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
+    seen = fingerprint.look_at([tiff.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
     seen.write(folder / "model/domain.yaml")
     tifffile.imwrite(folder / "cell.ome.tif", STACK, metadata=KNOWN)
     return folder
@@ -145,7 +148,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         ((), "fewer than 2 slices or more than 0 million voxels"),
     ):
         if not asked:
-            monkeypatch.setattr("mitoflow.inference.LARGEST", STACK.size - 1)
+            monkeypatch.setattr("mitoflow.inference.predictor.ORTHOPLANE_LIMIT", STACK.size - 1)
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert code == 0
         assert f"note: cell.ome.tif has {why}: predicted from its slices alone" in err
@@ -189,7 +192,7 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
     mask, labels = (read(f"{name}.{ending}") for name in ("mask", "mask_instances"))
     assert labels.dtype == (np.uint16 if ending == "tif" else np.uint32)
     apart = np.zeros(mask.shape, np.uint32)
-    separation.Separation(lambda region: mask[region] > 0, mask.shape, voxel_size=size).write(apart.__setitem__)
+    instances.Separation(lambda region: mask[region] > 0, mask.shape, voxel_size=size).write(apart.__setitem__)
     np.testing.assert_array_equal(labels, apart)
 
     with Path("t.csv").open() as table, Path("t_totals.csv").open() as beside:
@@ -207,7 +210,7 @@ def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
 
 
 def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "Separation", partial(separation.Separation, largest=1000))
+    monkeypatch.setattr(prediction, "Separation", partial(instances.Separation, largest=1000))
     code, _, err = say("cell.ome.tif", "mask.tif", "--instances", "--threshold", "0.01")
     assert code == 0
     assert re.search("note: [1-9][0-9]* components are larger than a box of 12 million voxels: each keeps one", err)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mitoflow import unet
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings, fold_normalization, median_along_z
+from mitoflow.inference.predictor import Predictor, Settings, fold_normalization, median_along_z
+from mitoflow.models import unet
 
 SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5)
 
@@ -308,5 +308,5 @@ def test_what_is_too_shallow_or_too_large_has_no_sections(
     slices, three = Predictor(contextual, replace(THREE, planes=1)), Predictor(contextual, THREE)
     assert np.array_equal(three.probabilities(CUBE[:3]), slices.probabilities(CUBE[:3]))
     assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
-    monkeypatch.setattr("mitoflow.inference.LARGEST", CUBE.size - 1)
+    monkeypatch.setattr("mitoflow.inference.predictor.ORTHOPLANE_LIMIT", CUBE.size - 1)
     assert np.array_equal(three.probabilities(CUBE), slices.probabilities(CUBE))

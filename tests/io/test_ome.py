@@ -8,9 +8,9 @@ import pytest
 import tifffile
 import zarr
 
-from mitoflow import ome, volumes
 from mitoflow.errors import InputError
-from mitoflow.ome import Description
+from mitoflow.io import ome, tiff
+from mitoflow.io.ome import Description
 
 VOXELS = np.random.default_rng(0).integers(0, 256, (5, 530, 600), np.uint8)
 LINEAGE = {"model": "mitoflow", "input": "Größe & <Maß>.tif"}
@@ -38,7 +38,7 @@ def test_a_tiff_is_what_was_stored(tmp_path: Path, voxels: np.ndarray) -> None:
 
 
 def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volumes, "CLASSIC_TIFF", VOXELS.size - 1)
+    monkeypatch.setattr(tiff, "CLASSIC_TIFF", VOXELS.size - 1)
     ome.write_tiff(tmp_path / "o.tif", stored(tmp_path / "a", VOXELS), KNOWN)
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         assert file.is_bigtiff

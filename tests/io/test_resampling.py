@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoflow.resampling import resample, weights
+from mitoflow.io.resampling import resample, weights
 
 LENGTHS = st.integers(1, 40)
 

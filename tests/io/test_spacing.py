@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import spacing
 from mitoflow.errors import InputError
+from mitoflow.io import spacing
 
 STACK = np.zeros((3, 64, 64), np.uint8)
 MICRONS = {"axes": "ZYX", "spacing": 0.03, "unit": "um"}

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
 from mitoflow.errors import InputError
-from mitoflow.volumes import (
+from mitoflow.io.tiff import (
     MaskValues,
     Pair,
     Stack,
@@ -30,7 +30,7 @@ from mitoflow.volumes import (
     write_stack,
 )
 
-EPFL = Path(__file__).parents[1] / "../shared/data/epfl"
+EPFL = Path(__file__).parents[2] / "../shared/data/epfl"
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 256, (5, 64, 80), np.uint8)
 NAMED = {"axes": "ZYX"}

@@ -10,9 +10,9 @@ import pytest
 import tifffile
 import zarr
 
-from mitoflow import scans
 from mitoflow.errors import InputError
-from mitoflow.scans import Levels, Regraded, Resampled, open_scan
+from mitoflow.io import volumes
+from mitoflow.io.volumes import Levels, Regraded, Resampled, open_scan
 
 STACK = np.random.default_rng(0).integers(0, 256, (5, 70, 90), np.uint8)
 WHOLE = (0, 70, 0, 90)
@@ -105,7 +105,7 @@ def write_zarr(
 def test_boxes_of_a_zarr_whatever_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, slab: int
 ) -> None:
-    monkeypatch.setattr(scans, "SLAB", slab)
+    monkeypatch.setattr(volumes, "SLAB", slab)
     scan = open_scan(str(write_zarr(tmp_path / "s.zarr", STACK, version=version)))
     assert (scan.axes, scan.shape, scan.spacing) == ("zyx", STACK.shape, {"z": 30, "y": 5, "x": 5})
     for z in (0, 1, 2, 3, 4, 1):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mitoflow import losses, metrics
+from mitoflow.evaluation import metrics
+from mitoflow.models import losses
 
 LOSSES = ["bce", "bce_dice"]
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from mitoflow import unet
 from mitoflow.errors import InputError
+from mitoflow.models import unet
 
 
 def test_it_is_the_u_net_of_the_readme() -> None:

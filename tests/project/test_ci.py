@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-WORKFLOWS = Path(__file__).parents[1] / ".github/workflows"
+WORKFLOWS = Path(__file__).parents[2] / ".github/workflows"
 PINNED = re.compile(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})")
 
 

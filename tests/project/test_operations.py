@@ -18,11 +18,11 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from mitoflow import tuning
+from mitoflow.tuning import optuna_study
 from tests.parts import PATIENCE, free_port, until
 from tests.services import ObjectStore, PostgreSQL, postgres
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY, GUIDE = ROOT / "deploy", ROOT / "docs" / "operations.md"
 
 
@@ -161,7 +161,7 @@ def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest
             made = client.create_model_version("mitoflow", trained.artifact_uri, trained.run_id, {"why": "best"})
             client.set_registered_model_alias("mitoflow", "champion", made.version)
             before = registered(client)
-        tuning.open_study(studies(environment), "s")
+        optuna_study.open_study(studies(environment), "s")
         run(backup, folder, environment)
         run(backup, folder, environment)  # as every night
     shutil.rmtree(folder / "srv")
@@ -201,7 +201,7 @@ def test_who_tunes_sees_studies_and_nothing_else(folder: Path, monkeypatch: pyte
             assert f'permission denied for database "{name}"' in refused.stderr
         assert query(tuner, "optuna", "SET ROLE mitoflow").returncode != 0
         monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", studies(keeper))
-        with tuning.owned_study("s") as study:
+        with optuna_study.owned_study("s") as study:
             study.ask()
         assert query(keeper, "optuna", "SELECT study_name FROM studies").stdout == "s\n"
         assert made not in database.log

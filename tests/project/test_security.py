@@ -14,11 +14,15 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
-from mitoflow import cli, ome, params, scans, unet, workspace
+from mitoflow import cli
+from mitoflow.config import params
+from mitoflow.core import workspace
+from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.patches import PatchStore
+from mitoflow.io import ome, volumes
+from mitoflow.models import unet
 
-SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "torch"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "os.system", "tempfile.mktemp"}
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
@@ -107,22 +111,22 @@ def test_a_zarr_names_no_array_elsewhere(image: Path, to: str) -> None:
     multiscales[0]["datasets"][0]["path"] = to.format(parent=image.parent)
     group.attrs["multiscales"] = multiscales
     with pytest.raises(InputError, match="which is outside of it, expected an image in one folder"):
-        scans.open_scan(str(image))
+        volumes.open_scan(str(image))
 
 
 @pytest.mark.parametrize("linked", ["0", "0/0", "0/0/0/0", "0/.zarray"])
 def test_links_do_not_lead_out_of_a_zarr(image: Path, linked: str) -> None:
-    assert scans.open_scan(str(image)).shape == (1, 64, 64)
+    assert volumes.open_scan(str(image)).shape == (1, 64, 64)
     (image / linked).rename(image.parent / "aside")
     (image / linked).symlink_to(image.parent / "secret.ome.zarr" / linked)
     with pytest.raises(InputError, match="which is outside of it"):
-        scans.open_scan(str(image))
+        volumes.open_scan(str(image))
     # The folder itself may be reached by a link, and one may be inside it.
     (image / linked).unlink()
     (image.parent / "aside").rename(image / "moved")
     (image / linked).symlink_to(image / "moved")
     (image.parent / "link.ome.zarr").symlink_to(image)
-    assert scans.open_scan(str(image.parent / "link.ome.zarr")).shape == (1, 64, 64)
+    assert volumes.open_scan(str(image.parent / "link.ome.zarr")).shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize("command", ["app", "serve"])

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import tifffile
 
-from mitoflow import tuning
-from mitoflow.inference import Settings
+from mitoflow.inference.predictor import Settings
+from mitoflow.tuning import optuna_study
 from tests.parts import ENVIRONMENT, ROOT, until, write_model
 from tests.studies import opened, score, search
 
@@ -45,7 +45,7 @@ def test_a_worker_of_a_job_script_fits_trials(tmp_path: Path, monkeypatch: pytes
             search(study).on_cluster(score, address=workers.scheduler_address)
             workers.sync(workers.scheduler.close)
             job.terminate()
-    assert len(tuning.finished_trials(study)) == 6
+    assert len(optuna_study.finished_trials(study)) == 6
 
 
 # SLURM on one machine: the first job waits in the queue for 15 seconds, and ends after three.

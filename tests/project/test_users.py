@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow import inference, lineage, registry, tracking, unet
+from mitoflow.core import provenance
 from mitoflow.errors import InputError
+from mitoflow.inference.predictor import Settings
+from mitoflow.models import unet
+from mitoflow.tracking import registry, runs
 from tests.services import PostgreSQL, TrackingServer
 
-USERS = Path(__file__).parents[1] / "deploy" / "users.py"
+USERS = Path(__file__).parents[2] / "deploy" / "users.py"
 PASSWORDS = {name: secrets.token_urlsafe(18) for name in ("admin", "reader", "writer", "promoter")}
 
 
@@ -61,10 +64,10 @@ def train(checkout: Path, correct: int) -> registry.Verdict | None:
     """Train, as far as the server can tell, a model that gets so many of 20 pixels right."""
     model, settings = checkout / "unet.keras", checkout / "inference.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
-    inference.Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
+    Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
     counts = [[correct // 2, 10 - correct // 2, 10 - correct // 2, correct // 2]] * 4
-    evaluation = registry.Evaluation(lineage.file_sha256(model), "test", ["a"] * 4, counts, 2, 50, 0)
-    with tracking.start("train", "unet") as run:
+    evaluation = registry.Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, counts, 2, 50, 0)
+    with runs.start("train", "unet") as run:
         run.metrics({"val_dice": correct / 20})
         return registry.register(run, evaluation, model, settings)
 
@@ -88,7 +91,7 @@ def test_what_each_role_may(
         registry.promote(better.version)
     with pytest.raises(InputError, match="permission denied"):
         registry.promote(better.version, force=True)
-    assert tracking.sync().left == 0
+    assert runs.sync().left == 0
 
     log_in(monkeypatch, "reader")
     assert [row.version for row in registry.models()] == [first.version, better.version]
@@ -97,7 +100,7 @@ def test_what_each_role_may(
         registry.promote(better.version, force=True)
     assert train(checkout, 4) is None
     assert "permission denied (error code 403); " in capfd.readouterr().err
-    assert tracking.sync().left > 0
+    assert runs.sync().left > 0
     assert registry.champion() == first.version
 
     log_in(monkeypatch, "promoter")
@@ -139,7 +142,7 @@ def test_a_wrong_password_is_one_line(
         )
         assert done.stderr == f"{expected}check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD\n"
         assert not re.search(wrong, done.stdout + done.stderr)
-    with tracking.start("train", "kept"):
+    with runs.start("train", "kept"):
         pass
     assert not [file for file in checkout.rglob("*") if file.is_file() and wrong.encode() in file.read_bytes()]
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mitoflow import evaluation, gate, lineage, volumes, workspace
-from mitoflow.comparison import Evaluation
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.gate import Contender, Elsewhere, Gate, Required, Verdict
-from mitoflow.inference import Predictor, Settings
+from mitoflow.evaluation import protocols
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
+from mitoflow.tracking import gate
+from mitoflow.tracking.gate import Contender, Elsewhere, Gate, Required, Verdict
 from tests.parts import write_model
 
-COMMITTED = (Path(__file__).parents[1] / "promotion.yaml").read_text(encoding="utf-8")
+COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
 
 
@@ -27,7 +30,7 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_dataset / "test", tmp_path / "liver")
-    images = np.stack([*volumes.read_pairs(tmp_path / "liver")[0].image.slices()])
+    images = np.stack([*tiff.read_pairs(tmp_path / "liver")[0].image.slices()])
     write_model(tmp_path, SETTINGS, images)
     return tmp_path
 
@@ -36,7 +39,7 @@ def contender(version: int, weights: Path, right: int = 800, boundaries: bool = 
     """Twenty slices of 1000 foreground pixels of which `right` are found, and half of the boundary."""
     counts = [[right + z, 50, 1000 - right - z, 9000] for z in range(20)]
     outlines = [[10, 5, 10, 5, 9, 3]] * 20 if boundaries else []
-    evaluated = Evaluation(lineage.file_sha256(weights), "a" * 64, ["s"] * 20, counts, 5, 200, 1, outlines)
+    evaluated = Evaluation(provenance.file_sha256(weights), "a" * 64, ["s"] * 20, counts, 5, 200, 1, outlines)
     return Contender(version, lambda: evaluated, lambda: weights)
 
 
@@ -161,7 +164,7 @@ def test_size_and_speed_are_measured(folder: Path) -> None:
 
 
 def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
-    pairs = volumes.read_pairs(folder / "liver")
+    pairs = tiff.read_pairs(folder / "liver")
     worse = folder / "worse"
     worse.mkdir()
     shutil.copy(folder / "unet.keras", worse)
@@ -174,7 +177,7 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     assert verdict.difference is not None
     assert verdict.difference.low > 0
     (check,) = verdict.checks
-    _, counts = evaluation.count(Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, "nonzero")
+    _, counts = protocols.count(Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, "nonzero")
     tp, fp, fn, _ = counts.sum(axis=0)
     assert check.what == "gain in Dice on liver"
     assert float(check.found.split()[0]) == pytest.approx(-2 * tp / (2 * tp + fp + fn), abs=1e-4)
@@ -187,13 +190,13 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (workspace.state_dir() / "gate").iterdir()} == cached
     assert time.perf_counter() - begun < 2
 
-    volumes.write_stack(folder / "liver/images/phantom.tif", np.full((8, 96, 128), 300, np.uint16))
+    tiff.write_stack(folder / "liver/images/phantom.tif", np.full((8, 96, 128), 300, np.uint16))
     unknown = wanted.decide(contender(4, worse / "unet.keras", 900), champion)
     assert not unknown.promoted
     assert "gain in Dice on liver is unknown (images: found uint16" in unknown.reason
 
 
 def test_the_gate_knows_where_the_settings_are() -> None:
-    from mitoflow import registry
+    from mitoflow.tracking import registry
 
     assert gate.SETTINGS == registry.SETTINGS

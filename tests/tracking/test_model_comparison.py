@@ -16,28 +16,21 @@ import mlflow
 import numpy as np
 import pytest
 
-from mitoflow import (
-    cli,
-    evaluation,
-    lineage,
-    metrics,
-    registry,
-    side_by_side,
-    store,
-    tracking,
-    unet,
-    volumes,
-    workspace,
-)
-from mitoflow.comparison import Evaluation
+from mitoflow import cli
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
-from mitoflow.side_by_side import compare
+from mitoflow.evaluation import metrics, protocols
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.tracking import model_comparison, registry, runs, store
+from mitoflow.tracking.model_comparison import compare
 from tests.parts import write_model
 
 MODEL, REPORTS = Path("models/unet.keras"), Path("reports/evaluate")
 PART, CONVENTIONS = Path("data/test"), Path("reports/validate/conventions.yaml")
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 RATES = (0.001, 0.002)
 
 Run = Callable[..., None]
@@ -65,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Itera
         for command in ("git init -q -b main", "git config user.name T", "git config user.email t@localhost"):
             run(*command.split())
         run(sys.executable, "-m", "dvc", "init", "-q")
-        volumes.Conventions(8, "nonzero").write(CONVENTIONS)
+        tiff.Conventions(8, "nonzero").write(CONVENTIONS)
         for rate in RATES:
             train(rate)
         run("git", "update-ref", "refs/exps/12/3456/slower", "HEAD")  # as DVC names an experiment
@@ -83,16 +76,18 @@ def train(rate: float) -> None:
     unet.save_model(network, MODEL)
     MODEL.with_suffix(".yaml").write_text(f"bit_depth: 8\ndivisor: 2\nrecipe: {{learning_rate: {rate}}}\n")
     settings = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
-    pairs = volumes.read_pairs(PART)
+    pairs = tiff.read_pairs(PART)
     images = np.stack([*pairs[0].image.slices()])
     middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
-    stacks, counts = evaluation.count(Predictor(network, settings), pairs, "nonzero")
+    stacks, counts = protocols.count(Predictor(network, settings), pairs, "nonzero")
     hashed = workspace.fingerprint("nonzero", PART)
-    measured = Evaluation(lineage.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1)
+    measured = Evaluation(
+        provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
+    )
     measured.write(REPORTS / "evaluation.json")
-    with tracking.start("train", "unet") as training:
+    with runs.start("train", "unet") as training:
         training.params({"train": {"learning_rate": rate}, "recipe": {"learning_rate": rate}})
         training.produced(MODEL)
         assert registry.register(training, measured, MODEL, REPORTS / "inference.yaml")
@@ -162,7 +157,7 @@ def test_the_page_and_the_table(
 
 def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
-    with tracking.start("register", "elsewhere") as again:
+    with runs.start("register", "elsewhere") as again:
         assert registry.register(again, changed, MODEL, REPORTS / "inference.yaml")
     told = compare("1", "3", PART, CONVENTIONS, pictures=True)
     assert "the scores cannot be paired" in told.notes[0]
@@ -186,12 +181,12 @@ def test_what_is_not_there_is_one_line(here: Path) -> None:
         "--help": f"--help: found no such name, expected {expected}",
     }.items():
         with pytest.raises(InputError, match=said):
-            side_by_side.find(what)
+            model_comparison.find(what)
     run("git", "commit", "-q", "--allow-empty", "-m", "the same")
     cache = here / ".dvc/cache"
     cache.rename(here / "hidden")
     with pytest.raises(InputError, match="main: found models that cannot be had"):
-        side_by_side.find("main")
+        model_comparison.find("main")
     (here / "hidden").rename(cache)
 
 
@@ -200,8 +195,8 @@ def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, planes: int) ->
     stack = np.random.default_rng(0).integers(0, 256, (6, 40, 48), np.uint8)
     write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=32, overlap=8, threshold=0.5, planes=planes), stack)
     predictor = Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
-    volumes.write_stack(tmp_path / "stack.tif", stack)
-    found = dict(side_by_side._predict(predictor, volumes.open_stack(tmp_path / "stack.tif"), [1, 4]))
+    tiff.write_stack(tmp_path / "stack.tif", stack)
+    found = dict(model_comparison._predict(predictor, tiff.open_stack(tmp_path / "stack.tif"), [1, 4]))
     wanted = predictor.masks(stack)
     assert found.keys() == {1, 4}
     assert all(0 < mask.mean() < 1 and np.mean(mask != wanted[z]) < 1e-3 for z, mask in found.items())

@@ -11,10 +11,14 @@ import mlflow
 import numpy as np
 import pytest
 
-from mitoflow import domain, lineage, registry, serving, store, tracking, trained, unet, workspace
-from mitoflow.comparison import Evaluation
+from mitoflow.apps import serving
+from mitoflow.core import provenance, workspace
+from mitoflow.data import fingerprint
 from mitoflow.errors import InputError
-from mitoflow.inference import Settings
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Settings
+from mitoflow.models import unet
+from mitoflow.tracking import model_lookup, registry, runs, store
 
 SLICES = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
 MODEL = Path("models/unet.keras")
@@ -36,12 +40,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         in_folder(folder, monkeypatch)
         unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
         Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.4).write(REPORTS / "inference.yaml")
-        domain.look_at([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
+        fingerprint.look_at([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
         evaluation = Evaluation(
-            lineage.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
+            provenance.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
         )
         evaluation.write(REPORTS / "evaluation.json")
-        with tracking.start("train", "unet") as run:
+        with runs.start("train", "unet") as run:
             run.produced(MODEL)
             verdict = registry.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
         assert verdict is not None
@@ -59,25 +63,25 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_name_of_a_version_means_it(here: Path) -> None:
     run = registry.models()[0].run_id
     names = [None, "1", "models:/mitoflow/1", "models:/mitoflow@champion", run, f"runs:/{run}", f"runs:/{run}/model"]
-    wanted = trained.find(str(MODEL)).predictor.probabilities(SLICES)
+    wanted = model_lookup.find(str(MODEL)).predictor.probabilities(SLICES)
     for name in names:
-        model = trained.find(name)
+        model = model_lookup.find(name)
         assert model.name == "mitoflow version 1"
         assert model.predictor.settings.threshold == 0.4
-        assert model.domain == domain.Domain.read(REPORTS / "domain.yaml")
+        assert model.domain == fingerprint.Domain.read(REPORTS / "domain.yaml")
         assert (model.lineage["model"], model.lineage["version"], model.lineage["run"]) == ("mitoflow", "1", run)
-        assert model.lineage["model_sha256"] == lineage.file_sha256(MODEL)
+        assert model.lineage["model_sha256"] == provenance.file_sha256(MODEL)
         assert "platform" not in model.lineage
         np.testing.assert_array_equal(model.predictor.probabilities(SLICES), wanted)
 
 
 def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
-    model = trained.find("1")
+    model = model_lookup.find("1")
     np.testing.assert_array_equal(serving.load(model).predict(SLICES), model.predictor.masks(SLICES))
 
 
 def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> None:
-    model = trained.find("models/unet.keras")
+    model = model_lookup.find("models/unet.keras")
     assert model.predictor.settings.threshold == 0.4
     assert model.lineage["model"] == "models/unet.keras"
     assert model.lineage["run"] == registry.models()[0].run_id
@@ -100,19 +104,19 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
 )
 def test_names_of_nothing_are_one_line(here: Path, name: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        trained.find(name)
+        model_lookup.find(name)
 
 
 def test_a_version_that_others_registered_is_refused(here: Path) -> None:
     client = store.client(store.uri())
-    with tracking.start("other", "other") as run:
+    with runs.start("other", "other") as run:
         run.metrics({"dice": 1.0})
     (other,) = client.search_runs(
         [client.get_experiment_by_name("mitoflow").experiment_id], "attributes.run_name = 'other'"
     )
     client.create_model_version("mitoflow", f"{other.info.artifact_uri}/model", other.info.run_id)
     with pytest.raises(InputError, match="version 2: found no model of mitoflow"):
-        trained.find("2")
+        model_lookup.find("2")
 
 
 def test_without_a_champion_the_pretrained_model_is_taken(
@@ -131,7 +135,7 @@ def test_without_a_champion_the_pretrained_model_is_taken(
     workspace.write_yaml(folder / "lineage.yaml", facts)
     in_folder(tmp_path, monkeypatch)
     for name in (None, "pretrained", "pretrained:phantom"):
-        model = trained.find(name)
+        model = model_lookup.find(name)
         assert model.name == "pretrained:phantom"
         assert model.domain is not None
         assert (model.lineage["run"], model.lineage["git_commit"]) == ("abc", "def")

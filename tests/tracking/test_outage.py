@@ -15,7 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mitoflow import inference, journal, lineage, registry, store, tracking, unet
+from mitoflow.core import provenance
+from mitoflow.inference.predictor import Settings
+from mitoflow.models import unet
+from mitoflow.tracking import journal, registry, runs, store
 
 EPOCHS = 12
 
@@ -91,7 +94,7 @@ def epochs_of(key: str) -> list[int]:
     return [point.step for point in history]
 
 
-def train(run: tracking.Run, first: int, last: int) -> float:
+def train(run: runs.Run, first: int, last: int) -> float:
     """Report epochs, and return the seconds that the slowest report took."""
     slowest = 0.0
     for epoch in range(first, last):
@@ -108,7 +111,7 @@ def test_down_at_the_start(
     server.kill()
     (checkout / "curves.csv").write_text("epoch,val_dice\n")
     begun = time.perf_counter()
-    with tracking.start("train", "all of it away") as away:
+    with runs.start("train", "all of it away") as away:
         away.params({"seed": 1})
         assert train(away, 0, EPOCHS) < 0.5
         away.artifact(checkout / "curves.csv")
@@ -118,12 +121,12 @@ def test_down_at_the_start(
     said = capfd.readouterr().err
     assert f"{server.uri}: [Errno 111] Connection refused; 19 events are kept on disk, send them with `mitoflow" in said
     assert len(said.splitlines()) == 1
-    synced = tracking.sync()
+    synced = runs.sync()
     assert (synced.sent, synced.left) == (0, 19)
     assert "Connection refused" in synced.trouble
 
-    monkeypatch.setattr(tracking, "SAY_SO_AFTER", 0.0)
-    with tracking.start("train", "away at first") as late:
+    monkeypatch.setattr(runs, "SAY_SO_AFTER", 0.0)
+    with runs.start("train", "away at first") as late:
         train(late, 0, 5)
         server.start()
         train(late, 5, EPOCHS)
@@ -133,7 +136,7 @@ def test_down_at_the_start(
     assert epochs_of(late.key) == list(range(EPOCHS))
     assert found(late.key).info.status == "FINISHED"
 
-    assert tracking.sync() == tracking.Synced(sent=19, left=0, live=0, trouble="")
+    assert runs.sync() == runs.Synced(sent=19, left=0, live=0, trouble="")
     there = found(away.key)
     assert epochs_of(away.key) == list(range(EPOCHS))
     assert (there.info.status, there.data.params) == ("FINISHED", {"seed": "1"})
@@ -150,10 +153,10 @@ def test_killed_in_the_middle_and_down_at_the_end(
     server.start()
     model, settings = checkout / "unet.keras", checkout / "unet.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
-    inference.Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
-    evaluation = registry.Evaluation(lineage.file_sha256(model), "test", ["a"] * 4, [[9, 1, 1, 9]] * 4, 2, 50, 0)
+    Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
+    evaluation = registry.Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, [[9, 1, 1, 9]] * 4, 2, 50, 0)
 
-    with tracking.start("train", "unet") as run:
+    with runs.start("train", "unet") as run:
         train(run, 0, 5)
         assert run.flush()
         train(run, 5, 7)  # some of it may be under way when the server dies
@@ -165,10 +168,10 @@ def test_killed_in_the_middle_and_down_at_the_end(
         assert registry.register(run, evaluation, model, settings) is None
     assert time.perf_counter() - begun < 20
     assert "are kept on disk, send them with `mitoflow sync`" in capfd.readouterr().err
-    assert tracking.producer(model) == run.key
+    assert runs.producer(model) == run.key
 
     server.start()
-    synced = tracking.sync()
+    synced = runs.sync()
     assert (synced.left, synced.trouble) == (0, "")
     assert journal.folders() == []
     there = found(run.key)
@@ -180,7 +183,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     assert (row.version, row.aliases, row.run_id) == (1, ("champion",), there.info.run_id)
     assert row.verdict == "there was no champion"
     assert registry.origin(str(model))["version"] == "1"
-    with tracking.start("evaluate", "the same again", key=run.key) as again:
+    with runs.start("evaluate", "the same again", key=run.key) as again:
         assert registry.register(again, evaluation, model, settings).version == 1
     assert len(registry.models()) == 1
 
@@ -192,7 +195,7 @@ def test_a_server_that_hangs(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         begun = time.perf_counter()
-        with tracking.start("train", "unet") as run:
+        with runs.start("train", "unet") as run:
             assert train(run, 0, 5) < 0.5
         assert time.perf_counter() - begun < 6
         assert "timed out; 7 events are kept on disk" in capfd.readouterr().err
@@ -218,13 +221,13 @@ def test_wrong_credentials(checkout: Path, monkeypatch: pytest.MonkeyPatch, capf
     with HTTPServer(("127.0.0.1", 0), _AskForPassword) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_port}")
-        with tracking.start("train", "unet") as run:
+        with runs.start("train", "unet") as run:
             train(run, 0, 5)
         said = capfd.readouterr().err
         assert "error code 401" in said
         assert "7 events are kept on disk" in said
         assert len(said.splitlines()) == 1
-        assert tracking.sync().left == 7
+        assert runs.sync().left == 7
         with pytest.raises(registry.InputError, match="error code 401"):
             registry.promote(1)
         proxy.shutdown()

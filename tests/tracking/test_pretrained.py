@@ -17,13 +17,18 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow import cli, inference, lineage, presets, pretrained, registry, store, tracking, unet, workspace
-from mitoflow import release as releases
+from mitoflow import cli
+from mitoflow.config import presets
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.pretrained import Pretrained, initial_weights
+from mitoflow.inference.predictor import Predictor
+from mitoflow.models import unet
 from mitoflow.stages import BEST_PARAMS, evaluate, patch, release, train, validate
+from mitoflow.tracking import pretrained, registry, runs, store
+from mitoflow.tracking import release as releases
+from mitoflow.tracking.pretrained import Pretrained, initial_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "patch.size": "64",
     "patch.step": "64",
@@ -101,8 +106,8 @@ def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
     model = released(finished)
     assert {file.name for file in model.folder.iterdir()} == FILES
     assert [folder.name for folder in model.folder.parent.iterdir()] == ["phantom"]
-    digest = lineage.file_sha256(model.folder / "unet.keras")
-    assert digest == model.evaluation.model_sha256 == lineage.file_sha256(finished / "models/unet.keras")
+    digest = provenance.file_sha256(model.folder / "unet.keras")
+    assert digest == model.evaluation.model_sha256 == provenance.file_sha256(finished / "models/unet.keras")
     assert (model.folder / "cover.png").read_bytes().startswith(b"\x89PNG")
 
     measured = json.loads((finished / "reports/evaluate/metrics.json").read_text())
@@ -128,7 +133,7 @@ def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
 
 def test_the_stated_dice_is_that_of_the_file(finished: Path) -> None:
     model = released(finished)
-    predictor = inference.Predictor.load(model.folder / "unet.keras", model.folder / "inference.yaml")
+    predictor = Predictor.load(model.folder / "unet.keras", model.folder / "inference.yaml")
     masks = predictor.masks(tifffile.imread(finished / "data/test/images/phantom.tif"))
     truth = tifffile.imread(finished / "data/test/masks/phantom.tif") > 0
     dice = 2 * np.sum(masks * truth) / (masks.sum() + truth.sum())
@@ -174,13 +179,13 @@ def test_registering_it_elsewhere(
     images = tifffile.imread(finished / "data/test/images/phantom.tif")
     files = (elsewhere / "pretrained/phantom" / name for name in ("unet.keras", "inference.yaml"))
     masks = mlflow.pyfunc.load_model("models:/mitoflow@champion").predict(images)
-    np.testing.assert_array_equal(masks, inference.Predictor.load(*files).masks(images))
+    np.testing.assert_array_equal(masks, Predictor.load(*files).masks(images))
 
 
 def test_the_gate_treats_it_like_any_other(elsewhere: Path) -> None:
     shipped = released(elsewhere)
     better = [[tp + fn, 0, 0, tn + fp] for tp, fp, fn, tn in shipped.evaluation.counts]
-    with tracking.start("train", "train") as run:
+    with runs.start("train", "train") as run:
         own = dataclasses.replace(shipped.evaluation, counts=better)
         assert registry.register(run, own, shipped.folder / "unet.keras", shipped.folder / "inference.yaml").promoted
     verdict = pretrained.register("phantom")
@@ -190,7 +195,7 @@ def test_the_gate_treats_it_like_any_other(elsewhere: Path) -> None:
 
 def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("pretrained/phantom/unet.keras")
-    digest = lineage.file_sha256(path)
+    digest = provenance.file_sha256(path)
     assert initial_weights("none") is None
     for wanted in ("pretrained", "pretrained:phantom"):
         found = initial_weights(wanted)

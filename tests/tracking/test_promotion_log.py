@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mitoflow import registry, store
 from mitoflow.errors import InputError
+from mitoflow.tracking import registry, store
 from tests.services import PostgreSQL, TrackingServer
 
 ROUNDS, KILLS = 10, 10

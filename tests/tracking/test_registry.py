@@ -15,10 +15,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _validate_serving_input
 
 import mitoflow
-from mitoflow import inference, lineage, registry, store, tracking, unet
-from mitoflow.comparison import Evaluation
+from mitoflow.core import provenance
 from mitoflow.errors import InputError
-from mitoflow.gate import Verdict
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.models import unet
+from mitoflow.tracking import registry, runs, store
+from mitoflow.tracking.gate import Verdict
 
 MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
 
@@ -29,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     store.client(f"sqlite:///{folder / 'mlflow.db'}")
     unet.save_model(unet.build_unet(depth=2, base_width=2), folder / MODEL)
-    inference.Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5).write(folder / SETTINGS)
+    Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5).write(folder / SETTINGS)
     return folder
 
 
@@ -50,11 +53,11 @@ def evaluation(right: int, test_hash: str = "a" * 64, luck: int = 0) -> Evaluati
     """Forty slices of 1000 foreground pixels, of which about `right` are found."""
     found = right + np.random.default_rng(luck).integers(-50, 50, 40)
     counts = [[int(tp), 50, int(1000 - tp), 9000] for tp in found]
-    return Evaluation(lineage.file_sha256(MODEL), test_hash, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
+    return Evaluation(provenance.file_sha256(MODEL), test_hash, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
 
 
 def register(evaluated: Evaluation, key: str | None = None) -> Verdict:
-    with tracking.start("train", "unet", key=key) as run:
+    with runs.start("train", "unet", key=key) as run:
         run.params({"train": {"learning_rate": 0.001}})
         run.dataset("phantom", "data", "abc.dir", "training", {})
         run.produced(MODEL)
@@ -246,7 +249,7 @@ def test_an_empty_registry(checkout: Path) -> None:
 
 def test_a_model_and_an_evaluation_that_do_not_belong_together(checkout: Path) -> None:
     evaluated = evaluation(800)
-    with tracking.start("register", "register") as run:
+    with runs.start("register", "register") as run:
         with pytest.raises(InputError, match=r"unet\.keras.*which was evaluated"):
             registry.register(run, replace(evaluated, model_sha256="0" * 64), MODEL, SETTINGS)
         MODEL.unlink()
@@ -265,7 +268,7 @@ def test_origin(checkout: Path) -> None:
     expected = {
         "version": "1",
         "run_name": "unet",
-        "model_sha256": lineage.file_sha256(MODEL),
+        "model_sha256": provenance.file_sha256(MODEL),
         "mitoflow": "0.1.0",
         "dataset.training": "phantom abc.dir",
         "params.train.learning_rate": "0.001",
@@ -294,7 +297,7 @@ def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.M
 def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
     register(evaluation(800))
     model = mlflow.pyfunc.load_model("models:/mitoflow@champion")
-    predictor = inference.Predictor.load(MODEL, SETTINGS)
+    predictor = Predictor.load(MODEL, SETTINGS)
     for shape in ((1, 1, 1), (2, 64, 64), (3, 37, 151)):
         images = np.random.default_rng(1).integers(256, size=shape, dtype=np.uint8)
         masks = model.predict(images)
@@ -307,7 +310,7 @@ def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
 
 
 def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
-    inference.Settings(bit_depth=12, divisor=4, tile=64, overlap=8, threshold=0.5).write(SETTINGS)
+    Settings(bit_depth=12, divisor=4, tile=64, overlap=8, threshold=0.5).write(SETTINGS)
     registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
     model = mlflow.pyfunc.load_model("packed")
     assert model.predict(np.full((1, 70, 70), 4095, np.uint16)).shape == (1, 70, 70)

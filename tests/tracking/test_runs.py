@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from mitoflow import journal, lineage, store, tracking, workspace
-from mitoflow.delivery import Delivery
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.journal import Journal
+from mitoflow.tracking import journal, runs, store
+from mitoflow.tracking.delivery import Delivery
+from mitoflow.tracking.journal import Journal
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody answers
 
@@ -62,7 +63,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
     (checkout / "notes.txt").write_text("first")
-    with tracking.start("train", "unet", tags={"who": "me"}) as run:
+    with runs.start("train", "unet", tags={"who": "me"}) as run:
         run.params({"train": {"learning_rate": 0.001, "loss": "bce"}, "seed": 1})
         for epoch in range(3):
             run.metrics({"dice": epoch / 10, "loss": float("nan") if epoch == 1 else 1.0}, step=epoch)
@@ -92,7 +93,7 @@ def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_that_does_not_end_well_says_so(checkout: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.start("train", "unet") as run:
+    with pytest.raises(error), runs.start("train", "unet") as run:
         raise error
     assert found(run.key).info.status == status
 
@@ -100,7 +101,7 @@ def test_a_run_that_does_not_end_well_says_so(checkout: Path, error: type[BaseEx
 def test_an_event_that_is_sent_twice_counts_once(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     (checkout / "notes.txt").write_text("first")
-    with tracking.start("train", "unet") as run:
+    with runs.start("train", "unet") as run:
         run.params({"seed": 1})
         run.metrics({"dice": 0.1, "loss": float("nan")}, step=0)
         run.metrics({"dice": 0.2}, step=1)
@@ -144,7 +145,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert sum(map(journal.waiting, journal.folders())) == 7
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
-    with tracking.start("train", "unet", key="train-1") as run:
+    with runs.start("train", "unet", key="train-1") as run:
         for epoch in range(4, 8):  # the epoch in which it was killed is done again
             run.metrics({"dice": epoch / 10}, step=epoch)
         assert run.flush()
@@ -160,43 +161,43 @@ def test_sync_ends_the_run_of_a_killed_process(checkout: Path, monkeypatch: pyte
         'tracking.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
         MLFLOW_TRACKING_URI=NOWHERE,
     )
-    assert tracking.sync().trouble.startswith(NOWHERE)  # the journal knows the store that it was for
+    assert runs.sync().trouble.startswith(NOWHERE)  # the journal knows the store that it was for
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
-    assert tracking.sync() == tracking.Synced(sent=3, left=0, live=0, trouble="")
+    assert runs.sync() == runs.Synced(sent=3, left=0, live=0, trouble="")
     run = found("t")
     assert run.info.status == "KILLED"
     assert run.info.end_time - run.info.start_time < 1000  # when it was last heard of, not when it was synced
 
 
 def test_sync_leaves_a_living_run_alone(checkout: Path) -> None:
-    with tracking.start("train", "unet"):
-        assert tracking.sync().live == 1
-    assert tracking.sync().live == 0
+    with runs.start("train", "unet"):
+        assert runs.sync().live == 1
+    assert runs.sync().live == 0
 
 
 def test_a_later_stage_joins_the_run_of_the_model(checkout: Path) -> None:
     model = checkout / "unet.keras"
     model.write_bytes(b"weights")
-    assert tracking.producer(model) is None
-    with tracking.start("train", "unet") as run:
+    assert runs.producer(model) is None
+    with runs.start("train", "unet") as run:
         run.metrics({"val_dice": 0.8})
         run.produced(model)
     before = found(run.key)
-    key = tracking.producer(model)
-    with pytest.raises(ValueError, match="broken"), tracking.start("evaluate", "evaluate", key=key) as joined:
+    key = runs.producer(model)
+    with pytest.raises(ValueError, match="broken"), runs.start("evaluate", "evaluate", key=key) as joined:
         joined.metrics({"test_dice": 0.7})
         raise ValueError("broken")
     after = found(run.key)
     assert joined.key == run.key
     assert after.data.metrics == {"val_dice": 0.8, "test_dice": 0.7}
-    assert after.data.tags["mitoflow.model_sha256"] == lineage.file_sha256(model)
+    assert after.data.tags["mitoflow.model_sha256"] == provenance.file_sha256(model)
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
     assert after.data.tags["mitoflow.evaluate"] == "FAILED"
 
 
 def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:
     for value in (0.91, 0.92, 0.91, 0.91):
-        with tracking.start("evaluate", "unet", key="same") as run:
+        with runs.start("evaluate", "unet", key="same") as run:
             run.metrics({"test_dice": value})
     client = store.client(store.uri())
     (found,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
@@ -206,7 +207,7 @@ def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:
 
 def test_a_parameter_that_changed_does_not_block_the_run(checkout: Path) -> None:
     for epochs in (3, 5):
-        with tracking.start("train", "unet", key="k") as run:
+        with runs.start("train", "unet", key="k") as run:
             run.params({"epochs": epochs, "seed": 1})
     assert found("k").data.params == {"epochs": "3", "seed": "1"}
     assert found("k").data.tags["mitoflow.changed.epochs"] == "5"
@@ -223,7 +224,7 @@ def test_a_run_in_a_temporary_copy_lands_in_the_main_store(
     monkeypatch.setenv("DVC_EXP_NAME", "brave-mito")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     (copy / "notes.txt").write_text("kept")
-    with tracking.start("train", "unet") as run:
+    with runs.start("train", "unet") as run:
         run.artifact(copy / "notes.txt")
     there = found(run.key)
     assert there.data.tags["mitoflow.lineage.dvc_experiment"] == "brave-mito"
@@ -235,7 +236,7 @@ def test_a_run_of_an_mlflow_project_is_its_child(checkout: Path, monkeypatch: py
     project = store.client(store.uri()).create_run("0")  # as `mlflow run` does
     monkeypatch.setenv("MLFLOW_RUN_ID", project.info.run_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    with tracking.start("train", "unet") as run:
+    with runs.start("train", "unet") as run:
         pass
     there = found(run.key)
     assert there.data.tags["mlflow.parentRunId"] == project.info.run_id
@@ -285,21 +286,21 @@ def test_secrets_are_not_written_down(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hunter2")
-    with tracking.start("train", "unet"):
+    with runs.start("train", "unet"):
         pass
     (folder,) = journal.folders()
     assert "hunter2" not in (folder / "events.jsonl").read_text()
     said = capfd.readouterr().err
     assert said.startswith("mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept")
     assert len(said.splitlines()) == 1
-    assert "hunter2" not in said + tracking.sync().trouble
+    assert "hunter2" not in said + runs.sync().trouble
     assert store.reason(OSError("no http://ann:hunter2@host/api")) == "no http://host/api"
     for before in range(170, 200):  # where a long message is cut, a password is not cut in two
         assert "hunter" not in store.reason(OSError(f"{'-' * before}http://ann:hunter2@host/api"))
 
 
 def test_reporting_takes_next_to_no_time(checkout: Path) -> None:
-    with tracking.start("train", "unet") as run:
+    with runs.start("train", "unet") as run:
         begun = time.perf_counter()
         for epoch in range(50):
             run.metrics({"loss": 1.0, "dice": epoch, "val_loss": 1.0, "val_dice": epoch}, step=epoch)
@@ -323,18 +324,18 @@ def test_lineage_tells_code_data_and_lock(checkout: Path, monkeypatch: pytest.Mo
     git("add", *files)
     git("commit", "-qm", "first")
     Path("dvc.lock").write_text(files["dvc.lock"].replace("def", "fed"))  # DVC does this between stages
-    told = lineage.current()
+    told = provenance.current()
     assert told["git_commit"] == git("rev-parse", "HEAD")
     assert told["git_dirty"] == "false"
     assert (told["data_md5"], told["patches_md5"]) == ("abc.dir", "fed.dir")
     assert told["requirements_sha256"] == hashlib.sha256(b"numpy==1.26.4\n").hexdigest()
-    assert lineage.from_tags(lineage.tags(told)) == told
+    assert provenance.from_tags(provenance.tags(told)) == told
     Path("requirements.lock").write_text("numpy==1.26.5\n")
-    assert lineage.current()["git_dirty"] == "true"
+    assert provenance.current()["git_dirty"] == "true"
 
 
 def test_lineage_outside_of_a_repository_is_what_can_be_known(checkout: Path) -> None:
-    assert set(lineage.current()) == {"mitoflow", "python", "platform"}
+    assert set(provenance.current()) == {"mitoflow", "python", "platform"}
 
 
 def test_a_journal_is_for_one_process(checkout: Path) -> None:
@@ -378,7 +379,7 @@ def test_a_damaged_journal_stops_no_other(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     for key in ("damaged", "whole"):
-        with tracking.start("train", "unet", key=key) as run:
+        with runs.start("train", "unet", key=key) as run:
             run.metrics({"x": 1})
     damaged, whole = journal.folders()
     content = bytearray((damaged / "events.jsonl").read_bytes())
@@ -387,7 +388,7 @@ def test_a_damaged_journal_stops_no_other(
     (whole / "sent").write_text("17")  # damaged as well, and harmless
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
-    with tracking.start("train", "unet", key="damaged") as run:  # resumed
+    with runs.start("train", "unet", key="damaged") as run:  # resumed
         run.metrics({"x": 2})
     assert curve("damaged", "x") == [(0, 2)]
     assert f"{damaged}/events.jsonl: found a damaged line" in capfd.readouterr().err
@@ -397,7 +398,7 @@ def test_a_damaged_journal_stops_no_other(
     assert (synced.returncode, synced.stdout) == (2, "3 events sent\n")
     assert synced.stderr.startswith(f"mitoflow: {damaged}/events.jsonl: found a damaged line")
     assert synced.stderr.count("\n") == 1
-    told = tracking.sync()
+    told = runs.sync()
     assert (told.sent, told.left) == (0, 0)
     (error,) = told.damaged
     assert str(damaged) in str(error)
@@ -434,6 +435,6 @@ def test_where_there_are_no_locks_it_says_so(checkout: Path, monkeypatch: pytest
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for begin in (lambda: tracking.start("train", "unet"), workspace.only_one("train").__enter__):
+    for begin in (lambda: runs.start("train", "unet"), workspace.only_one("train").__enter__):
         with pytest.raises(InputError, match=r"\.mitoflow.*: found a file system without locks, expected one that has"):
             begin()

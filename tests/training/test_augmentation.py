@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mitoflow import augment
+from mitoflow.training import augmentation
 
 
 def smooth_image(shape: tuple[int, int]) -> np.ndarray:
@@ -12,14 +12,14 @@ def smooth_image(shape: tuple[int, int]) -> np.ndarray:
 def random_maps(count: int, strength: float, seed: int = 0) -> np.ndarray:
     """Maps of a crop of 64 x 64, (count, 3, 3)."""
     rng = np.random.default_rng(seed)
-    return np.stack([augment.random_map((64, 64), strength, rng) for _ in range(count)])
+    return np.stack([augmentation.random_map((64, 64), strength, rng) for _ in range(count)])
 
 
 def test_strength_zero_changes_nothing() -> None:
     maps = random_maps(4, 0.0)
     assert np.array_equal(maps, np.broadcast_to(np.eye(3), maps.shape))
     image = np.random.default_rng(0).random((8, 8, 1), dtype=np.float32)
-    assert augment.vary_grey_values(image, 0.0, np.random.default_rng(0)) is image
+    assert augmentation.vary_grey_values(image, 0.0, np.random.default_rng(0)) is image
 
 
 def test_strength_one_has_the_seeds_ranges() -> None:
@@ -45,7 +45,7 @@ def test_half_strength_halves_the_ranges() -> None:
     assert spread[1] == pytest.approx(spread[0] / 2, rel=1e-6)
 
 
-def reader(array: np.ndarray) -> augment.Read:
+def reader(array: np.ndarray) -> augmentation.Read:
     return lambda box: array[box[0] : box[1], box[2] : box[3]]
 
 
@@ -55,7 +55,7 @@ def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
     image = smooth_image(shape)
     mask = (image > 0).astype(np.uint8)
     for transform in (*random_maps(6, 1.0, seed=5), None):
-        crop = augment.Crop(corner, (size, size), transform, shape)
+        crop = augmentation.Crop(corner, (size, size), transform, shape)
         to_slice = np.array([[1, 0, corner[1]], [0, 1, corner[0]], [0, 0, 1]]) @ (
             np.eye(3) if transform is None else transform
         )
@@ -72,12 +72,14 @@ def test_a_crop_is_that_of_scipy(corner: tuple[int, int]) -> None:
 
 def test_a_crop_without_a_map_keeps_every_pixel() -> None:
     image = np.random.default_rng(0).integers(0, 4096, (100, 90), dtype=np.uint16)
-    assert np.array_equal(augment.Crop((20, 13), (64, 64), None, image.shape).image(reader(image)), image[20:84, 13:77])
+    assert np.array_equal(
+        augmentation.Crop((20, 13), (64, 64), None, image.shape).image(reader(image)), image[20:84, 13:77]
+    )
 
 
 def test_a_crop_larger_than_the_slice_reflects_it() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
-    crop = augment.Crop((-22, -17), (64, 64), None, image.shape)
+    crop = augmentation.Crop((-22, -17), (64, 64), None, image.shape)
     assert np.array_equal(crop.image(reader(image))[22:42, 17:47], image)
     assert np.array_equal(crop.image(reader(image))[2:22, 17:47], image[::-1])
 
@@ -85,7 +87,7 @@ def test_a_crop_larger_than_the_slice_reflects_it() -> None:
 def test_all_eight_turns_come_and_are_turns() -> None:
     square = np.arange(9).reshape(3, 3)
     rng = np.random.default_rng(0)
-    seen = {augment.random_turn(square.shape, rng)(square).tobytes() for _ in range(200)}
+    seen = {augmentation.random_turn(square.shape, rng)(square).tobytes() for _ in range(200)}
     wanted = {
         each.tobytes() for turns in range(4) for each in (np.rot90(square, turns), np.rot90(square, turns)[:, ::-1])
     }
@@ -95,12 +97,12 @@ def test_all_eight_turns_come_and_are_turns() -> None:
 def test_grey_values_stay_in_range_and_vary_within_it() -> None:
     image = np.full((32, 32, 3), 0.5, np.float32)
     rng = np.random.default_rng(0)
-    varied = np.stack([augment.vary_grey_values(image, 1.0, rng) for _ in range(200)])
+    varied = np.stack([augmentation.vary_grey_values(image, 1.0, rng) for _ in range(200)])
     assert varied.dtype == np.float32
     assert varied.min() >= 0
     assert varied.max() <= 1
     means = varied.mean(axis=(1, 2, 3))
     assert means.std() > 0.05  # brightness and gamma
     assert np.ptp(varied.mean(axis=(1, 2)), axis=1).max() > 0.02  # slices by themselves
-    half = np.stack([augment.vary_grey_values(image, 0.25, np.random.default_rng(seed)) for seed in range(200)])
+    half = np.stack([augmentation.vary_grey_values(image, 0.25, np.random.default_rng(seed)) for seed in range(200)])
     assert half.mean(axis=(1, 2, 3)).std() < means.std() / 2

@@ -17,15 +17,15 @@ import optuna
 import pytest
 from distributed import LocalCluster
 
-from mitoflow import tuning
 from mitoflow.errors import InputError
+from mitoflow.tuning import optuna_study
 from tests.parts import ENVIRONMENT, scheduling, started, until
 from tests.services import PostgreSQL
 from tests.studies import SETTINGS, endless, opened, score, search, slowly
 
 
 def outcome(study: optuna.Study) -> list:
-    return [(trial.state.name, trial.params, trial.value) for trial in tuning.finished_trials(study)]
+    return [(trial.state.name, trial.params, trial.value) for trial in optuna_study.finished_trials(study)]
 
 
 def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     search(undisturbed).here(score)
     script = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from tests.studies import opened, score, search, tuning
         from pathlib import Path
         study = opened(Path({str(tmp_path / "killed.db")!r}))
@@ -60,8 +60,8 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     died = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert died.returncode == -signal.SIGKILL
     study = opened(tmp_path / "killed.db")
-    assert len(tuning.finished_trials(study)) == 2
-    assert tuning.recover(study) == [2]
+    assert len(optuna_study.finished_trials(study)) == 2
+    assert optuna_study.recover(study) == [2]
     search(study).here(score)
     assert outcome(study) == outcome(undisturbed)
 
@@ -74,7 +74,7 @@ def test_a_trial_cut_off_while_its_values_were_drawn_is_the_same_again(tmp_path:
     for _ in range(2):  # the second time it is one whose values were queued
         with cut_off_after(drawn), pytest.raises(KeyboardInterrupt):
             search(study).here(interrupted)
-        assert len(tuning.recover(study)) == 1
+        assert len(optuna_study.recover(study)) == 1
     search(study).here(score)
     assert outcome(study) == outcome(undisturbed)
 
@@ -112,16 +112,16 @@ def test_more_trials_keep_the_finished_ones_until_the_results_are_delivered(tmp_
     study = opened(tmp_path / "s.db")
     search(study, SETTINGS.model_copy(update={"trials": 4})).here(score)
     assert outcome(study)[:3] == first
-    tuning.mark_delivered(study, "abc")
+    optuna_study.mark_delivered(study, "abc")
     assert outcome(opened(tmp_path / "s.db", recorded="of another study")) == outcome(study)
-    assert tuning.finished_trials(opened(tmp_path / "s.db", recorded="abc")) == []
+    assert optuna_study.finished_trials(opened(tmp_path / "s.db", recorded="abc")) == []
 
 
 def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db")
     search(study).here(score)
     for folder in ("one", "two"):
-        tuning.write_plots(study, tmp_path / folder, seed=1)
+        optuna_study.write_plots(study, tmp_path / folder, seed=1)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == ["history.html", "importance.html", "parallel.html"]
     for name in names:
@@ -133,7 +133,7 @@ def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> N
 def test_a_failing_trial_ends_the_study_loudly(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db")
 
-    def broken(name: str, values: dict[str, Any], report: tuning.Report) -> float:
+    def broken(name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
         raise RuntimeError("no such kernel")
 
     with pytest.raises(RuntimeError, match="no such kernel"):
@@ -214,9 +214,9 @@ def test_where_the_owner_dies_workers_stop_and_the_study_goes_on(
         until(lambda: (tmp_path / "trial 0 ended").exists())
         study = opened(tmp_path / "s.db")
         (cut_off,) = study.get_trials()
-        assert tuning.recover(study) == [0]
+        assert optuna_study.recover(study) == [0]
         search(study).on_cluster(score, address=address)
-    assert [trial.number for trial in tuning.finished_trials(study)] == [1, 2, 3, 4, 5, 6]
+    assert [trial.number for trial in optuna_study.finished_trials(study)] == [1, 2, 3, 4, 5, 6]
     assert study.get_trials()[1].params == cut_off.params
 
 
@@ -225,15 +225,15 @@ def test_processes_of_this_machine_share_a_study(tmp_path: Path) -> None:
     left = tmp_path / "epochs"
     left.mkdir()
     search(study).on_cluster(functools.partial(slowly, left), workers=2)
-    assert len(tuning.finished_trials(study)) == 6
+    assert len(optuna_study.finished_trials(study)) == 6
     assert len({file.name.rpartition(" ")[2] for file in left.iterdir()}) == 2
 
 
 def test_a_trial_that_fails_on_a_worker_ends_the_study_loudly(tmp_path: Path, threads: str) -> None:
-    def broken(name: str, values: dict[str, Any], report: tuning.Report) -> float:
+    def broken(name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
         raise RuntimeError("no such kernel")
 
-    with pytest.raises(tuning.TrialError, match="no such kernel"):
+    with pytest.raises(optuna_study.TrialError, match="no such kernel"):
         search(opened(tmp_path / "s.db")).on_cluster(broken, address=threads)
 
 
@@ -248,9 +248,9 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
         scheduler.kill()
         with pytest.raises(InputError, match="--dask: found a scheduler that went away"):
             done.result(timeout=120)
-    assert tuning.recover(study) == [0]
+    assert optuna_study.recover(study) == [0]
     search(study).here(score)
-    assert len(tuning.finished_trials(study)) == 6
+    assert len(optuna_study.finished_trials(study)) == 6
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,10 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", url)
-    with pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{said}") as refused, tuning.owned_study("s"):
+    with (
+        pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{said}") as refused,
+        optuna_study.owned_study("s"),
+    ):
         pass
     assert "secret" not in str(refused.value)
 
@@ -277,7 +280,10 @@ def test_a_driver_that_is_missing_is_named_with_its_remedy(tmp_path: Path, monke
     monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", "postgresql://user:secret@127.0.0.1:9/studies")
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as where it is not installed
     remedy = r"pip install -e \.\[postgresql\]$"
-    with pytest.raises(InputError, match=f"no driver of PostgreSQL .*; {remedy}") as refused, tuning.owned_study("s"):
+    with (
+        pytest.raises(InputError, match=f"no driver of PostgreSQL .*; {remedy}") as refused,
+        optuna_study.owned_study("s"),
+    ):
         pass
     assert "secret" not in str(refused.value)
 
@@ -291,19 +297,22 @@ def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
     alone = opened(tmp_path / "alone.db")
     search(alone).here(score)
     monkeypatch.chdir(tmp_path / "one")
-    with tuning.owned_study("s") as study:
+    with optuna_study.owned_study("s") as study:
         search(study, SETTINGS.model_copy(update={"trials": 3})).here(score)
         study.ask()  # and is cut off
         monkeypatch.chdir(tmp_path / "other")
-        with pytest.raises(InputError, match="a process of another checkout that works on s"), tuning.owned_study("s"):
+        with (
+            pytest.raises(InputError, match="a process of another checkout that works on s"),
+            optuna_study.owned_study("s"),
+        ):
             pass
-    with pytest.raises(InputError, match="a database that does not answer"), tuning.owned_study("s") as study:
-        assert tuning.recover(study) == [3]
+    with pytest.raises(InputError, match="a database that does not answer"), optuna_study.owned_study("s") as study:
+        assert optuna_study.recover(study) == [3]
         end = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
         postgresql.run("psql", "--dbname=optuna", f"--command={end}")  # as a restart or a firewall does
         search(study).here(score)
-    with tuning.owned_study("s") as study:
-        tuning.recover(study)
+    with optuna_study.owned_study("s") as study:
+        optuna_study.recover(study)
         search(study).on_cluster(score, address=threads)
         assert outcome(study) == outcome(alone)
         assert study.best_value == alone.best_value

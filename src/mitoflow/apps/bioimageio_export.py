@@ -24,11 +24,15 @@ from bioimageio.spec import (
 )
 from PIL import Image
 
-from mitoflow import export, figures, unet, volumes, workspace
+from mitoflow.apps import onnx_export
+from mitoflow.apps.onnx_export import IMAGE, OPSET, PROBABILITY, Parity
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.export import IMAGE, OPSET, PROBABILITY, Parity
-from mitoflow.inference import Settings
-from mitoflow.trained import TrainedModel
+from mitoflow.evaluation import figures
+from mitoflow.inference.predictor import Settings
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.tracking.model_lookup import TrainedModel
 
 README = Path(__file__).with_name("modelzoo.md")
 
@@ -66,17 +70,17 @@ def write_package(folder: Path, model: TrainedModel, authors: Sequence[str], lic
     Raises
     ------
     InputError
-        Like `mitoflow.export.export_onnx`, and where the zoo does not take an author or the licence.
+        Like `mitoflow.apps.onnx_export.export_onnx`, and where the zoo does not take an author or the licence.
     """
     settings = model.predictor.settings
-    network = export.plain(model.predictor.model)
-    images = export.phantom_slice(settings)
-    probability = np.asarray(network.predict_on_batch(volumes.to_unit(images, settings.bit_depth)))
+    network = onnx_export.plain(model.predictor.model)
+    images = onnx_export.phantom_slice(settings)
+    probability = np.asarray(network.predict_on_batch(tiff.to_unit(images, settings.bit_depth)))
     with workspace.replacing(folder) as beside:
         beside.mkdir()
         unet.save_model(network, beside / "unet.keras")
-        export.write_onnx(beside / "unet.onnx", network, settings)
-        parity = export.compare(beside / "unet.onnx", network, model.predictor, images)
+        onnx_export.write_onnx(beside / "unet.onnx", network, settings)
+        parity = onnx_export.compare(beside / "unet.onnx", network, model.predictor, images)
         np.save(beside / "test_image.npy", images)
         np.save(beside / "test_probability.npy", probability)
         draw_cover(beside / "phantom.png", images[0, ..., settings.context], probability[0, ..., 0], settings)
@@ -99,7 +103,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the description of a package, as YAML holds it; see `write_package`."""
     top = (1 << settings.bit_depth) - 1
-    size = {"min": export.smallest_side(settings), "step": settings.divisor}
+    size = {"min": onnx_export.smallest_side(settings), "step": settings.divisor}
     halo = {"halo": settings.overlap} if settings.overlap else {}
     data = model.origin.get("params.data.name")
     return {
@@ -206,7 +210,7 @@ def draw_cover(path: Path, image: np.ndarray, probability: np.ndarray, settings:
 
     ``image`` is uint8 or uint16, ``probability`` float32 in [0, 1].
     """
-    grey = np.round(255 * volumes.to_unit(image, settings.bit_depth))[..., np.newaxis].repeat(3, axis=2)
+    grey = np.round(255 * tiff.to_unit(image, settings.bit_depth))[..., np.newaxis].repeat(3, axis=2)
     marked = (probability >= settings.threshold)[..., np.newaxis]
     tinted = np.where(marked, (grey + figures.MASK[0][:3]) / 2, grey)
     Image.fromarray(np.hstack([grey, tinted]).astype(np.uint8)).save(path, optimize=True)

@@ -12,10 +12,12 @@ from magicgui import magic_factory
 from napari.qt.threading import FunctionWorker, thread_worker
 from napari.utils.notifications import show_error, show_info
 
-from mitoflow import ome, prediction, scans, trained
 from mitoflow.errors import InputError
-from mitoflow.prediction import Request
-from mitoflow.spacing import Spacing
+from mitoflow.inference import prediction
+from mitoflow.inference.prediction import Request
+from mitoflow.io import ome, volumes
+from mitoflow.io.spacing import Spacing
+from mitoflow.tracking import model_lookup
 
 
 @magic_factory(
@@ -50,7 +52,7 @@ def segment(
     image
         uint8 or uint16; the layer's scale is the voxel size where its units are lengths.
     model
-        See `mitoflow.trained.find`.
+        See `mitoflow.tracking.model_lookup.find`.
     threshold
         In place of the one that the model comes with.
     instances
@@ -61,7 +63,7 @@ def segment(
     InputError
         The layer or the model cannot be used.
     """
-    chosen = trained.find(model)
+    chosen = model_lookup.find(model)
     with tempfile.TemporaryDirectory(prefix="mitoflow-") as folder:
         output = Path(folder) / "mask.ome.zarr"
         request = Request(
@@ -101,7 +103,7 @@ def _data(image: napari.layers.Image) -> Any:
 def _shows(data: Any, path: str) -> bool:
     """Tell whether a layer shows a file that can be read: the same voxels, all of them."""
     try:
-        scan = scans.open_scan(path)
+        scan = volumes.open_scan(path)
     except InputError:
         return False
     if scan.shape != (1, *data.shape)[-3:]:

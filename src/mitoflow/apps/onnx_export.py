@@ -18,9 +18,12 @@ import onnx
 import onnxruntime
 from keras import layers
 
-from mitoflow import __version__, phantom, volumes, workspace
+from mitoflow import __version__
+from mitoflow.core import workspace
+from mitoflow.data import phantom
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import tiff
 
 IMAGE, PROBABILITY = "image", "probability"  # the input and the output
 OPSET = 17  # of 2022: programs bring older runtimes than the newest
@@ -129,7 +132,7 @@ def phantom_slice(settings: Settings) -> np.ndarray:
     side = max(smallest_side(settings), SIDE // settings.divisor * settings.divisor)
     depth = DEPTH + 2 * settings.context * settings.context_step
     stack, _ = phantom.make_phantom((depth, side, side), SEED)
-    near = volumes.neighbours(depth // 2, settings.context, settings.context_step, range(depth))
+    near = tiff.neighbours(depth // 2, settings.context, settings.context_step, range(depth))
     grey = np.stack([stack[z] for z in near], axis=-1)[np.newaxis]
     if settings.bit_depth == 8:
         return np.asarray(grey)
@@ -155,7 +158,7 @@ def compare(path: Path, network: keras.Model, predictor: Predictor, images: np.n
     InputError
         ONNX and Keras in float32 differ by more than `TOLERANCE`.
     """
-    units = volumes.to_unit(images, predictor.settings.bit_depth)
+    units = tiff.to_unit(images, predictor.settings.bit_depth)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (converted,) = session.run([PROBABILITY], {IMAGE: units})
     same = np.asarray(network.predict_on_batch(units))

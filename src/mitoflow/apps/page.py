@@ -22,11 +22,14 @@ import numpy as np
 import streamlit as st
 import zarr
 
-from mitoflow import figures, ome, prediction, scans, spacing, trained
 from mitoflow.errors import InputError, mendable
-from mitoflow.prediction import Request
-from mitoflow.scans import Scan
-from mitoflow.trained import TrainedModel
+from mitoflow.evaluation import figures
+from mitoflow.inference import prediction
+from mitoflow.inference.prediction import Request
+from mitoflow.io import ome, spacing, volumes
+from mitoflow.io.volumes import Scan
+from mitoflow.tracking import model_lookup
+from mitoflow.tracking.model_lookup import TrainedModel
 
 LARGEST = 2**31  # voxels of a file
 SHOWN = 2048  # pixels of a side of a picture; of larger slices every second or third pixel is shown
@@ -97,7 +100,7 @@ class Answer:
 @st.cache_resource
 def find_model(wanted: str | None) -> TrainedModel:
     """Load the model once for all who look at the page."""
-    model = trained.find(wanted)
+    model = model_lookup.find(wanted)
     assert model.predictor, "the first to come waits for it, not the first to upload"
     return model
 
@@ -119,7 +122,7 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
     image.write_bytes(content)
     try:
         known = spacing.parse(voxel_size) if voxel_size.strip() else None
-        scan = scans.open_scan(str(image), spacing=known)
+        scan = volumes.open_scan(str(image), spacing=known)
         if (voxels := math.prod(scan.shape)) > LARGEST:
             remedy = "use `mitoflow predict`, which takes stacks of any size"
             raise InputError(image, f"{voxels / 1e9:.1f} Gvoxel", f"at most {LARGEST / 1e9:.1f} on this page", remedy)

@@ -22,9 +22,11 @@ from mlflow import pyfunc
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
-from mitoflow import prediction, registry, scans, trained
 from mitoflow.errors import InputError
-from mitoflow.trained import TrainedModel
+from mitoflow.inference import prediction
+from mitoflow.io import volumes
+from mitoflow.tracking import model_lookup, registry
+from mitoflow.tracking.model_lookup import TrainedModel
 
 TIFF, JSON = "image/tiff", "application/json"
 TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
@@ -40,7 +42,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     Parameters
     ----------
     wanted
-        See `mitoflow.trained.find`.
+        See `mitoflow.tracking.model_lookup.find`.
     host, port
         Where to listen.
     largest
@@ -51,7 +53,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     InputError
         There is no such model.
     """
-    model = trained.find(wanted)
+    model = model_lookup.find(wanted)
     uvicorn.run(build(model, load(model), largest), host=host, port=port)
 
 
@@ -138,7 +140,7 @@ def _require_grey_values(body: bytes, bit_depth: int) -> None:
 
 
 def _pixels(path: Path) -> int:
-    depth, height, width = scans.open_scan(str(path)).shape
+    depth, height, width = volumes.open_scan(str(path)).shape
     return depth * height * width
 
 

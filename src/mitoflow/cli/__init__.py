@@ -16,9 +16,9 @@ from mitoflow import __version__
 from mitoflow.errors import InputError, fail, one_line
 
 if TYPE_CHECKING:
-    from mitoflow.datasets import Installed
-    from mitoflow.export import Parity
-    from mitoflow.metrics import Interval
+    from mitoflow.apps.onnx_export import Parity
+    from mitoflow.data.datasets import Installed
+    from mitoflow.evaluation.metrics import Interval
 
 SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
 MASK_RULES = click.Choice(["auto", "nonzero", "half"])
@@ -83,7 +83,7 @@ def data() -> None:
 @click.option("--if-missing", is_flag=True, help="Do nothing where data/ holds files; never replace another dataset.")
 def data_phantom(if_missing: bool) -> None:
     """Make the synthetic EM stack: no real data, for trying things out."""
-    from mitoflow import datasets
+    from mitoflow.data import datasets
 
     installed = datasets.install_phantom(if_missing=if_missing)
     if installed:
@@ -100,7 +100,7 @@ def data_epfl(folder: Path | None) -> None:
     It is downloaded (about 260 MB) into the user's cache, unless DIR has training.tif, training_groundtruth.tif,
     testing.tif and testing_groundtruth.tif.
     """
-    from mitoflow import datasets
+    from mitoflow.data import datasets
 
     _tell(datasets.install_epfl(folder))
 
@@ -129,7 +129,7 @@ def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> 
     PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
     where no name is shared, the first image goes with the first mask and so on, and the command says so.
     """
-    from mitoflow import datasets
+    from mitoflow.data import datasets
 
     _tell(datasets.install_own(images, masks, **options))
 
@@ -142,7 +142,7 @@ def data_verify(store: Path | None, delete: bool) -> None:
 
     STORE is another cache, or a remote that is a folder. DVC itself trusts what is there.
     """
-    from mitoflow import objects
+    from mitoflow.data import dvc_cache
 
     if store is None:
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
@@ -151,7 +151,7 @@ def data_verify(store: Path | None, delete: bool) -> None:
             said = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
             raise InputError(Path.cwd(), f"no cache of DVC: {said}", "a project under DVC", "name STORE, or `dvc init`")
         store = Path(done.stdout.strip())
-    found = list(objects.damaged(store))
+    found = list(dvc_cache.damaged(store))
     for damage in found:
         click.echo(damage, err=True)
         if delete:
@@ -191,7 +191,7 @@ def preset(name: str | None) -> None:
 
     What names the data stays as it is.
     """
-    from mitoflow import presets
+    from mitoflow.config import presets
 
     if name is None:
         _print_table(["preset", ""], list(presets.names().items()))
@@ -207,7 +207,7 @@ def preset(name: str | None) -> None:
 )
 def repro(stage: str | None, changes: Sequence[str]) -> None:
     """Run `dvc repro`, as the entry points of MLproject do."""
-    from mitoflow import presets
+    from mitoflow.config import presets
 
     values = {key: value for key, _, value in (change.partition("=") for change in changes) if value}
     for key, (old, new) in presets.change(Path("params.yaml"), values).items():
@@ -226,7 +226,7 @@ def tune(dask: str | None) -> None:
     from mitoflow.stages import DASK
 
     if dask:
-        from mitoflow import cluster
+        from mitoflow.core import cluster
 
         with cluster.connected(dask):  # a wrong address is told before DVC says anything
             os.environ[DASK] = dask
@@ -236,9 +236,10 @@ def tune(dask: str | None) -> None:
 @mitoflow.command()
 def summary() -> None:
     """Show the measured model and what became of it."""
-    from mitoflow import lineage, registry, workspace
-    from mitoflow.metrics import Interval
+    from mitoflow.core import provenance, workspace
+    from mitoflow.evaluation.metrics import Interval
     from mitoflow.stages import EVALUATE_REPORTS, MODEL
+    from mitoflow.tracking import registry
 
     path = EVALUATE_REPORTS / "metrics.json"
     remedy, protocols = "run `dvc repro` or `dvc pull`", ("patch_wise", "whole_slice")
@@ -252,7 +253,7 @@ def summary() -> None:
         rows.append([protocol.replace("_", "-"), *map(_score, intervals)])
     _print_table(["test", *SCORES.values()], rows)
     try:
-        digest = lineage.file_sha256(MODEL)
+        digest = provenance.file_sha256(MODEL)
         same = [row for row in registry.models() if row.model_sha256 == digest]
         told = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.verdict}" for row in same]
         click.echo(f"registered model: {told[-1] if told else 'none yet, see `mitoflow sync` and `mitoflow register`'}")
@@ -267,7 +268,7 @@ def summary() -> None:
 @click.option("--port", default=5000, show_default=True)
 def ui(port: int) -> None:
     """Open MLflow: runs, artifacts and the model registry."""
-    from mitoflow import store
+    from mitoflow.tracking import store
 
     place = store.uri()
     if not store.is_database(place):
@@ -285,7 +286,7 @@ def models(shipped: bool) -> None:
     if shipped:
         _list_pretrained()
         return
-    from mitoflow import registry
+    from mitoflow.tracking import registry
 
     rows = [
         [
@@ -306,7 +307,7 @@ def models(shipped: bool) -> None:
 
 
 def _list_pretrained() -> None:
-    from mitoflow import pretrained
+    from mitoflow.tracking import pretrained
 
     rows = []
     for model in pretrained.models():
@@ -336,10 +337,11 @@ def compare(a: str, b: str, html: Path | None) -> None:
     if html and html.suffix != ".html":
         raise InputError("--html", html, "a name that ends with .html", "take another name")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from mitoflow import report, side_by_side
+    from mitoflow.evaluation import report
     from mitoflow.stages import CONVENTIONS, DATA
+    from mitoflow.tracking import model_comparison
 
-    compared = side_by_side.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
     rows = [
         [name, _score(first), _score(second), f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" if gain else "–"]
         for name, (first, second, gain) in compared.scores.items()
@@ -368,7 +370,7 @@ def promote(version: int, force: bool, reason: str) -> None:
     if force and not reason:
         raise click.UsageError("--force needs --reason TEXT")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the gate may predict
-    from mitoflow import registry
+    from mitoflow.tracking import registry
 
     verdict = registry.promote(version, force=force, reason=reason)
     if not verdict.promoted:
@@ -384,7 +386,7 @@ def promote(version: int, force: bool, reason: str) -> None:
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the history.")
 def rollback(reason: str) -> None:
     """Make the previous champion the champion again."""
-    from mitoflow import registry
+    from mitoflow.tracking import registry
 
     before, now = registry.rollback(reason)
     click.echo(f"version {now} is the champion again, in place of {before}")
@@ -393,7 +395,7 @@ def rollback(reason: str) -> None:
 @mitoflow.command()
 def history() -> None:
     """List who made which version the champion, and why."""
-    from mitoflow import registry
+    from mitoflow.tracking import registry
 
     rows = [
         [
@@ -437,7 +439,8 @@ def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -
     that was interrupted goes on where it was when it is given again.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells more about itself than about the stack
-    from mitoflow import prediction, spacing
+    from mitoflow.inference import prediction
+    from mitoflow.io import spacing
 
     known = spacing.parse(voxel_size) if voxel_size else None
     request = prediction.Request(source, output, spacing=known, **options)
@@ -459,7 +462,7 @@ def serve(model: str | None, host: str, port: int, largest: int) -> None:
     The model is the champion, or the pretrained one where there is no champion yet.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from mitoflow import serving
+    from mitoflow.apps import serving
 
     serving.serve(model, host, port, largest * 2**20)
 
@@ -469,7 +472,7 @@ def serve(model: str | None, host: str, port: int, largest: int) -> None:
 @click.argument("truth")
 def score(prediction: str, truth: str) -> None:
     """Compare a mask, or labels, with one that was drawn."""
-    from mitoflow import scoring
+    from mitoflow.evaluation import scoring
 
     scores = scoring.score(prediction, truth)
     told = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
@@ -486,10 +489,10 @@ def app(model: str | None, host: str, port: int, largest: int) -> None:
 
     The model is the champion, or the pretrained one where there is no champion yet.
     """
-    from mitoflow import trained
+    from mitoflow.tracking import model_lookup
 
-    trained.find(model)  # what is wrong with it is better said here than on the page
-    page = str(Path(__file__).with_name("app.py"))
+    model_lookup.find(model)  # what is wrong with it is better said here than on the page
+    page = str(Path(__file__).parents[1] / "apps" / "page.py")
     options = {
         "server.address": host,
         "server.port": port,
@@ -512,11 +515,11 @@ def app(model: str | None, host: str, port: int, largest: int) -> None:
 def lineage(what: str) -> None:
     """Tell where a version, a .keras file or a mask comes from."""
     if what.lower().endswith((".tif", ".tiff", ".zarr")):
-        from mitoflow import ome
+        from mitoflow.io import ome
 
         facts = ome.read_lineage(Path(what))
     else:
-        from mitoflow import registry
+        from mitoflow.tracking import registry
 
         facts = registry.origin(what)
     _print_table([], [[key, value] for key, value in facts.items()])
@@ -527,7 +530,7 @@ def lineage(what: str) -> None:
 def register(name: str | None) -> None:
     """Register a model that was pulled, not computed."""
     if name:
-        from mitoflow import pretrained, registry
+        from mitoflow.tracking import pretrained, registry
 
         click.echo(registry.outcome(pretrained.register(name)))
         return
@@ -563,16 +566,17 @@ def export(
             remedy = "take another name; --overwrite replaces an earlier export, and nothing else"
             raise InputError(target, "something that exists", "a new name", remedy)
     try:
-        from mitoflow import export, modelzoo, trained
+        from mitoflow.apps import bioimageio_export, onnx_export
+        from mitoflow.tracking import model_lookup
     except ModuleNotFoundError as error:
         remedy = "install them: `pip install -e .[export]`"
         raise InputError("mitoflow export", f"no {error.name}", "the libraries that it needs", remedy) from None
-    model = trained.find(wanted)
+    model = model_lookup.find(wanted)
     if onnx:
-        parity = export.export_onnx(onnx, model.predictor)
+        parity = onnx_export.export_onnx(onnx, model.predictor)
         _tell_exported(onnx, model.name, parity)
     if bioimageio:
-        parity = modelzoo.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)
+        parity = bioimageio_export.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)
         _tell_exported(bioimageio, model.name, parity)
         click.echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shlex.quote(str(bioimageio))}")
 
@@ -597,9 +601,9 @@ def release(licence: str | None) -> None:
 @mitoflow.command()
 def sync() -> None:
     """Send to MLflow what it missed while it was away."""
-    from mitoflow import tracking
+    from mitoflow.tracking import runs
 
-    synced = tracking.sync()
+    synced = runs.sync()
     if synced.live:
         click.echo(f"{synced.live} running stages send for themselves")
     click.echo(f"{synced.sent} events sent")
@@ -618,7 +622,3 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-if __name__ == "__main__":
-    main()

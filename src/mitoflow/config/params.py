@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -139,7 +139,7 @@ class Train(Section):
 
 
 class Bootstrap(Section):
-    """The block bootstrap behind 95 % intervals; `mitoflow.metrics.bootstrap_interval` says what the keys mean."""
+    """The block bootstrap behind 95 % intervals; see `mitoflow.evaluation.metrics.bootstrap_interval`."""
 
     block: Positive = 10
     resamples: Annotated[int, Field(ge=100)] = 2000

@@ -10,7 +10,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
-from mitoflow import params, workspace
+from mitoflow.config import params
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 PRESETS = Path(__file__).with_name("presets.yaml")

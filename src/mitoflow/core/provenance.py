@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 PREFIX = "mitoflow.lineage."
@@ -56,7 +56,7 @@ def recorded_md5(stage: str, output: Path) -> str | None:
 
 
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:
-    """Return a lineage as MLflow tags, ``mitoflow.lineage.*``."""
+    """Return a lineage as MLflow tags, ``mitoflow.core.provenance.*``."""
     return {PREFIX + key: value for key, value in lineage.items()}
 
 

@@ -17,13 +17,15 @@ import numpy as np
 import pooch
 from tqdm import tqdm
 
-from mitoflow import params, phantom, presets, workspace
-from mitoflow.checks import Findings, check_dataset
-from mitoflow.download import fetch
+from mitoflow.config import params, presets
+from mitoflow.config.params import MaskRule
+from mitoflow.core import workspace
+from mitoflow.data import phantom
+from mitoflow.data.download import fetch
+from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.data.validation import Findings, check_dataset
 from mitoflow.errors import InputError
-from mitoflow.params import MaskRule
-from mitoflow.sources import Excerpt, Sources, find_pairs, hold_out, whole
-from mitoflow.volumes import MaskValues, Pair, open_mask, open_stack
+from mitoflow.io.tiff import MaskValues, Pair, open_mask, open_stack
 
 DATA, POINTER, PARAMS, IGNORED = Path("data"), Path("data.dvc"), Path("params.yaml"), Path(".gitignore")
 

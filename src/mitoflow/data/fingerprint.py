@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 
 BINS = 64  # of the histogram of grey values
 SMALLEST = 32  # pixels of a side of a patch that tells anything

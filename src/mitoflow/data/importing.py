@@ -14,10 +14,10 @@ from pathlib import Path
 
 import tifffile
 
+from mitoflow.data.patches import split
 from mitoflow.errors import InputError
-from mitoflow.patches import split
-from mitoflow.spacing import ome_metadata, read_tiff_spacing
-from mitoflow.volumes import Array, Pair, Stack, joined, natural_order, needs_bigtiff, open_pair
+from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
+from mitoflow.io.tiff import Array, Pair, Stack, joined, natural_order, needs_bigtiff, open_pair
 
 
 @dataclass(frozen=True)

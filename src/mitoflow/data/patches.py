@@ -15,9 +15,10 @@ import numpy as np
 from patchify import patchify
 from tqdm import tqdm
 
-from mitoflow import volumes, workspace
+from mitoflow.config.params import Patch
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.params import Patch
+from mitoflow.io import tiff
 
 SPLITS = ("train", "validation")
 FORMAT = 3
@@ -213,7 +214,7 @@ class Patches:
         for row in rows:
             stack, z = (int(value) for value in self.index[row, :2])
             held, in_slice = self.ranges[stack], row - self._first_row[stack, z]
-            nearby = volumes.neighbours(z, context, step, held)
+            nearby = tiff.neighbours(z, context, step, held)
             places.append([self._first_row[stack, near] + in_slice for near in nearby])
         return np.moveaxis(self.images[np.array(places)], 1, -1)
 
@@ -293,7 +294,7 @@ class PatchStore:
 
     @classmethod
     def write(
-        cls, folder: Path, pairs: list[volumes.Pair], settings: Patch, *, mask_rule: volumes.Rule, bit_depth: int
+        cls, folder: Path, pairs: list[tiff.Pair], settings: Patch, *, mask_rule: tiff.Rule, bit_depth: int
     ) -> PatchStore:
         """Cut `pairs` into a store at `folder` and open it.
 
@@ -375,7 +376,7 @@ class PatchStore:
 
 
 def _write_side(
-    folder: Path, pairs: list[volumes.Pair], slices: list[SliceId], settings: Patch, mask_rule: volumes.Rule
+    folder: Path, pairs: list[tiff.Pair], slices: list[SliceId], settings: Patch, mask_rule: tiff.Rule
 ) -> str:
     """Write one side and return the SHA-256 of its content."""
     folder.mkdir(parents=True)
@@ -392,7 +393,7 @@ def _write_side(
         _write_header(masks, shape, np.dtype(np.uint8))
         for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
             patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
-            truth, _ = cut(volumes.binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            truth, _ = cut(tiff.binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
             for stream, array in ((images, patches), (masks, truth)):
                 content = np.ascontiguousarray(array).data
                 stream.write(content)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mitoflow.volumes import write_stack
+from mitoflow.io.tiff import write_stack
 
 Ints = npt.NDArray[Any]
 Shape = tuple[int, int, int]

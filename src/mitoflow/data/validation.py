@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mitoflow.config.params import MaskRule
 from mitoflow.errors import InputError
-from mitoflow.params import MaskRule
-from mitoflow.spacing import is_elongated, read_tiff_spacing
-from mitoflow.volumes import (
+from mitoflow.io.spacing import is_elongated, read_tiff_spacing
+from mitoflow.io.tiff import (
     Array,
     MaskValues,
     Pair,

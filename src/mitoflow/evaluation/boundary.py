@@ -3,8 +3,9 @@
 People who annotate the same mitochondrion draw its membrane a pixel or two apart. An error inside that distance says
 little about a model, and an error beyond it a lot; the scores of pixels do not tell the two apart.
 
-Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in `mitoflow.metrics`:
-`mitoflow.metrics.bootstrap_interval` takes them, with `f1` or `near_share` as the score.
+Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in
+`mitoflow.evaluation.metrics`: `mitoflow.evaluation.metrics.bootstrap_interval` takes them, with `f1` or
+`near_share` as the score.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow import metrics
-from mitoflow.metrics import Counts
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.metrics import Counts
 
 TOLERANCE = 2  # pixels; annotators of EM stacks agree no better
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mitoflow import boundary, metrics
+from mitoflow.config.params import Bootstrap
 from mitoflow.errors import InputError
-from mitoflow.metrics import Interval
-from mitoflow.params import Bootstrap
+from mitoflow.evaluation import boundary, metrics
+from mitoflow.evaluation.metrics import Interval
 
 SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
 
@@ -34,9 +34,9 @@ class Evaluation:
     counts
         For each slice its true positives, false positives, false negatives and true negatives, in pixels.
     block, resamples, seed
-        Of the block bootstrap; `mitoflow.metrics.bootstrap_interval` says what they mean.
+        Of the block bootstrap; `mitoflow.evaluation.metrics.bootstrap_interval` says what they mean.
     boundaries
-        For each slice its counts by `mitoflow.boundary.COLUMNS`; empty where they were not counted.
+        For each slice its counts by `mitoflow.evaluation.boundary.COLUMNS`; empty where they were not counted.
     """
 
     model_sha256: str

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from mitoflow import metrics
-from mitoflow.metrics import Counts, PrecisionRecall, Reliability
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.metrics import Counts, PrecisionRecall, Reliability
 
 # Matplotlib draws with the colours on the left, the page replaces them by its own.
 INK, FAINT, FIRST, SECOND = "#101010", "#c0c0c0", "#0072b2", "#d55e00"

@@ -13,7 +13,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow import metrics
+from mitoflow.evaluation import metrics
 
 CONNECTIVITY: Final = 26  # voxels that share a face, an edge or a corner are of one mitochondrion
 
@@ -68,8 +68,8 @@ class Matching:
     def objects(self, threshold: float = 0.5) -> NDArray[Any]:
         """Return one row for each pair with an IoU above ``threshold``, and for each instance that is in none.
 
-        Rows add up as the counts of `mitoflow.metrics` do, over stacks too: `metrics.dice`, `metrics.precision` and
-        `metrics.recall` of their sum are F1, precision and recall of the instances.
+        Rows add up as the counts of `mitoflow.evaluation.metrics` do, over stacks too: `metrics.dice`,
+        `metrics.precision` and `metrics.recall` of their sum are F1, precision and recall of the instances.
 
         Returns
         -------

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow import boundary, instances, metrics, patches, volumes
-from mitoflow.inference import OnSections, Predictor, median_along_z
-from mitoflow.metrics import Counts, Interval, ProbabilityHistogram
-from mitoflow.separation import separate
+from mitoflow.data import patches
+from mitoflow.evaluation import boundary, instance_scores, metrics
+from mitoflow.evaluation.metrics import Counts, Interval, ProbabilityHistogram
+from mitoflow.inference.instances import separate
+from mitoflow.inference.predictor import OnSections, Predictor, median_along_z
+from mitoflow.io import tiff
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -32,7 +34,7 @@ def choose(
     predictor: Predictor,
     validation: patches.Patches,
     medians: Sequence[int],
-    stacks: Sequence[volumes.Stack] | None = None,
+    stacks: Sequence[tiff.Stack] | None = None,
 ) -> Choice:
     """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
 
@@ -97,7 +99,7 @@ class Measured:
     masks: dict[str, np.ndarray]
 
 
-def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule, size: int) -> Measured:
+def measure(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule, size: int) -> Measured:
     """Predict every slice of `pairs` by both protocols.
 
     Parameters
@@ -123,10 +125,10 @@ def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule,
             masks[pair.name] = np.empty(pair.image.shape, np.uint8)
             maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
             for z, probability in zip(held, maps, strict=True):
-                truth = volumes.binarise(pair.mask.slice(z), rule)
+                truth = tiff.binarise(pair.mask.slice(z), rule)
                 histogram.add(truth, probability)
                 masks[pair.name][z] = probability >= settings.threshold
-                near = volumes.neighbours(z, settings.context, settings.context_step, held)
+                near = tiff.neighbours(z, settings.context, settings.context_step, held)
                 images = np.stack([pair.image.slice(place) for place in near], axis=-1)
                 counts.append(_count_patches(predictor, images, truth, size))
                 stacks.append(pair.name)
@@ -135,13 +137,13 @@ def measure(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule,
     return Measured(stacks, places, np.array(counts), histogram, masks)
 
 
-def count(predictor: Predictor, pairs: list[volumes.Pair], rule: volumes.Rule) -> tuple[list[str], Counts]:
+def count(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule) -> tuple[list[str], Counts]:
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
         maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_sections=_sections())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
-            counts.append(metrics.count(volumes.binarise(truth, rule), probability >= predictor.settings.threshold))
+            counts.append(metrics.count(tiff.binarise(truth, rule), probability >= predictor.settings.threshold))
             stacks.append(pair.name)
     return stacks, np.array(counts)
 
@@ -182,7 +184,7 @@ class Shapes:
     """
 
     boundary: Counts
-    matching: instances.Matching
+    matching: instance_scores.Matching
 
 
 def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
@@ -195,7 +197,7 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
     ValueError
         They differ in shape.
     """
-    return Shapes(boundary.count(truth, mask), instances.match(separate(truth), separate(mask)))
+    return Shapes(boundary.count(truth, mask), instance_scores.match(separate(truth), separate(mask)))
 
 
 def score_shapes(
@@ -213,7 +215,7 @@ def score_shapes(
     shapes
         Of each stack, in the order of `stacks`.
     stacks, block, resamples, seed
-        See `mitoflow.metrics.bootstrap_interval`.
+        See `mitoflow.evaluation.metrics.bootstrap_interval`.
 
     Returns
     -------
@@ -227,7 +229,7 @@ def score_shapes(
     by_object = {
         "instance_f1_50": (half, metrics.dice),
         "instance_f1_75": (strict, metrics.dice),
-        "panoptic_quality": (half, instances.panoptic_quality),
+        "panoptic_quality": (half, instance_scores.panoptic_quality),
     }
     return {
         name: metrics.bootstrap_interval(boundaries, score, block, resamples, seed, stacks)

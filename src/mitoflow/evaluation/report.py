@@ -14,12 +14,14 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow import figures, metrics, volumes, workspace
-from mitoflow.checks import Findings
-from mitoflow.metrics import Counts, Interval, PrecisionRecall, Reliability
+from mitoflow.core import workspace
+from mitoflow.data.validation import Findings
+from mitoflow.evaluation import figures, metrics
+from mitoflow.evaluation.metrics import Counts, Interval, PrecisionRecall, Reliability
+from mitoflow.io import tiff
 
 if TYPE_CHECKING:
-    from mitoflow.gate import Verdict
+    from mitoflow.tracking.gate import Verdict
 
 LONGEST_SIDE = 1600
 ZOOM_SIDE = 224
@@ -154,12 +156,12 @@ class Results:
     params: Mapping[str, Mapping[str, Any]]
 
 
-def sample_slices(part: Path, rule: volumes.Rule, number: int = 3) -> list[Slice]:
+def sample_slices(part: Path, rule: tiff.Rule, number: int = 3) -> list[Slice]:
     """Read ``number`` slices, evenly spaced over all stacks of ``part`` (``data/train`` or ``data/test``)."""
-    places = [(pair, z) for pair in volumes.read_pairs(part) for z in range(pair.image.shape[0])]
+    places = [(pair, z) for pair in tiff.read_pairs(part) for z in range(pair.image.shape[0])]
     picked = sorted({(2 * i + 1) * len(places) // (2 * number) for i in range(number)})
     return [
-        Slice(pair.name, z, pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule))
+        Slice(pair.name, z, pair.image.slice(z), tiff.binarise(pair.mask.slice(z), rule))
         for pair, z in (places[i] for i in picked)
     ]
 
@@ -284,7 +286,7 @@ def _busiest_square(marked: NDArray[np.bool_], side: int) -> tuple[int, int]:
 
 def _write(path: Path, template: str, **content: Any) -> None:
     pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("mitoflow"),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow import boundary, instances, metrics, ome, scans, volumes
 from mitoflow.errors import InputError
-from mitoflow.separation import separate
+from mitoflow.evaluation import boundary, instance_scores, metrics
+from mitoflow.inference.instances import separate
+from mitoflow.io import ome, tiff, volumes
 
 
 def score(prediction: str, truth: str) -> dict[str, float]:
@@ -20,14 +21,14 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     ----------
     prediction, truth
         Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
-        antialiased edges, what is above half (see `mitoflow.volumes.MaskValues`). Where there are more values than one
+        antialiased edges, what is above half (see `mitoflow.io.tiff.MaskValues`). Where there are more values than one
         besides, each is an instance; else the mask is taken apart as the stage `evaluate` does, as if the voxel size
         were unknown.
 
     Returns
     -------
     scores
-        Of voxels: ``dice``, ``iou``, ``precision``, ``recall``; of boundaries, see `mitoflow.boundary`:
+        Of voxels: ``dice``, ``iou``, ``precision``, ``recall``; of boundaries, see `mitoflow.evaluation.boundary`:
         ``boundary_f1``, ``error_near_boundary``; of instances at an IoU of 0.5 and 0.75: ``instance_precision_50`` and
         so on, and ``panoptic_quality``; ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
 
@@ -42,7 +43,7 @@ def score(prediction: str, truth: str) -> dict[str, float]:
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
     voxels = metrics.count(true > 0, predicted > 0).sum(axis=0)
     outlines = boundary.count(true > 0, predicted > 0).sum(axis=0)
-    matching = instances.match(_labels(true), _labels(predicted))
+    matching = instance_scores.match(_labels(true), _labels(predicted))
     of_instances = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.dice}
     objects = {percent: matching.objects(percent / 100).sum(axis=0) for percent in (50, 75)}
     return {
@@ -54,7 +55,7 @@ def score(prediction: str, truth: str) -> dict[str, float]:
             for percent, summed in objects.items()
             for name, rate in of_instances.items()
         },
-        "panoptic_quality": float(instances.panoptic_quality(objects[50])),
+        "panoptic_quality": float(instance_scores.panoptic_quality(objects[50])),
         "volume_fraction": float((predicted > 0).mean()),
         "true_volume_fraction": float((true > 0).mean()),
         "instances": matching.predicted_instances,
@@ -74,7 +75,7 @@ def _read(source: str) -> NDArray[Any]:
     elif path.is_file():
         voxels = _read_mask(path)
     else:
-        scan = scans.open_scan(source)
+        scan = volumes.open_scan(source)
         voxels = np.stack([scan.read(z, (0, *scan.shape[1:2], 0, *scan.shape[2:])) for z in range(scan.shape[0])])
     if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
         found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
@@ -84,11 +85,11 @@ def _read(source: str) -> NDArray[Any]:
 
 def _read_mask(path: Path) -> NDArray[Any]:
     """Return the slices of a TIFF, where it has antialiased edges as {0, 1}, and signed labels as unsigned ones."""
-    mask, values = volumes.open_mask(path), volumes.MaskValues(path)
+    mask, values = tiff.open_mask(path), tiff.MaskValues(path)
     for one in mask.slices():
         values.add(one)
     rule = values.rule if mask.dtype == np.uint8 else None
-    voxels = np.stack([volumes.binarise(one, rule) if rule == "half" else one for one in mask.slices()])
+    voxels = np.stack([tiff.binarise(one, rule) if rule == "half" else one for one in mask.slices()])
     return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
 
 

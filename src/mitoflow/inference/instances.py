@@ -15,8 +15,8 @@ from scipy import ndimage, sparse
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
-from mitoflow.blocks import BLOCK, Grid, Region, Shape, shape_of, within
-from mitoflow.instances import label
+from mitoflow.evaluation.instance_scores import label
+from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of, within
 
 Size = tuple[float, float, float]
 
@@ -222,7 +222,7 @@ class Separation:
     One rule gives that: what becomes of a voxel is decided by its connected component as a whole.
 
     1. The components are found block by block (`Components.find`). Blocks are grown by one voxel, so that any two
-       neighbours lie together in one (`mitoflow.blocks.Grid`), and labels of two blocks that share a voxel are one.
+       neighbours lie together in one (`blocks.Grid`), and labels of two blocks that share a voxel are one.
     2. Each component is read again in its bounding box, which holds all of it, and filled, weighed and split there. No
        block has a part in that. A component in a hole of another belongs to that one.
     3. A component is due in the first block that it reaches, and blocks are written in order. So when a block is

@@ -18,12 +18,14 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mitoflow import cluster, ome, resampling, scans, unet
-from mitoflow.inference import OnSections, Predictor, Settings
-from mitoflow.partial import Partial
-from mitoflow.patches import Box
-from mitoflow.scans import Levels, Regraded, Resampled, Scan
-from mitoflow.spacing import Spacing
+from mitoflow.core import cluster
+from mitoflow.data.patches import Box
+from mitoflow.inference.outputs import Partial
+from mitoflow.inference.predictor import OnSections, Predictor, Settings
+from mitoflow.io import ome, resampling, volumes
+from mitoflow.io.spacing import Spacing
+from mitoflow.io.volumes import Levels, Regraded, Resampled, Scan
+from mitoflow.models import unet
 
 DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
@@ -262,7 +264,7 @@ class Job:
     def open(self) -> Work:
         """Return the work; raises `InputError` where a file cannot be seen from here."""
         cluster.refuse_unseen(self.folder, self.weights)
-        whole = scans.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
+        whole = volumes.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
         predictor = Predictor(unet.load_model(self.weights), self.settings)
         prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
         return Work(prediction, self.part, self.arrays(), Partial(self.folder))

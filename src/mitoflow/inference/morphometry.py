@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import SphericalVoronoi
 
-from mitoflow.blocks import BLOCK, Grid, Region, Shape, shape_of
-from mitoflow.workspace import write_csv
+from mitoflow.core.workspace import write_csv
+from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of
 
 Size = tuple[float, float, float]
 Reals = NDArray[np.float64]
@@ -86,7 +86,7 @@ class Measurements:
     crossings
         ``(n, 13)`` int64: how often a step along each of `STEPS` leads in or out.
     unsplit
-        Labels that may be several mitochondria, as `mitoflow.separation.Separation.write` returns them.
+        Labels that may be several mitochondria, as `mitoflow.inference.instances.Separation.write` returns them.
     """
 
     shape: Shape
@@ -208,8 +208,8 @@ def measure(
 ) -> Measurements:
     """Measure each label of a volume, one block in memory at a time.
 
-    All that is measured is a sum over voxels or over pairs of neighbours, and `mitoflow.blocks.Grid` shows each of
-    these to one block only, so it does not depend on the blocks.
+    All that is measured is a sum over voxels or over pairs of neighbours, and `mitoflow.inference.blocks.Grid` shows
+    each of these to one block only, so it does not depend on the blocks.
 
     Parameters
     ----------

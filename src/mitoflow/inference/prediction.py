@@ -13,29 +13,22 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from mitoflow import (
-    __version__,
-    domain,
-    figures,
-    inference,
-    jobs,
-    measurements,
-    ome,
-    partial,
-    scans,
-    trained,
-    volumes,
-)
-from mitoflow.blocks import Region, Shape, shape_of
-from mitoflow.domain import Domain
+from mitoflow import __version__
+from mitoflow.data import fingerprint
+from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor, Settings
-from mitoflow.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
-from mitoflow.measurements import Measurements
-from mitoflow.partial import Partial
-from mitoflow.scans import Levels, Scan
-from mitoflow.separation import LARGEST_BOX, Separation
-from mitoflow.spacing import Spacing, is_elongated
+from mitoflow.evaluation import figures
+from mitoflow.inference import jobs, morphometry, outputs
+from mitoflow.inference.blocks import Region, Shape, shape_of
+from mitoflow.inference.instances import LARGEST_BOX, Separation
+from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
+from mitoflow.inference.morphometry import Measurements
+from mitoflow.inference.outputs import Partial
+from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Predictor, Settings
+from mitoflow.io import ome, tiff, volumes
+from mitoflow.io.spacing import Spacing, is_elongated
+from mitoflow.io.volumes import Levels, Scan
+from mitoflow.tracking import model_lookup
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
@@ -54,11 +47,11 @@ class Request:
     Attributes
     ----------
     source
-        The stack; see `mitoflow.scans.open_scan`.
+        The stack; see `mitoflow.io.volumes.open_scan`.
     output
         Where the mask goes: 255 for mitochondrion, 0 for background; a TIFF or a Zarr by its ending.
     model
-        See `mitoflow.trained.find`.
+        See `mitoflow.tracking.model_lookup.find`.
     threshold
         Probability from which a voxel is mitochondrion, in place of the one that the model comes with.
     tta
@@ -67,10 +60,10 @@ class Request:
         Whether the probability, float32 in [0, 1], goes to a file beside the mask too, ``NAME_probability``.
     instances
         Whether each mitochondrion gets a label of its own, in a file beside the mask, ``NAME_instances``: uint32, and
-        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.separation`.
+        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.inference.instances`.
     table
         A CSV of the mitochondria, with the sums over the stack in ``TABLE_totals`` beside it; see
-        `mitoflow.measurements`.
+        `mitoflow.inference.morphometry`.
     overlay
         A picture of a few slices with the contours of the mask.
     roi
@@ -78,7 +71,7 @@ class Request:
     rescale
         Whether the slices are resampled to the pixel size that the model was trained on.
     spacing, fill_missing
-        See `mitoflow.scans.open_scan`.
+        See `mitoflow.io.volumes.open_scan`.
     overwrite
         Whether outputs that exist are replaced.
     workers
@@ -137,9 +130,9 @@ def beside(path: Path, what: str) -> Path:
 def predict(
     request: Request,
     tell: Callable[[str], object],
-    model: trained.TrainedModel | None = None,
+    model: model_lookup.TrainedModel | None = None,
     advance: Callable[[int], object] | None = None,
-) -> trained.TrainedModel:
+) -> model_lookup.TrainedModel:
     """Predict a stack and return the model that did.
 
     A process that was killed is continued by the same request, at the first block that is missing.
@@ -164,10 +157,10 @@ def predict(
         raise InputError("--threshold", request.threshold, "a probability between 0 and 1", "change it")
     if request.dask and request.workers:
         raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
-    whole = scans.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
+    whole = volumes.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     _require_outputs(request, whole.files)
     part = parse_roi(request.roi, whole)
-    model = model or trained.find(request.model)
+    model = model or model_lookup.find(request.model)
     settings = model.predictor.settings
     settings = replace(
         settings,
@@ -209,7 +202,7 @@ def predict(
         "outputs": sorted(str(path.absolute()) for path in (*request.images.values(), *request.tables.values())),
     }
     replaced = () if request.overwrite else request.outputs
-    with partial.making(request.output, asked_for, replaced) as making:
+    with outputs.making(request.output, asked_for, replaced) as making:
         if making.is_publishing:
             making.go_on_publishing()
             if request.overlay and not request.overlay.exists():
@@ -245,7 +238,7 @@ def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
         if any(file == path.resolve() or path.resolve() in file.parents for file in inputs):
             raise InputError(path, "the input", "a name of its own", "choose another output")
     if not request.overwrite:
-        partial.refuse_existing(request.output, request.outputs)
+        outputs.refuse_existing(request.output, request.outputs)
 
 
 def parse_roi(text: str | None, scan: Scan) -> Part:
@@ -276,7 +269,9 @@ def parse_roi(text: str | None, scan: Scan) -> Part:
     return Part(range(z0, z1), (y0, y1, x0, x1))
 
 
-def _levels(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> Levels | None:
+def _levels(
+    scan: Scan, request: Request, model: model_lookup.TrainedModel, tell: Callable[[str], object]
+) -> Levels | None:
     """Return what brings the grey values of a scan to where those of training are, and tell it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
     levels = match_levels(sample(scan, known.size if known else SAMPLE_SIDE), known, bit_depth)
@@ -288,14 +283,14 @@ def _levels(scan: Scan, request: Request, model: trained.TrainedModel, tell: Cal
     return levels
 
 
-def _compare(scan: Scan, request: Request, model: trained.TrainedModel, tell: Callable[[str], object]) -> None:
+def _compare(scan: Scan, request: Request, model: model_lookup.TrainedModel, tell: Callable[[str], object]) -> None:
     """Tell in what a scan, as the model is to see it, differs from the training images."""
     known = model.domain
     if known is None:
         tell("note: the model does not say what its training images look like, so the input is not compared with them")
-    elif min(known.size, *scan.shape[1:]) >= domain.SMALLEST:
-        seen = [volumes.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
-        if found := domain.differences(known, domain.look_at(seen, scan.spacing)):
+    elif min(known.size, *scan.shape[1:]) >= fingerprint.SMALLEST:
+        seen = [tiff.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
+        if found := fingerprint.differences(known, fingerprint.look_at(seen, scan.spacing)):
             tell(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
 
 
@@ -306,7 +301,7 @@ def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[st
     if is_elongated(scan.spacing):
         why = "voxels that are not about as long as they are wide"
     elif settings.planes_of(scan.shape) == 1:
-        why = f"fewer than {settings.divisor} slices or more than {inference.LARGEST // 10**6} million voxels"
+        why = f"fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
     else:
         if not {*"zyx"} <= scan.spacing.keys():
             tell(
@@ -404,9 +399,9 @@ def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable
     mask
         (Z, Y, X) or (Y, X), 0 for background.
     labels
-        Of the same shape; they are written here. See `mitoflow.separation.Separation.write`.
+        Of the same shape; they are written here. See `mitoflow.inference.instances.Separation.write`.
     spacing
-        See `mitoflow.spacing.Spacing`; without one of the axes, voxels are counted.
+        See `mitoflow.io.spacing.Spacing`; without one of the axes, voxels are counted.
     advance
         Told voxels as they are labelled.
     """
@@ -423,7 +418,7 @@ def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable
 
     separation = Separation(lambda region: read(mask, region) > 0, shape, voxel_size=voxel_size, block=TOLD_APART)
     unsplit = separation.write(write)
-    return measurements.measure(
+    return morphometry.measure(
         lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=TOLD_APART
     )
 

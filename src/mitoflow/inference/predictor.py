@@ -16,14 +16,16 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-from mitoflow import unet, volumes, workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
+from mitoflow.io import tiff
+from mitoflow.models import unet
 
 if TYPE_CHECKING:
-    from mitoflow.patches import Box  # the registered model runs without what cuts patches
+    from mitoflow.data.patches import Box  # the registered model runs without what cuts patches
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
-LARGEST = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
+ORTHOPLANE_LIMIT = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 #: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
@@ -97,9 +99,9 @@ class Settings:
         """Return in how many planes a stack of `shape` (Z, Y, X) is predicted.
 
         As many as `planes` says; but one where the stack is not as deep as the network must see, or is larger than
-        `LARGEST`.
+        `ORTHOPLANE_LIMIT`.
         """
-        return self.planes if shape[0] >= self.divisor and math.prod(shape) <= LARGEST else 1
+        return self.planes if shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT else 1
 
     def wrong(self) -> str | None:
         """Return the name of a value that no inference can work with."""
@@ -323,7 +325,7 @@ class Predictor:
             section = Region(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
             seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
             for place in range(span.low, span.high):
-                near = volumes.neighbours(place, self.settings.context, self.settings.context_step, range(length))
+                near = tiff.neighbours(place, self.settings.context, self.settings.context_step, range(length))
                 summed[place - span.low] += self._blend([seen[each - start] for each in near], section)
                 done += 1
                 if on_sections:
@@ -334,7 +336,7 @@ class Predictor:
         """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
         for z in wanted:
-            near = volumes.neighbours(z, self.settings.context, self.settings.context_step, held)
+            near = tiff.neighbours(z, self.settings.context, self.settings.context_step, held)
             # Each slice is read once, and stays as long as a later one needs it.
             window = {place: image for place, image in window.items() if place >= near[0]}
             window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
@@ -393,7 +395,7 @@ class Predictor:
         return image
 
     def _unit(self, image: np.ndarray) -> np.ndarray:
-        return volumes.to_unit(image, self.settings.bit_depth)
+        return tiff.to_unit(image, self.settings.bit_depth)
 
     def _span(self, length: int, low: int, high: int) -> Span:
         """Return the tiles of an axis that reach into the pixels from `low` up to `high`."""

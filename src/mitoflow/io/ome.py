@@ -18,9 +18,9 @@ import tifffile
 import zarr
 from numcodecs import Blosc
 
-from mitoflow import spacing, volumes
 from mitoflow.errors import InputError
-from mitoflow.spacing import Spacing
+from mitoflow.io import spacing, tiff
+from mitoflow.io.spacing import Spacing
 
 #: Under this name the lineage is in the attributes of an OME-Zarr, and among the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
@@ -43,7 +43,7 @@ class Description:
     axes
         ``yx`` or ``zyx``.
     spacing
-        See `mitoflow.spacing.Spacing`.
+        See `mitoflow.io.spacing.Spacing`.
     origin
         Where it begins, in voxels along `axes`: as a part of an image, and with that image in the world.
     lineage
@@ -98,7 +98,7 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
     metadata = spacing.ome_metadata(description.axes, description.spacing)
     if description.lineage:
         metadata["MapAnnotation"] = {"Namespace": LINEAGE, "Value": dict(description.lineage)}
-    with tifffile.TiffWriter(path, ome=True, bigtiff=volumes.needs_bigtiff(pixels.shape, dtype)) as file:
+    with tifffile.TiffWriter(path, ome=True, bigtiff=tiff.needs_bigtiff(pixels.shape, dtype)) as file:
         file.write(
             tiles(dtype),
             shape=pixels.shape,
@@ -219,7 +219,7 @@ class Multiscale:
     axes
         A letter for each axis of the array, such as ``tczyx``.
     spacing
-        See `mitoflow.spacing.Spacing`.
+        See `mitoflow.io.spacing.Spacing`.
     origin
         Where it begins in the world, in voxels along each of the axes.
     """

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from mitoflow.core.workspace import read_yaml, replacing, write_yaml
 from mitoflow.errors import InputError
-from mitoflow.workspace import read_yaml, replacing, write_yaml
 
 Array = npt.NDArray[Any]
 Rule = Literal["nonzero", "half"]

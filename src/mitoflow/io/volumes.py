@@ -13,12 +13,12 @@ import numpy as np
 import tifffile
 import zarr
 
-from mitoflow import ome, resampling
+from mitoflow.data.importing import find_tiffs
+from mitoflow.data.patches import Box
 from mitoflow.errors import InputError
-from mitoflow.patches import Box
-from mitoflow.sources import find_tiffs
-from mitoflow.spacing import Spacing, read_tiff_spacing
-from mitoflow.volumes import Array, Stack, open_stack, read_page, require_page_like
+from mitoflow.io import ome, resampling
+from mitoflow.io.spacing import Spacing, read_tiff_spacing
+from mitoflow.io.tiff import Array, Stack, open_stack, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -36,7 +36,7 @@ class Scan(Protocol):
     dtype
         uint8 or uint16.
     spacing
-        See `mitoflow.spacing.Spacing`.
+        See `mitoflow.io.spacing.Spacing`.
     origin
         Where it begins in the world, in voxels along `axes`; 0 for a TIFF, which does not say.
     files
@@ -177,7 +177,7 @@ class ZarrScan:
     Raises
     ------
     InputError
-        It is no image that mitoflow can read (see `mitoflow.ome.open_multiscale`), it is not uint8 or uint16, it is
+        It is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), it is not uint8 or uint16, it is
         empty, it has several channels or time points, or chunks are missing.
     """
 
@@ -294,7 +294,7 @@ class Regraded:
 
 
 class Resampled:
-    """A scan with pixels of another size along y and x; see `mitoflow.resampling.weights`.
+    """A scan with pixels of another size along y and x; see `mitoflow.io.resampling.weights`.
 
     Parameters
     ----------

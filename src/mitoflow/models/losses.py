@@ -15,7 +15,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from mitoflow import unet
+from mitoflow.models import unet
 
 
 def segmentation_loss(name: Literal["bce", "bce_dice"]) -> keras.losses.Loss:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 MOMENTUM = 0.9  # of the moving statistics: the first epochs of a short trial must not be judged by their initial values

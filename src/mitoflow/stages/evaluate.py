@@ -9,27 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mitoflow import (
-    boundary,
-    comparison,
-    domain,
-    evaluation,
-    lineage,
-    metrics,
-    params,
-    registry,
-    report,
-    spacing,
-    tracking,
-    unet,
-    volumes,
-    workspace,
-)
+from mitoflow.config import params
+from mitoflow.core import provenance, workspace
+from mitoflow.data import fingerprint
+from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.gate import Gate, Verdict
-from mitoflow.inference import Predictor, Settings
-from mitoflow.metrics import Counts, Interval
-from mitoflow.patches import PatchStore
+from mitoflow.evaluation import boundary, evaluation_record, metrics, protocols, report
+from mitoflow.evaluation.metrics import Counts, Interval
+from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.io import spacing, tiff
+from mitoflow.models import unet
 from mitoflow.stages import (
     CONVENTIONS,
     CURVES,
@@ -45,6 +34,8 @@ from mitoflow.stages import (
     TRAIN_REPORTS,
     as_process,
 )
+from mitoflow.tracking import registry, runs
+from mitoflow.tracking.gate import Gate, Verdict
 
 REPORT = EVALUATE_REPORTS / "report.html"
 LOOKED_AT = 64  # training patches
@@ -53,9 +44,9 @@ LOOKED_AT = 64  # training patches
 def main() -> None:
     settings = params.load()
     Gate.load()  # what is wrong in it is better said now than at the end
-    conventions = volumes.Conventions.read(CONVENTIONS)
+    conventions = tiff.Conventions.read(CONVENTIONS)
     facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
-    store, pairs = PatchStore.open(PATCHES), volumes.read_pairs(DATA / "test")
+    store, pairs = PatchStore.open(PATCHES), tiff.read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
     inference = Settings(
         bit_depth=facts["bit_depth"],
@@ -68,21 +59,21 @@ def main() -> None:
         planes=settings.evaluate.planes,
         threshold=0.5,
     )
-    with tracking.start("evaluate", "evaluate", key=tracking.producer(MODEL)) as run:
-        stacks = [pair.image for pair in volumes.read_pairs(DATA / "train")]
-        chosen = evaluation.choose(Predictor(model, inference), store.validation, settings.evaluate.medians, stacks)
+    with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
+        stacks = [pair.image for pair in tiff.read_pairs(DATA / "train")]
+        chosen = protocols.choose(Predictor(model, inference), store.validation, settings.evaluate.medians, stacks)
         threshold = chosen.threshold
         inference = dataclasses.replace(inference, threshold=threshold, median=chosen.median)
         predictor = Predictor(model, inference)
-        measured = evaluation.measure(predictor, pairs, conventions.mask_rule, store.size)
+        measured = protocols.measure(predictor, pairs, conventions.mask_rule, store.size)
         counts = measured.whole_slice.counts_at(threshold)
         shapes = [
-            evaluation.compare_shapes(_truth(pair, conventions.mask_rule), measured.masks[pair.name]) for pair in pairs
+            protocols.compare_shapes(_truth(pair, conventions.mask_rule), measured.masks[pair.name]) for pair in pairs
         ]
 
         bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
-        evaluated = comparison.Evaluation(
-            model_sha256=lineage.file_sha256(MODEL),
+        evaluated = evaluation_record.Evaluation(
+            model_sha256=provenance.file_sha256(MODEL),
             test_hash=workspace.fingerprint(conventions.mask_rule, DATA / "test"),
             stacks=measured.stacks,
             counts=counts.tolist(),
@@ -91,10 +82,10 @@ def main() -> None:
         )
         patch_wise, whole_slice = (
             report.Scores(limit, _scores(c, measured.stacks, bootstrap))
-            for limit, c in ((evaluation.PATCH_WISE_THRESHOLD, measured.patch_wise), (threshold, counts))
+            for limit, c in ((protocols.PATCH_WISE_THRESHOLD, measured.patch_wise), (threshold, counts))
         )
         curve, reliability = measured.whole_slice.precision_recall(), measured.whole_slice.reliability()
-        shape_scores = evaluation.score_shapes(shapes, measured.stacks, **bootstrap)
+        shape_scores = protocols.score_shapes(shapes, measured.stacks, **bootstrap)
         found = {
             "true_instances": sum(stack.matching.true_instances for stack in shapes),
             "predicted_instances": sum(stack.matching.predicted_instances for stack in shapes),
@@ -146,7 +137,7 @@ def main() -> None:
             worst=worst,
             median=median,
             history=_history(),
-            lineage=lineage.current() | {"model_sha256": evaluated.model_sha256},
+            lineage=provenance.current() | {"model_sha256": evaluated.model_sha256},
             params=settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]},
         )
         report.write_evaluation_report(REPORT, results, verdict)
@@ -155,7 +146,7 @@ def main() -> None:
     print(f"test: whole-slice Dice {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}]; see {REPORT}")
 
 
-def publish(run: tracking.Run) -> Verdict | None:
+def publish(run: runs.Run) -> Verdict | None:
     """Record model and evaluation in `run` and register the model; None where MLflow is away.
 
     What the training recorded is recorded again, which changes nothing there: the run may be one that the store never
@@ -171,7 +162,7 @@ def publish(run: tracking.Run) -> Verdict | None:
     for protocol in ("patch_wise", "whole_slice"):
         run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
     run.metrics({f"test_{name}": value for name, value in summary.items()})
-    evaluated = comparison.Evaluation.read(EVALUATED)
+    evaluated = evaluation_record.Evaluation.read(EVALUATED)
     profile = {"slices": len(evaluated.counts), "stacks": sorted(set(evaluated.stacks))}
     run.dataset(settings.data.name, str(DATA / "test"), evaluated.test_hash, "test", profile)
     run.artifact(TRAIN_REPORTS)
@@ -191,16 +182,16 @@ def register() -> Verdict | None:
     for path in (MODEL, MODEL_FACTS, CURVES, METRICS, EVALUATED, INFERENCE):
         if not path.is_file():
             raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
-    with tracking.start("register", "register", key=tracking.producer(MODEL)) as run:
+    with runs.start("register", "register", key=runs.producer(MODEL)) as run:
         return publish(run)
 
 
-def _look_at_training(store: PatchStore, name: str) -> domain.Domain:
+def _look_at_training(store: PatchStore, name: str) -> fingerprint.Domain:
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
-    first = volumes.read_pairs(DATA / "train")[0].image.path
+    first = tiff.read_pairs(DATA / "train")[0].image.path
     known = spacing.read_tiff_spacing(first) or spacing.PUBLISHED.get(name, {})
-    return domain.look_at((volumes.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
+    return fingerprint.look_at((tiff.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
 def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:
@@ -219,15 +210,15 @@ def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
 
 
 def _picture(
-    measured: evaluation.Measured, pairs: list[volumes.Pair], rule: volumes.Rule, stack: str, z: int
+    measured: protocols.Measured, pairs: list[tiff.Pair], rule: tiff.Rule, stack: str, z: int
 ) -> report.PredictedSlice:
     pair = next(pair for pair in pairs if pair.name == stack)
-    image, truth = pair.image.slice(z), volumes.binarise(pair.mask.slice(z), rule)
+    image, truth = pair.image.slice(z), tiff.binarise(pair.mask.slice(z), rule)
     return report.PredictedSlice(stack, z, image, truth, measured.masks[stack][z])
 
 
-def _truth(pair: volumes.Pair, rule: volumes.Rule) -> np.ndarray:
-    return np.stack([volumes.binarise(mask, rule) for mask in pair.mask.slices()])
+def _truth(pair: tiff.Pair, rule: tiff.Rule) -> np.ndarray:
+    return np.stack([tiff.binarise(mask, rule) for mask in pair.mask.slices()])
 
 
 def _history() -> list[dict[str, float]]:
@@ -236,7 +227,7 @@ def _history() -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
 
 
-def _write_slices(path: Path, measured: evaluation.Measured, counts: Counts, boundaries: Counts) -> None:
+def _write_slices(path: Path, measured: protocols.Measured, counts: Counts, boundaries: Counts) -> None:
     columns: dict[str, Iterable[object]] = {
         "slice": range(len(counts)),
         "stack": measured.stacks,

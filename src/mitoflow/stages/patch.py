@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from mitoflow import params, tracking, volumes
-from mitoflow.patches import PatchStore
+from mitoflow.config import params
+from mitoflow.data.patches import PatchStore
+from mitoflow.io import tiff
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES, as_process
+from mitoflow.tracking import runs
 
 
 def main() -> None:
     settings = params.load().patch
-    conventions = volumes.Conventions.read(CONVENTIONS)
-    pairs = volumes.read_pairs(DATA / "train")
-    with tracking.start("patch", "patch") as run:
+    conventions = tiff.Conventions.read(CONVENTIONS)
+    pairs = tiff.read_pairs(DATA / "train")
+    with runs.start("patch", "patch") as run:
         run.params({"patch": settings.model_dump()})
         store = PatchStore.write(
             PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth

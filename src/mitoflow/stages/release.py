@@ -6,12 +6,15 @@ writes its own output.
 
 from __future__ import annotations
 
-from mitoflow import datasets, lineage, params, pretrained, registry, release, workspace
-from mitoflow.comparison import Evaluation
-from mitoflow.domain import Domain
+from mitoflow.config import params
+from mitoflow.core import provenance, workspace
+from mitoflow.data import datasets
+from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Settings
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Settings
 from mitoflow.stages import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
+from mitoflow.tracking import pretrained, registry, release
 
 
 def main(licence: str | None = None) -> pretrained.Pretrained:
@@ -25,7 +28,7 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "the outputs of a pipeline", outputs)
     evaluated = Evaluation.read(EVALUATED)
-    if (digest := lineage.file_sha256(MODEL)) != evaluated.model_sha256:
+    if (digest := provenance.file_sha256(MODEL)) != evaluated.model_sha256:
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
     network = workspace.read_yaml(MODEL_FACTS, outputs, ("parameters",))

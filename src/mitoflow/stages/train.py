@@ -6,9 +6,13 @@ import shutil
 import uuid
 from pathlib import Path
 
-from mitoflow import lineage, params, pretrained, tracking, training, unet, workspace
-from mitoflow.patches import PatchStore
+from mitoflow.config import params
+from mitoflow.core import provenance, workspace
+from mitoflow.data.patches import PatchStore
+from mitoflow.models import unet
 from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
+from mitoflow.tracking import pretrained, runs
+from mitoflow.training import fitting
 
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
@@ -19,22 +23,22 @@ def main() -> None:
     values = settings.train.model_dump(exclude={"init_from", "strategy"})
     tuned = [key for key, value in values.items() if value == "tuned"]
     best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
-    recipe = training.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
+    recipe = fitting.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
-    decides = [training.as_dict(recipe), origin.get("sha256"), store.digest, training.code_digest()]
+    decides = [fitting.as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
     fingerprint = workspace.fingerprint(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
     with workspace.only_one(f"train-{fingerprint}"):
         _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        with tracking.start("train", "train", key=_run_key(checkpoints)) as run:
-            run.params(settings.model_dump(by_alias=True) | {"recipe": training.as_dict(recipe), "initial": origin})
+        with runs.start("train", "train", key=_run_key(checkpoints)) as run:
+            run.params(settings.model_dump(by_alias=True) | {"recipe": fitting.as_dict(recipe), "initial": origin})
             for side, patches in (("training", store.train), ("validation", store.validation)):
                 profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
                 run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
-            fitted = training.fit(
+            fitted = fitting.fit(
                 store,
                 recipe,
                 initial=unet.load_model(initial.path) if initial else None,
@@ -47,7 +51,7 @@ def main() -> None:
                 "bit_depth": store.bit_depth,
                 "divisor": 2**recipe.depth,
                 "parameters": fitted.model.count_params(),
-                "recipe": training.as_dict(recipe),
+                "recipe": fitting.as_dict(recipe),
                 "initial": origin,
             }
             workspace.write_yaml(MODEL_FACTS, facts)
@@ -64,7 +68,7 @@ def main() -> None:
             run.metrics(summary)
             run.artifact(TRAIN_REPORTS)
             run.produced(MODEL)
-        workspace.write_text(checkpoints / DELIVERED, lineage.file_md5(MODEL))
+        workspace.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
         print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
 
 
@@ -74,7 +78,7 @@ def _remove_recorded(checkpoints: Path) -> None:
     Between the last line of a stage and what DVC writes about it a kill must cost nothing either; but what DVC has on
     record is trained again where a person forces that.
     """
-    recorded = lineage.recorded_md5("train", MODEL)
+    recorded = provenance.recorded_md5("train", MODEL)
     for delivered in checkpoints.parent.glob(f"*/{DELIVERED}"):
         if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
             shutil.rmtree(delivered.parent)

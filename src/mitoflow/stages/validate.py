@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from mitoflow import checks, params, report, tracking, volumes, workspace
+from mitoflow.config import params
+from mitoflow.core import workspace
+from mitoflow.data import validation
 from mitoflow.errors import InputError
+from mitoflow.evaluation import report
+from mitoflow.io import tiff
 from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS, as_process
+from mitoflow.tracking import runs
 
 
 def main() -> None:
     settings = params.load()
-    with tracking.start("validate", "validate") as run:
+    with runs.start("validate", "validate") as run:
         rule, near_duplicate = settings.data.mask_rule, settings.validate_.near_duplicate
-        findings = checks.check_dataset(DATA, rule, near_duplicate, planes=settings.train.planes)
+        findings = validation.check_dataset(DATA, rule, near_duplicate, planes=settings.train.planes)
         page = VALIDATE_REPORTS / "report.html"
         agreed = findings.mask_rule
-        samples = {part: report.sample_slices(DATA / part, agreed) for part in checks.PARTS} if agreed else {}
+        samples = {part: report.sample_slices(DATA / part, agreed) for part in validation.PARTS} if agreed else {}
         report.write_validation_report(page, findings, samples)
         workspace.write_json(FINDINGS, findings.as_dict())
         run.params({"data.mask_rule": settings.data.mask_rule})
@@ -29,7 +34,7 @@ def main() -> None:
             raise InputError(first.where, first.found, first.expected, remedy)
     assert findings.bit_depth is not None
     assert findings.mask_rule is not None
-    volumes.Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
+    tiff.Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
     print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mitoflow import store  # first, because MLflow reads its settings when it is imported
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
 
 # isort: split
 from mlflow import MlflowClient
@@ -20,8 +20,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from mitoflow import registry, workspace
-from mitoflow.journal import Event, Journal
+from mitoflow.core import workspace
+from mitoflow.tracking import registry
+from mitoflow.tracking.journal import Event, Journal
 
 
 @dataclass

@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from mitoflow import lineage, params, volumes, workspace
-from mitoflow.comparison import Evaluation
+from mitoflow.config import params
+from mitoflow.config.params import Bootstrap, Fraction, Section
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.metrics import Interval
-from mitoflow.params import Bootstrap, Fraction, Section
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.io import tiff
 
 PATH = Path("promotion.yaml")
 SETTINGS = "inference.yaml"  # beside the weights
@@ -72,15 +74,16 @@ class Elsewhere(Section):
             The dataset cannot be read, or not by this model.
         """
         part, settings = self.part, weights.with_name(SETTINGS)
-        pairs = volumes.read_pairs(part)
+        pairs = tiff.read_pairs(part)
         data = workspace.fingerprint(self.mask_rule, part / "images", part / "masks")
-        digest = lineage.file_sha256(weights)
+        digest = provenance.file_sha256(weights)
         drawn = bootstrap.model_dump()
         cached = workspace.state_dir() / "gate" / f"{workspace.fingerprint([digest, data, drawn], settings)}.json"
         if not cached.is_file():
-            from mitoflow import evaluation, inference  # import Keras
+            from mitoflow.evaluation import protocols
+            from mitoflow.inference.predictor import Predictor  # import Keras
 
-            stacks, counts = evaluation.count(inference.Predictor.load(weights, settings), pairs, self.mask_rule)
+            stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, self.mask_rule)
             with workspace.replacing(cached) as beside:
                 Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
         return Evaluation.read(cached)
@@ -103,7 +106,7 @@ class Gate(Section):
         Raises
         ------
         InputError
-            As `mitoflow.params.load` does, or a dataset is not there.
+            As `mitoflow.config.params.load` does, or a dataset is not there.
         """
         if not path.is_file():
             return cls()
@@ -312,7 +315,7 @@ def _seconds_per_megapixel(weights: Path) -> float:
 
     The first time includes what the framework does once.
     """
-    from mitoflow.inference import Predictor
+    from mitoflow.inference.predictor import Predictor
 
     predictor = Predictor.load(weights, weights.with_name(SETTINGS))
     bits = predictor.settings.bit_depth

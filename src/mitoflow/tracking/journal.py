@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 Event = dict[str, Any]

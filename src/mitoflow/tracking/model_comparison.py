@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from mitoflow import registry, tracking, trained, volumes, workspace
-from mitoflow.comparison import Evaluation
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.gate import Gate
-from mitoflow.inference import Predictor
-from mitoflow.report import ComparedSlice, SideBySide
-from mitoflow.trained import TrainedModel
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.report import ComparedSlice, SideBySide
+from mitoflow.inference.predictor import Predictor
+from mitoflow.io import tiff
+from mitoflow.tracking import model_lookup, registry, runs
+from mitoflow.tracking.gate import Gate
+from mitoflow.tracking.model_lookup import TrainedModel
 
 SLICES = 4  # that are shown
 OF_REVISION = (Path("models"), Path("reports/evaluate"))  # what a revision has of its model
@@ -107,16 +109,16 @@ def find(what: str) -> Side:
         There is no such model, or it was never evaluated.
     """
     if _is_registered(what):
-        model = trained.find(what)
+        model = model_lookup.find(what)
         params = {key.removeprefix("params."): v for key, v in model.origin.items() if key.startswith("params.")}
         name = model.name
     else:
         commit = _commit(what)
         folder = _checked_out(what, commit)
-        model = trained.find(str(folder / OF_REVISION[0] / registry.MODEL))
+        model = model_lookup.find(str(folder / OF_REVISION[0] / registry.MODEL))
         settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
         facts = workspace.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
-        params = tracking.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
+        params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
         name = f"{what} ({commit[:8]})"
     if model.evaluation is None:
         remedy = "run `dvc repro evaluate`, and `mitoflow register` where it was pulled"
@@ -194,14 +196,14 @@ def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
     for path in (part, conventions):
         if not path.exists():
             return f"{path} is not here; `dvc pull` brings it"
-    found = workspace.fingerprint(volumes.Conventions.read(conventions).mask_rule, part)
+    found = workspace.fingerprint(tiff.Conventions.read(conventions).mask_rule, part)
     return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
 
 
 def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
-    rule = volumes.Conventions.read(conventions).mask_rule
-    pairs = {pair.name: pair for pair in volumes.read_pairs(part)}
+    rule = tiff.Conventions.read(conventions).mask_rule
+    pairs = {pair.name: pair for pair in tiff.read_pairs(part)}
     places = [_place(a.evaluation, row) for row in rows]
     masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
     for stack in dict.fromkeys(stack for stack, _ in places):
@@ -211,12 +213,12 @@ def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) 
                 masks[stack, z].append(mask)
     shown = []
     for stack, z in places:
-        truth = volumes.binarise(pairs[stack].mask.slice(z), rule)
+        truth = tiff.binarise(pairs[stack].mask.slice(z), rule)
         shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
     return shown
 
 
-def _predict(predictor: Predictor, image: volumes.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
     # Sections reach through all slices, so one pass over what lies between them costs less than one for each of them.
     once = predictor.settings.planes_of(image.shape) == 3

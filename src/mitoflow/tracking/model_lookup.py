@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mitoflow import lineage, pretrained, registry
-from mitoflow.comparison import Evaluation
-from mitoflow.domain import Domain
+from mitoflow.core import provenance
+from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Predictor
+from mitoflow.tracking import pretrained, registry
 
 PIPELINE = Path("reports/evaluate")  # where the pipeline has what belongs to its model
 EXPECTED = f"models:/{registry.NAME}@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
@@ -33,7 +34,7 @@ class TrainedModel:
         like, what it did on the test part, and a model card.
     origin
         Where it comes from, as far as that is known: at least ``model`` and ``model_sha256``; see
-        `mitoflow.registry.origin`.
+        `mitoflow.tracking.registry.origin`.
     """
 
     name: str
@@ -136,7 +137,7 @@ def _pretrained(name: str) -> TrainedModel:
 def _of_file(path: Path) -> TrainedModel:
     if not path.is_file():
         raise InputError("--model", f"{path}, which is no file", EXPECTED, "check the path")
-    digest = lineage.file_sha256(path)
+    digest = provenance.file_sha256(path)
     places = [path.parent, path.parent.parent / PIPELINE]
     has_settings = [place for place in places if (place / registry.SETTINGS).is_file()]
     folder = next((place for place in has_settings if place == path.parent or _is_of(place, digest)), None)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mitoflow import lineage, metrics, registry, tracking, workspace
-from mitoflow.comparison import Evaluation
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.gate import Verdict
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.tracking import registry, runs
+from mitoflow.tracking.gate import Verdict
 
 HERE = Path("pretrained")
 
@@ -50,7 +52,7 @@ class Pretrained:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What the model was made from, as `mitoflow.release` writes it; raises like `evaluation`."""
+        """What the model was made from, as `mitoflow.tracking.release` writes it; raises like `evaluation`."""
         return workspace.read_yaml(self.folder / LINEAGE, REMEDY, ("data", "code", "dataset", "params"))
 
 
@@ -80,7 +82,7 @@ def find(name: str = "") -> Pretrained:
         expected = f"one of {', '.join(known)}" if known else "one that `mitoflow release` made"
         raise InputError("pretrained model", found, expected, "`mitoflow models --pretrained` lists them")
     path, expected = known[name].folder / MODEL, known[name].evaluation.model_sha256
-    if (digest := lineage.file_sha256(path)) != expected:
+    if (digest := provenance.file_sha256(path)) != expected:
         raise InputError(path, f"SHA-256 {digest}", f"{expected}, which was evaluated", REMEDY)
     return known[name]
 
@@ -94,7 +96,7 @@ def register(name: str) -> Verdict | None:
     Returns
     -------
     verdict
-        None where MLflow does not answer; see `mitoflow.registry.register`.
+        None where MLflow does not answer; see `mitoflow.tracking.registry.register`.
 
     Raises
     ------
@@ -104,7 +106,7 @@ def register(name: str) -> Verdict | None:
     model = find(name)
     made, evaluation = model.lineage, model.evaluation
     key = f"pretrained-{evaluation.model_sha256[:32]}"
-    with tracking.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
+    with runs.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
         run.params(made["params"])
         for context, dataset in made["dataset"].items():
             name_of_data, _, digest = dataset.rpartition(" ")
@@ -169,4 +171,4 @@ def initial_weights(wanted: str) -> InitialWeights | None:
 
 
 def _weights(path: Path, **origin: str) -> InitialWeights:
-    return InitialWeights(path, {**origin, "sha256": lineage.file_sha256(path)})
+    return InitialWeights(path, {**origin, "sha256": provenance.file_sha256(path)})

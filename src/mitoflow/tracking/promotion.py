@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mitoflow import store  # first, because MLflow reads its settings when it is imported
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
 
 # isort: split
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mitoflow import promotions
 from mitoflow.errors import InputError
-from mitoflow.gate import VERDICT, Verdict
-from mitoflow.promotions import Log, Promotion, TooLate
+from mitoflow.tracking import promotion_log
+from mitoflow.tracking.gate import VERDICT, Verdict
+from mitoflow.tracking.promotion_log import Log, Promotion, TooLate
 
 NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -123,7 +123,7 @@ def roll_back(client: MlflowClient, standing: Standing, why: str) -> tuple[int, 
         found = "no champion" if champion is None else f"version {champion} as the only champion so far"
         remedy = "name a version: `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", found, "a previous champion", remedy)
-    standing.log.append(client, before[-1], champion, how=promotions.ROLLED_BACK, why=why)
+    standing.log.append(client, before[-1], champion, how=promotion_log.ROLLED_BACK, why=why)
     return champion, before[-1]
 
 
@@ -168,7 +168,7 @@ def _write_down(client: MlflowClient, standing: Standing) -> bool:
     last = standing.log.last if standing.log else None
     if last is None or last.version != standing.champion:
         return False
-    back = last.how == promotions.ROLLED_BACK
+    back = last.how == promotion_log.ROLLED_BACK
     number = str(last.over if back else last.version)
     try:
         tags = client.get_model_version(NAME, number).tags

@@ -7,7 +7,7 @@ versions are the entries: made whole, in one order that everybody sees, and neve
 An entry names the one that was the last when it was decided on. Where an entry that counts came in between, it came
 too late and does not count; who reads the log comes to the same end as who wrote it. Nothing is locked, so nothing has
 to be cleared up after a process that died: before its entry is there nothing has happened, and afterwards everything
-has. The alias, and what is written on versions, follow the log (`mitoflow.registry`).
+has. The alias, and what is written on versions, follow the log (`mitoflow.tracking.registry`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mitoflow import store  # first, because MLflow reads its settings when it is imported
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
 
 # isort: split
 from mlflow import MlflowClient
@@ -119,7 +119,7 @@ class Log:
         TooLate
             Somebody was.
         MlflowException, SQLAlchemyError, OSError
-            MLflow did not take the entry, or gave no answer: `mitoflow.store.TROUBLE`.
+            MLflow did not take the entry, or gave no answer: `mitoflow.tracking.store.TROUBLE`.
         """
         token = uuid.uuid4().hex  # finds the entry again where its number got lost on the way
         facts = {

@@ -1,6 +1,6 @@
 """The registered model as MLflow loads it: this file and the package beside it, nothing pickled.
 
-MLflow runs the file when it loads the model ("models from code"); `mitoflow.registry.pack` puts it there.
+MLflow runs the file when it loads the model ("models from code"); `mitoflow.tracking.registry.pack` puts it there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mitoflow.errors import InputError
-from mitoflow.inference import Predictor
+from mitoflow.inference.predictor import Predictor
 
 
 class Segmenter(PythonModel):

@@ -19,7 +19,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mitoflow import store  # first, because MLflow reads its settings when it is imported
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
 
 # isort: split
 import numpy as np
@@ -31,18 +31,28 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from mitoflow import championship, lineage, promotions, workspace
-from mitoflow.championship import Standing
-from mitoflow.comparison import Evaluation
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.gate import VERDICT, Check, Contender, Gate, Verdict, checks_from_tags, interval_from_tags, interval_tags
-from mitoflow.metrics import Interval
-from mitoflow.promotions import Promotion, TooLate
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.tracking import promotion, promotion_log
+from mitoflow.tracking.gate import (
+    VERDICT,
+    Check,
+    Contender,
+    Gate,
+    Verdict,
+    checks_from_tags,
+    interval_from_tags,
+    interval_tags,
+)
+from mitoflow.tracking.promotion import Standing
+from mitoflow.tracking.promotion_log import Promotion, TooLate
 
 if TYPE_CHECKING:
-    from mitoflow import tracking
+    from mitoflow.tracking import runs
 
-NAME, CHAMPION, CHALLENGER = championship.NAME, championship.CHAMPION, championship.CHALLENGER
+NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALLENGER
 MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
 
 # What inference imports; the versions are those installed here.
@@ -77,7 +87,7 @@ class Row:
     checks: tuple[Check, ...]
 
 
-def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
+def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
     """Make an evaluated model a version, through the journal, and let the gate decide about it.
 
     The same evaluation in the same run makes one version, however often it is registered.
@@ -103,7 +113,7 @@ def register(run: tracking.Run, evaluation: Evaluation, model_path: Path, settin
     """
     if not model_path.is_file():
         raise InputError(model_path, "no such file", "a trained model", "run `dvc repro` or `dvc pull`")
-    if (digest := lineage.file_sha256(model_path)) != evaluation.model_sha256:
+    if (digest := provenance.file_sha256(model_path)) != evaluation.model_sha256:
         remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
         raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
     tags = {
@@ -144,13 +154,13 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
     more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
     beside the settings, it goes with them.
     """
-    from mitoflow.inference import Settings  # imports Keras
+    from mitoflow.inference.predictor import Settings  # imports Keras
 
     bit_depth = Settings.read(settings_path).bit_depth
     noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
     example = noise.astype(np.uint8 if bit_depth == 8 else np.uint16)
     slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
         carried = {"model": model_path, "settings": settings_path}
@@ -161,7 +171,7 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
             carried["domain"] = domain
         pyfunc.save_model(
             path=str(folder),
-            python_model=str(package / "pyfunc.py"),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={name: str(path) for name, path in carried.items()},
             code_paths=[str(package)],
             pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
@@ -185,29 +195,29 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
 def _decide(client: MlflowClient, challenger: Contender) -> None:
     """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
     gate = Gate.load()
-    standing = championship.settle(client)
+    standing = promotion.settle(client)
     while VERDICT not in _get(client, challenger.version).tags:
         with suppress(TooLate):  # then there is another champion to beat
             _judge(client, gate, challenger, standing)
-        standing = championship.settle(client)
+        standing = promotion.settle(client)
 
 
 def _judge(client: MlflowClient, gate: Gate, challenger: Contender, standing: Standing) -> None:
     if standing.champion == challenger.version:
-        championship.record(client, Verdict(challenger.version, True, "it is the champion already"))
+        promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
         return
     verdict = gate.decide(challenger, _champion(client, standing))
     if not verdict.promoted:
-        championship.record(client, verdict)
+        promotion.record(client, verdict)
         return
     try:
-        championship.promote(client, standing, verdict, promotions.PROMOTED, verdict.reason)
+        promotion.promote(client, standing, verdict, promotion_log.PROMOTED, verdict.reason)
     except MlflowException as error:
         if not store.forbidden(error):
             raise
         remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
         reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
-        championship.record(client, replace(verdict, promoted=False, reason=reason))
+        promotion.record(client, replace(verdict, promoted=False, reason=reason))
 
 
 def models() -> list[Row]:
@@ -249,20 +259,20 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
     gate = Gate.load()
     with _registry() as client:
         _get(client, version)
-        standing = championship.settle(client)
+        standing = promotion.settle(client)
         if standing.champion == version:
             return Verdict(version, True, "it is the champion already")
         verdict = gate.decide(_contender(client, version), _champion(client, standing))
-        how, why = promotions.PROMOTED, reason or verdict.reason
+        how, why = promotion_log.PROMOTED, reason or verdict.reason
         if force and not verdict.promoted:
-            how, why = promotions.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
+            how, why = promotion_log.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
             verdict = replace(verdict, promoted=True, reason=f"promoted by hand with --force; {why}")
         if verdict.promoted:
-            with championship.in_time(f"version {version}"):
-                championship.promote(client, standing, verdict, how, why)
+            with promotion.in_time(f"version {version}"):
+                promotion.promote(client, standing, verdict, how, why)
         else:
-            championship.record(client, verdict)
-        championship.settle(client)
+            promotion.record(client, verdict)
+        promotion.settle(client)
         return verdict
 
 
@@ -274,9 +284,9 @@ def rollback(reason: str = "") -> tuple[int, int]:
     InputError
         There is no previous champion, or somebody else promoted a version meanwhile.
     """
-    with _registry() as client, championship.in_time(f"model {NAME}"):
-        versions = championship.roll_back(client, championship.settle(client), reason)
-        championship.settle(client)
+    with _registry() as client, promotion.in_time(f"model {NAME}"):
+        versions = promotion.roll_back(client, promotion.settle(client), reason)
+        promotion.settle(client)
         return versions
 
 
@@ -352,7 +362,7 @@ def model_file(version: int) -> Path:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
         folder = workspace.state_dir() / "weights" / workspace.fingerprint(chosen.source)
-        if folder.is_dir() and lineage.file_sha256(folder / MODEL) == digest:
+        if folder.is_dir() and provenance.file_sha256(folder / MODEL) == digest:
             return folder / MODEL
         with workspace.replacing(folder) as beside:
             beside.mkdir()
@@ -362,7 +372,7 @@ def model_file(version: int) -> Path:
                 except store.TROUBLE as error:
                     where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
                     raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
-            if (found := lineage.file_sha256(beside / MODEL)) != digest:
+            if (found := provenance.file_sha256(beside / MODEL)) != digest:
                 remedy = "register the model again, or take another version"
                 raise InputError(f"version {version}: {MODEL}", f"SHA-256 {found}", digest, remedy)
     return folder / MODEL
@@ -387,7 +397,7 @@ def origin(what: str) -> dict[str, str]:
             return _origin(client, _get(client, int(what)))
     if not (path := Path(what)).is_file():
         raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
-    digest = lineage.file_sha256(path)
+    digest = provenance.file_sha256(path)
     same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
     with _registry() as client:
         for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
@@ -414,7 +424,7 @@ def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
         "model_sha256": tags.get(store.MODEL_SHA256, ""),
-        **lineage.from_tags(tags),
+        **provenance.from_tags(tags),
         **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }
@@ -461,7 +471,7 @@ def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, 
     if logged.model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     store.make_registered_model(client, NAME, "Mitochondria in electron-microscopy slices")
-    everything = {**lineage.tags(lineage.from_tags(run.data.tags)), **tags}
+    everything = {**provenance.tags(provenance.from_tags(run.data.tags)), **tags}
     # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
     version = client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
     # A server sets this tag, by which the UI links both, itself; a SQLite store does not.

@@ -15,13 +15,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mitoflow import figures, inference, metrics, report, workspace
-from mitoflow.comparison import Evaluation
-from mitoflow.domain import Domain
+from mitoflow.core import workspace
+from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
-from mitoflow.inference import Settings
-from mitoflow.metrics import Interval
-from mitoflow.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
+from mitoflow.evaluation import figures, metrics, report
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
+from mitoflow.tracking.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
 
 LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
@@ -45,9 +46,9 @@ class Trained:
         What it learned from: ``name``, ``note`` and ``licence``.
     parts
         For ``train`` and ``test`` their ``slices`` and ``stacks``, and the share of ``foreground``; see
-        `mitoflow.checks.Findings.facts`.
+        `mitoflow.data.validation.Findings.facts`.
     origin
-        Where the model comes from; see `mitoflow.registry.origin`.
+        Where the model comes from; see `mitoflow.tracking.registry.origin`.
     domain
         What the training images look like.
     """
@@ -100,7 +101,7 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             settings=trained.settings,
             parameters=trained.parameters,
             megabytes=megabytes,
-            largest=inference.LARGEST // 10**6,
+            largest=ORTHOPLANE_LIMIT // 10**6,
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
             slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),

@@ -1,7 +1,7 @@
 """Runs that a stage reports to; they reach MLflow, but no stage waits for MLflow or is lost without it.
 
 A `Run` writes every event into its `Journal`, and a thread sends the journal to MLflow. What could not be sent by the
-end of the process stays on disk, and `sync` sends it later in the same way; `mitoflow.delivery` says why no event is
+end of the process stays on disk, and `sync` sends it later in the same way; `tracking.delivery` says why no event is
 lost and none counts twice.
 """
 
@@ -21,10 +21,11 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from mitoflow import journal, lineage, store, workspace
-from mitoflow.delivery import Delivery
+from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.journal import Journal
+from mitoflow.tracking import journal, store
+from mitoflow.tracking.delivery import Delivery
+from mitoflow.tracking.journal import Journal
 
 EXPERIMENT = "mitoflow"
 
@@ -71,7 +72,7 @@ def start(
         experiment=given("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=_chosen_experiment(),
         parent_run_id=given("MLFLOW_RUN_ID"),
-        tags={**store.context(), **lineage.tags(made_from or lineage.current()), **(tags or {})},
+        tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
     )
     run._sender.start()
     return run
@@ -133,12 +134,12 @@ class Run:
         self._record("dataset", name=name, source=source, digest=digest, context=context, profile=dict(profile))
 
     def model(self, folder: Path, tags: Mapping[str, str]) -> None:
-        """Log the packed model in ``folder`` and make it a version; call `mitoflow.registry.register`, which packs."""
+        """Log the packed model in ``folder`` and make it a version; `mitoflow.tracking.registry.register` packs it."""
         self._record("model", path=self._sender.journal.keep(folder), tags=dict(tags))
 
     def produced(self, path: Path) -> None:
         """Remember that this run made the model file ``path``, so that `producer` finds the run."""
-        digest = lineage.file_sha256(path)
+        digest = provenance.file_sha256(path)
         self.tags({store.MODEL_SHA256: digest})
         with workspace.replacing(_pointer(digest)) as new:
             new.write_text(self.key)
@@ -180,7 +181,7 @@ class Run:
 def producer(path: Path) -> str | None:
     """Return the key of the run that made the model file ``path`` in this checkout, None where it was not made here."""
     try:
-        return _pointer(lineage.file_sha256(path)).read_text()
+        return _pointer(provenance.file_sha256(path)).read_text()
     except FileNotFoundError:
         return None
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mitoflow import workspace
+from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
 # MLflow reads some of these when it is imported. Its own retries take minutes; here the journal is what retries.

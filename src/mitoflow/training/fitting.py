@@ -17,10 +17,12 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow import augment, losses, unet, workspace
+from mitoflow.core import workspace
+from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.errors import InputError
-from mitoflow.patches import Patches, PatchStore
-from mitoflow.volumes import neighbours, to_unit
+from mitoflow.io.tiff import neighbours, to_unit
+from mitoflow.models import losses, unet
+from mitoflow.training import augmentation
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
 #: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
@@ -29,12 +31,15 @@ Strategy = Literal["none", "data_parallel"]
 #: What an epoch ended with: loss, dice, val_loss, val_dice.
 Logs = dict[str, float]
 
+#: The code that decides the outcome of a fit; a folder stands for all that is in it.
+CODE = ("data/patches.py", "io/tiff.py", "models", "training")
+
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a fit, besides the patches; `mitoflow.params` says what each means."""
+    """Everything that decides a fit, besides the patches; `mitoflow.config.params` says what each means."""
 
     learning_rate: float
     depth: int
@@ -142,9 +147,9 @@ class TrainPatches(keras.utils.PyDataset):
         sides, strength = self._sides[axis > 0], self.recipe.augment_strength
         stack, place, corner = self._place(axis, rng)
         resampled = rng.random() < self.recipe.resampled and strength > 0
-        transform = augment.random_map(sides, strength, rng) if resampled else None
+        transform = augmentation.random_map(sides, strength, rng) if resampled else None
         length, *shape = self._turned(stack, axis)
-        crop = augment.Crop(corner, sides, transform, (shape[0], shape[1]))
+        crop = augmentation.Crop(corner, sides, transform, (shape[0], shape[1]))
         near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
         if rng.random() < self.recipe.context_dropout:
             near = [place] * len(near)
@@ -152,11 +157,11 @@ class TrainPatches(keras.utils.PyDataset):
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
         mask = crop.mask(functools.partial(self.patches.section, "masks", stack, axis, place))[..., None]
         if strength > 0:
-            turn = augment.random_turn(sides, rng)
+            turn = augmentation.random_turn(sides, rng)
             image, mask = turn(image), turn(mask)
             if rng.random() < 0.5:  # no end of a stack is the upper one
                 image = image[..., ::-1]
-        return augment.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
+        return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
 
     def _turned(self, stack: int, axis: int) -> tuple[int, ...]:
         """Return how many sections perpendicular to an axis the slices held of a stack give, and their shape."""
@@ -436,5 +441,5 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 def code_digest() -> str:
     """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
-    rooms = ("augment", "losses", "patches", "training", "unet", "volumes")
-    return workspace.fingerprint(keras.backend.backend(), *(Path(__file__).with_name(f"{room}.py") for room in rooms))
+    package = Path(__file__).parents[1]
+    return workspace.fingerprint(keras.backend.backend(), *(package / each for each in CODE))

@@ -24,9 +24,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from mitoflow import cluster, workspace
+from mitoflow.config.params import Tune
+from mitoflow.core import cluster, workspace
 from mitoflow.errors import InputError
-from mitoflow.params import Tune
 
 if TYPE_CHECKING:
     from distributed import Future

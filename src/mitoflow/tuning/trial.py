@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mitoflow import __version__, cluster, training
+from mitoflow import __version__
+from mitoflow.core import cluster
+from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.patches import PatchStore
+from mitoflow.training import fitting
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ class Trial:
     @classmethod
     def of(cls, patches: Path, shared: dict[str, Any]) -> Trial:
         """Return the trial on the patch store and with the code that are here."""
-        return cls(patches.absolute(), (PatchStore.open(patches).digest, training.code_digest()), shared)
+        return cls(patches.absolute(), (PatchStore.open(patches).digest, fitting.code_digest()), shared)
 
-    def recipe(self, values: dict[str, Any]) -> training.Recipe:
+    def recipe(self, values: dict[str, Any]) -> fitting.Recipe:
         """Return the recipe with the sampled values."""
-        return training.Recipe(**values, **self.shared)
+        return fitting.Recipe(**values, **self.shared)
 
-    def __call__(self, name: str, values: dict[str, Any], report: Callable[[int, training.Logs], None]) -> float:
+    def __call__(self, name: str, values: dict[str, Any], report: Callable[[int, fitting.Logs], None]) -> float:
         """Fit with `values` and return the best validation Dice; see `tuning.Objective`.
 
         Raises
@@ -51,11 +53,11 @@ class Trial:
         cluster.refuse_unseen(self.patches)
         store = PatchStore.open(self.patches)
         for what, found, expected in zip(
-            (self.patches, "mitoflow"), (store.digest, training.code_digest()), self.digests, strict=True
+            (self.patches, "mitoflow"), (store.digest, fitting.code_digest()), self.digests, strict=True
         ):
             if found != expected:
                 remedy = f"use the same files and mitoflow {__version__} on all machines"
                 raise InputError(what, f"{found[:8]} on {socket.gethostname()}", f"{expected[:8]} of the study", remedy)
         with cluster.alone:
-            fitted = training.fit(store, self.recipe(values), on_epoch=report, title=name)
+            fitted = fitting.fit(store, self.recipe(values), on_epoch=report, title=name)
         return fitted.history[fitted.best_epoch]["val_dice"]
