@@ -31,12 +31,13 @@ from keras import layers
 from scipy import ndimage
 
 from mitoflow.config import params
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data import network_input
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import protocols
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import tiff
-from mitoflow.io.tiff import Conventions
 from mitoflow.models import losses, unet
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES
 from mitoflow.training import fitting
@@ -141,7 +142,7 @@ class Mining(fitting._Progress):
             wrong = np.zeros_like(patches.masks)
             for rows in np.array_split(np.arange(len(patches)), -(-len(patches) // recipe.batch_size)):
                 images = patches.with_neighbours(rows, recipe.context, recipe.context_step)
-                logits = self.model.predict_on_batch(tiff.to_unit(images, self.train.bit_depth))[..., 0]
+                logits = self.model.predict_on_batch(network_input.to_unit(images, self.train.bit_depth))[..., 0]
                 wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
             mined = dataclasses.replace(patches, masks=wrong)
             everywhere = dataclasses.replace(recipe, foreground=1.0)
@@ -241,7 +242,7 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
         yield store
         return
     settings = params.load().patch.model_copy(update={"size": row.size, "step": row.size})
-    conventions, pairs = Conventions.read(CONVENTIONS), tiff.read_pairs(DATA / "train")
+    conventions, pairs = Conventions.read(CONVENTIONS), read_pairs(DATA / "train")
     with tempfile.TemporaryDirectory() as folder:
         yield PatchStore.write(
             Path(folder, "patches"), pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
@@ -305,7 +306,7 @@ def main() -> None:
                 done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
                 done[key] |= measure(cut, recipe, row, name)
             options.into.parent.mkdir(exist_ok=True)
-            workspace.write_json(options.into, done)
+            files.write_json(options.into, done)
             keras.utils.clear_session()
     print(table(list(done.values())))
 

@@ -95,7 +95,7 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
     from onnxruntime import quantization
 
     from mitoflow.apps import onnx_export
-    from mitoflow.io import tiff
+    from mitoflow.data import network_input
     from mitoflow.tracking import model_lookup
 
     predictor = model_lookup.find(model).predictor
@@ -111,9 +111,9 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
             z = next(self._places, None)
             if z is None:
                 return None
-            near = tiff.neighbours(z, settings.context, settings.context_step, range(len(volume)))
+            near = network_input.neighbours(z, settings.context, settings.context_step, range(len(volume)))
             tile = volume[list(near), top : top + TILE, left : left + TILE].transpose(1, 2, 0)
-            return {"image": tiff.to_unit(tile[None], settings.bit_depth)}
+            return {"image": network_input.to_unit(tile[None], settings.bit_depth)}
 
     prepared = folder / "prepared.onnx"
     quantization.shape_inference.quant_pre_process(folder / "float.onnx", prepared, skip_symbolic_shape=True)
@@ -122,15 +122,16 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
 
 def read(data: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return image and mask of the training volume, (Z, Y, X)."""
-    from mitoflow.io import tiff
+    from mitoflow.data.masks import binarise
+    from mitoflow.data.pairs import read_pairs
 
-    (pair,) = tiff.read_pairs(data / "train")
-    masks = [tiff.binarise(each, "nonzero") for each in pair.mask.slices()]
+    (pair,) = read_pairs(data / "train")
+    masks = [binarise(each, "nonzero") for each in pair.mask.slices()]
     return np.stack([*pair.image.slices()]), np.stack(masks)
 
 
 def main() -> None:
-    from mitoflow.core import workspace
+    from mitoflow.core import files
     from mitoflow.evaluation import metrics
     from mitoflow.tracking import model_lookup
 
@@ -162,7 +163,7 @@ def main() -> None:
             "dice": round(float(metrics.dice(counts.sum(0))), 4),
         }
     options.into.parent.mkdir(exist_ok=True)
-    workspace.write_json(options.into, rows)
+    files.write_json(options.into, rows)
     print("| engine | Mpx/s | times TensorFlow | peak memory | largest difference | pixels that agree | Dice |")
     print("|---|---|---|---|---|---|---|")
     for name, row in rows.items():

@@ -26,8 +26,10 @@ from ruamel.yaml import YAML
 
 from mitoflow.config import presets
 from mitoflow.config.params import Patch
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.data import phantom
+from mitoflow.data.masks import binarise
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.inference.predictor import Predictor, Settings
@@ -76,9 +78,9 @@ def targets(data: Path) -> dict[str, Callable[[], tuple[Volume, Volume]]]:
         return _spread(image[:24], mask[:24]), (image[30:], mask[30:])
 
     def of_epfl(change: Callable[[np.ndarray, np.ndarray], Volume]) -> tuple[Volume, Volume]:
-        (pair,) = tiff.read_pairs(data / "train")
+        (pair,) = read_pairs(data / "train")
         image = np.stack([*pair.image.slices()])
-        mask = np.stack([tiff.binarise(each, "nonzero") for each in pair.mask.slices()])
+        mask = np.stack([binarise(each, "nonzero") for each in pair.mask.slices()])
         # The model was not trained on the last 20 slices: some are labelled, and behind a gap others are judged.
         return _spread(*change(image[-20:-12], mask[-20:-12])), change(image[-8:], mask[-8:])
 
@@ -96,7 +98,7 @@ def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
     for place, (image, mask) in enumerate(zip(*labelled, strict=True)):
         for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
             tiff.write_stack(folder / "data" / kind / f"{place}.tif", array)
-    pairs = tiff.read_pairs(folder / "data")
+    pairs = read_pairs(folder / "data")
     return PatchStore.write(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
@@ -139,7 +141,7 @@ def main() -> None:
             continue
         found[name] = measure(*make(), options.model)
         options.into.parent.mkdir(exist_ok=True)
-        workspace.write_json(options.into, found)
+        files.write_json(options.into, found)
     names = ("untouched", "from scratch", "fine-tuned")
     print(f"| target | {' | '.join(names)} | seconds |\n|---|---|---|---|---|")
     for name, row in found.items():

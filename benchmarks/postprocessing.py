@@ -18,10 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
-from mitoflow.evaluation import instance_scores, metrics
-from mitoflow.evaluation.metrics import ProbabilityHistogram
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.inference import instances
 from mitoflow.inference.predictor import VIEWS, Predictor, median_along_z
 from mitoflow.io import tiff
 from mitoflow.stages import DATA
@@ -56,7 +58,7 @@ def best(stacks: list[Stack]) -> float:
 
 def without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
     """Return a mask without the components that have fewer voxels."""
-    labels = instance_scores.label(mask.astype(np.uint8))
+    labels = instances.label(mask.astype(np.uint8))
     sizes = np.bincount(labels.ravel())
     kept = sizes >= smallest
     kept[0] = False
@@ -71,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     validation = PatchStore.open(options.store).validation
     model = model_lookup.find(options.model).predictor
-    images = [pair.image for pair in tiff.read_pairs(DATA / "train")]
+    images = [pair.image for pair in read_pairs(DATA / "train")]
     rows = []
     for planes, views in [*((1, views) for views in sorted(VIEWS)), *([(3, 1)] if model.settings.planes == 3 else [])]:
         settings = replace(model.settings, planes=planes, views=views)
@@ -87,7 +89,7 @@ def main() -> None:
                 row = {"planes": planes, "views": views, "median": median, "smallest": smallest, "threshold": threshold}
                 rows.append(row | {"dice": round(float(metrics.dice(np.asarray(counts))), 4), "seconds": seconds})
     options.into.parent.mkdir(exist_ok=True)
-    workspace.write_json(options.into, rows)
+    files.write_json(options.into, rows)
     print("| planes | views | median along z | smallest object | validation Dice | seconds a slice |")
     print("|---|---|---|---|---|---|")
     for row in rows:

@@ -23,11 +23,10 @@ import mitoflow
 from mitoflow import cli
 from mitoflow.apps import bioimageio_export, onnx_export
 from mitoflow.core import provenance
-from mitoflow.data import phantom
+from mitoflow.data import network_input, phantom
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.tracking import model_lookup, registry, runs, store
 
@@ -187,7 +186,7 @@ def test_the_channels_are_filled_as_the_documentation_says(package: Path) -> Non
     names = {"np": np, "stack": stack}
     exec("\n".join(lines), names)
     for z in range(7):
-        near = tiff.neighbours(z, SETTINGS.context, SETTINGS.context_step, range(7))
+        near = network_input.neighbours(z, SETTINGS.context, SETTINGS.context_step, range(7))
         np.testing.assert_array_equal(names["images"][z], stack[near].transpose(1, 2, 0))
 
 

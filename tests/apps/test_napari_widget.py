@@ -21,6 +21,7 @@ from mitoflow.inference import instances
 from mitoflow.inference.prediction import Request, predict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import ome
+from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
@@ -96,7 +97,7 @@ def test_each_mitochondrion_of_a_file_gets_a_label(
 
 def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
     tifffile.imwrite(folder / "cell.tif", STACK)
-    predict(Request("cell.tif", Path("mask.ome.zarr"), "unet.keras"), print)
+    predict(Request("cell.tif", Path("mask.ome.zarr")), model_lookup.find("unet.keras"), print)
     layers = ViewerModel().open("mask.ome.zarr", plugin="napari")
     np.testing.assert_array_equal(
         np.asarray(layers[0].data[0] if layers[0].multiscale else layers[0].data), 255 * expected

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import read_tiff_spacing
-from mitoflow.io.tiff import Pair, open_mask, open_stack, write_stack
+from mitoflow.io.tiff import open_mask, open_stack, write_stack
 
 OPTIONS = ("--images", "--masks")
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mitoflow.config.params import Patch
 from mitoflow.data import patches
+from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import Axis, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.io import tiff
@@ -69,16 +70,16 @@ def test_split_keeps_the_gap_in_every_stack(depths: list[int], fraction: float, 
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> list[tiff.Pair]:
+def pairs(tmp_path: Path) -> list[Pair]:
     rng = np.random.default_rng(0)
     for name, shape in {"a": (12, 70, 100), "b": (9, 64, 130)}.items():
         image = rng.integers(0, 256, shape, dtype=np.uint8)
         tiff.write_stack(tmp_path / "train/images" / f"{name}.tif", image)
         tiff.write_stack(tmp_path / "train/masks" / f"{name}.tif", (image > 200).astype(np.uint8) * 255)
-    return tiff.read_pairs(tmp_path / "train")
+    return read_pairs(tmp_path / "train")
 
 
-def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
+def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[Pair]) -> None:
     store = PatchStore.write(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
     seen = []
     for side in (store.train, store.validation):
@@ -96,7 +97,7 @@ def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[tiff.Pair]) ->
     assert store.validation.owned(np.arange(len(store.validation))).sum() == 3 * 70 * 100 + 2 * 64 * 130
 
 
-def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
+def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pairs: list[Pair]) -> None:
     store = PatchStore.write(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
     side = store.validation
     rows = np.arange(len(side))[::3]
@@ -111,13 +112,13 @@ def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pai
             assert np.array_equal(image[: inside.shape[0], : inside.shape[1], channel], inside)
 
 
-def test_foreground_is_counted_where_it_is_owned(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
+def test_foreground_is_counted_where_it_is_owned(tmp_path: Path, pairs: list[Pair]) -> None:
     side = PatchStore.write(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).train
     whole = sum(int(side.mask(stack, z).sum()) for stack, held in side.ranges.items() for z in held)
     assert side.foreground().sum() == whole > 0
 
 
-def test_digest_follows_content(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
+def test_digest_follows_content(tmp_path: Path, pairs: list[Pair]) -> None:
     first = PatchStore.write(tmp_path / "one", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
     again = PatchStore.write(tmp_path / "two", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
     other = PatchStore.write(tmp_path / "three", pairs, SETTINGS, mask_rule="half", bit_depth=8)
@@ -126,11 +127,11 @@ def test_digest_follows_content(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
     changed = np.stack(list(pairs[0].image.slices()))
     changed[0, 0, 0] ^= 1
     tiff.write_stack(image, changed)
-    pairs = tiff.read_pairs(image.parents[1])
+    pairs = read_pairs(image.parents[1])
     assert PatchStore.write(tmp_path / "four", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).digest != first.digest
 
 
-def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[tiff.Pair]) -> None:
+def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[Pair]) -> None:
     settings = SETTINGS.model_copy(update={"gap": 50})
     with pytest.raises(InputError, match="lower patch.gap"):
         PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
@@ -138,7 +139,7 @@ def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[tiff.Pair]) -
 
 
 @pytest.mark.parametrize("damage", ["missing", "half", "format", "no store"])
-def test_broken_store_is_one_line(tmp_path: Path, pairs: list[tiff.Pair], damage: str) -> None:
+def test_broken_store_is_one_line(tmp_path: Path, pairs: list[Pair], damage: str) -> None:
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
     if damage == "missing":

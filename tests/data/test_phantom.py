@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.phantom import Draws, make_phantom, ramp, root, smooth_noise, write_phantom
 from mitoflow.data.validation import correlation
-from mitoflow.io.tiff import read_pairs
 
 SHAPE = (24, 192, 256)
 PINNED = "085b5971312f9194d72e2d4b8f67961f1d5b665227140472e8abe5fc3d69ebd7"

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from mitoflow.evaluation import boundary, metrics
+from mitoflow.evaluation import boundary
+from mitoflow.evaluation.bootstrap import bootstrap_interval
 
 masks = hnp.arrays(bool, (2, 7, 9))
 
@@ -96,7 +97,7 @@ def test_slices_add_up_and_are_drawn_as_pixels_are():
     truth = np.repeat(square(), 30, axis=0)
     prediction = np.concatenate([square(int(shift)) for shift in rng.integers(0, 6, 30)])
     counts = boundary.count(truth, prediction)
-    interval = metrics.bootstrap_interval(counts, boundary.f1, block=3, resamples=500, seed=0)
+    interval = bootstrap_interval(counts, boundary.f1, block=3, resamples=500, seed=0)
     assert interval.value == boundary.f1(counts.sum(0))
     assert boundary.f1(counts).min() < interval.low < interval.value < interval.high < 1
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mitoflow.evaluation import instance_scores, metrics
+from mitoflow.evaluation.bootstrap import bootstrap_interval
+from mitoflow.inference import instances
 
 masks = hnp.arrays(bool, (3, 5, 6))
 labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 5]))
@@ -18,7 +20,7 @@ labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 
 
 @given(masks)
 def test_components_are_those_that_scipy_connects_over_26_neighbours(mask):
-    found = instance_scores.label(mask)
+    found = instances.label(mask)
     expected, number = ndimage.label(mask, np.ones((3, 3, 3)))
     assert len(np.unique(np.stack([found, expected]).reshape(2, -1), axis=1).T) == len(np.unique(expected))
     assert np.array_equal(np.unique(found[mask]), np.arange(1, number + 1))
@@ -28,15 +30,15 @@ def test_components_are_those_that_scipy_connects_over_26_neighbours(mask):
 def test_a_shared_corner_connects():
     mask = np.zeros((2, 2, 2), np.uint8)
     mask[0, 0, 0] = mask[1, 1, 1] = 1
-    assert instance_scores.label(mask).max() == 1
+    assert instances.label(mask).max() == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (1, 9, 9), (3, 3, 3)])
 def test_as_many_components_as_there_can_be(shape):
     corners, faces = np.zeros(shape, bool), np.indices(shape).sum(0) % 2 == 0
     corners[::2, ::2, ::2] = True
-    assert instance_scores.label(corners).max() == corners.sum()
-    assert instance_scores.label(faces, connectivity=6).max() == faces.sum()
+    assert instances.label(corners).max() == corners.sum()
+    assert instances.label(faces, connectivity=6).max() == faces.sum()
 
 
 def every_pair(truth: NDArray[np.uint16], prediction: NDArray[np.uint16]) -> dict[tuple[int, int], float]:
@@ -88,7 +90,7 @@ def blocks(*places: int) -> NDArray[np.uint8]:
 
 
 def score(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> tuple[float, ...]:
-    total = instance_scores.match(instance_scores.label(truth), instance_scores.label(prediction)).objects().sum(0)
+    total = instance_scores.match(instances.label(truth), instances.label(prediction)).objects().sum(0)
     return tuple(
         float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, instance_scores.panoptic_quality)
     )
@@ -113,15 +115,13 @@ def test_a_bridge_that_dice_hardly_sees_costs_two_instances():
 
 def test_just_a_half_is_no_pair():
     truth, prediction = blocks(0, 4), blocks(0)  # four of eight layers
-    assert instance_scores.match(instance_scores.label(truth), instance_scores.label(prediction)).iou.tolist() == []
+    assert instance_scores.match(instances.label(truth), instances.label(prediction)).iou.tolist() == []
 
 
 def test_few_instances_have_a_wide_interval_and_many_a_narrow_one():
-    rows = instance_scores.match(
-        instance_scores.label(blocks(0, 10, 20)), instance_scores.label(blocks(0, 11, 30))
-    ).objects()
+    rows = instance_scores.match(instances.label(blocks(0, 10, 20)), instances.label(blocks(0, 11, 30))).objects()
     few, many = (
-        metrics.bootstrap_interval(objects, instance_scores.panoptic_quality, block=1, resamples=1000, seed=0)
+        bootstrap_interval(objects, instance_scores.panoptic_quality, block=1, resamples=1000, seed=0)
         for objects in (rows, np.tile(rows, (50, 1)))
     )
     assert few.value == pytest.approx(many.value) == pytest.approx((1 + 3 / 5) / 3)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, f1_score, jaccard_score
 
 from mitoflow.evaluation import metrics
-from mitoflow.evaluation.metrics import Counts, Interval, ProbabilityHistogram
+from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.evaluation.metrics import Counts
 
 probabilities = hnp.arrays(np.float32, (2, 3, 5), elements=st.floats(0, 1, width=32))
 masks = hnp.arrays(bool, (2, 3, 5))
@@ -172,7 +174,7 @@ def test_interval_is_that_of_a_plain_resampling():
             picked = [ring[(start + i) % len(ring)] for start in starts for i in range(block)]
             drawn += picked[: len(ring)]
         scores.append(metrics.dice(counts[drawn].sum(0)))
-    interval = metrics.bootstrap_interval(counts, metrics.dice, block, resamples, seed=0, stacks=stacks)
+    interval = bootstrap_interval(counts, metrics.dice, block, resamples, seed=0, stacks=stacks)
     assert interval.value == metrics.dice(counts.sum(0))
     assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), abs=5e-4)
 
@@ -182,7 +184,7 @@ def test_blocks_hold_the_truth_where_single_slices_promise_too_much():
 
     def coverage(block: int) -> float:
         intervals = (
-            metrics.bootstrap_interval(drifting_counts(165, seed, correlation=0.6), metrics.dice, block, 400, seed)
+            bootstrap_interval(drifting_counts(165, seed, correlation=0.6), metrics.dice, block, 400, seed)
             for seed in range(300)
         )
         return sum(interval.low <= 0.9 <= interval.high for interval in intervals) / 300
@@ -195,29 +197,29 @@ def test_blocks_hold_the_truth_where_single_slices_promise_too_much():
 @given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 3))
 def test_interval_repeats_and_holds_its_value(slices, block, seed):
     counts = drifting_counts(slices, seed)
-    interval = metrics.bootstrap_interval(counts, metrics.iou, block, 200, seed)
-    assert interval == metrics.bootstrap_interval(counts, metrics.iou, block, 200, seed)
+    interval = bootstrap_interval(counts, metrics.iou, block, 200, seed)
+    assert interval == bootstrap_interval(counts, metrics.iou, block, 200, seed)
     assert interval.low <= interval.value <= interval.high
     assert interval.low < interval.high
 
 
 def test_order_of_stacks_and_their_labels_do_not_matter():
     counts = drifting_counts(20, seed=2)
-    by_name = metrics.bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=["x"] * 12 + ["y"] * 8)
-    by_number = metrics.bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=np.repeat([3, 5], [12, 8]).tolist())
+    by_name = bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=["x"] * 12 + ["y"] * 8)
+    by_number = bootstrap_interval(counts, metrics.dice, 4, 300, 0, stacks=np.repeat([3, 5], [12, 8]).tolist())
     assert by_name == by_number
 
 
 def test_files_of_one_slice_count_as_one_stack():
     counts = drifting_counts(20, seed=0)
-    files = metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0, stacks=[f"page{i}" for i in range(20)])
-    assert files == metrics.bootstrap_interval(counts, metrics.dice, 5, 300, 0)
+    files = bootstrap_interval(counts, metrics.dice, 5, 300, 0, stacks=[f"page{i}" for i in range(20)])
+    assert files == bootstrap_interval(counts, metrics.dice, 5, 300, 0)
 
 
 def test_interval_of_fractions_is_that_of_a_plain_resampling():
     rows = np.random.default_rng(5).random((40, 2))
     drawn = np.random.default_rng(1).integers(40, size=(4000, 40))
-    interval = metrics.bootstrap_interval(rows, lambda r: metrics.ratio(r[..., 0], r.sum(-1)), 1, 4000, seed=0)
+    interval = bootstrap_interval(rows, lambda r: metrics.ratio(r[..., 0], r.sum(-1)), 1, 4000, seed=0)
     scores = rows[drawn].sum(1)
     expected = np.quantile(scores[:, 0] / scores.sum(1), [0.025, 0.975])
     assert (interval.low, interval.high) == pytest.approx(tuple(expected), abs=5e-3)
@@ -225,28 +227,28 @@ def test_interval_of_fractions_is_that_of_a_plain_resampling():
 
 def test_a_single_slice_tells_nothing():
     counts = drifting_counts(1, seed=0)
-    interval = metrics.bootstrap_interval(counts, metrics.dice, 5, 100, 0)
+    interval = bootstrap_interval(counts, metrics.dice, 5, 100, 0)
     assert interval == Interval(float(metrics.dice(counts[0])), 0, 1)
-    assert metrics.paired_difference(counts, counts, metrics.dice, 5, 100, 0) == Interval(0, -1, 1)
+    assert paired_difference(counts, counts, metrics.dice, 5, 100, 0) == Interval(0, -1, 1)
 
 
 def test_pairing_sees_a_difference_that_single_intervals_hide():
     worse = drifting_counts(165, seed=4)
     better = worse + np.array([60, -60, -60, 60])
-    difference = metrics.paired_difference(better, worse, metrics.dice, block=10, resamples=1000, seed=0)
-    low, high = (metrics.bootstrap_interval(c, metrics.dice, 10, 1000, 0) for c in (better, worse))
+    difference = paired_difference(better, worse, metrics.dice, block=10, resamples=1000, seed=0)
+    low, high = (bootstrap_interval(c, metrics.dice, 10, 1000, 0) for c in (better, worse))
     assert low.low < high.high  # each interval alone overlaps the other
     assert difference.low > 0
     assert difference.value == pytest.approx(low.value - high.value)
-    back = metrics.paired_difference(worse, better, metrics.dice, block=10, resamples=1000, seed=0)
+    back = paired_difference(worse, better, metrics.dice, block=10, resamples=1000, seed=0)
     assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
 
 
 def test_a_model_does_not_differ_from_itself():
     counts = drifting_counts(40, seed=6)
-    assert metrics.paired_difference(counts, counts, metrics.dice, 10, 200, 0) == Interval(0, 0, 0)
+    assert paired_difference(counts, counts, metrics.dice, 10, 200, 0) == Interval(0, 0, 0)
 
 
 def test_counts_of_other_slices_cannot_be_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
-        metrics.paired_difference(drifting_counts(4, 0), drifting_counts(5, 0), metrics.dice, 2, 10, 0)
+        paired_difference(drifting_counts(4, 0), drifting_counts(5, 0), metrics.dice, 2, 10, 0)

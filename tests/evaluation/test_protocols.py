@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
-from mitoflow.evaluation import boundary, instance_scores, metrics, protocols
+from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols
+from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.inference import instances
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import tiff
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
 
@@ -61,20 +63,20 @@ def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     empty = np.zeros((4, 8, 8), np.uint8)
     scores = protocols.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
-    assert scores["instance_f1_50"] == metrics.Interval(1, 0, 1)
-    assert instance_scores.match(instance_scores.label(empty), instance_scores.label(empty)).objects().shape == (0, 4)
+    assert scores["instance_f1_50"] == Interval(1, 0, 1)
+    assert instance_scores.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)
 
 
 def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: Path):
     """The maps of the slices before validation are in the medians of the first ones, as in the whole stack."""
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     cut = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     validation = PatchStore.write(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8).validation
     inputs = keras.Input((None, None, 1))
     settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5, median=5)
     sharp = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))
     predictor = Predictor(keras.Model(inputs, sharp(inputs)), settings)
-    histogram = metrics.ProbabilityHistogram()
+    histogram = curves.ProbabilityHistogram()
     for stack, held in validation.ranges.items():
         image = pairs[stack].image
         for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mitoflow.data.validation import Finding, Findings, check_dataset
-from mitoflow.evaluation import figures, metrics, report
-from mitoflow.evaluation.metrics import Interval
+from mitoflow.evaluation import curves, figures, metrics, report
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.io import tiff
 from mitoflow.tracking.gate import Check
 
@@ -75,7 +75,7 @@ def results() -> report.Results:
     probability = np.clip(truth * 0.8 + rng.normal(0.1, 0.1, truth.shape), 0, 1)
     probability[4, 20:50, 30:55] = 0.05  # missed
     probability[2, 70:80, 100:110] = 0.95  # added
-    histogram = metrics.ProbabilityHistogram()
+    histogram = curves.ProbabilityHistogram()
     for pair in zip(truth, probability, strict=True):
         histogram.add(*pair)
     counts = histogram.counts_at(0.5)

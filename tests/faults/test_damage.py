@@ -18,11 +18,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mitoflow.config.params import Patch
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.data import patches
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import SPLITS, Patches, PatchStore
 from mitoflow.errors import InputError
-from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.training import fitting
 from tests.test_training import RECIPE
@@ -58,7 +58,7 @@ def damage(file: Path, how: str, chance: random.Random) -> None:
 def store(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> PatchStore:
     folder = tmp_path_factory.mktemp("damage") / "patches"
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
@@ -113,7 +113,7 @@ def test_patch_store(
     record_property: Callable[[str, object], None],
 ) -> None:
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -159,7 +159,7 @@ def test_index(
 ) -> None:
     """Stores whose digests fit, and nothing else does."""
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -216,7 +216,7 @@ def sign(folder: Path, header: dict) -> None:
         read = {name: np.load(folder / side / f"{name}.npy") for name in ARRAYS}
         with suppress(Exception):  # some have no digest, whatever they are
             header["sha256"][side] = patches._digest(Patches(**read, shapes=[], step=64))
-    header["sha256"]["layout"] = workspace.fingerprint(header)
+    header["sha256"]["layout"] = files.fingerprint(header)
     (folder / "store.json").write_text(json.dumps(header))
 
 
@@ -240,7 +240,7 @@ def _without_header(folder: Path) -> None:
 @fault("a store of an older version, or half of one", long=1)
 def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kind: Callable, attempt: int) -> None:
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
     PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     kind(folder)
@@ -275,21 +275,21 @@ def test_model(
 
 
 def test_a_living_process_keeps_what_it_writes(tmp_path: Path) -> None:
-    with workspace.replacing(tmp_path / "a") as first:
+    with files.replacing(tmp_path / "a") as first:
         first.write_text("first")
         other = of_process(1, tmp_path / "a")  # which lives
         other.write_text("other")
-        with workspace.replacing(tmp_path / "b") as second:
+        with files.replacing(tmp_path / "b") as second:
             second.write_text("second")
     assert (tmp_path / "a").read_text() == "first"
-    with workspace.replacing(tmp_path / "a") as again:
+    with files.replacing(tmp_path / "a") as again:
         again.write_text("again")
     assert other.read_text() == "other"
 
 
 def of_process(number: int, path: Path) -> Path:
     """Return where a process with that number writes what becomes `path`."""
-    mine = workspace.temporary(path, "new")
+    mine = files.temporary(path, "new")
     return mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{number}."))
 
 
@@ -298,7 +298,7 @@ def test_a_process_of_another_machine_leaves_it_alone(tmp_path: Path) -> None:
     """Another PID namespace, in which this process has no number, is as far away."""
     target = tmp_path / "a"
     code = "import pathlib, sys, mitoflow.workspace as w; w.write_text(pathlib.Path(sys.argv[1]), 'theirs')"
-    with workspace.replacing(target) as ours:
+    with files.replacing(target) as ours:
         ours.write_text("ours")
         subprocess.run([*UNSHARE, "--pid", "--fork", sys.executable, "-c", code, target], check=True)
         assert target.read_text() == "theirs"

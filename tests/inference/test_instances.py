@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.evaluation import instance_scores
+from mitoflow.inference import instances
 from mitoflow.inference.blocks import shape_of
 from mitoflow.inference.instances import Criteria, Separation, fill_holes, split
 
@@ -102,7 +102,7 @@ def dumbbell(distance: float, radius: int = 8, thinner: int | None = None) -> ND
 
 def test_touching_balls_are_two_and_a_waist_is_not():
     touching, waisted = dumbbell(15.5), dumbbell(10)
-    assert instance_scores.label(touching).max() == 1
+    assert instances.label(touching).max() == 1
     labels, _ = separate(touching)
     assert labels.max() == 2
     for block in ((8, 7, 9), (20, 20, 20), (3, 30, 50)):

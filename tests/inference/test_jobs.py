@@ -21,6 +21,7 @@ from mitoflow.inference.jobs import Part
 from mitoflow.inference.prediction import Request
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import ome
+from mitoflow.tracking import model_lookup
 from tests.parts import ENVIRONMENT, scheduling, started, until, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
@@ -99,8 +100,8 @@ def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
 
 
 def masks(**asked: object) -> np.ndarray:
-    request = Request("cell.tif", Path("mask.ome.zarr"), "unet.keras", **asked)  # type: ignore[arg-type]
-    prediction.predict(request, print)
+    request = Request("cell.tif", Path("mask.ome.zarr"), **asked)  # type: ignore[arg-type]
+    prediction.predict(request, model_lookup.find("unet.keras"), print)
     return np.asarray(ome.open_multiscale(Path("mask.ome.zarr")).array[:])
 
 

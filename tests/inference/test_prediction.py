@@ -23,11 +23,12 @@ import zarr
 from PIL import Image
 
 from mitoflow import cli
-from mitoflow.data import fingerprint
+from mitoflow.data import fingerprint, network_input
 from mitoflow.inference import instances, jobs, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import ome, tiff
+from mitoflow.io import ome
+from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
@@ -50,7 +51,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "params.yaml").touch()
     (folder / "model").mkdir()
     write_model(folder / "model", SETTINGS, STACK[:3])
-    seen = fingerprint.look_at([tiff.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
+    seen = fingerprint.look_at([network_input.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
     seen.write(folder / "model/domain.yaml")
     tifffile.imwrite(folder / "cell.ome.tif", STACK, metadata=KNOWN)
     return folder
@@ -268,7 +269,9 @@ cli.main()
 def test_another_request_does_not_continue_what_was_begun(say: Say) -> None:
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        prediction.predict(prediction.Request("cell.ome.tif", Path("mask.tif"), "model/unet.keras"), print)
+        prediction.predict(
+            prediction.Request("cell.ome.tif", Path("mask.tif")), model_lookup.find("model/unet.keras"), print
+        )
     assert list(Path(".mask.tif.partial").glob("*/done/24-0-0"))
     assert say("cell.ome.tif", "mask.tif", "--threshold", "0.999")[0] == 0
     assert not tifffile.imread("mask.tif").any()
@@ -315,8 +318,8 @@ def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
     lost.unlink()
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        request = prediction.Request("cell.ome.zarr", Path("mask.tif"), "model/unet.keras", fill_missing=True)
-        prediction.predict(request, print)
+        request = prediction.Request("cell.ome.zarr", Path("mask.tif"), fill_missing=True)
+        prediction.predict(request, model_lookup.find("model/unet.keras"), print)
     lost.write_bytes(chunk)
     assert say("cell.ome.zarr", "mask.tif", "--fill-missing")[0] == 0
     assert say("cell.ome.tif", "expected.tif")[0] == 0

@@ -13,22 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
+from mitoflow.data.masks import MaskValues, agree_on_rule, binarise
+from mitoflow.data.network_input import camera_depth, to_unit
+from mitoflow.data.pairs import Pair, open_pair, read_pairs, require_one_dtype
 from mitoflow.errors import InputError
-from mitoflow.io.tiff import (
-    MaskValues,
-    Pair,
-    Stack,
-    agree_on_rule,
-    binarise,
-    camera_depth,
-    open_mask,
-    open_pair,
-    open_stack,
-    read_pairs,
-    require_one_dtype,
-    to_unit,
-    write_stack,
-)
+from mitoflow.io.tiff import Stack, open_mask, open_stack, write_stack
 
 EPFL = Path(__file__).parents[2] / "../shared/data/epfl"
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mitoflow import cli
 from mitoflow.config import params
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.io import ome, volumes
@@ -74,7 +74,7 @@ class _Payload:
 def test_pickles_in_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     layout = {"format": 3, "bit_depth": 8, "size": 64, "step": 64, "stacks": [], "sha256": {}}
-    layout["sha256"]["layout"] = workspace.fingerprint(layout)
+    layout["sha256"]["layout"] = files.fingerprint(layout)
     for side in ("train", "validation"):
         Path(side).mkdir()
         for name in ("images", "masks", "index"):

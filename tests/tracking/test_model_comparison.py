@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from mitoflow import cli
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -58,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Itera
         for command in ("git init -q -b main", "git config user.name T", "git config user.email t@localhost"):
             run(*command.split())
         run(sys.executable, "-m", "dvc", "init", "-q")
-        tiff.Conventions(8, "nonzero").write(CONVENTIONS)
+        Conventions(8, "nonzero").write(CONVENTIONS)
         for rate in RATES:
             train(rate)
         run("git", "update-ref", "refs/exps/12/3456/slower", "HEAD")  # as DVC names an experiment
@@ -76,13 +78,13 @@ def train(rate: float) -> None:
     unet.save_model(network, MODEL)
     MODEL.with_suffix(".yaml").write_text(f"bit_depth: 8\ndivisor: 2\nrecipe: {{learning_rate: {rate}}}\n")
     settings = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
-    pairs = tiff.read_pairs(PART)
+    pairs = read_pairs(PART)
     images = np.stack([*pairs[0].image.slices()])
     middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
     stacks, counts = protocols.count(Predictor(network, settings), pairs, "nonzero")
-    hashed = workspace.fingerprint("nonzero", PART)
+    hashed = files.fingerprint("nonzero", PART)
     measured = Evaluation(
         provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mitoflow.apps import serving
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -132,7 +132,7 @@ def test_without_a_champion_the_pretrained_model_is_taken(
         "dataset": {},
         "params": {},
     }
-    workspace.write_yaml(folder / "lineage.yaml", facts)
+    files.write_yaml(folder / "lineage.yaml", facts)
     in_folder(tmp_path, monkeypatch)
     for name in (None, "pretrained", "pretrained:phantom"):
         model = model_lookup.find(name)

@@ -19,7 +19,7 @@ import tifffile
 
 from mitoflow import cli
 from mitoflow.config import presets
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
 from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.models import unet
@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> I
         for command in ("init -q", "config user.name Test", "config user.email test@localhost", "add params.yaml"):
             subprocess.run(["git", *command.split()], check=True)
         subprocess.run(["git", "commit", "-qm", "A project"], check=True)
-        workspace.write_yaml(BEST_PARAMS, {"value": 0.0})
+        files.write_yaml(BEST_PARAMS, {"value": 0.0})
         for stage in (validate, patch, train, evaluate):
             stage.main()
         release.main()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data import network_input
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
-from mitoflow.io import tiff
 from mitoflow.training import fitting
 from mitoflow.training.fitting import Recipe
 from tests.parts import ENVIRONMENT
@@ -42,7 +43,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     folder = tmp_path_factory.mktemp("store") / "patches"
     return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
@@ -55,7 +56,7 @@ def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
     stack, z, (y, x) = dataset._place(0, rng)
     image, mask = dataset._crop(0, np.random.default_rng(7))
     box = (y, y + 64, x, x + 64)
-    for channel, near in enumerate(tiff.neighbours(z, 1, 2, store.train.ranges[stack])):
+    for channel, near in enumerate(network_input.neighbours(z, 1, 2, store.train.ranges[stack])):
         assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
     assert np.array_equal(mask[..., 0], store.train.mask(stack, z, box))
 
@@ -92,7 +93,7 @@ def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: 
     height = len(held) // 4 * 4
     assert mask.shape == (height, 64, 1)
     box = slice(row, row + height), slice(column, column + 64)
-    for channel, near in enumerate(tiff.neighbours(place, 1, 2, range(whole.shape[axis]))):
+    for channel, near in enumerate(network_input.neighbours(place, 1, 2, range(whole.shape[axis]))):
         assert np.array_equal(image[..., channel], whole.take(near, axis)[box] / np.float32(255))
     assert np.array_equal(mask[..., 0], truth.take(place, axis)[box])
 
@@ -215,7 +216,7 @@ def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore)
 def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_path: Path) -> None:
     """In a process of its own: the devices of a process are made before anything else."""
     settings = Patch(size=48, step=48, validation_fraction=0.375, gap=2)
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
     # More batches than are made ahead: Keras would keep those for the next epoch.
     recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=48)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.io import tiff
 from mitoflow.tuning.trial import Trial
 
 SHARED = {
@@ -38,7 +38,7 @@ VALUES = {"learning_rate": 0.001, "depth": 1, "augment_strength": 0.5}
 
 @pytest.fixture
 def trial(small_dataset: Path, tmp_path: Path) -> Trial:
-    pairs = tiff.read_pairs(small_dataset / "train")
+    pairs = read_pairs(small_dataset / "train")
     settings = Patch(size=64, step=64, validation_fraction=0.1, gap=2)
     PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
     return Trial.of(tmp_path / "patches", SHARED)

@@ -26,13 +26,15 @@ from PIL import Image
 
 from mitoflow.apps import onnx_export
 from mitoflow.apps.onnx_export import IMAGE, OPSET, PROBABILITY, Parity
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data import network_input
 from mitoflow.errors import InputError
 from mitoflow.evaluation import figures
+from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
-from mitoflow.io import tiff
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.models import unet
-from mitoflow.tracking.model_lookup import TrainedModel
+from mitoflow.tracking import pretrained
 
 README = Path(__file__).with_name("modelzoo.md")
 
@@ -75,8 +77,8 @@ def write_package(folder: Path, model: TrainedModel, authors: Sequence[str], lic
     settings = model.predictor.settings
     network = onnx_export.plain(model.predictor.model)
     images = onnx_export.phantom_slice(settings)
-    probability = np.asarray(network.predict_on_batch(tiff.to_unit(images, settings.bit_depth)))
-    with workspace.replacing(folder) as beside:
+    probability = np.asarray(network.predict_on_batch(network_input.to_unit(images, settings.bit_depth)))
+    with files.replacing(folder) as beside:
         beside.mkdir()
         unet.save_model(network, beside / "unet.keras")
         onnx_export.write_onnx(beside / "unet.onnx", network, settings)
@@ -189,7 +191,8 @@ def channel_names(settings: Settings) -> list[str]:
 
 def document(path: Path, model: TrainedModel, settings: Settings, parameters: int, parity: Parity) -> None:
     """Write how to use the package, and the model card or, where the model has none, what is known of it."""
-    card = model.card.read_text(encoding="utf-8") if model.card else None
+    found = pretrained.card(model)
+    card = found.read_text(encoding="utf-8") if found else None
     pages = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -199,7 +202,7 @@ def document(path: Path, model: TrainedModel, settings: Settings, parameters: in
         channels=channel_names(settings),
         parameters=parameters,
         parity=parity,
-        measured=model.evaluation,
+        measured=Evaluation.of(model),
         card=card and re.sub("^#", "##", card, flags=re.MULTILINE),  # its headings below those of the page
     )
     path.write_text(text, encoding="utf-8")
@@ -210,7 +213,7 @@ def draw_cover(path: Path, image: np.ndarray, probability: np.ndarray, settings:
 
     ``image`` is uint8 or uint16, ``probability`` float32 in [0, 1].
     """
-    grey = np.round(255 * tiff.to_unit(image, settings.bit_depth))[..., np.newaxis].repeat(3, axis=2)
+    grey = np.round(255 * network_input.to_unit(image, settings.bit_depth))[..., np.newaxis].repeat(3, axis=2)
     marked = (probability >= settings.threshold)[..., np.newaxis]
     tinted = np.where(marked, (grey + figures.MASK[0][:3]) / 2, grey)
     Image.fromarray(np.hstack([grey, tinted]).astype(np.uint8)).save(path, optimize=True)
@@ -218,7 +221,8 @@ def draw_cover(path: Path, image: np.ndarray, probability: np.ndarray, settings:
 
 def _copy_pictures(model: TrainedModel, folder: Path) -> list[str]:
     """Copy the pictures that the model card shows, and return their names."""
-    pictures = sorted(model.card.parent.glob("*.png")) if model.card else []
+    card = pretrained.card(model)
+    pictures = sorted(card.parent.glob("*.png")) if card else []
     for picture in pictures:
         shutil.copy(picture, folder)
     return [picture.name for picture in pictures]

@@ -74,7 +74,7 @@ def segment(
             spacing=voxel_size(image) or None,
             name=image.name,
         )
-        prediction.predict(request, show_info, chosen)
+        prediction.predict(request, chosen, show_info)
         voxels = np.asarray(ome.open_multiscale(request.images["instances" if instances else "mask"]).array[:])
         lineage = ome.read_lineage(output)
     labels = (voxels if instances else (voxels > 0).astype(np.uint8)).reshape(_data(image).shape)

@@ -19,11 +19,10 @@ import onnxruntime
 from keras import layers
 
 from mitoflow import __version__
-from mitoflow.core import workspace
-from mitoflow.data import phantom
+from mitoflow.core import files
+from mitoflow.data import network_input, phantom
 from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import tiff
 
 IMAGE, PROBABILITY = "image", "probability"  # the input and the output
 OPSET = 17  # of 2022: programs bring older runtimes than the newest
@@ -66,7 +65,7 @@ def export_onnx(path: Path, predictor: Predictor) -> Parity:
         Keras runs on another backend than TensorFlow, or ONNX predicts something else.
     """
     network = plain(predictor.model)
-    with workspace.replacing(path) as beside:
+    with files.replacing(path) as beside:
         write_onnx(beside, network, predictor.settings)
         return compare(beside, network, predictor, phantom_slice(predictor.settings))
 
@@ -132,7 +131,7 @@ def phantom_slice(settings: Settings) -> np.ndarray:
     side = max(smallest_side(settings), SIDE // settings.divisor * settings.divisor)
     depth = DEPTH + 2 * settings.context * settings.context_step
     stack, _ = phantom.make_phantom((depth, side, side), SEED)
-    near = tiff.neighbours(depth // 2, settings.context, settings.context_step, range(depth))
+    near = network_input.neighbours(depth // 2, settings.context, settings.context_step, range(depth))
     grey = np.stack([stack[z] for z in near], axis=-1)[np.newaxis]
     if settings.bit_depth == 8:
         return np.asarray(grey)
@@ -158,7 +157,7 @@ def compare(path: Path, network: keras.Model, predictor: Predictor, images: np.n
     InputError
         ONNX and Keras in float32 differ by more than `TOLERANCE`.
     """
-    units = tiff.to_unit(images, predictor.settings.bit_depth)
+    units = network_input.to_unit(images, predictor.settings.bit_depth)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (converted,) = session.run([PROBABILITY], {IMAGE: units})
     same = np.asarray(network.predict_on_batch(units))

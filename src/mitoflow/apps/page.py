@@ -23,13 +23,12 @@ import streamlit as st
 import zarr
 
 from mitoflow.errors import InputError, mendable
-from mitoflow.evaluation import figures
-from mitoflow.inference import prediction
+from mitoflow.inference import overlay, prediction
 from mitoflow.inference.prediction import Request
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, spacing, volumes
 from mitoflow.io.volumes import Scan
 from mitoflow.tracking import model_lookup
-from mitoflow.tracking.model_lookup import TrainedModel
 
 LARGEST = 2**31  # voxels of a file
 SHOWN = 2048  # pixels of a side of a picture; of larger slices every second or third pixel is shown
@@ -128,7 +127,7 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
             raise InputError(image, f"{voxels / 1e9:.1f} Gvoxel", f"at most {LARGEST / 1e9:.1f} on this page", remedy)
         notes: list[str] = []
         request = Request(str(image), output, spacing=known, probability=True, name=name)
-        wait_for(lambda advance: prediction.predict(request, notes.append, model, advance), voxels)
+        wait_for(lambda advance: prediction.predict(request, model, notes.append, advance), voxels)
     except InputError as error:
         where = str(error.where).replace(str(image), name)
         raise InputError(where, error.found, error.expected, error.remedy) from None
@@ -201,9 +200,9 @@ def show(answer: Answer, model: TrainedModel, name: str) -> None:
     image, mask = answer.slice(z, threshold)
     every = math.ceil(max(mask.shape) / SHOWN)
     small, marked = image[::every, ::every], mask[::every, ::every]
-    left.image(figures.contours_png([(small, np.zeros_like(marked))]), caption=f"slice {z}", width="stretch")
+    left.image(overlay.contours_png([(small, np.zeros_like(marked))]), caption=f"slice {z}", width="stretch")
     told = f"{mask.mean():.2%} of slice {z} is mitochondria"
-    right.image(figures.contours_png([(small, marked)]), caption=told, width="stretch")
+    right.image(overlay.contours_png([(small, marked)]), caption=told, width="stretch")
     named = f"{name}_mitochondria"
     left.download_button("Mask (OME-TIFF)", lambda: answer.tiff(threshold), f"{named}.tif", "image/tiff")
     right.download_button("Table (CSV)", lambda: answer.table(threshold), f"{named}.csv", "text/csv")

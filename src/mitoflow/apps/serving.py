@@ -23,10 +23,11 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
 from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import prediction
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import volumes
 from mitoflow.tracking import model_lookup, registry
-from mitoflow.tracking.model_lookup import TrainedModel
 
 TIFF, JSON = "image/tiff", "application/json"
 TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
@@ -61,7 +62,7 @@ def load(model: TrainedModel) -> PyFuncModel:
     """Return a model as MLflow loads it, packed anew from its files, whose digest was checked."""
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
-        registry.pack(packed, model.evaluation, model.weights, model.folder / registry.SETTINGS)
+        registry.pack(packed, Evaluation.of(model), model.weights, model.folder / registry.SETTINGS)
         loaded: PyFuncModel = pyfunc.load_model(str(packed))
         return loaded
 
@@ -79,7 +80,7 @@ def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
             if (pixels := _pixels(image)) > largest:
                 return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{pixels} pixels, {largest} at most; send parts")
             notes: list[str] = []
-            prediction.predict(prediction.Request(str(image), mask, name="request"), notes.append, model)
+            prediction.predict(prediction.Request(str(image), mask, name="request"), model, notes.append)
             told = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
             return Response(mask.read_bytes(), media_type=TIFF, headers=told)
 

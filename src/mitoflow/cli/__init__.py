@@ -18,7 +18,7 @@ from mitoflow.errors import InputError, fail, one_line
 if TYPE_CHECKING:
     from mitoflow.apps.onnx_export import Parity
     from mitoflow.data.datasets import Installed
-    from mitoflow.evaluation.metrics import Interval
+    from mitoflow.evaluation.bootstrap import Interval
 
 SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
 MASK_RULES = click.Choice(["auto", "nonzero", "half"])
@@ -236,8 +236,8 @@ def tune(dask: str | None) -> None:
 @mitoflow.command()
 def summary() -> None:
     """Show the measured model and what became of it."""
-    from mitoflow.core import provenance, workspace
-    from mitoflow.evaluation.metrics import Interval
+    from mitoflow.core import files, provenance
+    from mitoflow.evaluation.bootstrap import Interval
     from mitoflow.stages import EVALUATE_REPORTS, MODEL
     from mitoflow.tracking import registry
 
@@ -245,7 +245,7 @@ def summary() -> None:
     remedy, protocols = "run `dvc repro` or `dvc pull`", ("patch_wise", "whole_slice")
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "a measured model", remedy)
-    measured = workspace.read_json(path, remedy, protocols)
+    measured = files.read_json(path, remedy, protocols)
     rows = []
     for protocol in protocols:
         scores = measured[protocol]
@@ -417,7 +417,7 @@ def history() -> None:
 @mitoflow.command()
 @click.argument("source", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--model", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
+@click.option("--model", "wanted", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained.")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
 @click.option("--tta", is_flag=True, help="Average over all symmetries of a tile: better, and up to 8 times as long.")
 @click.option("--probability", is_flag=True, help="Write OUTPUT_probability too, float32 in [0, 1].")
@@ -431,7 +431,7 @@ def history() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
 @click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
-def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -> None:
+def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
     """Write the mask of a stack of any size.
 
     INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
@@ -441,10 +441,12 @@ def predict(source: str, output: Path, voxel_size: str | None, **options: Any) -
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells more about itself than about the stack
     from mitoflow.inference import prediction
     from mitoflow.io import spacing
+    from mitoflow.tracking import model_lookup
 
     known = spacing.parse(voxel_size) if voxel_size else None
     request = prediction.Request(source, output, spacing=known, **options)
-    model = prediction.predict(request, lambda line: click.echo(line, err=True))
+    model = model_lookup.find(wanted)
+    prediction.predict(request, model, lambda line: click.echo(line, err=True))
     told = f"`mitoflow lineage {shlex.quote(str(output))}`"
     click.echo(f"{output}: mask by {model.name}; {told} tells where it comes from")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.errors import InputError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -139,7 +139,7 @@ class Train(Section):
 
 
 class Bootstrap(Section):
-    """The block bootstrap behind 95 % intervals; see `mitoflow.evaluation.metrics.bootstrap_interval`."""
+    """The block bootstrap behind 95 % intervals; see `mitoflow.evaluation.bootstrap.bootstrap_interval`."""
 
     block: Positive = 10
     resamples: Annotated[int, Field(ge=100)] = 2000
@@ -214,7 +214,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
 
 def read(model: type[AnySection], path: Path) -> AnySection:
     """Read a YAML file as `model`, and raise what `load` raises."""
-    raw = workspace.read_yaml(path, "run this in the project's folder; git has the file as it was")
+    raw = files.read_yaml(path, "run this in the project's folder; git has the file as it was")
     try:
         return model.model_validate(raw)
     except ValidationError as error:

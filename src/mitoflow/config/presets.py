@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
 from mitoflow.config import params
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.errors import InputError
 
 PRESETS = Path(__file__).with_name("presets.yaml")
@@ -80,7 +80,7 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     InputError
         The file lacks a key, is not valid, or is not with the new values. It stays as it was.
     """
-    workspace.read_yaml(path, "git has the file as it was")
+    files.read_yaml(path, "git has the file as it was")
     text = path.read_bytes().decode()
     present = scalars(text)
     missing = next((key for key in values if key not in present), None)
@@ -88,7 +88,7 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         raise InputError(f"{path}: {missing}", "no such key", "one to change", "add it, or mend its spelling")
     changed = {key: value for key, value in values.items() if present[key].source != value}
     if changed:
-        with workspace.replacing(path) as beside:
+        with files.replacing(path) as beside:
             beside.write_bytes(edited(text, changed).encode())
             try:
                 params.load(beside)

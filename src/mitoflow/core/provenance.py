@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.errors import InputError
 
 PREFIX = "mitoflow.lineage."
@@ -100,7 +100,7 @@ def _git(*arguments: str, **environment: str) -> str | None:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        return workspace.read_yaml(path, "run DVC")
+        return files.read_yaml(path, "run DVC")
     except InputError:
         return {}
 

@@ -19,13 +19,15 @@ from tqdm import tqdm
 
 from mitoflow.config import params, presets
 from mitoflow.config.params import MaskRule
-from mitoflow.core import workspace
+from mitoflow.core import files, workspace
 from mitoflow.data import phantom
 from mitoflow.data.download import fetch
 from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.data.masks import MaskValues
+from mitoflow.data.pairs import Pair
 from mitoflow.data.validation import Findings, check_dataset
 from mitoflow.errors import InputError
-from mitoflow.io.tiff import MaskValues, Pair, open_mask, open_stack
+from mitoflow.io.tiff import open_mask, open_stack
 
 DATA, POINTER, PARAMS, IGNORED = Path("data"), Path("data.dvc"), Path("params.yaml"), Path(".gitignore")
 
@@ -284,7 +286,7 @@ def install(recipe: Recipe, *, as_recorded: bool = False) -> Installed:
     """
     settings = _require_project()
     with _all_or_nothing() as old:
-        with workspace.replacing(DATA) as beside:
+        with files.replacing(DATA) as beside:
             recipe.write(beside)
             _say("checking every slice")
             findings = _check(beside, recipe, settings.validate_.near_duplicate)
@@ -325,9 +327,9 @@ def _check(data: Path, recipe: Recipe, near_duplicate: float) -> Findings:
 @contextmanager
 def _all_or_nothing() -> Iterator[Path]:
     """Yield a path for the old ``data/``; when the block raises, put it back, with the files that speak of it."""
-    old = workspace.temporary(DATA, "old")
+    old = files.temporary(DATA, "old")
     empty_before = not DATA.exists()
-    files = {path: path.read_bytes() if path.exists() else None for path in (POINTER, PARAMS, IGNORED)}
+    kept = {path: path.read_bytes() if path.exists() else None for path in (POINTER, PARAMS, IGNORED)}
     try:
         yield old
     except BaseException:
@@ -335,7 +337,7 @@ def _all_or_nothing() -> Iterator[Path]:
             shutil.rmtree(DATA, ignore_errors=True)
         if old.exists():
             old.replace(DATA)
-        for path, content in files.items():
+        for path, content in kept.items():
             if content is None:
                 path.unlink(missing_ok=True)
             elif path.read_bytes() != content:
@@ -353,7 +355,7 @@ def _keep_way_back() -> Path | None:
     if not digest:
         return None
     archive = workspace.state_dir() / "replaced" / f"{digest[:8]}.tar"
-    with workspace.replacing(archive) as beside, tarfile.open(beside, "w") as tar:
+    with files.replacing(archive) as beside, tarfile.open(beside, "w") as tar:
         for path in (POINTER, PARAMS):
             tar.add(path)
     return archive
@@ -362,7 +364,7 @@ def _keep_way_back() -> Path | None:
 def _recorded_hash() -> str | None:
     if not POINTER.exists():
         return None
-    outs = workspace.read_yaml(POINTER, "take it from git, or remove it").get("outs")
+    outs = files.read_yaml(POINTER, "take it from git, or remove it").get("outs")
     return str(outs[0].get("md5")) if outs else None
 
 

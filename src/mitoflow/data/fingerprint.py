@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.core import workspace
+from mitoflow.core import files
 
 BINS = 64  # of the histogram of grey values
 SMALLEST = 32  # pixels of a side of a patch that tells anything
@@ -60,13 +60,13 @@ class Domain:
 
     def write(self, path: Path) -> None:
         """Write the fingerprint as YAML."""
-        workspace.write_yaml(path, asdict(self))
+        files.write_yaml(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Domain:
         """Read what `write` wrote; raises `InputError` where it is missing or not whole."""
         names = [each.name for each in fields(cls)]
-        values = workspace.read_yaml(path, REMEDY, names)
+        values = files.read_yaml(path, REMEDY, names)
         return cls(**{name: values[name] for name in names})
 
     def quantile(self, share: float) -> float:

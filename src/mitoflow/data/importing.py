@@ -8,16 +8,16 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
 from itertools import groupby
 from pathlib import Path
 
 import tifffile
 
+from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.data.patches import split
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
-from mitoflow.io.tiff import Array, Pair, Stack, joined, natural_order, needs_bigtiff, open_pair
+from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, natural_order, needs_bigtiff
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,6 @@ def find_pairs(
         stacks = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
         pairs = [Pair(pairs[0].name, *stacks)]
     return Sources(pairs, by_order=len(shared) < len(matches))
-
-
-def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
-
-    Raises
-    ------
-    InputError
-        A pattern matches no TIFF; the error begins with `option`.
-    """
-    found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
-    for pattern in patterns:
-        path = Path(pattern)
-        # Path.glob takes no absolute patterns.
-        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
-        tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
-        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
-        if not matches:
-            what = "an empty folder" if path.is_dir() else "no TIFF file"
-            raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
-        for match in matches:
-            found.setdefault(match.resolve(), match)
-    return list(found.values())
 
 
 def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:

@@ -16,17 +16,18 @@ from patchify import patchify
 from tqdm import tqdm
 
 from mitoflow.config.params import Patch
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data import network_input
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
-from mitoflow.io import tiff
+from mitoflow.io.tiff import Box
 
 SPLITS = ("train", "validation")
 FORMAT = 3
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]
-#: Part of a slice: first and past-the-end pixel along y, then along x.
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class Patches:
         for row in rows:
             stack, z = (int(value) for value in self.index[row, :2])
             held, in_slice = self.ranges[stack], row - self._first_row[stack, z]
-            nearby = tiff.neighbours(z, context, step, held)
+            nearby = network_input.neighbours(z, context, step, held)
             places.append([self._first_row[stack, near] + in_slice for near in nearby])
         return np.moveaxis(self.images[np.array(places)], 1, -1)
 
@@ -293,9 +294,7 @@ class PatchStore:
     digest: str
 
     @classmethod
-    def write(
-        cls, folder: Path, pairs: list[tiff.Pair], settings: Patch, *, mask_rule: tiff.Rule, bit_depth: int
-    ) -> PatchStore:
+    def write(cls, folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: Rule, bit_depth: int) -> PatchStore:
         """Cut `pairs` into a store at `folder` and open it.
 
         Raises
@@ -314,7 +313,7 @@ class PatchStore:
                 "add slices or lower patch.gap",
             )
         digests = {}
-        with workspace.replacing(folder) as beside:
+        with files.replacing(folder) as beside:
             for side, slices in sides.items():
                 digests[side] = _write_side(beside / side, pairs, slices, settings, mask_rule)
             header: dict[str, Any] = {
@@ -325,7 +324,7 @@ class PatchStore:
                 "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
                 "sha256": digests,
             }
-            header["sha256"]["layout"] = workspace.fingerprint(header)
+            header["sha256"]["layout"] = files.fingerprint(header)
             (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         return cls.open(folder, verify=False)
 
@@ -350,7 +349,7 @@ class PatchStore:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}")
             digests = header["sha256"]
-            if digests.pop("layout") != workspace.fingerprint(header):
+            if digests.pop("layout") != files.fingerprint(header):
                 raise ValueError("store.json has changed since it was written")
             shapes = [tuple(stack["shape"]) for stack in header["stacks"]]
             train, validation = (
@@ -371,13 +370,11 @@ class PatchStore:
             found = f"{type(error).__name__}: {error}"
             remedy = "run `dvc repro -f patch`"
             raise InputError(folder, found, f"a patch store of format {FORMAT}", remedy) from None
-        digest = workspace.file_digest(folder / "store.json")
+        digest = files.file_digest(folder / "store.json")
         return cls(train, validation, bit_depth=header["bit_depth"], size=header["size"], digest=digest)
 
 
-def _write_side(
-    folder: Path, pairs: list[tiff.Pair], slices: list[SliceId], settings: Patch, mask_rule: tiff.Rule
-) -> str:
+def _write_side(folder: Path, pairs: list[Pair], slices: list[SliceId], settings: Patch, mask_rule: Rule) -> str:
     """Write one side and return the SHA-256 of its content."""
     folder.mkdir(parents=True)
     per_stack = [
@@ -393,7 +390,7 @@ def _write_side(
         _write_header(masks, shape, np.dtype(np.uint8))
         for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
             patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
-            truth, _ = cut(tiff.binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            truth, _ = cut(binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
             for stream, array in ((images, patches), (masks, truth)):
                 content = np.ascontiguousarray(array).data
                 stream.write(content)

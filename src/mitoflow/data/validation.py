@@ -14,19 +14,12 @@ from typing import Any
 import numpy as np
 
 from mitoflow.config.params import MaskRule
+from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.network_input import camera_depth
+from mitoflow.data.pairs import Pair, read_pairs, require_one_dtype
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import is_elongated, read_tiff_spacing
-from mitoflow.io.tiff import (
-    Array,
-    MaskValues,
-    Pair,
-    Rule,
-    agree_on_rule,
-    binarise,
-    camera_depth,
-    read_pairs,
-    require_one_dtype,
-)
+from mitoflow.io.tiff import Array
 
 PARTS = ("train", "test")
 

@@ -4,7 +4,7 @@ People who annotate the same mitochondrion draw its membrane a pixel or two apar
 little about a model, and an error beyond it a lot; the scores of pixels do not tell the two apart.
 
 Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in
-`mitoflow.evaluation.metrics`: `mitoflow.evaluation.metrics.bootstrap_interval` takes them, with `f1` or
+`mitoflow.evaluation.metrics`: `mitoflow.evaluation.bootstrap.bootstrap_interval` takes them, with `f1` or
 `near_share` as the score.
 """
 

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mitoflow.config.params import Bootstrap
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, metrics
-from mitoflow.evaluation.metrics import Interval
+from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+
+if TYPE_CHECKING:
+    from mitoflow.inference.trained_model import TrainedModel  # imports Keras
+
+NAME = "evaluation.json"  # of its file beside the weights
 
 SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
 
@@ -34,7 +40,7 @@ class Evaluation:
     counts
         For each slice its true positives, false positives, false negatives and true negatives, in pixels.
     block, resamples, seed
-        Of the block bootstrap; `mitoflow.evaluation.metrics.bootstrap_interval` says what they mean.
+        Of the block bootstrap; `mitoflow.evaluation.bootstrap.bootstrap_interval` says what they mean.
     boundaries
         For each slice its counts by `mitoflow.evaluation.boundary.COLUMNS`; empty where they were not counted.
     """
@@ -66,6 +72,13 @@ class Evaluation:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(path, error, "an evaluation", "run `dvc repro evaluate` or `dvc pull`") from None
 
+    @classmethod
+    def of(cls, model: TrainedModel) -> Evaluation | None:
+        """Return what a model did on the test part; None where that was left behind, or is of another model."""
+        path = model.folder / NAME
+        measured = cls.read(path) if path.is_file() else None
+        return measured if measured and measured.model_sha256 == model.origin["model_sha256"] else None
+
     @property
     def sha256(self) -> str:
         """Digest of everything in it."""
@@ -78,7 +91,7 @@ class Evaluation:
 
     def interval(self, score: str) -> Interval:
         """Return one of `scores` with its 95 % interval."""
-        return metrics.bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
+        return bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
 
     def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
@@ -88,7 +101,7 @@ class Evaluation:
         """
         ours, theirs = self._array(score), other._array(score)
         drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)
-        return metrics.paired_difference(ours, theirs, SCORES[score], *drawn)
+        return paired_difference(ours, theirs, SCORES[score], *drawn)
 
     def _bootstrap(self) -> tuple[int, int, int, list[str]]:
         return self.block, self.resamples, self.seed, self.stacks

@@ -21,7 +21,9 @@ from PIL import Image
 from scipy import ndimage
 
 from mitoflow.evaluation import metrics
-from mitoflow.evaluation.metrics import Counts, PrecisionRecall, Reliability
+from mitoflow.evaluation.curves import PrecisionRecall, Reliability
+from mitoflow.evaluation.metrics import Counts
+from mitoflow.inference.overlay import _stretch
 
 # Matplotlib draws with the colours on the left, the page replaces them by its own.
 INK, FAINT, FIRST, SECOND = "#101010", "#c0c0c0", "#0072b2", "#d55e00"
@@ -53,7 +55,6 @@ STYLE = {
 
 # Hues of Okabe & Ito's palette, which the colour-blind tell apart; red, green, blue, alpha.
 MASK = ((0, 158, 115, 90), (0, 200, 150, 255))
-CONTOUR = (0, 200, 150)
 ERRORS = ((0, 158, 115, 90), (240, 145, 0, 190), (60, 165, 255, 175))
 
 
@@ -165,30 +166,6 @@ def _svg(figure: Figure) -> str:
 def grey_png(image: NDArray[np.uint8 | np.uint16]) -> str:
     """Return an image ``(Y, X)`` of any range as a PNG data URI, stretched so that all but 0.5 % of both ends show."""
     return _data_uri(Image.fromarray(_stretch(image), "L"))
-
-
-def _stretch(image: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
-    low, high = np.percentile(image, [0.5, 99.5])
-    stretched: NDArray[np.uint8] = np.round(np.clip((image - low) / max(high - low, 1) * 255, 0, 255)).astype(np.uint8)
-    return stretched
-
-
-def contours_png(slices: Sequence[tuple[NDArray[np.uint8 | np.uint16], NDArray[np.uint8]]]) -> bytes:
-    """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG."""
-    panels = []
-    for image, mask in slices:
-        picture = np.repeat(_stretch(image)[:, :, None], 3, axis=2)
-        width = max(1, round(max(mask.shape) / 500))
-        inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
-        picture[(mask > 0) & ~inner] = CONTOUR
-        panels.append(np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255))
-    rows = [np.concatenate(panels[first : first + 2], axis=1) for first in range(0, len(panels), 2)]
-    page = np.full((sum(len(row) for row in rows), max(row.shape[1] for row in rows), 3), 255, np.uint8)
-    for top, row in zip(np.cumsum([0, *(len(row) for row in rows)]), rows, strict=False):
-        page[top : top + len(row), : row.shape[1]] = row
-    buffer = io.BytesIO()
-    Image.fromarray(page, "RGB").save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def mask_png(mask: NDArray[np.uint8]) -> str:

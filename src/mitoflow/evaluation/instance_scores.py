@@ -7,39 +7,12 @@ a few voxels thick. Who counts mitochondria or measures each of them needs to kn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
 from mitoflow.evaluation import metrics
-
-CONNECTIVITY: Final = 26  # voxels that share a face, an edge or a corner are of one mitochondrion
-
-
-def label(mask: NDArray[Any], connectivity: Literal[6, 26] = CONNECTIVITY) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the connected components of a mask.
-
-    Mitochondria that touch become one, and one that the stack cuts twice becomes two: in truth as in prediction.
-
-    Parameters
-    ----------
-    mask
-        ``(Z, Y, X)`` bool or {0, 1}.
-    connectivity
-        6: neighbours share a face. 26: a face, an edge or a corner.
-
-    Returns
-    -------
-    labels
-        ``(Z, Y, X)`` uint16 or uint32: 0 is background, and the components are 1 to n without gaps.
-    """
-    # As bool it would reserve too few labels for voxels that alternate in a thin volume, and fail; and be no faster.
-    labels: NDArray[np.unsignedinteger[Any]] = cc3d.connected_components(
-        mask.astype(np.uint8, copy=False), connectivity=connectivity
-    )
-    return labels
 
 
 @dataclass(frozen=True)

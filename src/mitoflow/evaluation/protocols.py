@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow.data import patches
+from mitoflow.data import network_input, patches
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.evaluation.metrics import Counts, Interval, ProbabilityHistogram
+from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
 from mitoflow.inference.predictor import OnSections, Predictor, median_along_z
 from mitoflow.io import tiff
@@ -99,7 +103,7 @@ class Measured:
     masks: dict[str, np.ndarray]
 
 
-def measure(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule, size: int) -> Measured:
+def measure(predictor: Predictor, pairs: list[Pair], rule: Rule, size: int) -> Measured:
     """Predict every slice of `pairs` by both protocols.
 
     Parameters
@@ -125,10 +129,10 @@ def measure(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule, size:
             masks[pair.name] = np.empty(pair.image.shape, np.uint8)
             maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
             for z, probability in zip(held, maps, strict=True):
-                truth = tiff.binarise(pair.mask.slice(z), rule)
+                truth = binarise(pair.mask.slice(z), rule)
                 histogram.add(truth, probability)
                 masks[pair.name][z] = probability >= settings.threshold
-                near = tiff.neighbours(z, settings.context, settings.context_step, held)
+                near = network_input.neighbours(z, settings.context, settings.context_step, held)
                 images = np.stack([pair.image.slice(place) for place in near], axis=-1)
                 counts.append(_count_patches(predictor, images, truth, size))
                 stacks.append(pair.name)
@@ -137,13 +141,13 @@ def measure(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule, size:
     return Measured(stacks, places, np.array(counts), histogram, masks)
 
 
-def count(predictor: Predictor, pairs: list[tiff.Pair], rule: tiff.Rule) -> tuple[list[str], Counts]:
+def count(predictor: Predictor, pairs: list[Pair], rule: Rule) -> tuple[list[str], Counts]:
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
         maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_sections=_sections())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
-            counts.append(metrics.count(tiff.binarise(truth, rule), probability >= predictor.settings.threshold))
+            counts.append(metrics.count(binarise(truth, rule), probability >= predictor.settings.threshold))
             stacks.append(pair.name)
     return stacks, np.array(counts)
 
@@ -215,7 +219,7 @@ def score_shapes(
     shapes
         Of each stack, in the order of `stacks`.
     stacks, block, resamples, seed
-        See `mitoflow.evaluation.metrics.bootstrap_interval`.
+        See `mitoflow.evaluation.bootstrap.bootstrap_interval`.
 
     Returns
     -------
@@ -232,9 +236,5 @@ def score_shapes(
         "panoptic_quality": (half, instance_scores.panoptic_quality),
     }
     return {
-        name: metrics.bootstrap_interval(boundaries, score, block, resamples, seed, stacks)
-        for name, score in by_slice.items()
-    } | {
-        name: metrics.bootstrap_interval(objects, score, 1, resamples, seed)
-        for name, (objects, score) in by_object.items()
-    }
+        name: bootstrap_interval(boundaries, score, block, resamples, seed, stacks) for name, score in by_slice.items()
+    } | {name: bootstrap_interval(objects, score, 1, resamples, seed) for name, (objects, score) in by_object.items()}

@@ -14,11 +14,14 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.validation import Findings
 from mitoflow.evaluation import figures, metrics
-from mitoflow.evaluation.metrics import Counts, Interval, PrecisionRecall, Reliability
-from mitoflow.io import tiff
+from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.evaluation.curves import PrecisionRecall, Reliability
+from mitoflow.evaluation.metrics import Counts
 
 if TYPE_CHECKING:
     from mitoflow.tracking.gate import Verdict
@@ -156,12 +159,12 @@ class Results:
     params: Mapping[str, Mapping[str, Any]]
 
 
-def sample_slices(part: Path, rule: tiff.Rule, number: int = 3) -> list[Slice]:
+def sample_slices(part: Path, rule: Rule, number: int = 3) -> list[Slice]:
     """Read ``number`` slices, evenly spaced over all stacks of ``part`` (``data/train`` or ``data/test``)."""
-    places = [(pair, z) for pair in tiff.read_pairs(part) for z in range(pair.image.shape[0])]
+    places = [(pair, z) for pair in read_pairs(part) for z in range(pair.image.shape[0])]
     picked = sorted({(2 * i + 1) * len(places) // (2 * number) for i in range(number)})
     return [
-        Slice(pair.name, z, pair.image.slice(z), tiff.binarise(pair.mask.slice(z), rule))
+        Slice(pair.name, z, pair.image.slice(z), binarise(pair.mask.slice(z), rule))
         for pair, z in (places[i] for i in picked)
     ]
 
@@ -292,5 +295,5 @@ def _write(path: Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    with workspace.replacing(path) as beside:
+    with files.replacing(path) as beside:
         beside.write_text(pages.get_template(template).render(content), encoding="utf-8")

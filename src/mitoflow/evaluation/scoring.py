@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mitoflow.data.masks import MaskValues, binarise
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.inference.instances import separate
@@ -21,7 +22,7 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     ----------
     prediction, truth
         Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
-        antialiased edges, what is above half (see `mitoflow.io.tiff.MaskValues`). Where there are more values than one
+        antialiased edges, what is above half (see `mitoflow.data.masks`). Where there are more values than one
         besides, each is an instance; else the mask is taken apart as the stage `evaluate` does, as if the voxel size
         were unknown.
 
@@ -85,11 +86,11 @@ def _read(source: str) -> NDArray[Any]:
 
 def _read_mask(path: Path) -> NDArray[Any]:
     """Return the slices of a TIFF, where it has antialiased edges as {0, 1}, and signed labels as unsigned ones."""
-    mask, values = tiff.open_mask(path), tiff.MaskValues(path)
+    mask, values = tiff.open_mask(path), MaskValues(path)
     for one in mask.slices():
         values.add(one)
     rule = values.rule if mask.dtype == np.uint8 else None
-    voxels = np.stack([tiff.binarise(one, rule) if rule == "half" else one for one in mask.slices()])
+    voxels = np.stack([binarise(one, rule) if rule == "half" else one for one in mask.slices()])
     return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
 
 

@@ -19,11 +19,11 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow.core import cluster
-from mitoflow.data.patches import Box
 from mitoflow.inference.outputs import Partial
 from mitoflow.inference.predictor import OnSections, Predictor, Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
+from mitoflow.io.tiff import Box
 from mitoflow.io.volumes import Levels, Regraded, Resampled, Scan
 from mitoflow.models import unet
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import SphericalVoronoi
 
-from mitoflow.core.workspace import write_csv
+from mitoflow.core.files import write_csv
 from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of
 
 Size = tuple[float, float, float]

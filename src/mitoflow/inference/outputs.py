@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mitoflow.core import workspace
+from mitoflow.core import files, workspace
 from mitoflow.errors import InputError
 
 PUBLISHING = "publishing.json"
@@ -64,7 +64,7 @@ class Partial:
 
         What has such a name already is replaced. Files may go to another file system; folders stay beside the output.
         """
-        workspace.write_json(self._publishing, {str(target.absolute()): name for target, name in names.items()})
+        files.write_json(self._publishing, {str(target.absolute()): name for target, name in names.items()})
         self.go_on_publishing()
 
     def go_on_publishing(self) -> None:
@@ -86,7 +86,7 @@ def _replace(source: Path, target: Path, aside: Path) -> None:
             target.rename(aside)
         source.replace(target)
         return
-    with workspace.replacing(target) as beside:
+    with files.replacing(target) as beside:
         shutil.move(source, beside)
 
 

@@ -14,21 +14,20 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow import __version__
-from mitoflow.data import fingerprint
+from mitoflow.data import fingerprint, network_input
 from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
-from mitoflow.evaluation import figures
-from mitoflow.inference import jobs, morphometry, outputs
+from mitoflow.inference import jobs, morphometry, outputs, overlay
 from mitoflow.inference.blocks import Region, Shape, shape_of
 from mitoflow.inference.instances import LARGEST_BOX, Separation
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import Partial
 from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Predictor, Settings
-from mitoflow.io import ome, tiff, volumes
+from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing, is_elongated
 from mitoflow.io.volumes import Levels, Scan
-from mitoflow.tracking import model_lookup
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
@@ -50,8 +49,6 @@ class Request:
         The stack; see `mitoflow.io.volumes.open_scan`.
     output
         Where the mask goes: 255 for mitochondrion, 0 for background; a TIFF or a Zarr by its ending.
-    model
-        See `mitoflow.tracking.model_lookup.find`.
     threshold
         Probability from which a voxel is mitochondrion, in place of the one that the model comes with.
     tta
@@ -84,7 +81,6 @@ class Request:
 
     source: str
     output: Path
-    model: str | None = None
     threshold: float | None = None
     tta: bool = False
     probability: bool = False
@@ -129,24 +125,25 @@ def beside(path: Path, what: str) -> Path:
 
 def predict(
     request: Request,
-    tell: Callable[[str], object],
-    model: model_lookup.TrainedModel | None = None,
+    model: TrainedModel,
+    notify: Callable[[str], object],
     advance: Callable[[int], object] | None = None,
-) -> model_lookup.TrainedModel:
-    """Predict a stack and return the model that did.
+) -> None:
+    """Predict a stack.
 
     A process that was killed is continued by the same request, at the first block that is missing.
 
     Parameters
     ----------
     request
-        What is asked for.
-    tell
-        Told what a person should know besides, a line at a time.
+        What to predict, and where to.
     model
-        The model, where it was found before.
+        The model that predicts.
+    notify
+        Called with each note and warning for the user, one line each.
     advance
-        Told voxels as they are predicted in this process; what it raises stops the prediction, which can be continued.
+        Called with the number of voxels that this process has just predicted; an exception that it raises stops the
+        prediction, which can be continued.
 
     Raises
     ------
@@ -160,7 +157,6 @@ def predict(
     whole = volumes.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     _require_outputs(request, whole.files)
     part = parse_roi(request.roi, whole)
-    model = model or model_lookup.find(request.model)
     settings = model.predictor.settings
     settings = replace(
         settings,
@@ -170,7 +166,7 @@ def predict(
     job = Job(
         source=str(Path(request.source).absolute()),
         spacing=whole.spacing,
-        levels=_levels(whole, request, model, tell),
+        levels=_levels(whole, request, model, notify),
         rescaled=_trained_spacing(whole, model.domain) if request.rescale else None,
         weights=model.weights.absolute(),
         settings=settings,
@@ -179,8 +175,8 @@ def predict(
         folder=Path(),
     )
     scan = job.seen(whole)
-    _compare(scan, request, model, tell)
-    settings = replace(settings, planes=_planes(scan, request, settings, tell))
+    _compare(scan, request, model, notify)
+    settings = replace(settings, planes=_planes(scan, request, settings, notify))
     job = replace(job, settings=settings)
     places = part.place[-len(whole.axes) :]
     origin = tuple(place.start for place in places)
@@ -206,8 +202,8 @@ def predict(
         if making.is_publishing:
             making.go_on_publishing()
             if request.overlay and not request.overlay.exists():
-                tell("note: no overlay was drawn, because all else was done before; --overwrite does it again")
-            return model
+                notify("note: no overlay was drawn, because all else was done before; --overwrite does it again")
+            return
         job = replace(job, folder=making.folder.absolute())
         for name in job.products:
             _array(making, name, request, part, description)
@@ -219,9 +215,8 @@ def predict(
             jobs.here(work, advance)
         mask = ome.open_level(making.folder / "mask.zarr")
         if request.instances or request.table:
-            _tell_apart(mask, request, part, description, making, tell)
+            _tell_apart(mask, request, part, description, making, notify)
         _finish(mask, request, whole, part, description, making)
-    return model
 
 
 def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
@@ -269,32 +264,32 @@ def parse_roi(text: str | None, scan: Scan) -> Part:
     return Part(range(z0, z1), (y0, y1, x0, x1))
 
 
-def _levels(
-    scan: Scan, request: Request, model: model_lookup.TrainedModel, tell: Callable[[str], object]
-) -> Levels | None:
+def _levels(scan: Scan, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> Levels | None:
     """Return what brings the grey values of a scan to where those of training are, and tell it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
     levels = match_levels(sample(scan, known.size if known else SAMPLE_SIDE), known, bit_depth)
     if levels and not levels.only_clips:
-        tell(
+        notify(
             f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
             f"{levels.low_to:.2f} to {levels.high_to:.2f} of the {bit_depth}-bit range that the model knows"
         )
     return levels
 
 
-def _compare(scan: Scan, request: Request, model: model_lookup.TrainedModel, tell: Callable[[str], object]) -> None:
+def _compare(scan: Scan, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> None:
     """Tell in what a scan, as the model is to see it, differs from the training images."""
     known = model.domain
     if known is None:
-        tell("note: the model does not say what its training images look like, so the input is not compared with them")
+        notify(
+            "note: the model does not say what its training images look like, so the input is not compared with them"
+        )
     elif min(known.size, *scan.shape[1:]) >= fingerprint.SMALLEST:
-        seen = [tiff.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
+        seen = [network_input.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
         if found := fingerprint.differences(known, fingerprint.look_at(seen, scan.spacing)):
-            tell(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
+            notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
 
 
-def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[str], object]) -> int:
+def _planes(scan: Scan, request: Request, settings: Settings, notify: Callable[[str], object]) -> int:
     """Return in how many planes a scan is predicted, and tell why where that is not what the model would."""
     if settings.planes == 1 or scan.shape[0] == 1:
         return 1
@@ -304,11 +299,11 @@ def _planes(scan: Scan, request: Request, settings: Settings, tell: Callable[[st
         why = f"fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
     else:
         if not {*"zyx"} <= scan.spacing.keys():
-            tell(
+            notify(
                 f"note: {request.source} does not say its voxel size: voxels count as cubes; if not, give --voxel-size"
             )
         return settings.planes
-    tell(f"note: {request.source} has {why}: predicted from its slices alone, without the sections along y and x")
+    notify(f"note: {request.source} has {why}: predicted from its slices alone, without the sections along y and x")
     return 1
 
 
@@ -373,22 +368,22 @@ def _tell_apart(
     part: Part,
     description: ome.Description,
     making: Partial,
-    tell: Callable[[str], object],
+    notify: Callable[[str], object],
 ) -> None:
     """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
-        tell("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
+        notify("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
         measured = tell_apart(mask, labels, description.spacing, bar.update)
     if measured.unsplit:
         larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
-        tell(f"note: {larger}: each keeps one label, as it is, and the table says which")
+        notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
         measured.write(making.folder / "mitochondria.csv")
         measured.write_totals(making.folder / "totals.csv")
-        tell(_told(measured))
+        notify(_told(measured))
 
 
 def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable[[int], object]) -> Measurements:
@@ -458,7 +453,7 @@ def _overlay(mask: zarr.Array[Any], scan: Scan, part: Part) -> bytes:
         image = scan.read(z0 + z, (y0 + top, y0 + bottom, x0 + left, x0 + right))
         plane = np.asarray(mask[(z, slice(top, bottom), slice(left, right))[-mask.ndim :]])
         panels.append((image, (plane > 0).astype(np.uint8)))
-    return figures.contours_png(panels)
+    return overlay.contours_png(panels)
 
 
 def _middle(length: int) -> tuple[int, int]:

@@ -16,13 +16,13 @@ import numpy as np
 from keras import layers
 from scipy.special import expit
 
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data import network_input
 from mitoflow.errors import InputError
-from mitoflow.io import tiff
 from mitoflow.models import unet
 
 if TYPE_CHECKING:
-    from mitoflow.data.patches import Box  # the registered model runs without what cuts patches
+    from mitoflow.io.tiff import Box  # the registered model runs without what cuts patches
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
 ORTHOPLANE_LIMIT = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
@@ -79,7 +79,7 @@ class Settings:
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
-        workspace.write_yaml(path, dataclasses.asdict(self))
+        files.write_yaml(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -89,7 +89,7 @@ class Settings:
         """
         fields = dataclasses.fields(cls)
         needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-        values = workspace.read_yaml(path, REMEDY, needed)
+        values = files.read_yaml(path, REMEDY, needed)
         settings = cls(**{field.name: values[field.name] for field in fields if field.name in values})
         if wrong := settings.wrong():
             raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
@@ -325,7 +325,7 @@ class Predictor:
             section = Region(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
             seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
             for place in range(span.low, span.high):
-                near = tiff.neighbours(place, self.settings.context, self.settings.context_step, range(length))
+                near = network_input.neighbours(place, self.settings.context, self.settings.context_step, range(length))
                 summed[place - span.low] += self._blend([seen[each - start] for each in near], section)
                 done += 1
                 if on_sections:
@@ -336,7 +336,7 @@ class Predictor:
         """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
         for z in wanted:
-            near = tiff.neighbours(z, self.settings.context, self.settings.context_step, held)
+            near = network_input.neighbours(z, self.settings.context, self.settings.context_step, held)
             # Each slice is read once, and stays as long as a later one needs it.
             window = {place: image for place, image in window.items() if place >= near[0]}
             window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
@@ -395,7 +395,7 @@ class Predictor:
         return image
 
     def _unit(self, image: np.ndarray) -> np.ndarray:
-        return tiff.to_unit(image, self.settings.bit_depth)
+        return network_input.to_unit(image, self.settings.bit_depth)
 
     def _span(self, length: int, low: int, high: int) -> Span:
         """Return the tiles of an axis that reach into the pixels from `low` up to `high`."""

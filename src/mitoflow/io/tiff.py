@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from glob import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from mitoflow.core.workspace import read_yaml, replacing, write_yaml
+from mitoflow.core.files import replacing
 from mitoflow.errors import InputError
 
 Array = npt.NDArray[Any]
-Rule = Literal["nonzero", "half"]
 
-SMALLEST_SIDE = 64  # pixels of what is learned or measured from
-CAMERA_DEPTHS = (10, 12, 14, 16)
 STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
 CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
@@ -324,251 +322,33 @@ def write_stack(path: Path, array: Array, description: str | None = None) -> Non
         )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image and its mask of equal shape; ``name`` is their file name without suffix."""
-
-    name: str
-    image: Stack
-    mask: Stack
-
-
-def read_pairs(part: Path) -> list[Pair]:
-    """Open the pairs in ``part``/images and ``part``/masks, in natural order of their names (``s2`` before ``s10``).
-
-    Parameters
-    ----------
-    part
-        ``data/train`` or ``data/test``.
-
-    Raises
-    ------
-    InputError
-        A folder is missing or holds no TIFF, an image has no mask or a mask no image, their sizes differ, two files
-        have the same name but for the suffix, or a file cannot be used (`open_stack`, `open_mask`).
-    """
-    images, masks = _tiffs_by_name(part / "images"), _tiffs_by_name(part / "masks")
-    for name in sorted(images.keys() ^ masks.keys(), key=natural_order):
-        if name in images:
-            raise InputError(images[name], "an image without mask", f"{part / 'masks' / images[name].name}", "add it")
-        raise InputError(masks[name], "a mask without image", f"{part / 'images' / masks[name].name}", "add it")
-    return [open_pair(name, images[name], masks[name]) for name in sorted(images, key=natural_order)]
-
-
-def _tiffs_by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(folder, "no such folder", "a folder of TIFF files", "run `mitoflow data --help`")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in (".tif", ".tiff") or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise InputError(path, f"the name of {files[path.stem].name}", "one file a name", "rename one of them")
-        files[path.stem] = path
-    if not files:
-        raise InputError(folder, "an empty folder", "TIFF files", "run `mitoflow data --help`")
-    return files
-
-
 def natural_order(name: str) -> tuple[tuple[str, int], ...]:
     """Order numbers within names by value."""
     return tuple((text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name))
 
 
-def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
-    """Open an image and its mask to learn or to measure from.
+def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
+    """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
 
     Raises
     ------
     InputError
-        One of them cannot be used (`open_stack`, `open_mask`), they differ in size, or are smaller than 64 x 64 pixels.
+        A pattern matches no TIFF; the error begins with `option`.
     """
-    image, mask = open_stack(image_path), open_mask(mask_path)
-    if min(image.shape[1:]) < SMALLEST_SIDE:
-        found = f"{image.shape[2]} x {image.shape[1]} pixels"
-        remedy = "leave the file out or crop it less"
-        raise InputError(image_path, found, f"at least {SMALLEST_SIDE} on each side", remedy)
-    if image.shape != mask.shape:
-        found = f"{_size(mask)} beside an image of {_size(image)}"
-        raise InputError(mask_path, found, "the size of its image", "export image and mask of the same region")
-    return Pair(name, image, mask)
+    found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
+    for pattern in patterns:
+        path = Path(pattern)
+        # Path.glob takes no absolute patterns.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
+        tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
+        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
+        if not matches:
+            what = "an empty folder" if path.is_dir() else "no TIFF file"
+            raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
 
 
-def _size(stack: Stack) -> str:
-    depth, height, width = stack.shape
-    return f"{depth} slices of {width} x {height}"
-
-
-class MaskValues:
-    """What the values of one mask say about the rule that turns it into mitochondria.
-
-    Three kinds of masks are in use. Masks of two values read alike under both rules. Instance labels are flat: most
-    pixels of a label lie among equal ones. Antialiased edges are thin: 0 and 255 dominate, and hardly a pixel between
-    them lies among equal ones. What is neither flat nor dominated by 0 and 255 is no mask but a grey image.
-
-    Attributes
-    ----------
-    path
-        The mask.
-    values
-        The values found, of which at most three are kept.
-    """
-
-    FLAT_SHARE = 0.1
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.values: set[int] = set()
-        self._histogram = np.zeros(256, np.int64)
-        self._between = 0
-        self._flat = 0
-
-    def add(self, mask: Array) -> None:
-        """Count in one slice ``(Y, X)``.
-
-        Raises
-        ------
-        InputError
-            A value is negative.
-        """
-        low, high = int(mask.min()), int(mask.max())
-        if low < 0:
-            raise InputError(self.path, f"the value {low}", "0 for background and above for mitochondria", "relabel it")
-        if len(self.values) <= 2:
-            two_valued = bool(((mask == low) | (mask == high)).all())
-            found = {low, high} if two_valued else set(np.unique(mask)[:3].tolist())
-            self.values = set(sorted(self.values | found)[:3])
-        between = mask > 0
-        if mask.dtype == np.uint8:
-            self._histogram += np.bincount(mask.ravel(), minlength=256)
-            between &= mask < 255
-        if between.any():
-            self._between += int(between.sum())
-            self._flat += int((between[1:-1, 1:-1] & _lies_among_equals(mask)).sum())
-
-    @property
-    def rule(self) -> Rule | None:
-        """The rule that this mask needs, or None where it reads alike under both.
-
-        Raises
-        ------
-        InputError
-            The values are those of a grey image.
-        """
-        commonest_between = self._histogram[1:255].max()
-        if len(self.values) <= 2:
-            lost_by_half = commonest_between > 0 and 1 < max(self.values) < 128
-            return "nonzero" if lost_by_half else None
-        if self._flat >= self.FLAT_SHARE * self._between:
-            return "nonzero"
-        if min(self._histogram[0], self._histogram[255]) > commonest_between:
-            return "half"
-        remedy = "look whether images and masks are swapped, or give --mask-rule"
-        raise InputError(self.path, "the values of a grey image", "0/1, 0/255, labels or antialiased edges", remedy)
-
-
-def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:
-    """Tell for every inner pixel whether its 3 x 3 neighbourhood has one value."""
-    rows = (mask[:, :-2] == mask[:, 1:-1]) & (mask[:, 1:-1] == mask[:, 2:])
-    same_above = mask[:-1, 1:-1] == mask[1:, 1:-1]
-    flat: npt.NDArray[np.bool_] = rows[:-2] & rows[1:-1] & rows[2:] & same_above[:-1] & same_above[1:]
-    return flat
-
-
-def agree_on_rule(masks: Iterable[MaskValues]) -> Rule:
-    """Return the one rule that reads all ``masks``: ``nonzero`` where every rule does.
-
-    Raises
-    ------
-    InputError
-        Two masks need different rules, or one is a grey image.
-    """
-    needing: dict[Rule, Path] = {}
-    for mask in masks:
-        if mask.rule is not None:
-            needing.setdefault(mask.rule, mask.path)
-    if len(needing) == 2:
-        found = f"antialiased edges, but labels in {needing['nonzero']}"
-        raise InputError(needing["half"], found, "masks of one kind", "save them alike or give --mask-rule")
-    return next(iter(needing), "nonzero")
-
-
-def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
-    """Return 1 for mitochondrion and 0 for background.
-
-    Parameters
-    ----------
-    mask
-        ``(Y, X)``, any integer type.
-    rule
-        ``nonzero``: every value above 0 is mitochondrion, as in 0/1, 0/255 and instance labels. ``half``: 8-bit values
-        from 128 on are, as in masks with antialiased edges; 0/1 and wider types have no such edges and read as nonzero.
-
-    Returns
-    -------
-    (Y, X) uint8 in {0, 1}
-    """
-    if rule == "half" and mask.dtype == np.uint8 and mask.max(initial=0) > 1:
-        return (mask > 127).astype(np.uint8)
-    return (mask > 0).astype(np.uint8)
-
-
-def require_one_dtype(pairs: Sequence[Pair]) -> np.dtype[Any]:
-    """Return the pixel type that all images have.
-
-    Raises
-    ------
-    InputError
-        Some images are uint8 and others uint16.
-    """
-    first = pairs[0].image
-    for pair in pairs:
-        if pair.image.dtype != first.dtype:
-            found = f"{pair.image.dtype} pixels, but {first.dtype} in {first.path}"
-            raise InputError(pair.image.path, found, "one bit depth", "convert the images to one of them")
-    return first.dtype
-
-
-def neighbours(z: int, context: int, step: int, held: range) -> list[int]:
-    """Return the slices that slice `z` is seen with: `context` on each side, `step` apart, itself in the middle.
-
-    Where one lies outside `held`, the first or last slice held stands in for it.
-    """
-    near = range(z - context * step, z + context * step + 1, step)
-    return [min(max(place, held.start), held.stop - 1) for place in near]
-
-
-def camera_depth(maximum: int) -> int:
-    """Return the smallest of 10, 12, 14 and 16 bits that holds ``maximum``."""
-    return next(depth for depth in CAMERA_DEPTHS if maximum < 1 << depth)
-
-
-def to_unit(image: Array, bit_depth: int) -> npt.NDArray[np.float32]:
-    """Return ``image`` (any shape, unsigned) over its largest possible value: float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32((1 << bit_depth) - 1)
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """How the grey values and masks of a data set are to be read: what stage `validate` hands to later stages.
-
-    Attributes
-    ----------
-    bit_depth
-        Bits that the grey values of the training images use; see `camera_depth`.
-    mask_rule
-        See `binarise`.
-    """
-
-    bit_depth: int
-    mask_rule: Rule
-
-    def write(self, path: Path) -> None:
-        """Write the conventions as YAML."""
-        write_yaml(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Conventions:
-        """Read conventions that `write` wrote; raises `InputError` where they are missing or broken."""
-        values = read_yaml(path, "run `dvc repro validate`", ("bit_depth", "mask_rule"))
-        return cls(values["bit_depth"], values["mask_rule"])
+#: Part of a slice: first and past-the-end pixel along y, then along x.
+Box = tuple[int, int, int, int]

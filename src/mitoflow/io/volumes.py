@@ -13,12 +13,10 @@ import numpy as np
 import tifffile
 import zarr
 
-from mitoflow.data.importing import find_tiffs
-from mitoflow.data.patches import Box
 from mitoflow.errors import InputError
 from mitoflow.io import ome, resampling
 from mitoflow.io.spacing import Spacing, read_tiff_spacing
-from mitoflow.io.tiff import Array, Stack, open_stack, read_page, require_page_like
+from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_stack, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.errors import InputError
 
 MOMENTUM = 0.9  # of the moving statistics: the first epochs of a short trial must not be judged by their initial values
@@ -136,7 +136,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     Keras puts the time and memory addresses into the archive; here the time is always the same and the addresses are
     numbered in their order, so that equal models have equal digests.
     """
-    with workspace.replacing(path) as beside:
+    with files.replacing(path) as beside:
         buffer = io.BytesIO()
         written = beside.with_name(f"{beside.name}.keras")
         try:

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from mitoflow.config import params
-from mitoflow.core import provenance, workspace
-from mitoflow.data import fingerprint
+from mitoflow.core import files, provenance
+from mitoflow.data import fingerprint, network_input
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, evaluation_record, metrics, protocols, report
-from mitoflow.evaluation.metrics import Counts, Interval
+from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
+from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.predictor import Predictor, Settings
-from mitoflow.io import spacing, tiff
+from mitoflow.io import spacing
 from mitoflow.models import unet
 from mitoflow.stages import (
     CONVENTIONS,
@@ -44,9 +48,9 @@ LOOKED_AT = 64  # training patches
 def main() -> None:
     settings = params.load()
     Gate.load()  # what is wrong in it is better said now than at the end
-    conventions = tiff.Conventions.read(CONVENTIONS)
-    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
-    store, pairs = PatchStore.open(PATCHES), tiff.read_pairs(DATA / "test")
+    conventions = Conventions.read(CONVENTIONS)
+    facts = files.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
+    store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
     inference = Settings(
         bit_depth=facts["bit_depth"],
@@ -60,7 +64,7 @@ def main() -> None:
         threshold=0.5,
     )
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
-        stacks = [pair.image for pair in tiff.read_pairs(DATA / "train")]
+        stacks = [pair.image for pair in read_pairs(DATA / "train")]
         chosen = protocols.choose(Predictor(model, inference), store.validation, settings.evaluate.medians, stacks)
         threshold = chosen.threshold
         inference = dataclasses.replace(inference, threshold=threshold, median=chosen.median)
@@ -74,7 +78,7 @@ def main() -> None:
         bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
         evaluated = evaluation_record.Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
-            test_hash=workspace.fingerprint(conventions.mask_rule, DATA / "test"),
+            test_hash=files.fingerprint(conventions.mask_rule, DATA / "test"),
             stacks=measured.stacks,
             counts=counts.tolist(),
             boundaries=np.concatenate([stack.boundary for stack in shapes]).tolist(),
@@ -106,13 +110,13 @@ def main() -> None:
         inference.write(INFERENCE)
         _look_at_training(store, settings.data.name).write(DOMAIN)
         evaluated.write(EVALUATED)
-        workspace.write_json(METRICS, summary)
-        workspace.write_csv(
+        files.write_json(METRICS, summary)
+        files.write_csv(
             EVALUATE_REPORTS / "precision_recall.csv",
             ("threshold", "precision", "recall"),
             zip(curve.thresholds, curve.precision, curve.recall, strict=True),
         )
-        workspace.write_csv(
+        files.write_csv(
             EVALUATE_REPORTS / "calibration.csv",
             ("probability", "frequency", "pixels"),
             zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
@@ -153,12 +157,12 @@ def publish(run: runs.Run) -> Verdict | None:
     saw, because the model was pulled or the store is another one.
     """
     settings = params.load()
-    facts = workspace.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("recipe",))
+    facts = files.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("recipe",))
     run.params(settings.model_dump(by_alias=True) | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
     for epoch, logs in enumerate(_history()):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)
-    summary = workspace.read_json(METRICS, "run `dvc repro evaluate`", ("patch_wise", "whole_slice"))
+    summary = files.read_json(METRICS, "run `dvc repro evaluate`", ("patch_wise", "whole_slice"))
     for protocol in ("patch_wise", "whole_slice"):
         run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
     run.metrics({f"test_{name}": value for name, value in summary.items()})
@@ -189,15 +193,14 @@ def register() -> Verdict | None:
 def _look_at_training(store: PatchStore, name: str) -> fingerprint.Domain:
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
-    first = tiff.read_pairs(DATA / "train")[0].image.path
+    first = read_pairs(DATA / "train")[0].image.path
     known = spacing.read_tiff_spacing(first) or spacing.PUBLISHED.get(name, {})
-    return fingerprint.look_at((tiff.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
+    return fingerprint.look_at((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
 def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:
     return {
-        name: metrics.bootstrap_interval(counts, score, stacks=stacks, **bootstrap)
-        for name, score in metrics.SCORES.items()
+        name: bootstrap_interval(counts, score, stacks=stacks, **bootstrap) for name, score in metrics.SCORES.items()
     }
 
 
@@ -209,16 +212,14 @@ def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
     }
 
 
-def _picture(
-    measured: protocols.Measured, pairs: list[tiff.Pair], rule: tiff.Rule, stack: str, z: int
-) -> report.PredictedSlice:
+def _picture(measured: protocols.Measured, pairs: list[Pair], rule: Rule, stack: str, z: int) -> report.PredictedSlice:
     pair = next(pair for pair in pairs if pair.name == stack)
-    image, truth = pair.image.slice(z), tiff.binarise(pair.mask.slice(z), rule)
+    image, truth = pair.image.slice(z), binarise(pair.mask.slice(z), rule)
     return report.PredictedSlice(stack, z, image, truth, measured.masks[stack][z])
 
 
-def _truth(pair: tiff.Pair, rule: tiff.Rule) -> np.ndarray:
-    return np.stack([tiff.binarise(mask, rule) for mask in pair.mask.slices()])
+def _truth(pair: Pair, rule: Rule) -> np.ndarray:
+    return np.stack([binarise(mask, rule) for mask in pair.mask.slices()])
 
 
 def _history() -> list[dict[str, float]]:
@@ -239,7 +240,7 @@ def _write_slices(path: Path, measured: protocols.Measured, counts: Counts, boun
         "error_near_boundary": boundary.near_share(boundaries),
         **dict(zip(boundary.COLUMNS, boundaries.T, strict=True)),
     }
-    workspace.write_csv(path, tuple(columns), zip(*columns.values(), strict=True))
+    files.write_csv(path, tuple(columns), zip(*columns.values(), strict=True))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from mitoflow.config import params
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
-from mitoflow.io import tiff
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES, as_process
 from mitoflow.tracking import runs
 
 
 def main() -> None:
     settings = params.load().patch
-    conventions = tiff.Conventions.read(CONVENTIONS)
-    pairs = tiff.read_pairs(DATA / "train")
+    conventions = Conventions.read(CONVENTIONS)
+    pairs = read_pairs(DATA / "train")
     with runs.start("patch", "patch") as run:
         run.params({"patch": settings.model_dump()})
         store = PatchStore.write(

@@ -7,7 +7,7 @@ writes its own output.
 from __future__ import annotations
 
 from mitoflow.config import params
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
 from mitoflow.data import datasets
 from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
@@ -31,17 +31,17 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
     if (digest := provenance.file_sha256(MODEL)) != evaluated.model_sha256:
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
-    network = workspace.read_yaml(MODEL_FACTS, outputs, ("parameters",))
+    network = files.read_yaml(MODEL_FACTS, outputs, ("parameters",))
     # MLflow keeps the parameters of the first evaluation of a model, and this is the last.
     measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
     trained = release.Trained(
         model=MODEL,
         settings=Settings.read(INFERENCE),
         evaluation=evaluated,
-        measured=workspace.read_json(METRICS, outputs),
+        measured=files.read_json(METRICS, outputs),
         parameters=network["parameters"],
         data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
-        parts=workspace.read_json(FINDINGS, outputs, ("facts",))["facts"],
+        parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
         origin=registry.origin(str(MODEL)) | measured_with,
         domain=Domain.read(DOMAIN),
     )

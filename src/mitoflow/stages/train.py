@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from mitoflow.config import params
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import PatchStore
 from mitoflow.models import unet
 from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
@@ -22,12 +22,12 @@ def main() -> None:
     store = PatchStore.open(PATCHES)
     values = settings.train.model_dump(exclude={"init_from", "strategy"})
     tuned = [key for key, value in values.items() if value == "tuned"]
-    best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
+    best = files.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
     recipe = fitting.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
     decides = [fitting.as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
-    fingerprint = workspace.fingerprint(decides)
+    fingerprint = files.fingerprint(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
     with workspace.only_one(f"train-{fingerprint}"):
@@ -54,21 +54,21 @@ def main() -> None:
                 "recipe": fitting.as_dict(recipe),
                 "initial": origin,
             }
-            workspace.write_yaml(MODEL_FACTS, facts)
+            files.write_yaml(MODEL_FACTS, facts)
             names = ("loss", "val_loss", "dice", "val_dice")
             rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(fitted.history, start=1))
-            workspace.write_csv(CURVES, ("epoch", *names), rows)
+            files.write_csv(CURVES, ("epoch", *names), rows)
             best_epoch = fitted.best_epoch
             summary = {
                 "best_epoch": best_epoch + 1,
                 "epochs": len(fitted.history),
                 **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
             }
-            workspace.write_json(TRAIN_REPORTS / "metrics.json", summary)
+            files.write_json(TRAIN_REPORTS / "metrics.json", summary)
             run.metrics(summary)
             run.artifact(TRAIN_REPORTS)
             run.produced(MODEL)
-        workspace.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
+        files.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
         print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
 
 
@@ -88,7 +88,7 @@ def _run_key(checkpoints: Path) -> str:
     """Return the key of the tracked run, which a resumed training continues."""
     file = checkpoints / "run"
     if not file.exists():
-        workspace.write_text(file, f"train-{uuid.uuid4().hex}")
+        files.write_text(file, f"train-{uuid.uuid4().hex}")
     return file.read_text(encoding="utf-8")
 
 

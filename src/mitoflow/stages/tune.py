@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mitoflow.config import params
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
 from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
 from mitoflow.tracking import runs
 from mitoflow.training import fitting
@@ -40,7 +40,7 @@ def main() -> None:
         "seed": tune.seed,
     }
     trial = Trial.of(PATCHES, shared | of_a_trial)
-    name = "tune-" + workspace.fingerprint([searched, shared, *trial.digests])
+    name = "tune-" + files.fingerprint([searched, shared, *trial.digests])
     with optuna_study.owned_study(name, provenance.recorded_md5("tune", BEST_PARAMS)) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
@@ -56,17 +56,15 @@ def main() -> None:
             else:
                 search.here(trial)
             finished = optuna_study.finished_trials(study)
-            workspace.write_yaml(BEST_PARAMS, study.best_params)
+            files.write_yaml(BEST_PARAMS, study.best_params)
             rows = (
                 (place, trial.state.name, *(trial.params[name] for name in optuna_study.SAMPLED), trial.value)
                 for place, trial in enumerate(finished, start=1)
             )
-            workspace.write_csv(
-                TUNE_REPORTS / "trials.csv", ("trial", "state", *optuna_study.SAMPLED, "val_dice"), rows
-            )
+            files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *optuna_study.SAMPLED, "val_dice"), rows)
             optuna_study.write_plots(study, TUNE_REPORTS / "plots", tune.seed)
             summary = {"best_val_dice": study.best_value, "trials": len(finished)}
-            workspace.write_json(TUNE_REPORTS / "metrics.json", summary)
+            files.write_json(TUNE_REPORTS / "metrics.json", summary)
             run.metrics(summary)
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mitoflow.config import params
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.data import validation
+from mitoflow.data.conventions import Conventions
 from mitoflow.errors import InputError
 from mitoflow.evaluation import report
-from mitoflow.io import tiff
 from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS, as_process
 from mitoflow.tracking import runs
 
@@ -21,7 +21,7 @@ def main() -> None:
         agreed = findings.mask_rule
         samples = {part: report.sample_slices(DATA / part, agreed) for part in validation.PARTS} if agreed else {}
         report.write_validation_report(page, findings, samples)
-        workspace.write_json(FINDINGS, findings.as_dict())
+        files.write_json(FINDINGS, findings.as_dict())
         run.params({"data.mask_rule": settings.data.mask_rule})
         run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
         for file in (page, FINDINGS):
@@ -34,7 +34,7 @@ def main() -> None:
             raise InputError(first.where, first.found, first.expected, remedy)
     assert findings.bit_depth is not None
     assert findings.mask_rule is not None
-    tiff.Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
+    Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
     print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")
 
 

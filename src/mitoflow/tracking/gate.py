@@ -17,11 +17,11 @@ from pydantic import Field
 
 from mitoflow.config import params
 from mitoflow.config.params import Bootstrap, Fraction, Section
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance, workspace
+from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.metrics import Interval
-from mitoflow.io import tiff
 
 PATH = Path("promotion.yaml")
 SETTINGS = "inference.yaml"  # beside the weights
@@ -74,17 +74,17 @@ class Elsewhere(Section):
             The dataset cannot be read, or not by this model.
         """
         part, settings = self.part, weights.with_name(SETTINGS)
-        pairs = tiff.read_pairs(part)
-        data = workspace.fingerprint(self.mask_rule, part / "images", part / "masks")
+        pairs = read_pairs(part)
+        data = files.fingerprint(self.mask_rule, part / "images", part / "masks")
         digest = provenance.file_sha256(weights)
         drawn = bootstrap.model_dump()
-        cached = workspace.state_dir() / "gate" / f"{workspace.fingerprint([digest, data, drawn], settings)}.json"
+        cached = workspace.state_dir() / "gate" / f"{files.fingerprint([digest, data, drawn], settings)}.json"
         if not cached.is_file():
             from mitoflow.evaluation import protocols
             from mitoflow.inference.predictor import Predictor  # import Keras
 
             stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, self.mask_rule)
-            with workspace.replacing(cached) as beside:
+            with files.replacing(cached) as beside:
                 Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
         return Evaluation.read(cached)
 

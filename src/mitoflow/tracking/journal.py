@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from mitoflow.core import workspace
+from mitoflow.core import files, workspace
 from mitoflow.errors import InputError
 
 Event = dict[str, Any]
@@ -173,7 +173,7 @@ class Journal:
 
     def mark_sent(self, position: int) -> None:
         """Note that everything before ``position`` has reached MLflow."""
-        with workspace.replacing(self.folder / "sent") as new:
+        with files.replacing(self.folder / "sent") as new:
             new.write_text(str(position))
 
     def close(self) -> None:

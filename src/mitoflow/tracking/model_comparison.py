@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from mitoflow.core import workspace
+from mitoflow.core import files, workspace
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.masks import binarise
+from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.report import ComparedSlice, SideBySide
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
-from mitoflow.tracking.model_lookup import TrainedModel
 
 SLICES = 4  # that are shown
 OF_REVISION = (Path("models"), Path("reports/evaluate"))  # what a revision has of its model
@@ -117,13 +120,13 @@ def find(what: str) -> Side:
         folder = _checked_out(what, commit)
         model = model_lookup.find(str(folder / OF_REVISION[0] / registry.MODEL))
         settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
-        facts = workspace.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
+        facts = files.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
         params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
         name = f"{what} ({commit[:8]})"
-    if model.evaluation is None:
+    if (evaluated := Evaluation.of(model)) is None:
         remedy = "run `dvc repro evaluate`, and `mitoflow register` where it was pulled"
         raise InputError(what, "no evaluation", "a model that was evaluated", remedy)
-    return Side(name, model, params, model.evaluation)
+    return Side(name, model, params, evaluated)
 
 
 def _is_registered(what: str) -> bool:
@@ -152,7 +155,7 @@ def _checked_out(what: str, commit: str) -> Path:
     folder = workspace.state_dir() / "revisions" / commit
     if folder.is_dir():
         return folder
-    with workspace.replacing(folder) as beside:
+    with files.replacing(folder) as beside:
         for path in OF_REVISION:
             (beside / path).parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", commit, "-o", str(beside / path), "."]
@@ -196,14 +199,14 @@ def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
     for path in (part, conventions):
         if not path.exists():
             return f"{path} is not here; `dvc pull` brings it"
-    found = workspace.fingerprint(tiff.Conventions.read(conventions).mask_rule, part)
+    found = files.fingerprint(Conventions.read(conventions).mask_rule, part)
     return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
 
 
 def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
-    rule = tiff.Conventions.read(conventions).mask_rule
-    pairs = {pair.name: pair for pair in tiff.read_pairs(part)}
+    rule = Conventions.read(conventions).mask_rule
+    pairs = {pair.name: pair for pair in read_pairs(part)}
     places = [_place(a.evaluation, row) for row in rows]
     masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
     for stack in dict.fromkeys(stack for stack, _ in places):
@@ -213,7 +216,7 @@ def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) 
                 masks[stack, z].append(mask)
     shown = []
     for stack, z in places:
-        truth = tiff.binarise(pairs[stack].mask.slice(z), rule)
+        truth = binarise(pairs[stack].mask.slice(z), rule)
         shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
     return shown
 

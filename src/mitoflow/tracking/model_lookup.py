@@ -2,87 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from mitoflow.core import provenance
-from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.tracking import pretrained, registry
 
 PIPELINE = Path("reports/evaluate")  # where the pipeline has what belongs to its model
 EXPECTED = f"models:/{registry.NAME}@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
-OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model.
-
-    Attributes
-    ----------
-    name
-        What to call it, such as ``mitoflow version 3``.
-    weights
-        The ``.keras`` file.
-    folder
-        Where the files are that belong to it: settings, and as far as there are any what the training images look
-        like, what it did on the test part, and a model card.
-    origin
-        Where it comes from, as far as that is known: at least ``model`` and ``model_sha256``; see
-        `mitoflow.tracking.registry.origin`.
-    """
-
-    name: str
-    weights: Path
-    folder: Path
-    origin: Mapping[str, str]
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        """The U-Net with its settings; no code that comes with it is run.
-
-        Raises
-        ------
-        InputError
-            It is none of mitoflow's, it or its settings are broken, or they do not fit together.
-        """
-        loaded = Predictor.load(self.weights, self.folder / registry.SETTINGS)
-        channels = 2 * loaded.settings.context + 1
-        shapes = [tuple(getattr(loaded.model, name, ())) for name in ("input_shape", "output_shape")]
-        if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (channels, 1):
-            found = f"a network from {shapes[0]} to {shapes[1]}"
-            expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
-            raise InputError(self.weights, found, expected, f"put the {registry.SETTINGS} of this model beside it")
-        return loaded
-
-    @property
-    def domain(self) -> Domain | None:
-        """What its training images look like; None where that was not recorded."""
-        path = self.folder / registry.DOMAIN
-        return Domain.read(path) if path.is_file() else None
-
-    @property
-    def evaluation(self) -> Evaluation | None:
-        """What it did on the test part; None where that was left behind, or is of another model."""
-        path = self.folder / registry.EVALUATION
-        measured = Evaluation.read(path) if path.is_file() else None
-        return measured if measured and measured.model_sha256 == self.origin["model_sha256"] else None
-
-    @property
-    def card(self) -> Path | None:
-        """Its model card in Markdown; only models that were released have one."""
-        path = self.folder / pretrained.CARD
-        return path if path.is_file() else None
-
-    @property
-    def lineage(self) -> dict[str, str]:
-        """The origin without what a person would take for facts about a prediction, and without the parameters."""
-        return {key: each for key, each in self.origin.items() if key not in OF_TRAINING and "params." not in key}
 
 
 def find(wanted: str | None = None) -> TrainedModel:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.tracking import registry, runs
 from mitoflow.tracking.gate import Verdict
+
+if TYPE_CHECKING:
+    from mitoflow.inference.trained_model import TrainedModel  # imports Keras
 
 HERE = Path("pretrained")
 
@@ -53,7 +56,7 @@ class Pretrained:
     @property
     def lineage(self) -> dict[str, Any]:
         """What the model was made from, as `mitoflow.tracking.release` writes it; raises like `evaluation`."""
-        return workspace.read_yaml(self.folder / LINEAGE, REMEDY, ("data", "code", "dataset", "params"))
+        return files.read_yaml(self.folder / LINEAGE, REMEDY, ("data", "code", "dataset", "params"))
 
 
 def models() -> list[Pretrained]:
@@ -115,6 +118,12 @@ def register(name: str) -> Verdict | None:
         for file in (CARD, COVER, LINEAGE):
             run.artifact(model.folder / file)
         return registry.register(run, evaluation, model.folder / MODEL, model.folder / SETTINGS)
+
+
+def card(model: TrainedModel) -> Path | None:
+    """Return the model card in Markdown; None where the model was not released."""
+    path = model.folder / CARD
+    return path if path.is_file() else None
 
 
 @dataclass(frozen=True)

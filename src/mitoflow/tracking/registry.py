@@ -31,10 +31,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance, workspace
 from mitoflow.errors import InputError
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.metrics import Interval
 from mitoflow.tracking import promotion, promotion_log
 from mitoflow.tracking.gate import (
     VERDICT,
@@ -361,10 +361,10 @@ def model_file(version: int) -> Path:
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
-        folder = workspace.state_dir() / "weights" / workspace.fingerprint(chosen.source)
+        folder = workspace.state_dir() / "weights" / files.fingerprint(chosen.source)
         if folder.is_dir() and provenance.file_sha256(folder / MODEL) == digest:
             return folder / MODEL
-        with workspace.replacing(folder) as beside:
+        with files.replacing(folder) as beside:
             beside.mkdir()
             for name in (MODEL, SETTINGS, EVALUATION, *_listed(client, chosen, DOMAIN)):
                 try:

@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mitoflow.core import workspace
+from mitoflow.core import files
 from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
 from mitoflow.evaluation import figures, metrics, report
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.metrics import Interval
 from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
 from mitoflow.tracking.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
 
@@ -83,14 +83,14 @@ def release(folder: Path, trained: Trained) -> Pretrained:
     if megabytes > LARGEST:
         remedy = "train it with a lower train.base_width"
         raise InputError(trained.model, f"{megabytes:.1f} MB", f"at most {LARGEST} MB", remedy)
-    with workspace.replacing(folder) as beside:
+    with files.replacing(folder) as beside:
         beside.mkdir()
         shutil.copyfile(trained.model, beside / MODEL)
         trained.settings.write(beside / SETTINGS)
         trained.domain.write(beside / DOMAIN)
         trained.evaluation.write(beside / EVALUATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
-        workspace.write_yaml(beside / LINEAGE, made)
+        files.write_yaml(beside / LINEAGE, made)
         counts = np.array(trained.evaluation.counts)
         chart = figures.dice_along_z_png(counts, trained.evaluation.stacks, *report.worst_and_median(counts))
         (beside / COVER).write_bytes(chart)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from mitoflow.core import provenance, workspace
+from mitoflow.core import files, provenance, workspace
 from mitoflow.errors import InputError
 from mitoflow.tracking import journal, store
 from mitoflow.tracking.delivery import Delivery
@@ -141,7 +141,7 @@ class Run:
         """Remember that this run made the model file ``path``, so that `producer` finds the run."""
         digest = provenance.file_sha256(path)
         self.tags({store.MODEL_SHA256: digest})
-        with workspace.replacing(_pointer(digest)) as new:
+        with files.replacing(_pointer(digest)) as new:
             new.write_text(self.key)
 
     def child(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Run:

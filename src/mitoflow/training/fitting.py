@@ -17,10 +17,10 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow.core import workspace
+from mitoflow.core import files
+from mitoflow.data.network_input import neighbours, to_unit
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.errors import InputError
-from mitoflow.io.tiff import neighbours, to_unit
 from mitoflow.models import losses, unet
 from mitoflow.training import augmentation
 
@@ -428,7 +428,7 @@ class _Progress(keras.callbacks.Callback):
         state = [keras.ops.convert_to_numpy(variable) for variable in self._state()]
         content = io.BytesIO()  # a zip that a full disk cuts short would complain on its own, in a traceback
         np.savez(content, np.array(json.dumps(self.history)), *state)
-        with workspace.replacing(self._file(epoch)) as beside:
+        with files.replacing(self._file(epoch)) as beside:
             beside.write_bytes(content.getbuffer())
         for earlier in set(self._epochs()) - {epoch, best_epoch(self.history)}:
             self._file(earlier).unlink()
@@ -442,4 +442,4 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 def code_digest() -> str:
     """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
     package = Path(__file__).parents[1]
-    return workspace.fingerprint(keras.backend.backend(), *(package / each for each in CODE))
+    return files.fingerprint(keras.backend.backend(), *(package / each for each in CODE))

@@ -1,0 +1,101 @@
+"""Images and their masks, opened in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mitoflow.errors import InputError
+from mitoflow.io.tiff import Stack, natural_order, open_mask, open_stack
+
+SMALLEST_SIDE = 64  # pixels of what is learned or measured from
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask of equal shape; ``name`` is their file name without suffix."""
+
+    name: str
+    image: Stack
+    mask: Stack
+
+
+def read_pairs(part: Path) -> list[Pair]:
+    """Open the pairs in ``part``/images and ``part``/masks, in natural order of their names (``s2`` before ``s10``).
+
+    Parameters
+    ----------
+    part
+        ``data/train`` or ``data/test``.
+
+    Raises
+    ------
+    InputError
+        A folder is missing or holds no TIFF, an image has no mask or a mask no image, their sizes differ, two files
+        have the same name but for the suffix, or a file cannot be used (`open_stack`, `open_mask`).
+    """
+    images, masks = _tiffs_by_name(part / "images"), _tiffs_by_name(part / "masks")
+    for name in sorted(images.keys() ^ masks.keys(), key=natural_order):
+        if name in images:
+            raise InputError(images[name], "an image without mask", f"{part / 'masks' / images[name].name}", "add it")
+        raise InputError(masks[name], "a mask without image", f"{part / 'images' / masks[name].name}", "add it")
+    return [open_pair(name, images[name], masks[name]) for name in sorted(images, key=natural_order)]
+
+
+def _tiffs_by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", "a folder of TIFF files", "run `mitoflow data --help`")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in (".tif", ".tiff") or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            raise InputError(path, f"the name of {files[path.stem].name}", "one file a name", "rename one of them")
+        files[path.stem] = path
+    if not files:
+        raise InputError(folder, "an empty folder", "TIFF files", "run `mitoflow data --help`")
+    return files
+
+
+def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
+    """Open an image and its mask to learn or to measure from.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be used (`open_stack`, `open_mask`), they differ in size, or are smaller than 64 x 64 pixels.
+    """
+    image, mask = open_stack(image_path), open_mask(mask_path)
+    if min(image.shape[1:]) < SMALLEST_SIDE:
+        found = f"{image.shape[2]} x {image.shape[1]} pixels"
+        remedy = "leave the file out or crop it less"
+        raise InputError(image_path, found, f"at least {SMALLEST_SIDE} on each side", remedy)
+    if image.shape != mask.shape:
+        found = f"{_size(mask)} beside an image of {_size(image)}"
+        raise InputError(mask_path, found, "the size of its image", "export image and mask of the same region")
+    return Pair(name, image, mask)
+
+
+def _size(stack: Stack) -> str:
+    depth, height, width = stack.shape
+    return f"{depth} slices of {width} x {height}"
+
+
+def require_one_dtype(pairs: Sequence[Pair]) -> np.dtype[Any]:
+    """Return the pixel type that all images have.
+
+    Raises
+    ------
+    InputError
+        Some images are uint8 and others uint16.
+    """
+    first = pairs[0].image
+    for pair in pairs:
+        if pair.image.dtype != first.dtype:
+            found = f"{pair.image.dtype} pixels, but {first.dtype} in {first.path}"
+            raise InputError(pair.image.path, found, "one bit depth", "convert the images to one of them")
+    return first.dtype

@@ -1,0 +1,37 @@
+"""Slices with the contours of a mask, as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+CONTOUR = (0, 200, 150)
+
+
+def _stretch(image: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
+    low, high = np.percentile(image, [0.5, 99.5])
+    stretched: NDArray[np.uint8] = np.round(np.clip((image - low) / max(high - low, 1) * 255, 0, 255)).astype(np.uint8)
+    return stretched
+
+
+def contours_png(slices: Sequence[tuple[NDArray[np.uint8 | np.uint16], NDArray[np.uint8]]]) -> bytes:
+    """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG."""
+    panels = []
+    for image, mask in slices:
+        picture = np.repeat(_stretch(image)[:, :, None], 3, axis=2)
+        width = max(1, round(max(mask.shape) / 500))
+        inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
+        picture[(mask > 0) & ~inner] = CONTOUR
+        panels.append(np.pad(picture, ((2, 2), (2, 2), (0, 0)), constant_values=255))
+    rows = [np.concatenate(panels[first : first + 2], axis=1) for first in range(0, len(panels), 2)]
+    page = np.full((sum(len(row) for row in rows), max(row.shape[1] for row in rows), 3), 255, np.uint8)
+    for top, row in zip(np.cumsum([0, *(len(row) for row in rows)]), rows, strict=False):
+        page[top : top + len(row), : row.shape[1]] = row
+    buffer = io.BytesIO()
+    Image.fromarray(page, "RGB").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,69 @@
+"""A trained model: its weights, the files that belong to it, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mitoflow.data.fingerprint import Domain
+from mitoflow.errors import InputError
+from mitoflow.inference.predictor import Predictor
+
+SETTINGS, DOMAIN = "inference.yaml", "domain.yaml"  # the names of these files beside the weights
+
+OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model.
+
+    Attributes
+    ----------
+    name
+        What to call it, such as ``mitoflow version 3``.
+    weights
+        The ``.keras`` file.
+    folder
+        Where the files are that belong to it: settings, and as far as there are any what the training images look
+        like, what it did on the test part, and a model card.
+    origin
+        Where it comes from, as far as that is known: at least ``model`` and ``model_sha256``; see
+        `mitoflow.tracking.registry.origin`.
+    """
+
+    name: str
+    weights: Path
+    folder: Path
+    origin: Mapping[str, str]
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The U-Net with its settings; no code that comes with it is run.
+
+        Raises
+        ------
+        InputError
+            It is none of mitoflow's, it or its settings are broken, or they do not fit together.
+        """
+        loaded = Predictor.load(self.weights, self.folder / SETTINGS)
+        channels = 2 * loaded.settings.context + 1
+        shapes = [tuple(getattr(loaded.model, name, ())) for name in ("input_shape", "output_shape")]
+        if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (channels, 1):
+            found = f"a network from {shapes[0]} to {shapes[1]}"
+            expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
+            raise InputError(self.weights, found, expected, f"put the {SETTINGS} of this model beside it")
+        return loaded
+
+    @property
+    def domain(self) -> Domain | None:
+        """What its training images look like; None where that was not recorded."""
+        path = self.folder / DOMAIN
+        return Domain.read(path) if path.is_file() else None
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """The origin without what a person would take for facts about a prediction, and without the parameters."""
+        return {key: each for key, each in self.origin.items() if key not in OF_TRAINING and "params." not in key}
