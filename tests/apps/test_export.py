@@ -217,7 +217,11 @@ def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch,
         assert registry.register(journal, evaluated, weights, settings).promoted
     for wanted in ("models:/mitoflow@champion", "champion", "models:/mitoflow/1", "1"):
         model = model_lookup.find(wanted)
-        assert (model.name, model.predictor.settings, model.evaluation) == ("mitoflow version 1", SETTINGS, evaluated)
+        assert (model.name, model.predictor.settings, Evaluation.of(model)) == (
+            "mitoflow version 1",
+            SETTINGS,
+            evaluated,
+        )
         assert model.weights.read_bytes() == weights.read_bytes()
         assert model.origin["params.data.name"] == "epfl"
     cited = bioimageio_export.describe(model, SETTINGS, 1, ["Ada Lovelace"], "MIT")["cite"]
