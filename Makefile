@@ -1,6 +1,11 @@
-# Everything runs in .venv, made here from the lock; only git, make and Python 3.11 must be there.
+# Everything runs in .venv, made here from the lock; only git, make and Python 3.11 or 3.12 must be there.
 
-PYTHON ?= python3.11
+# The first of these that is Python 3.11 or 3.12 and can make virtual environments. Each is run: a pyenv shim that is on
+# the path does not work for every version.
+PYTHON ?= python3.11 python3.12 python3
+SUPPORTED := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+FOUND = $(shell for python in $(PYTHON); do $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -11,7 +16,9 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(if $(FOUND),,$(error found no Python 3.11 or 3.12 with venv among $(PYTHON); on Debian 12 or Ubuntu 24.04 run \
+		`sudo apt install python3-venv`, elsewhere `uv python install 3.12` and `make PYTHON=$$(uv python find 3.12)`))
+	$(FOUND) -m venv $(VENV)
 
 $(VENV)/installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "installing the locked dependencies into $(VENV) (a few minutes)"
@@ -74,9 +81,11 @@ serve: $(VENV)/installed  ## answer HTTP requests with masks by the champion
 app: $(VENV)/installed  ## open a page: drop an image, look at its mask
 	@mitoflow app
 
+COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
+
 .PHONY: lock
 lock:  ## resolve pyproject.toml again into the lock files (needs uv)
-	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
-		pyproject.toml --extra test -o requirements-test.lock
-	uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' \
-		pyproject.toml -c requirements-test.lock -o requirements.lock
+	$(COMPILE) pyproject.toml --extra test -o requirements-test.lock
+	$(COMPILE) pyproject.toml -c requirements-test.lock -o requirements.lock
+	# The same pins must serve Python 3.12 too: nothing is missing and every package has a file for it.
+	uv pip install --quiet --dry-run --python-version 3.12 --require-hashes --target $(VENV)/lock -r requirements-test.lock

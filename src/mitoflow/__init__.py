@@ -3,7 +3,7 @@
 import logging
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # TensorFlow reports every processor feature and missing GPU library before it says anything useful.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -269,7 +269,7 @@ def test_origin(checkout: Path) -> None:
         "version": "1",
         "run_name": "unet",
         "model_sha256": provenance.file_sha256(MODEL),
-        "mitoflow": "0.1.0",
+        "mitoflow": mitoflow.__version__,
         "dataset.training": "phantom abc.dir",
         "params.train.learning_rate": "0.001",
     }

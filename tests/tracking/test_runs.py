@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from mitoflow import __version__
 from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
 from mitoflow.tracking import journal, runs, store
@@ -80,7 +81,7 @@ def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
     assert there.data.params == {"train.learning_rate": "0.001", "train.loss": "bce", "seed": "1"}
     assert curve(run.key, "dice") == [(0, 0.0), (1, 0.1), (2, 0.2)]
     assert [step for step, _ in curve(run.key, "loss")] == [0, 1, 2]
-    expected = {"who": "me", "mood": "good", "mitoflow.stage": "train", "mitoflow.lineage.mitoflow": "0.1.0"}
+    expected = {"who": "me", "mood": "good", "mitoflow.stage": "train", "mitoflow.lineage.mitoflow": __version__}
     assert expected.items() <= there.data.tags.items()
     assert (checkout / "mlruns" / there.info.run_id / "artifacts/notes/notes.txt").read_text() == "first"
     (used,) = there.inputs.dataset_inputs

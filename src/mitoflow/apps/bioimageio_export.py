@@ -24,6 +24,7 @@ from bioimageio.spec import (
 )
 from PIL import Image
 
+from mitoflow import __version__
 from mitoflow.apps import onnx_export
 from mitoflow.apps.onnx_export import IMAGE, OPSET, PROBABILITY, Parity
 from mitoflow.core import files
@@ -114,7 +115,7 @@ def describe(
         "name": re.sub(r"[^\w+() -]+", " ", f"Mitochondria in EM slices ({model.name})", flags=re.ASCII),
         "description": "Marks mitochondria in slices of electron-microscopy stacks: a U-Net that sees a slice "
         f"{'with its neighbours ' if settings.context else ''}and returns a probability for each of its pixels.",
-        "version": version("mitoflow"),
+        "version": __version__,
         "authors": [{"name": author} for author in authors],
         "license": licence,
         "cite": [UNET, *([DATA[data]] if data in DATA else [])],

@@ -8,10 +8,10 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mitoflow import __version__
 from mitoflow.core import files
 from mitoflow.errors import InputError
 
@@ -43,7 +43,7 @@ def current() -> dict[str, str]:
         "patches_md5": recorded_md5("patch", Path("patches")),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
-        "mitoflow": version("mitoflow"),
+        "mitoflow": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }

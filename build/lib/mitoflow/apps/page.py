@@ -1,0 +1,218 @@
+"""The page of `mitoflow app`: an image or a stack goes in, the mask is looked at, and mask and table are taken home.
+
+Streamlit runs this file from top to bottom whenever a person changes something. The network runs once for each file;
+threshold and slice only look at its probabilities in another way.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+import zarr
+
+from mitoflow.errors import InputError, mendable
+from mitoflow.evaluation import figures
+from mitoflow.inference import prediction
+from mitoflow.inference.prediction import Request
+from mitoflow.io import ome, spacing, volumes
+from mitoflow.io.volumes import Scan
+from mitoflow.tracking import model_lookup
+from mitoflow.tracking.model_lookup import TrainedModel
+
+LARGEST = 2**31  # voxels of a file
+SHOWN = 2048  # pixels of a side of a picture; of larger slices every second or third pixel is shown
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a file.
+
+    Attributes
+    ----------
+    folder
+        Where the files are, as long as somebody looks at them.
+    image
+        The slices.
+    probability
+        (Z, Y, X) or (Y, X) float32 in [0, 1].
+    description
+        What outputs say of themselves.
+    notes
+        What a person should know besides.
+    """
+
+    folder: tempfile.TemporaryDirectory[str]
+    image: Scan
+    probability: zarr.Array[Any]
+    description: ome.Description
+    notes: list[str]
+
+    def slice(self, z: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image (Y, X) and the mask (Y, X) uint8 in {0, 1} of a slice."""
+        _, height, width = self.image.shape
+        return self.image.read(z, (0, height, 0, width)), self._above(z, threshold).astype(np.uint8)
+
+    def tiff(self, threshold: float) -> bytes:
+        """Return the mask as an OME-TIFF, 255 for mitochondrion."""
+        lineage = {**self.description.lineage, "threshold": f"{threshold:.2f}"}
+        with self._place() as place:
+            path = place / "mask.tif"
+            ome.write_tiff(path, self._mask(place, threshold), replace(self.description, lineage=lineage))
+            return path.read_bytes()
+
+    def table(self, threshold: float) -> bytes:
+        """Return the mitochondria as CSV."""
+        with self._place() as place:
+            labels = ome.create_multiscale(place / "labels", self.probability.shape, np.dtype(np.uint32), 1)
+            path = place / "table.csv"
+            mask = self._mask(place, threshold)
+            prediction.tell_apart(mask, labels, self.image.spacing, lambda _: None).write(path)
+            return path.read_bytes()
+
+    def _above(self, z: int, threshold: float) -> np.ndarray:
+        return np.asarray(self.probability[z] if self.probability.ndim == 3 else self.probability[:]) >= threshold
+
+    def _mask(self, place: Path, threshold: float) -> zarr.Array[Any]:
+        mask = ome.create_multiscale(place / "mask", self.probability.shape, np.dtype(np.uint8), 1)
+        for z in range(self.image.shape[0]):
+            mask[(z, ...) if mask.ndim == 3 else ...] = self._above(z, threshold) * np.uint8(255)
+        return mask
+
+    @contextmanager
+    def _place(self) -> Iterator[Path]:
+        """Yield a folder that nobody else writes to, for a while: somebody may ask for many downloads."""
+        with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
+            yield Path(folder)
+
+
+@st.cache_resource
+def find_model(wanted: str | None) -> TrainedModel:
+    """Load the model once for all who look at the page."""
+    model = model_lookup.find(wanted)
+    assert model.predictor, "the first to come waits for it, not the first to upload"
+    return model
+
+
+@st.cache_resource
+def alone() -> threading.Lock:
+    """Return the lock of who predicts: one prediction keeps all cores busy."""
+    return threading.Lock()
+
+
+class PageLeftError(Exception):
+    """Nobody looks at the page any more, or another file was dropped."""
+
+
+def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answer:
+    """Predict an uploaded file, with a bar that shows how far it is; raises `InputError`."""
+    folder = tempfile.TemporaryDirectory(prefix="mitoflow-")
+    image, output = (Path(folder.name) / each for each in (f"image{Path(name).suffix}", "mask.ome.zarr"))
+    image.write_bytes(content)
+    try:
+        known = spacing.parse(voxel_size) if voxel_size.strip() else None
+        scan = volumes.open_scan(str(image), spacing=known)
+        if (voxels := math.prod(scan.shape)) > LARGEST:
+            remedy = "use `mitoflow predict`, which takes stacks of any size"
+            raise InputError(image, f"{voxels / 1e9:.1f} Gvoxel", f"at most {LARGEST / 1e9:.1f} on this page", remedy)
+        notes: list[str] = []
+        request = Request(str(image), output, spacing=known, probability=True, name=name)
+        wait_for(lambda advance: prediction.predict(request, notes.append, model, advance), voxels)
+    except InputError as error:
+        where = str(error.where).replace(str(image), name)
+        raise InputError(where, error.found, error.expected, error.remedy) from None
+    described = ome.Description(scan.axes, scan.spacing, lineage=ome.read_lineage(output))
+    probability = ome.open_multiscale(request.images["probability"]).array
+    return Answer(folder, scan, probability, described, [note.replace(str(image), name) for note in notes])
+
+
+def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) -> None:
+    """Predict in a thread while the page shows how far it is, and stop where the page is left."""
+    is_left = threading.Event()
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if is_left.is_set():
+            raise PageLeftError
+
+    def work() -> None:
+        with alone():
+            predict(advance)
+
+    bar = st.progress(0.0, text="waiting for others")
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        predicting = pool.submit(work)
+        try:
+            while not predicting.done():
+                if done:
+                    left = (time.monotonic() - began) * (voxels / done - 1)
+                    bar.progress(min(1.0, done / voxels), text=f"{done / voxels:.0%}, {left:.0f} s left")
+                time.sleep(0.3)
+        finally:  # Streamlit ends a script that nobody looks at by an exception
+            is_left.set()
+        predicting.result()
+    bar.empty()
+
+
+def main() -> None:
+    """Draw the page."""
+    st.set_page_config("mitoflow", layout="wide")
+    st.title("Mitochondria in electron-microscopy slices")
+    model = find_model(sys.argv[1] if len(sys.argv) > 1 else None)
+    st.caption(f"Model: {model.name}")
+    with st.expander("Where this model comes from"):
+        st.table(dict(model.lineage))
+    left, right = st.columns((3, 1))
+    file = left.file_uploader("A TIFF of one slice or of a stack", type=["tif", "tiff"])
+    voxel_size = right.text_input("Voxel size in nanometres, where the file does not say", placeholder="z,y,x: 30,4,4")
+    if file is None:
+        return
+    key = (file.file_id, voxel_size)
+    if st.session_state.get("asked") != key:
+        st.session_state.pop("answer", None)
+        st.session_state.answer = ask(model, file.name, file.getvalue(), voxel_size)
+        st.session_state.asked = key
+    show(st.session_state.answer, model, Path(file.name).stem)
+
+
+def show(answer: Answer, model: TrainedModel, name: str) -> None:
+    """Draw what the model says of a file, and what can be done with it."""
+    for note in answer.notes:
+        (st.warning if note.startswith("warning") else st.info)(note)
+    depth = answer.image.shape[0]
+    left, right = st.columns(2)
+    chosen = min(0.99, max(0.01, round(model.predictor.settings.threshold, 2)))
+    threshold = left.slider("Threshold", 0.01, 0.99, chosen, 0.01)
+    z = right.slider("Slice", 0, depth - 1, depth // 2) if depth > 1 else 0
+    image, mask = answer.slice(z, threshold)
+    every = math.ceil(max(mask.shape) / SHOWN)
+    small, marked = image[::every, ::every], mask[::every, ::every]
+    left.image(figures.contours_png([(small, np.zeros_like(marked))]), caption=f"slice {z}", width="stretch")
+    told = f"{mask.mean():.2%} of slice {z} is mitochondria"
+    right.image(figures.contours_png([(small, marked)]), caption=told, width="stretch")
+    named = f"{name}_mitochondria"
+    left.download_button("Mask (OME-TIFF)", lambda: answer.tiff(threshold), f"{named}.tif", "image/tiff")
+    right.download_button("Table (CSV)", lambda: answer.table(threshold), f"{named}.csv", "text/csv")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (InputError, OSError) as error:
+        if not (line := mendable(error)):
+            raise
+        st.error(str(line))

@@ -1,0 +1,167 @@
+"""A model behind HTTP: MLflow's scoring server, which also takes TIFF files, with errors that a person can read.
+
+``/invocations`` takes what MLflow's own server takes, ``{"inputs": slices}`` with slices (N, Y, X), and answers
+``{"predictions": masks}``. A TIFF, sent as ``image/tiff``, is answered by what `mitoflow predict` would write. What is
+wrong with a request is one line: ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import tempfile
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from mlflow import pyfunc
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+
+from mitoflow.errors import InputError
+from mitoflow.inference import prediction
+from mitoflow.io import volumes
+from mitoflow.tracking import model_lookup, registry
+from mitoflow.tracking.model_lookup import TrainedModel
+
+TIFF, JSON = "image/tiff", "application/json"
+TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
+SEND = "send images as they are stored"
+LONGEST = 500  # characters of an error
+
+_log = logging.getLogger("uvicorn.error")
+
+
+def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
+    """Serve a model until the process is interrupted.
+
+    Parameters
+    ----------
+    wanted
+        See `mitoflow.tracking.model_lookup.find`.
+    host, port
+        Where to listen.
+    largest
+        Bytes of the largest request, and pixels of the largest stack.
+
+    Raises
+    ------
+    InputError
+        There is no such model.
+    """
+    model = model_lookup.find(wanted)
+    uvicorn.run(build(model, load(model), largest), host=host, port=port)
+
+
+def load(model: TrainedModel) -> PyFuncModel:
+    """Return a model as MLflow loads it, packed anew from its files, whose digest was checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) / "model"
+        registry.pack(packed, model.evaluation, model.weights, model.folder / registry.SETTINGS)
+        loaded: PyFuncModel = pyfunc.load_model(str(packed))
+        return loaded
+
+
+def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
+    """Return MLflow's server for a model, with what this module adds."""
+    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", TIMEOUT)
+    app: FastAPI = scoring_server.init(loaded)
+    alone, bit_depth = asyncio.Lock(), model.predictor.settings.bit_depth
+
+    def masks(tiff: bytes) -> Response:
+        with tempfile.TemporaryDirectory() as folder:
+            image, mask = Path(folder) / "image.tif", Path(folder) / "mask.tif"
+            image.write_bytes(tiff)
+            if (pixels := _pixels(image)) > largest:
+                return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{pixels} pixels, {largest} at most; send parts")
+            notes: list[str] = []
+            prediction.predict(prediction.Request(str(image), mask, name="request"), notes.append, model)
+            told = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
+            return Response(mask.read_bytes(), media_type=TIFF, headers=told)
+
+    async def guard(request: Request, forward: RequestResponseEndpoint) -> Response:
+        if request.url.path != "/invocations" or request.method != "POST":
+            return await forward(request)
+        length = request.headers.get("content-length", "")
+        if "transfer-encoding" in request.headers or not length.isdecimal():
+            return _refusal(HTTPStatus.LENGTH_REQUIRED, "the request does not say how long it is; send Content-Length")
+        if int(length) > largest:
+            return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes, {largest} at most; send parts")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if not kind:
+            return _refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"no Content-Type; send application/json or {TIFF}")
+        try:
+            body = await request.body()
+            async with alone:  # one prediction keeps all cores busy
+                if kind == TIFF:
+                    return await asyncio.to_thread(masks, body)
+                if kind == JSON:
+                    await asyncio.to_thread(_require_grey_values, body, bit_depth)
+                answer = await forward(request)
+            return answer if answer.status_code < HTTPStatus.BAD_REQUEST else await _readable(answer)
+        except InputError as error:
+            said = f"found {error.found}, expected {error.expected}; {error.remedy}"
+            return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, said)
+        except Exception:
+            _log.exception("a request failed")
+            return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why")
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
+    return app
+
+
+def _require_grey_values(body: bytes, bit_depth: int) -> None:
+    """Refuse what MLflow would make grey values of without a word: fractions, text, and numbers that are too large.
+
+    All else that can be wrong is left to MLflow.
+    """
+    try:
+        sent = json.loads(body)
+    except json.JSONDecodeError:
+        return
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        raise InputError("body", f"JSON that cannot be read ({error})", '{"inputs": slices}', SEND) from None
+    try:
+        values = np.asarray(sent["inputs"] if "inputs" in sent else sent["instances"])
+    except (LookupError, TypeError, ValueError):
+        return
+    if values.size == 0:
+        raise InputError("inputs", "nothing", "slices (N, Y, X)", SEND)
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**bit_depth:
+        return
+    numbers = values.dtype.kind in "iuf"
+    kind = {"i": "grey values", "u": "grey values", "f": "fractions"}.get(values.dtype.kind, f"{values.dtype} values")
+    found = f"{kind} from {values.min():g} to {values.max():g}" if numbers else kind
+    raise InputError("inputs", found, f"whole numbers from 0 to {2**bit_depth - 1}", SEND)
+
+
+def _pixels(path: Path) -> int:
+    depth, height, width = volumes.open_scan(str(path)).shape
+    return depth * height * width
+
+
+async def _readable(answer: Response) -> Response:
+    """Return MLflow's refusal without its traceback and without the data, as what it is: a fault of the request."""
+    body = b"".join([chunk async for chunk in answer.body_iterator]).decode()  # type: ignore[attr-defined]
+    try:
+        message = str(json.loads(body)["message"])
+    except (ValueError, LookupError, TypeError):
+        message = body
+    status = HTTPStatus(answer.status_code)
+    if status == HTTPStatus.BAD_REQUEST:
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return _refusal(status, message.rpartition("Error: ")[2])
+
+
+def _refusal(status: HTTPStatus, message: str) -> Response:
+    text = json.dumps({"error": _line(message)})
+    return Response(text, status_code=status, media_type="application/json")
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

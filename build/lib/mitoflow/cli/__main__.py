@@ -1,0 +1,5 @@
+"""``python -m mitoflow.cli``."""
+
+from mitoflow.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""``params.yaml`` and its presets as validated models: the one place where a parameter is defined."""

@@ -1,0 +1,109 @@
+"""Where a run comes from: code, data, locked dependencies and experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mitoflow import __version__
+from mitoflow.core import workspace
+from mitoflow.errors import InputError
+
+PREFIX = "mitoflow.lineage."
+
+
+def current() -> dict[str, str]:
+    """Return the lineage of what runs now in this folder; what cannot be known is left out.
+
+    Keys
+    ----
+    git_commit, git_dirty
+        HEAD, and whether tracked files differ from it. ``dvc.lock`` and ``reports/`` do not count: the pipeline writes
+        them while it runs.
+    data_md5, patches_md5
+        DVC's hashes of ``data/`` and ``patches/``.
+    requirements_sha256
+        Of ``requirements.lock``.
+    dvc_experiment
+        The name that ``dvc exp run`` gave.
+    mitoflow, python, platform
+        Versions, and the operating system and processor.
+    """
+    lock = Path("requirements.lock")
+    known = {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": _dirty(),
+        "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
+        "patches_md5": recorded_md5("patch", Path("patches")),
+        "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "mitoflow": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def recorded_md5(stage: str, output: Path) -> str | None:
+    """Return DVC's hash of an output of a stage as ``dvc.lock`` has it; None where it was never recorded."""
+    return _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}), str(output))
+
+
+def tags(lineage: Mapping[str, str]) -> dict[str, str]:
+    """Return a lineage as MLflow tags, ``mitoflow.core.provenance.*``."""
+    return {PREFIX + key: value for key, value in lineage.items()}
+
+
+def from_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the lineage among the tags of a run or a model version."""
+    return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
+
+
+def file_md5(path: Path) -> str:
+    """Return DVC's hash of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return what ``sha256sum`` prints for a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _dirty() -> str | None:
+    """Compare tracked files with HEAD by content, in a new index.
+
+    The times in git's own index hide a change of the same length in the copy that ``dvc exp run --queue`` makes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": f"{folder}/index"}
+        if _git("read-tree", "HEAD", **index) is None:
+            return None
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports", **index)
+    return "true" if changes else "false"
+
+
+def _git(*arguments: str, **environment: str) -> str | None:
+    command, given = ["git", *arguments], os.environ | environment
+    try:
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        return workspace.read_yaml(path, "run DVC")
+    except InputError:
+        return {}
+
+
+def _output_md5(stage: Mapping[str, Any], path: str) -> str | None:
+    return next((out.get("md5") for out in stage.get("outs", []) if out.get("path") == path), None)

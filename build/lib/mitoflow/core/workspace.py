@@ -1,0 +1,219 @@
+"""Where a project's files are, and how they are written and hashed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mitoflow.errors import InputError
+
+UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
+
+
+def main_checkout() -> Path:
+    """Return the checkout that owns the tracking store and the resumable state.
+
+    ``dvc exp run --temp`` and ``--queue`` execute in a copy of the checkout that is thrown away afterwards; DVC names
+    the real one in ``DVC_ROOT``.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def state_dir() -> Path:
+    """Return ``.mitoflow/`` of the main checkout: checkpoints, the study and the tracking journal."""
+    folder = main_checkout() / ".mitoflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Let one process of this checkout at a time into the block; others wait."""
+    with (state_dir() / f"{name}.lock").open("w") as stream:
+        lock(stream, wait=True)
+        yield
+
+
+def lock(stream: IO[Any], *, wait: bool) -> None:
+    """Lock a file for as long as it is open.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has the lock, and nobody is to wait for it.
+    InputError
+        The file system has no locks.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        remedy = "mount it with locks, or put the project on another one"
+        raise InputError(Path(stream.name).parent, "a file system without locks", "one that has them", remedy) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` and rename it to ``path`` when the block ends well.
+
+    A file or a folder may be written there. Whoever looks at ``path`` sees the old one or the whole new one; when the
+    block raises, ``path`` stays as it was and nothing is left beside it; what a process that was killed left there is
+    removed by the next one on the same machine that writes ``path``. Whether a process of another machine lives, which
+    may share the folder, nobody can tell here.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = temporary(path, "new")
+    _remove_stale(path)
+    try:
+        yield beside
+        if path.is_dir():
+            # A folder cannot be renamed over another one; two renames keep the moment without either short.
+            old = temporary(path, "old")
+            path.replace(old)
+            beside.replace(path)
+            _remove(old)
+        else:
+            beside.replace(path)
+    finally:
+        _remove(beside)
+
+
+def temporary(path: Path, kind: str) -> Path:
+    """Return the name beside ``path`` under which this process has something for a while, ``new`` or ``old``."""
+    return path.parent / f".{path.name}.{_machine()}-{os.getpid()}.{kind}"
+
+
+@cache
+def _machine() -> str:
+    """Return what tells apart the machines, and the containers on one, whose processes may have equal numbers."""
+    facts = [os.uname().nodename]
+    with suppress(OSError):
+        facts.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
+    with suppress(OSError):
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes of this machine that are no more, or this one before, left beside ``path``."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\.(new|old)")
+    for stale in path.parent.iterdir():
+        if (found := ours.match(stale.name)) and not _is_another(int(found[1])):
+            _remove(stale)
+
+
+def _is_another(process: int) -> bool:
+    """Tell whether another process with that number lives."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_digest(*paths: Path) -> str:
+    """Return the SHA-256 of the contents of ``paths``, as hexadecimal; folders count with every file in them.
+
+    Names count relative to the folder, so a folder keeps its digest when it moves.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def fingerprint(settings: object, *files: Path) -> str:
+    """Return 16 hexadecimal digits that change with `settings` (anything JSON can hold) or the content of `files`."""
+    text = json.dumps(settings, sort_keys=True) + "".join(file_digest(file) for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of keys and values, which has at least `keys`.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it is something else; `remedy` is its last part.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "YAML", remedy) from None
+    except (YAMLError, ValueError, RecursionError) as error:  # also "+_", which looks like a number
+        raise InputError(path, error, "YAML", remedy) from None
+    return _with_keys(path, values, remedy, keys)
+
+
+def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON file of keys and values; see `read_yaml`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "JSON", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(path, error, "JSON", remedy) from None
+    return _with_keys(path, values, remedy, keys)
+
+
+def _with_keys(path: Path, values: Any, remedy: str, keys: Iterable[str]) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise InputError(path, type(values).__name__, "keys with values", remedy)
+    for key in keys:
+        if key not in values:
+            raise InputError(f"{path}: {key}", "no such key", "a value", remedy)
+    return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write keys and values to a JSON file, in their order."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table with a header."""
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(rows)
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write keys and values to a YAML file, in their order."""
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as stream:
+        YAML().dump(values, stream)

@@ -1,0 +1,230 @@
+"""A lab's own files: which mask belongs to which image, and which slices become the test part."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
+from itertools import groupby
+from pathlib import Path
+
+import tifffile
+
+from mitoflow.data.patches import split
+from mitoflow.errors import InputError
+from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
+from mitoflow.io.tiff import Array, Pair, Stack, joined, natural_order, needs_bigtiff, open_pair
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The pairs that were found for one part.
+
+    Attributes
+    ----------
+    pairs
+        In natural order of their names, which are unique: where files of several folders share a name, as many folders
+        come before it as it takes.
+    by_order
+        Whether the first image went with the first mask, and so on, because their names could not tell.
+    """
+
+    pairs: list[Pair]
+    by_order: bool
+
+
+def find_pairs(
+    images: Sequence[str], masks: Sequence[str], options: tuple[str, str], *, consecutive: bool = False
+) -> Sources:
+    """Find the pairs among files, folders and globs.
+
+    A mask belongs to the image with its file name, suffix aside. Where images and masks share no name at all, as in
+    ``img_1.tif`` and ``mask_1.tif``, they go together in order: of the options, and naturally within a folder or glob.
+
+    Parameters
+    ----------
+    images, masks
+        Files, folders or globs.
+    options
+        What to call the two in errors.
+    consecutive
+        The files are the slices of one stack, in natural order of their names, and become one pair.
+
+    Raises
+    ------
+    InputError
+        There is no such file, an image has no mask or a mask no image, their sizes differ, or a file cannot be used
+        (`volumes.open_stack`).
+    """
+    image_files, mask_files = find_tiffs(options[0], images), find_tiffs(options[1], masks)
+    shared = {path.stem for path in image_files} & {path.stem for path in mask_files}
+    match = _match_names if shared else _match_order
+    matches = match(image_files, mask_files, options)
+    names = _unique_names([image for image, _ in matches])
+    pairs = [open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
+    pairs.sort(key=lambda pair: natural_order(pair.name))
+    if consecutive:
+        stacks = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
+        pairs = [Pair(pairs[0].name, *stacks)]
+    return Sources(pairs, by_order=len(shared) < len(matches))
+
+
+def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
+    """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
+
+    Raises
+    ------
+    InputError
+        A pattern matches no TIFF; the error begins with `option`.
+    """
+    found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
+    for pattern in patterns:
+        path = Path(pattern)
+        # Path.glob takes no absolute patterns.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
+        tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
+        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
+        if not matches:
+            what = "an empty folder" if path.is_dir() else "no TIFF file"
+            raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:
+    """Match equal names; where files of several folders share a name, they go together in order."""
+    waiting = dict(zip(_occurrences(masks), masks, strict=True))
+    matches = []
+    for name, image in zip(_occurrences(images), images, strict=True):
+        if name not in waiting:
+            remedy = "add it, or leave the image out"
+            raise InputError(image, "an image without mask", f"{image.name} in {options[1]}", remedy)
+        matches.append((image, waiting.pop(name)))
+    for mask in waiting.values():
+        remedy = "add it, or leave the mask out"
+        raise InputError(mask, "a mask without image", f"{mask.name} in {options[0]}", remedy)
+    return matches
+
+
+def _occurrences(paths: Iterable[Path]) -> list[tuple[str, int]]:
+    """Number the files that share a name."""
+    seen: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        names.append((path.stem, seen[path.stem]))
+        seen[path.stem] += 1
+    return names
+
+
+def _match_order(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:
+    """Match the first with the first; numbers in the names must not contradict it."""
+    if len(images) != len(masks):
+        found = f"{len(images)} and {len(masks)} files that share no name"
+        raise InputError(" and ".join(options), found, "a mask for each image", "name each mask as its image")
+    for image, mask in zip(images, masks, strict=True):
+        numbers, others = re.findall(r"\d+", image.stem), re.findall(r"\d+", mask.stem)
+        if len(numbers) == len(others) and [*map(int, numbers)] != [*map(int, others)]:
+            remedy = "add what is missing, or name each mask as its image"
+            raise InputError(image, f"{mask} in the place of its mask", "the same numbers in both names", remedy)
+    return list(zip(images, masks, strict=True))
+
+
+def _unique_names(paths: list[Path]) -> list[str]:
+    """Return names for files in one folder, also where the file system does not tell ``a`` from ``A``."""
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts))):
+        names = ["_".join(p[1:][-length:]) for p in parts]
+        if len({name.casefold() for name in names}) == len(names):
+            return names
+    raise InputError(paths[0], "files that differ in their suffix alone", "names that differ", "rename one of them")
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Slices ``start`` to ``stop`` of a pair, on their way into ``data/``."""
+
+    pair: Pair
+    start: int
+    stop: int
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return self.stop - self.start
+
+    def write(self, part: Path, done: Callable[[int], object]) -> None:
+        """Write the slices to ``part``/images and ``part``/masks, and report to ``done`` how many, as it goes.
+
+        A whole file is copied byte for byte; otherwise a slice at a time is in memory, and of what else the file of an
+        image says its voxel size is kept, as OME-XML.
+        """
+        for stack, kind in ((self.pair.image, "images"), (self.pair.mask, "masks")):
+            target = part / kind / f"{self.pair.name}.tif"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if stack.is_file and self.depth == stack.shape[0]:
+                shutil.copyfile(stack.path, target)
+                done(self.depth)
+            else:
+                self._write_slices(stack, target, done)
+
+    def _write_slices(self, stack: Stack, target: Path, done: Callable[[int], object]) -> None:
+        def slices() -> Iterator[Array]:
+            for z in range(self.start, self.stop):
+                yield stack.slice(z)
+                done(1)
+
+        shape, metadata = (self.depth, *stack.shape[1:]), None
+        if stack is self.pair.image and (spacing := read_tiff_spacing(stack.path)):
+            # tifffile would draw an identity at random, and the same import would not give the same bytes.
+            identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {self.start} {self.stop}")
+            metadata = {**ome_metadata("zyx", spacing), "UUID": identity.urn}
+        large = needs_bigtiff(shape, stack.dtype)
+        with tifffile.TiffWriter(target, bigtiff=large, ome=metadata is not None) as file:
+            file.write(
+                slices(), shape=shape, dtype=stack.dtype, photometric="minisblack", metadata=metadata, software=False
+            )
+
+
+def whole(pairs: Sequence[Pair]) -> list[Excerpt]:
+    """Return every pair from its first to its last slice."""
+    return [Excerpt(pair, 0, pair.image.shape[0]) for pair in pairs]
+
+
+def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Excerpt], list[Excerpt]]:
+    """Take the last part of each stack in z for testing, and leave out slices before it, as `patches.split` does.
+
+    Parameters
+    ----------
+    pairs
+        Single pages count together, in their order, as one stack.
+    fraction
+        Share of the slices that tests, above 0 and below 1.
+    gap
+        Slices left out between the two parts.
+
+    Returns
+    -------
+    The excerpts to train on, and those to test on.
+
+    Raises
+    ------
+    InputError
+        No stack is long enough.
+    """
+    depths = [pair.image.shape[0] for pair in pairs]
+    sides = split(depths, fraction, gap)
+    if not sides["validation"]:
+        found = f"at most {max(*depths, depths.count(1))} consecutive slices"
+        expected = f"more than --gap {gap} and one for each part"
+        raise InputError("--images", found, expected, "give --test-images and --test-masks, or a smaller --gap")
+    return _excerpts(pairs, sides["train"]), _excerpts(pairs, sides["validation"])
+
+
+def _excerpts(pairs: Sequence[Pair], slices: list[tuple[int, int]]) -> list[Excerpt]:
+    by_stack = ((pairs[stack], [z for _, z in group]) for stack, group in groupby(slices, key=lambda place: place[0]))
+    return [Excerpt(pair, places[0], places[-1] + 1) for pair, places in by_stack]

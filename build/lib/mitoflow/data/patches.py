@@ -1,0 +1,451 @@
+"""The patch store: slices cut by patchify, split into train and validation, and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from patchify import patchify
+from tqdm import tqdm
+
+from mitoflow.config.params import Patch
+from mitoflow.core import workspace
+from mitoflow.errors import InputError
+from mitoflow.io import tiff
+
+SPLITS = ("train", "validation")
+FORMAT = 3
+
+#: A slice by its place in the list of stacks and its z.
+SliceId = tuple[int, int]
+#: Part of a slice: first and past-the-end pixel along y, then along x.
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis of a slice is cut into patches, and which patch owns which pixel.
+
+    Patches start every `step` pixels; the last one may reach past the end of the axis, where the slice is continued by
+    reflection. Each pixel of the slice is owned by exactly one patch: neighbours share an overlap half and half, and
+    reflected pixels have no owner. Metrics count owned pixels alone, so no pixel counts twice.
+
+    Attributes
+    ----------
+    length, size, step
+        Pixels along the axis, pixels of a patch, pixels from one patch to the next.
+    """
+
+    length: int
+    size: int
+    step: int
+
+    @property
+    def starts(self) -> list[int]:
+        """First pixel of each patch."""
+        count = 1 + max(0, -(-(self.length - self.size) // self.step))
+        return [i * self.step for i in range(count)]
+
+    @property
+    def padding(self) -> int:
+        """Reflected pixels past the end of the axis."""
+        return max(0, self.starts[-1] + self.size - self.length)
+
+    @property
+    def edges(self) -> list[int]:
+        """Where one owner follows another: patch i owns the pixels from edge i up to edge i + 1."""
+        return [0, *(start + (self.size - self.step) // 2 for start in self.starts[1:]), self.length]
+
+    @property
+    def owned(self) -> list[tuple[int, int]]:
+        """First and past-the-end owned pixel of each patch, counted from the start of the patch."""
+        edges = self.edges
+        return [(edges[i] - start, edges[i + 1] - start) for i, start in enumerate(self.starts)]
+
+    def pieces(self, low: int, high: int) -> Iterator[tuple[int, slice, slice]]:
+        """Yield, for the pixels from `low` up to `high`, each owner, where it has them, and where they go."""
+        edges = self.edges
+        for i, start in enumerate(self.starts):
+            first, last = max(low, edges[i]), min(high, edges[i + 1])
+            if first < last:
+                yield i, slice(first - start, last - start), slice(first - low, last - low)
+
+
+def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut one slice into patches with patchify, reflecting what does not fill a patch.
+
+    Parameters
+    ----------
+    image
+        (Y, X), any dtype.
+    size, step
+        Pixels of a patch along y and x, and from one patch to the next.
+
+    Returns
+    -------
+    patches
+        (P, size, size), row by row, dtype of `image`.
+    boxes
+        (P, 6) int32; see `layout`.
+    """
+    rows, columns = (Axis(length, size, step) for length in image.shape)
+    padded = np.pad(image, ((0, rows.padding), (0, columns.padding)), mode="reflect")
+    return patchify(padded, (size, size), step=step).reshape(-1, size, size), layout(rows, columns)
+
+
+def layout(rows: Axis, columns: Axis) -> np.ndarray:
+    """Return where the patches of a slice are, row by row.
+
+    They are (P, 6) int32: y and x in the slice, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see
+    `Axis`).
+    """
+    boxes = [
+        (y, x, *own_y, *own_x)
+        for y, own_y in zip(rows.starts, rows.owned, strict=True)
+        for x, own_x in zip(columns.starts, columns.owned, strict=True)
+    ]
+    return np.array(boxes, dtype=np.int32)
+
+
+def owned(rectangles: np.ndarray, size: int) -> np.ndarray:
+    """Return which pixels of patches are owned, (P, size, size) bool, from (P, 4) rectangles ``y0, y1, x0, x1``."""
+    places, box = np.arange(size), rectangles[:, :, None]
+    in_y = (places >= box[:, 0]) & (places < box[:, 1])
+    in_x = (places >= box[:, 2]) & (places < box[:, 3])
+    return in_y[:, :, None] & in_x[:, None, :]
+
+
+def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceId]]:
+    """Split stacks into train and validation by blocks of consecutive slices.
+
+    Neighbouring slices are near copies of each other, so the last `fraction` of each stack validates and `gap` slices
+    before it are left out. Single pages count together, in their order, as one stack. A stack too short to give a
+    slice to both sides trains.
+
+    Parameters
+    ----------
+    depths
+        Slices of each stack.
+    fraction
+        Share of the slices that validates, above 0 and below 1.
+    gap
+        Slices left out between the two sides.
+
+    Returns
+    -------
+    ``{"train": [(stack, z), ...], "validation": [...]}``; validation is empty where every stack is too short.
+    """
+    series = [[(stack, z) for z in range(depth)] for stack, depth in enumerate(depths) if depth > 1]
+    series.append([(stack, 0) for stack, depth in enumerate(depths) if depth == 1])
+    sides: dict[str, list[SliceId]] = {name: [] for name in SPLITS}
+    for slices in series:
+        held_out = max(1, round(fraction * len(slices)))
+        training = len(slices) - held_out - gap
+        if training < 1:
+            sides["train"] += slices
+        else:
+            sides["train"] += slices[:training]
+            sides["validation"] += slices[-held_out:]
+    return {name: sorted(slices) for name, slices in sides.items()}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """One side of the split, memory-mapped; slices come back from it whole, in part, or patch by patch.
+
+    Attributes
+    ----------
+    images
+        (P, size, size) uint8 or uint16, as in the source files.
+    masks
+        (P, size, size) uint8 in {0, 1}.
+    index
+        (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
+    shapes
+        (Z, Y, X) of each stack.
+    step
+        Pixels from one patch to the next.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    index: np.ndarray
+    shapes: list[tuple[int, int, int]]
+    step: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def size(self) -> int:
+        """Pixels of a patch along y and x."""
+        return int(self.images.shape[1])
+
+    @cached_property
+    def ranges(self) -> dict[int, range]:
+        """The consecutive slices that this side holds of each stack."""
+        held = {int(stack): self.index[self.index[:, 0] == stack, 1] for stack in np.unique(self.index[:, 0])}
+        return {stack: range(int(z.min()), int(z.max()) + 1) for stack, z in held.items()}
+
+    def owned(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Return which pixels the patches at `rows` own, (n, size, size) bool."""
+        return owned(self.index[rows, 4:], self.size)
+
+    def foreground(self) -> np.ndarray:
+        """Count the foreground pixels that each patch owns, (P,) int64."""
+        counts = (
+            mask[y0:y1, x0:x1].sum() for mask, (y0, y1, x0, x1) in zip(self.masks, self.index[:, 4:], strict=True)
+        )
+        return np.fromiter(counts, np.int64, len(self))
+
+    def with_neighbours(self, rows: np.ndarray, context: int, step: int) -> np.ndarray:
+        """Return the images at `rows` with those of neighbouring slices, (n, size, size, 2 context + 1) as stored.
+
+        See `volumes.neighbours`; a neighbour that this side does not hold is replaced by the nearest one that it does.
+        """
+        places = []
+        for row in rows:
+            stack, z = (int(value) for value in self.index[row, :2])
+            held, in_slice = self.ranges[stack], row - self._first_row[stack, z]
+            nearby = tiff.neighbours(z, context, step, held)
+            places.append([self._first_row[stack, near] + in_slice for near in nearby])
+        return np.moveaxis(self.images[np.array(places)], 1, -1)
+
+    def image(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
+        """Return a slice, or the box ``y0, y1, x0, x1`` of it, (Y, X) as stored."""
+        return np.asarray(self._put_together(self.images, stack, range(z, z + 1), box)[0])
+
+    def mask(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
+        """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
+        return np.asarray(self._put_together(self.masks, stack, range(z, z + 1), box)[0])
+
+    def section(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
+        """Return a box of a section through the slices that this side holds of a stack, as stored.
+
+        Parameters
+        ----------
+        kind
+            What is cut.
+        stack
+            Which stack.
+        axis, place
+            What the section is perpendicular to, and where: 0 gives (Y, X), 1 gives (Z, X) and 2 gives (Z, Y). Places
+            along z count from the first slice held.
+        box
+            First and past-the-end voxel along the two axes of the section.
+        """
+        sides = [box[:2], box[2:]]
+        sides.insert(axis, (place, place + 1))
+        (z0, z1), rows, columns = sides
+        slices = self.ranges[stack][z0:z1]
+        return np.asarray(self._put_together(getattr(self, kind), stack, slices, (*rows, *columns)).take(0, axis))
+
+    def _put_together(self, patches: np.ndarray, stack: int, slices: range, box: Box | None) -> np.ndarray:
+        """Return a box of consecutive slices, (Z, Y, X), from the patches that own its voxels."""
+        height, width = self.shapes[stack][1:]
+        y0, y1, x0, x1 = box or (0, height, 0, width)
+        rows, columns = Axis(height, self.size, self.step), Axis(width, self.size, self.step)
+        whole = np.empty((len(slices), y1 - y0, x1 - x0), patches.dtype)
+        per_slice = len(rows.starts) * len(columns.starts)
+        for i, from_y, to_y in rows.pieces(y0, y1):
+            for j, from_x, to_x in columns.pieces(x0, x1):
+                first = self._first_row[stack, slices.start] + i * len(columns.starts) + j
+                last = first + (len(slices) - 1) * per_slice
+                whole[:, to_y, to_x] = patches[first : last + 1 : per_slice, from_y, from_x]
+        return whole
+
+    @cached_property
+    def _first_row(self) -> dict[SliceId, int]:
+        """Where the patches of each slice begin."""
+        slices, rows = np.unique(self.index[:, :2], axis=0, return_index=True)
+        return {(int(stack), int(z)): int(row) for (stack, z), row in zip(slices, rows, strict=True)}
+
+
+@dataclass(frozen=True)
+class PatchStore:
+    """The folder ``patches/``: for each side of the split ``images.npy``, ``masks.npy`` and ``index.npy``.
+
+    The store is written and read in bounded memory: one slice at a time in, memory-mapped arrays out.
+
+    Attributes
+    ----------
+    train, validation
+        The two sides.
+    bit_depth
+        Bits that the grey values use; they are divided by ``2**bit_depth - 1`` at load time.
+    size
+        Pixels of a patch along y and x.
+    digest
+        SHA-256 over layout and content, which `open` verifies.
+    """
+
+    train: Patches
+    validation: Patches
+    bit_depth: int
+    size: int
+    digest: str
+
+    @classmethod
+    def write(
+        cls, folder: Path, pairs: list[tiff.Pair], settings: Patch, *, mask_rule: tiff.Rule, bit_depth: int
+    ) -> PatchStore:
+        """Cut `pairs` into a store at `folder` and open it.
+
+        Raises
+        ------
+        InputError
+            There are too few slices to leave some for validation.
+        OSError
+            The disk is full; what was there before stays.
+        """
+        sides = split([pair.image.shape[0] for pair in pairs], settings.validation_fraction, settings.gap)
+        if not sides["validation"]:
+            raise InputError(
+                "data/train",
+                f"{len(sides['train'])} slices, no stack longer than patch.gap {settings.gap} + 2",
+                "enough consecutive slices to hold some out for validation",
+                "add slices or lower patch.gap",
+            )
+        digests = {}
+        with workspace.replacing(folder) as beside:
+            for side, slices in sides.items():
+                digests[side] = _write_side(beside / side, pairs, slices, settings, mask_rule)
+            header: dict[str, Any] = {
+                "format": FORMAT,
+                "bit_depth": bit_depth,
+                "size": settings.size,
+                "step": settings.step,
+                "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
+                "sha256": digests,
+            }
+            header["sha256"]["layout"] = workspace.fingerprint(header)
+            (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        return cls.open(folder, verify=False)
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> PatchStore:
+        """Open the store at `folder`.
+
+        Parameters
+        ----------
+        folder
+            Where it was written.
+        verify
+            Read it once and compare it with the digests that it was written with.
+
+        Raises
+        ------
+        InputError
+            The folder is no complete store of this version, or it is damaged.
+        """
+        try:
+            header = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}")
+            digests = header["sha256"]
+            if digests.pop("layout") != workspace.fingerprint(header):
+                raise ValueError("store.json has changed since it was written")
+            shapes = [tuple(stack["shape"]) for stack in header["stacks"]]
+            train, validation = (
+                Patches(
+                    images=np.load(folder / side / "images.npy", mmap_mode="r", allow_pickle=False),
+                    masks=np.load(folder / side / "masks.npy", mmap_mode="r", allow_pickle=False),
+                    index=np.load(folder / side / "index.npy", allow_pickle=False),
+                    shapes=shapes,
+                    step=header["step"],
+                )
+                for side in SPLITS
+            )
+            for side, patches in zip(SPLITS, (train, validation), strict=True):
+                if verify and digests[side] != _digest(patches):
+                    raise ValueError(f"{side} has changed since it was written")
+                _check(patches, header)
+        except Exception as error:  # numpy raises nearly anything for a broken header
+            found = f"{type(error).__name__}: {error}"
+            remedy = "run `dvc repro -f patch`"
+            raise InputError(folder, found, f"a patch store of format {FORMAT}", remedy) from None
+        digest = workspace.file_digest(folder / "store.json")
+        return cls(train, validation, bit_depth=header["bit_depth"], size=header["size"], digest=digest)
+
+
+def _write_side(
+    folder: Path, pairs: list[tiff.Pair], slices: list[SliceId], settings: Patch, mask_rule: tiff.Rule
+) -> str:
+    """Write one side and return the SHA-256 of its content."""
+    folder.mkdir(parents=True)
+    per_stack = [
+        len(Axis(pair.image.shape[1], settings.size, settings.step).starts)
+        * len(Axis(pair.image.shape[2], settings.size, settings.step).starts)
+        for pair in pairs
+    ]
+    shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
+    index, digest = [], _begin_digest(shape, pairs[0].image.dtype, np.dtype(np.uint8), np.dtype(np.int32))
+    # Plain writes, not a writable memory map: a full disk is then an error that can be told, not a bus error.
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+        _write_header(images, shape, pairs[0].image.dtype)
+        _write_header(masks, shape, np.dtype(np.uint8))
+        for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
+            patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
+            truth, _ = cut(tiff.binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            for stream, array in ((images, patches), (masks, truth)):
+                content = np.ascontiguousarray(array).data
+                stream.write(content)
+                digest.update(content)
+            index.append(np.insert(boxes, 0, [[stack], [z]], axis=1))
+    rows = np.concatenate(index).astype(np.int32)
+    np.save(folder / "index.npy", rows)
+    digest.update(rows.data)
+    return digest.hexdigest()
+
+
+def _begin_digest(shape: tuple[int, ...], *dtypes: np.dtype) -> hashlib._Hash:
+    """Return a SHA-256 of the shape of the images and of the types of images, masks and index, to be gone on with."""
+    return hashlib.sha256(json.dumps([shape, *(dtype.str for dtype in dtypes)]).encode())
+
+
+def _digest(patches: Patches) -> str:
+    """Return the SHA-256 of one side in the order in which `_write_side` wrote it: slice by slice, then the index."""
+    digest = _begin_digest(patches.images.shape, *(a.dtype for a in (patches.images, patches.masks, patches.index)))
+    slices = np.flatnonzero(np.any(np.diff(patches.index[:, :2], axis=0, prepend=-1), axis=1))
+    for first, last in itertools.pairwise([*slices.tolist(), len(patches)]):
+        for array in (patches.images, patches.masks):
+            digest.update(np.ascontiguousarray(array[first:last]).data)
+    digest.update(patches.index.data)
+    return digest.hexdigest()
+
+
+def _check(patches: Patches, header: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a side holds consecutive slices of its stacks, each as `cut` cuts it."""
+    images, masks, index = patches.images, patches.masks, patches.index
+    depth, size, step = numbers = [header[key] for key in ("bit_depth", "size", "step")]
+    if not all(type(number) is int and number > 0 for number in itertools.chain(numbers, *patches.shapes)):
+        raise ValueError("a size that is none")
+    kinds = images.dtype in (np.uint8, np.uint16), masks.dtype == np.uint8, index.dtype == np.int32
+    shape = (len(index), size, size)
+    if not all(kinds) or not images.shape == masks.shape == shape or index.shape[1:] != (8,):
+        raise ValueError("arrays of other types or shapes")
+    if depth > 8 * images.itemsize:
+        raise ValueError(f"{depth} bits in {images.dtype}")
+    if (index[:, 0] < 0).any() or (index[:, 0] >= len(patches.shapes)).any():
+        raise ValueError("an index of stacks that are not there")
+    expected = []
+    for stack, held in patches.ranges.items():
+        slices, *lengths = patches.shapes[stack]
+        if held.start < 0 or held.stop > slices or max(lengths) > size + step * len(index):
+            raise ValueError("an index of slices that are not there")
+        of_a_slice = layout(*(Axis(length, size, step) for length in lengths))
+        expected += [np.insert(of_a_slice, 0, [[stack], [z]], axis=1) for z in held]
+    if not np.array_equal(index, np.concatenate(expected)):
+        raise ValueError("an index that is not that of whole slices")
+
+
+def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)  # type: ignore[no-untyped-call]

@@ -1,0 +1,431 @@
+"""The synthetic EM stack that a fresh clone runs on.
+
+It is drawn, not acquired: cells, mitochondria and what looks like them are bent tubes and discs under noise. It
+exercises the pipeline and shows that training learns; no number obtained on it says anything about tissue.
+
+The same seed gives the same bytes on every machine. All arithmetic is on integers, which every processor does alike;
+random numbers are the raw output of PCG64, the stream that NumPy guarantees for a seed (the methods of its `Generator`
+may change); square roots and opacities come from tables. Lengths are in eighths of a pixel (`PX`) unless called pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mitoflow.io.tiff import write_stack
+
+Ints = npt.NDArray[Any]
+Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+
+PX = 8
+OPAQUE = 256
+TRAIN, TEST = (56, 256, 512), (24, 320, 448)
+FOREGROUND_PERCENT = 8
+
+
+class Draws:
+    """Random integers that are the same on every machine and with every version of NumPy."""
+
+    def __init__(self, seed: int) -> None:
+        self._source = np.random.PCG64(seed)
+
+    def below(self, limit: int, *shape: int) -> Ints:
+        """Return int64 in ``[0, limit)`` of ``shape``; the limit is at most 2**40."""
+        raw = self._source.random_raw(math.prod(shape)).astype(np.uint64)
+        return ((raw >> np.uint64(40)) * np.uint64(limit) >> np.uint64(24)).astype(np.int64).reshape(shape)
+
+    def between(self, low: int, high: int) -> int:
+        """Return one integer in ``[low, high]``."""
+        return low + int(self.below(high - low + 1, 1)[0])
+
+    def voxel(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the position of one voxel."""
+        return tuple(self.between(0, length - 1) for length in shape)
+
+    def bytes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Return uint8 of ``shape``, all values alike probable."""
+        count = math.prod(shape)
+        raw = self._source.random_raw(count // 8 + 1).astype("<u8")
+        return raw.view(np.uint8)[:count].reshape(shape)
+
+
+ROOTS = np.repeat(np.arange(128 * PX, dtype=np.int32), 2 * np.arange(128 * PX) + 1)
+
+
+def root(square: Ints) -> Ints:
+    """Return the integer square root, at most 128 pixels."""
+    roots: Ints = ROOTS[np.minimum(square, len(ROOTS) - 1)]
+    return roots
+
+
+def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
+    """Return the piecewise linear function of ``x`` through ``corners``, constant beyond the outer ones; int32."""
+    (first, start), (last, _) = corners[0], corners[-1]
+    table = np.full(last - first + 1, start, np.int32)
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * np.arange(x1 - x0 + 1, dtype=np.int32) // (x1 - x0)
+    values: Ints = table[np.clip(x, first, last) - first]
+    return values
+
+
+def smooth_noise(draws: Draws, shape: Sequence[int], grain: Sequence[int], amplitude: int) -> Ints:
+    """Return a random field of ``shape`` that varies over ``grain`` pixels, within +- ``amplitude``; int32.
+
+    A uniform quadratic B-spline whose control points are random and ``grain`` apart.
+    """
+    lattice = draws.below(1 << 13, *(length // step + 3 for length, step in zip(shape, grain, strict=True)))
+    field = (lattice - (1 << 12)).astype(np.int32)
+    for axis, (length, step) in enumerate(zip(shape, grain, strict=True)):
+        index, t = np.divmod(np.arange(length, dtype=np.int32), step)
+        weights = ((step - t) ** 2, step * step + 2 * step * t - 2 * t * t, t * t)
+        column = [-1 if a == axis else 1 for a in range(len(shape))]
+        terms = [field.take(index + k, axis) * weight.reshape(column) for k, weight in enumerate(weights)]
+        field = (terms[0] + terms[1] + terms[2]) // (2 * step * step)
+    return field * amplitude >> 12
+
+
+def blend(image: Ints, value: Ints | int, opacity: Ints) -> None:
+    """Lay ``value`` over ``image``, in place; ``opacity`` is 0 ... 256."""
+    image += (value - image) * opacity >> 8
+
+
+@dataclass
+class Discs:
+    """What the cells are made of: one to five discs each, by position, radius and cell; all (n,) int32."""
+
+    y: Ints
+    x: Ints
+    radius: Ints
+    cell: Ints
+
+
+def scatter_discs(draws: Draws, height: int, width: int) -> Discs:
+    """Lay out chains of discs on a slice and around it: large cells first, then smaller ones into the room left.
+
+    ``height`` and ``width`` are in pixels.
+    """
+    margin = 48
+    discs: list[tuple[int, int, int, int]] = []
+    cell = 0
+    for radius, longest, pixels_a_try in ((44, 2, 10000), (28, 2, 1600), (17, 4, 400), (12, 2, 100)):
+        for _ in range((height + 2 * margin) * (width + 2 * margin) // pixels_a_try):
+            r = radius * PX * draws.between(80, 120) // 100
+            y, x = (draws.between(-margin * PX, (length + margin) * PX) for length in (height, width))
+            if any(16 * ((y - oy) ** 2 + (x - ox) ** 2) < 9 * (r + other) ** 2 for oy, ox, other, _ in discs):
+                continue
+            heading_y, heading_x = draws.between(-64, 64), draws.between(-64, 64)
+            for _ in range(draws.between(1, longest)):
+                discs.append((y, x, r, cell))
+                norm = math.isqrt(heading_y**2 + heading_x**2) + 1
+                y, x = y + r * heading_y // norm, x + r * heading_x // norm
+                heading_y, heading_x = heading_y + draws.between(-24, 24), heading_x + draws.between(-24, 24)
+                r = r * draws.between(80, 110) // 100
+            cell += 1
+    return Discs(*np.array(discs, np.int32).T)
+
+
+def partition(draws: Draws, shape: Shape) -> tuple[Ints, Ints]:
+    """Divide the volume into cells that bend and shift from slice to slice.
+
+    A slice is an additively weighted Voronoi diagram of the discs, which drift with z, in warped coordinates.
+
+    Returns
+    -------
+    cells: (Z, Y, X) int16
+        The number of the cell.
+    depth: (Z, Y, X) int16
+        The distance to the next cell, at most 128 pixels.
+    """
+    discs = scatter_discs(draws, *shape[1:])
+    steps = np.arange(shape[0], dtype=np.int32) - shape[0] // 2
+    paths = []
+    for start in (discs.y, discs.x):
+        sway = [smooth_noise(draws, shape[:1], (32,), 40 * PX) for _ in range(discs.cell[-1] + 1)]
+        slope = draws.below(2 * PX + 1, len(sway)) - PX
+        paths.append(start + (np.array(sway) + slope[:, None] * steps // 4).T[:, discs.cell])
+    coarse = [smooth_noise(draws, shape, (32, 64, 64), 36 * PX) for _ in paths]
+    fine = [smooth_noise(draws, shape, (16, 24, 24), 6 * PX) for _ in paths]
+
+    cells, depth = np.empty(shape, np.int16), np.empty(shape, np.int16)
+    for z in range(shape[0]):
+        y = np.arange(shape[1], dtype=np.int32)[:, None] * PX + coarse[0][z] + fine[0][z]
+        x = np.arange(shape[2], dtype=np.int32)[None, :] * PX + coarse[1][z] + fine[1][z]
+        now = Discs(paths[0][z].astype(np.int32), paths[1][z].astype(np.int32), discs.radius, discs.cell)
+        cells[z], depth[z] = nearest_cells(y, x, now)
+    for k in (2, 1):  # depth is in-plane so far; a membrane cut flat shows as well, though paler
+        changes = np.where(cells[k:] != cells[:-k], np.int16(6 + 6 * k), np.int16(128 * PX))
+        np.minimum(depth[k:], changes, out=depth[k:])
+        np.minimum(depth[:-k], changes, out=depth[:-k])
+    return cells, depth
+
+
+def nearest_cells(y: Ints, x: Ints, discs: Discs) -> tuple[Ints, Ints]:
+    """Return the cell at every point (y, x) of a slice and the distance to the next cell; all (Y, X).
+
+    For a disc with centre s and radius r let f(p) = |p - s| - r. A point belongs to the cell of the disc with the
+    smallest f; call it f1, and f2 that of the nearest disc of another cell. f2 - f1 is zero at the membrane and grows
+    from there by |u2 - u1| a pixel, where u1 and u2 point from the centres to p. With a and b the distances of p from
+    the centres and c the distance between these, the law of cosines says |u2 - u1|^2 = (c^2 - (a - b)^2) / (a b).
+    """
+    block, kept = 8, min(8, len(discs.cell) - 1)  # a pixel tries the discs nearest to the middle of its block
+    rows, columns = (-(-length // block) for length in y.shape)
+    padding = [(0, rows * block - y.shape[0]), (0, columns * block - y.shape[1])]
+    y_blocks, x_blocks = (np.pad(a, padding, mode="edge").reshape(rows, block, columns, block) for a in (y, x))
+
+    def packed(y: Ints, x: Ints, disc: Ints) -> Ints:
+        """Return f, with the number of the disc in its lowest 16 bits."""
+        from_centre = root((y - discs.y[disc]) ** 2 + (x - discs.x[disc]) ** 2)
+        f: Ints = (from_centre - discs.radius[disc]) << 16 | disc
+        return f
+
+    middle = np.s_[:, block // 2, :, block // 2, None]
+    everyone = packed(y_blocks[middle], x_blocks[middle], np.arange(len(discs.cell), dtype=np.int32))
+    near = np.moveaxis(np.partition(everyone, kept, axis=-1)[..., :kept] & 0xFFFF, -1, 0)[:, :, None, :, None]
+    f = packed(y_blocks, x_blocks, near)
+    first = f.min(0)
+    own = first & 0xFFFF
+    f[discs.cell[near] == discs.cell[own]] = 1 << 30
+    second = f.min(0)
+    other = second & 0xFFFF
+
+    f1, f2 = (first >> 16).astype(np.int64), (second >> 16).astype(np.int64)
+    a, b = f1 + discs.radius[own], f2 + discs.radius[other]
+    c_squared = (discs.y[own] - discs.y[other]) ** 2 + (discs.x[own] - discs.x[other]) ** 2
+    depth = root((f2 - f1) ** 2 * a * b // np.maximum(c_squared - (a - b) ** 2, PX * PX))
+    whole, inside = (rows * block, columns * block), np.s_[: y.shape[0], : y.shape[1]]
+    return discs.cell[own].reshape(whole)[inside], depth.reshape(whole)[inside]
+
+
+@dataclass
+class Tube:
+    """Spheres along a polyline: ``points`` (n, 3) in z, y, x and ``radii`` (n,), n > 1."""
+
+    points: Ints
+    radii: Ints
+
+    def box(self, shape: Shape) -> Box:
+        """Return the part of the volume that it and three pixels around it fill."""
+        low = (self.points - self.radii[:, None]).min(0) // PX - 3
+        high = (self.points + self.radii[:, None]).max(0) // PX + 4
+        z, y, x = (slice(max(0, int(a)), max(0, min(n, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
+        return z, y, x
+
+    def distance(self, box: Box) -> Ints:
+        """Return the distance of every voxel of ``box`` from the surface, negative inside."""
+        grid = [axis * PX for axis in np.ogrid[box]]
+        nearest: Ints = np.array(1 << 20)
+        for (start, end), (radius, next_radius) in zip(pairwise(self.points), pairwise(self.radii), strict=True):
+            z, y, x = (axis - int(at) for axis, at in zip(grid, start, strict=True))
+            dz, dy, dx = (int(step) for step in end - start)
+            length = dz * dz + dy * dy + dx * dx or 1
+            t = np.clip((z * dz + y * dy + x * dx) * 64 // length, 0, 64)
+            from_axis = root((z - t * dz // 64) ** 2 + (y - t * dy // 64) ** 2 + (x - t * dx // 64) ** 2)
+            nearest = np.minimum(nearest, from_axis - radius - t * (next_radius - radius) // 64)
+        return nearest
+
+
+@dataclass
+class Tissue:
+    """A volume being drawn; all (Z, Y, X).
+
+    Attributes
+    ----------
+    image: int32
+        Grey values.
+    mask: bool
+        Mitochondria, outer membrane included.
+    cells: int16
+        The number of the cell.
+    room: int16
+        The distance to the nearest membrane, of the cell or of an organelle; negative inside an organelle.
+    """
+
+    image: Ints
+    mask: Ints
+    cells: Ints
+    room: Ints
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of all of them."""
+        z, y, x = self.image.shape
+        return z, y, x
+
+    def place(self, tubes: Iterable[Tube], clearance: int, rough: Ints | None = None) -> Iterator[tuple[Box, Ints]]:
+        """Give each of ``tubes`` its place in its cell, ``clearance`` away from everything else, if it mostly fits.
+
+        ``rough`` (Z, Y, X) makes surfaces uneven. Yields the box of a tube that fits and the distance of its voxels
+        from the surface, negative inside.
+        """
+        for tube in tubes:
+            box = tube.box(self.shape)
+            whole = tube.distance(box) if rough is None else tube.distance(box) + rough[box]
+            surface = np.maximum(whole, clearance - self.room[box])
+            z, y, x = (int(at) // PX for at in tube.points[0])
+            surface[self.cells[box] != self.cells[min(max(z, 0), self.shape[0] - 1), y, x]] = 128 * PX
+            if 8 * np.count_nonzero(surface <= 0) >= 7 * np.count_nonzero(whole <= 0):
+                np.minimum(self.room[box], surface, out=self.room[box], casting="same_kind")
+                yield box, surface
+
+
+def grow_tubes(draws: Draws, room: Ints, thinnest: int, thickest: int, longest: int) -> Iterator[Tube]:
+    """Grow tubes from random voxels along the middle of what is free, as often as it takes to crowd the volume.
+
+    ``room`` (Z, Y, X) is looked at anew for every tube. ``thinnest`` and ``thickest`` are radii in pixels, ``longest``
+    is a number of points.
+    """
+    depth, height, width = room.shape
+    for _ in range(room.size // 500):
+        z, y, x = draws.voxel(room.shape)
+        if room[z, y, x] < thinnest * PX:
+            continue
+        points, radii = [], []
+        heading = [draws.between(-9, 9) for _ in range(3)]
+        for _ in range(draws.between(2, longest)):
+            around = room[min(max(z, 0), depth - 1), max(0, y - 5) : y + 6, max(0, x - 5) : x + 6]
+            to_y, to_x = divmod(int(around.argmax()), around.shape[1])
+            y, x = max(0, y - 5) + to_y, max(0, x - 5) + to_x
+            free = int(around.max()) - 3 * PX
+            if free < thinnest * PX * 3 // 4:
+                break
+            points.append((z, y, x))
+            radii.append(min(free, draws.between(thinnest, thickest) * PX))
+            z, y, x = z + heading[0], y + heading[1], x + heading[2]
+            if not (-8 <= z < depth + 8 and 0 <= y < height and 0 <= x < width):
+                break
+            heading = [step + draws.between(-3, 3) for step in heading]
+        if len(points) > 1:
+            yield Tube(np.array(points, np.int64) * PX, np.array(radii, np.int64))
+
+
+def cloud_of_vesicles(draws: Draws, cells: Ints) -> Iterator[Tube]:
+    """Yield small spheres around a random voxel, within its cell."""
+    centre = draws.voxel(cells.shape)
+    for offset in draws.below(37, draws.between(60, 200), 3) - 18:
+        at = centre + offset
+        within = (offset**2).sum() < 18**2 and (at >= 0).all() and (at < cells.shape).all()
+        if within and cells[tuple(at)] == cells[centre]:
+            yield Tube(np.array([at, at]) * PX, np.full(2, draws.between(22, 28)))
+
+
+def paint_cytoplasm(tissue: Tissue, draws: Draws) -> None:
+    """Paint granular cytoplasm of a tone for each cell, ribosomes as specks and the endoplasmic reticulum as sheets."""
+    shape, image = tissue.shape, tissue.image
+    count = int(tissue.cells.max()) + 1
+    tones = 156 + draws.below(24, count)
+    tones[draws.below(12, count) == 0] -= 30
+    image += tones[tissue.cells].astype(np.int32)
+    image += smooth_noise(draws, shape, (3, 3, 3), 50)
+    image += smooth_noise(draws, shape, (8, 8, 8), 40)
+    specks = ramp(smooth_noise(draws, shape, (4, 2, 2), 256), (50, 0), (100, 220))
+    blend(image, 95, specks)
+    sheet = np.abs(smooth_noise(draws, shape, (24, 20, 20), 4096))
+    present = ramp(smooth_noise(draws, shape, (20, 40, 40), 1024), (120, 0), (180, OPAQUE))
+    reticulum = ramp(sheet, (0, -60), (60, -60), (120, 220), (200, 220), (320, 0))
+    blend(image, 92, (reticulum * present >> 8) * ramp(tissue.room, (2 * PX, 0), (4 * PX, OPAQUE)) >> 8)
+
+
+def paint_membranes(tissue: Tissue, draws: Draws) -> None:
+    """Paint the dark membranes between cells, thickened at synapses."""
+    synapse = ramp(smooth_noise(draws, tissue.shape, (16, 32, 32), 1024), (220, 0), (300, 240))
+    blend(tissue.image, 70, ramp(tissue.room, (PX, OPAQUE), (5 * PX, 0)) * synapse >> 8)
+    blend(tissue.image, 82, ramp(tissue.room, (9, OPAQUE), (22, 0)))
+
+
+def paint_mitochondria(tissue: Tissue, draws: Draws) -> None:
+    """Paint tubes with a double membrane and interrupted cristae in a grey matrix, until the foreground is reached."""
+    ripple = smooth_noise(draws, tissue.shape, (16, 16, 16), 8 * PX)
+    unbroken = ramp(smooth_noise(draws, tissue.shape, (6, 6, 6), 256), (-40, 0), (20, OPAQUE))
+    missing = tissue.image.size * FOREGROUND_PERCENT // 100
+    tubes = grow_tubes(draws, tissue.room, thinnest=9, thickest=20, longest=7)
+    for box, surface in tissue.place(tubes, clearance=3 * PX, rough=ripple // 2):
+        normal = [draws.between(-8, 8) for _ in range(3)]
+        norm = math.isqrt(sum(n * n for n in normal)) + 1
+        across = sum(axis * n for axis, n in zip(np.ogrid[box], normal, strict=True)) * PX // norm
+        period = draws.between(6 * PX, 9 * PX)
+        crista = np.abs((across + ripple[box] * 3 // 2) % period - period // 2)
+        value = ramp(crista, (0, -34), (6, -28), (14, 12), (20, 12), (32, 0)) * unbroken[box] >> 8
+        value += 118 + draws.between(-10, 8)
+        blend(value, 78, ramp(surface, (-48, 0), (-40, 200), (-32, 200), (-24, 0), (-20, 0), (-12, OPAQUE)))
+        blend(tissue.image[box], value, ramp(surface, (-PX, OPAQUE), (PX, 0)))
+        tissue.mask[box] |= surface <= 0
+        missing -= np.count_nonzero(surface <= 0)
+        if missing <= 0:
+            break
+
+
+def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
+    """Paint what may be taken for mitochondria: sheaths of dark rings, as myelin is, and dense bodies."""
+    count = tissue.image.size // 500_000 + 1
+    sheaths = grow_tubes(draws, tissue.room, thinnest=8, thickest=18, longest=6)
+    for box, surface in islice(tissue.place(sheaths, clearance=2 * PX), count):
+        rings = ramp(surface % (3 * PX), (0, 60), (PX, 60), (2 * PX, 110), (3 * PX, 60))
+        blend(tissue.image[box], rings, ramp(surface, (-56, 0), (-48, OPAQUE), (-8, OPAQUE), (8, 0)))
+    bodies = grow_tubes(draws, tissue.room, thinnest=5, thickest=10, longest=3)
+    for box, surface in islice(tissue.place(bodies, clearance=2 * PX), count):
+        blend(tissue.image[box], 82, ramp(surface, (-16, 240), (8, 0)))
+
+
+def paint_vesicles(tissue: Tissue, draws: Draws) -> None:
+    """Paint clouds of small round vesicles with pale insides."""
+    for _ in range(tissue.image.size // 60_000):
+        for box, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
+            blend(tissue.image[box], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
+            blend(tissue.image[box], 190, ramp(surface, (-20, 90), (-12, 0)))
+
+
+def photograph(image: Ints, draws: Draws) -> npt.NDArray[np.uint8]:
+    """Return ``image`` as a microscope shows it: unevenly bright, blurred, and with shot noise."""
+    image += smooth_noise(draws, image.shape, (8, 128, 128), 16)
+    for axis in (1, 2):
+        before, here, after = (image.swapaxes(0, axis)[k : k - 2 or None] for k in range(3))
+        here[...] = (before + 2 * here + after) >> 2
+    shot = np.zeros(image.shape, np.int32)
+    for _ in range(2):
+        noise = draws.bytes(image.shape)
+        shot += (noise >> 4).astype(np.int32) + (noise & 15)
+    image += (shot - 30) * (image + 80) >> 8
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draw a synthetic stack and its mitochondria.
+
+    Parameters
+    ----------
+    shape
+        ``(Z, Y, X)`` in pixels, to be thought of as 5 to 8 nm each way.
+    seed
+        Another seed gives another piece of the same tissue.
+
+    Returns
+    -------
+    image: (Z, Y, X) uint8
+    mask: (Z, Y, X) uint8, 0 or 255
+    """
+    draws = Draws(seed)
+    cells, depth = partition(draws, shape)
+    tissue = Tissue(np.zeros(shape, np.int32), np.zeros(shape, np.bool_), cells, depth)
+    for paint in (paint_cytoplasm, paint_membranes, paint_mitochondria, paint_look_alikes, paint_vesicles):
+        paint(tissue, draws)
+    return photograph(tissue.image, draws), np.where(tissue.mask, np.uint8(255), np.uint8(0))
+
+
+def write_phantom(data: Path, train: Shape = TRAIN, test: Shape = TEST) -> None:
+    """Write a synthetic data set: ``data``/{train,test}/{images,masks}/phantom.tif.
+
+    ``train`` and ``test`` are the shapes (Z, Y, X) of two different pieces.
+    """
+    for seed, (part, shape) in enumerate((("train", train), ("test", test))):
+        image, mask = make_phantom(shape, seed)
+        write_stack(data / part / "images" / "phantom.tif", image, "Synthetic EM stack, drawn by mitoflow")
+        write_stack(data / part / "masks" / "phantom.tif", mask, "Mitochondria of a synthetic EM stack")

@@ -1,0 +1,287 @@
+"""Look at a whole data set before anything is computed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mitoflow.config.params import MaskRule
+from mitoflow.errors import InputError
+from mitoflow.io.spacing import is_elongated, read_tiff_spacing
+from mitoflow.io.tiff import (
+    Array,
+    MaskValues,
+    Pair,
+    Rule,
+    agree_on_rule,
+    binarise,
+    camera_depth,
+    read_pairs,
+    require_one_dtype,
+)
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong or worth a look, worded as an `InputError`."""
+
+    where: str
+    found: str
+    expected: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return str(InputError(self.where, self.found, self.expected, self.remedy))
+
+
+@dataclass
+class Findings:
+    """What `check_dataset` found.
+
+    Attributes
+    ----------
+    errors
+        What no model can be trained on or judged by.
+    warnings
+        What a person should look at.
+    facts
+        For ``train`` and ``test``: what every stack is like, and the part as a whole. Empty where errors keep the
+        slices from being read or understood.
+    mask_rule, bit_depth
+        The conventions of the data set; None where errors hide them.
+    """
+
+    errors: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    mask_rule: Rule | None = None
+    bit_depth: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as values that JSON knows."""
+        return asdict(self)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Take an `InputError` of the block for one of the errors."""
+        try:
+            yield
+        except InputError as error:
+            self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
+
+
+def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, planes: int = 1) -> Findings:
+    """Read every slice below ``data`` once and tell all that is wrong with them.
+
+    Parameters
+    ----------
+    data
+        The folder of ``train`` and ``test``.
+    mask_rule
+        How the masks are to be read; ``auto`` finds out.
+    near_duplicate
+        The Pearson correlation, in [0, 1], from which successive slices count as near-duplicates.
+    planes
+        3 where sections along y and x are to be learned, which needs voxels about as long as they are wide.
+    """
+    findings = Findings()
+    scans: dict[str, list[_Scan]] = {part: [] for part in PARTS}
+    for part in PARTS:
+        with findings.collecting():
+            last: Array | None = None
+            for pair in read_pairs(data / part):
+                scans[part].append(_Scan(pair))
+                with findings.collecting():
+                    last = scans[part][-1].read(after=last)
+    if findings.errors:
+        return findings
+
+    both = scans["train"] + scans["test"]
+    with findings.collecting():
+        eight_bit = require_one_dtype([scan.pair for scan in both]) == np.uint8
+        findings.bit_depth = 8 if eight_bit else camera_depth(max(scan.maximum for scan in scans["train"]))
+        for scan in scans["test"]:
+            if scan.maximum >= 1 << findings.bit_depth:
+                found = f"grey values up to {scan.maximum}"
+                expected = f"at most {findings.bit_depth} bits, as in the training images"
+                findings.errors.append(Finding(str(scan.pair.image.path), found, expected, "scale both parts alike"))
+    with findings.collecting():
+        findings.mask_rule = agree_on_rule(scan.mask_values for scan in both) if mask_rule == "auto" else mask_rule
+    for part in PARTS:
+        if planes == 3:
+            _check_voxels(findings, scans[part])
+        _check_images(findings, data / part / "images", scans[part], near_duplicate)
+        if findings.mask_rule:
+            _check_masks(findings, data / part / "masks", scans[part], findings.mask_rule)
+            findings.facts[part] = _facts(scans[part], findings.mask_rule, near_duplicate)
+    _check_leak(findings, data / "test" / "images", scans["train"], scans["test"])
+    return findings
+
+
+class _Scan:
+    """What one pass over a pair gathers: a few numbers a slice, so that memory holds two slices at a time."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.minimum, self.maximum, self.total = 1 << 16, 0, 0
+        self.constant: list[int] = []
+        self.digests: list[bytes] = []
+        self.correlations: list[float | None] = []
+        self.mask_values = MaskValues(pair.mask.path)
+        self.foreground: dict[Rule, list[int]] = {"nonzero": [], "half": []}
+
+    def read(self, after: Array | None) -> Array | None:
+        """Pass over the slices and return the last one.
+
+        ``after`` is the last slice of the pair before: in a folder of single slices the neighbour is in another file.
+        """
+        last = after
+        for z, (image, mask) in enumerate(zip(self.pair.image.slices(), self.pair.mask.slices(), strict=True)):
+            low, high = int(image.min()), int(image.max())
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+            self.total += int(image.sum(dtype=np.int64))
+            if low == high:
+                self.constant.append(z)
+            self.digests.append(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+            self.correlations.append(None if last is None else correlation(last, image))
+            self.mask_values.add(mask)
+            for rule, counts in self.foreground.items():
+                counts.append(int(binarise(mask, rule).sum(dtype=np.int64)))
+            last = image
+        return last
+
+    @property
+    def name(self) -> str:
+        return self.pair.image.path.name
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.pair.image.shape)
+
+    def near_duplicates(self, from_correlation: float) -> list[int]:
+        """Return the slices that are near-duplicates of the one before."""
+        return [z for z, r in enumerate(self.correlations) if r is not None and r >= from_correlation]
+
+
+def correlation(one: Array, other: Array) -> float | None:
+    """Return the Pearson correlation of two slices, or None where they differ in shape or one is constant.
+
+    The sums are exact integers: the value is the same on every machine.
+    """
+    if one.shape != other.shape:
+        return None
+
+    def covary(a: Array, b: Array) -> int:
+        products = int(np.einsum("yx,yx->", a, b, dtype=np.int64))
+        return a.size * products - int(a.sum(dtype=np.int64)) * int(b.sum(dtype=np.int64))
+
+    covariance, variance_one, variance_other = covary(one, other), covary(one, one), covary(other, other)
+    return covariance / math.sqrt(variance_one * variance_other) if variance_one and variance_other else None
+
+
+def _check_images(findings: Findings, folder: Path, scans: Sequence[_Scan], near_duplicate: float) -> None:
+    constant = [_named(scan, z) for scan in scans for z in scan.constant]
+    if constant:
+        found, expected = f"one value in every pixel of {_counted(constant)}", "an EM image in every slice"
+        remedy = "take the slices out, with their masks"
+        everything = len(constant) == sum(len(scan.digests) for scan in scans)
+        kind = findings.errors if everything else findings.warnings
+        kind.append(Finding(str(folder), found, expected, remedy))
+    alike = [_named(scan, z) for scan in scans for z in scan.near_duplicates(near_duplicate)]
+    if alike:
+        found = f"near-duplicates of the slice before them: {_counted(alike)}"
+        remedy = "look whether slices were doubled or interpolated"
+        findings.warnings.append(Finding(str(folder), found, f"a correlation below {near_duplicate}", remedy))
+
+
+def _check_voxels(findings: Findings, scans: Sequence[_Scan]) -> None:
+    for scan in scans:
+        if is_elongated(known := read_tiff_spacing(scan.pair.image.path)):
+            found = f"voxels of {known['z']:g} x {known['y']:g} x {known['x']:g} nm (z, y, x)"
+            expected, remedy = "about as long as they are wide, as train.planes 3 needs", "set train.planes to 1"
+            findings.errors.append(Finding(str(scan.pair.image.path), found, expected, remedy))
+
+
+def _check_leak(findings: Findings, folder: Path, train: Sequence[_Scan], test: Sequence[_Scan]) -> None:
+    """Find test slices that are training slices too; constant ones, as padding is, do not count."""
+    seen = {digest: _named(scan, z) for scan in train for z, digest in enumerate(scan.digests)}
+    for scan in train:
+        for z in scan.constant:
+            seen.pop(scan.digests[z], None)
+    shared = [
+        f"{_named(scan, z)} is {seen[digest]} of train"
+        for scan in test
+        for z, digest in enumerate(scan.digests)
+        if digest in seen
+    ]
+    if shared:
+        found = f"{len(shared)} test slices that are also in train: {', '.join(shared[:3])}"
+        expected, remedy = "slices that training never sees", "take them out of one of the two parts"
+        findings.errors.append(Finding(str(folder), found, expected, remedy))
+
+
+def _check_masks(findings: Findings, folder: Path, scans: Sequence[_Scan], rule: Rule) -> None:
+    many = [scan.name for scan in scans if len(scan.mask_values.values) > 2]
+    if many:
+        reading = "above 0" if rule == "nonzero" else "from half range on"
+        found, remedy = f"more than two values in {_counted(many)}", "give --mask-rule if that is not so"
+        expected = f"masks that mean mitochondrion {reading}"
+        findings.warnings.append(Finding(str(folder), found, expected, remedy))
+    remedy = "look at the masks, or give --mask-rule"
+    full = [scan.name for scan in scans if sum(scan.foreground[rule]) == scan.pixels]
+    if full:
+        findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", remedy))
+    empty = [scan.name for scan in scans if not any(scan.foreground[rule])]
+    if empty:
+        kind = findings.errors if len(empty) == len(scans) else findings.warnings
+        kind.append(Finding(str(folder), f"no mitochondrion in {_counted(empty)}", "some foreground", remedy))
+
+
+def _named(scan: _Scan, z: int) -> str:
+    return f"slice {z} of {scan.name}" if len(scan.digests) > 1 else scan.name
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Name the first few and count them all."""
+    return f"{', '.join(names[:3])}, ... ({len(names)} in all)" if len(names) > 3 else ", ".join(names)
+
+
+def _facts(scans: Sequence[_Scan], rule: Rule, near_duplicate: float) -> dict[str, Any]:
+    foreground, pixels = sum(sum(scan.foreground[rule]) for scan in scans), sum(scan.pixels for scan in scans)
+    return {
+        "slices": sum(len(scan.digests) for scan in scans),
+        "foreground": foreground / pixels,
+        "stacks": [
+            {
+                "name": scan.pair.name,
+                "shape": list(scan.pair.image.shape),
+                "dtype": str(scan.pair.image.dtype),
+                "mask_dtype": str(scan.pair.mask.dtype),
+                "mask_values": sorted(scan.mask_values.values) if len(scan.mask_values.values) <= 2 else "many",
+                "minimum": scan.minimum,
+                "maximum": scan.maximum,
+                "mean": scan.total / scan.pixels,
+                "constant_slices": scan.constant,
+                "near_duplicates": scan.near_duplicates(near_duplicate),
+                "median_correlation": _median(scan.correlations),
+                "foreground": sum(scan.foreground[rule]) / scan.pixels,
+                "slices_without_foreground": [z for z, count in enumerate(scan.foreground[rule]) if not count],
+            }
+            for scan in scans
+        ],
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

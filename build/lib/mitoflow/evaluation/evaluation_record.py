@@ -1,0 +1,102 @@
+"""What makes any two models comparable later: the counts of each on the same test slices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from mitoflow.config.params import Bootstrap
+from mitoflow.errors import InputError
+from mitoflow.evaluation import boundary, metrics
+from mitoflow.evaluation.metrics import Interval
+
+SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whole-slice confusion counts of one model on one test part.
+
+    Attributes
+    ----------
+    model_sha256
+        Of the ``.keras`` file.
+    test_hash
+        Of the test images and masks: only models that were evaluated on the same ones can be compared.
+    stacks
+        For each slice the stack that it belongs to.
+    counts
+        For each slice its true positives, false positives, false negatives and true negatives, in pixels.
+    block, resamples, seed
+        Of the block bootstrap; `mitoflow.evaluation.metrics.bootstrap_interval` says what they mean.
+    boundaries
+        For each slice its counts by `mitoflow.evaluation.boundary.COLUMNS`; empty where they were not counted.
+    """
+
+    model_sha256: str
+    test_hash: str
+    stacks: list[str]
+    counts: list[list[int]]
+    block: int
+    resamples: int
+    seed: int
+    boundaries: list[list[int]] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Write the evaluation as JSON, the same bytes for the same evaluation."""
+        path.write_text(self._json(), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        InputError
+            The file is missing or no evaluation.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(path, error, "an evaluation", "run `dvc repro evaluate` or `dvc pull`") from None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything in it."""
+        return hashlib.sha256(self._json().encode()).hexdigest()
+
+    @property
+    def scores(self) -> list[str]:
+        """Those of `SCORES` that can be told."""
+        return [name for name in SCORES if name in metrics.SCORES or self.boundaries]
+
+    def interval(self, score: str) -> Interval:
+        """Return one of `scores` with its 95 % interval."""
+        return metrics.bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
+
+    def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
+        """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
+
+        Both were made on the same slices: `test_hash` is the same. The bootstrap is of neither, so that nobody chooses
+        how sure his own model looks.
+        """
+        ours, theirs = self._array(score), other._array(score)
+        drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)
+        return metrics.paired_difference(ours, theirs, SCORES[score], *drawn)
+
+    def _bootstrap(self) -> tuple[int, int, int, list[str]]:
+        return self.block, self.resamples, self.seed, self.stacks
+
+    def _array(self, score: str) -> metrics.Counts:
+        rows, columns = (self.counts, 4) if score in metrics.SCORES else (self.boundaries, len(boundary.COLUMNS))
+        return np.array(rows, np.int64).reshape(-1, columns)
+
+    def _json(self) -> str:
+        values = {key: value for key, value in asdict(self).items() if key != "boundaries" or value}
+        return json.dumps(values, sort_keys=True) + "\n"

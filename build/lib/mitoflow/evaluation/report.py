@@ -1,0 +1,296 @@
+"""Self-contained HTML reports: pictures before numbers, no script, and nothing that is fetched from elsewhere.
+
+The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from mitoflow.core import workspace
+from mitoflow.data.validation import Findings
+from mitoflow.evaluation import figures, metrics
+from mitoflow.evaluation.metrics import Counts, Interval, PrecisionRecall, Reliability
+from mitoflow.io import tiff
+
+if TYPE_CHECKING:
+    from mitoflow.tracking.gate import Verdict
+
+LONGEST_SIDE = 1600
+ZOOM_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a stack, as a picture.
+
+    Attributes
+    ----------
+    stack, z
+        Where it is from.
+    image
+        ``(Y, X)`` uint8 or uint16.
+    truth
+        ``(Y, X)`` uint8 in {0, 1}.
+    """
+
+    stack: str
+    z: int
+    image: NDArray[Any]
+    truth: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PredictedSlice(Slice):
+    """A slice with what the model makes of it.
+
+    Attributes
+    ----------
+    prediction
+        ``(Y, X)`` uint8 in {0, 1}.
+    """
+
+    prediction: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ComparedSlice(Slice):
+    """A slice with what two models make of it.
+
+    Attributes
+    ----------
+    first, second
+        ``(Y, X)`` uint8 in {0, 1}.
+    """
+
+    first: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """All that is told of two models that are compared.
+
+    Attributes
+    ----------
+    names
+        What to call them.
+    params
+        The parameters that differ, both values of each.
+    scores
+        For each score that of both, and, where both were made on the same slices, the second minus the first.
+    wrong
+        The slices where they differ most: stack, z, and the wrong pixels of both.
+    slices
+        The same as pictures, as far as there are any.
+    notes
+        What could not be told, and why.
+    """
+
+    names: tuple[str, str]
+    params: Mapping[str, tuple[str, str]]
+    scores: Mapping[str, tuple[Interval, Interval, Interval | None]]
+    wrong: Sequence[tuple[str, int, int, int]]
+    slices: Sequence[ComparedSlice]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES`."""
+
+    threshold: float
+    intervals: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the evaluation report shows of a model on the test part.
+
+    Attributes
+    ----------
+    dataset
+        Name of the data set.
+    whole_slice, patch_wise
+        The scores of both protocols.
+    stacks, counts
+        For each slice, in the order of stacks and z, the name of its stack and its counts ``(slices, 4)`` by the
+        whole-slice protocol.
+    shapes
+        Boundary and instance scores of the whole-slice masks, by the names of `evaluation.score_shapes`.
+    true_instances, predicted_instances
+        How many mitochondria there are, in 3-D.
+    curve, reliability
+        Of the whole-slice probabilities.
+    worst, median
+        The slices at the rows that `worst_and_median` names.
+    history
+        For each epoch of the training its loss, dice, val_loss and val_dice.
+    lineage
+        What the model was made from, by name: commit, digest of the data and so on.
+    params
+        The sections of ``params.yaml``.
+    """
+
+    dataset: str
+    whole_slice: Scores
+    patch_wise: Scores
+    stacks: Sequence[str]
+    counts: Counts
+    shapes: Mapping[str, Interval]
+    true_instances: int
+    predicted_instances: int
+    curve: PrecisionRecall
+    reliability: Reliability
+    worst: PredictedSlice
+    median: PredictedSlice
+    history: Sequence[Mapping[str, float]]
+    lineage: Mapping[str, str]
+    params: Mapping[str, Mapping[str, Any]]
+
+
+def sample_slices(part: Path, rule: tiff.Rule, number: int = 3) -> list[Slice]:
+    """Read ``number`` slices, evenly spaced over all stacks of ``part`` (``data/train`` or ``data/test``)."""
+    places = [(pair, z) for pair in tiff.read_pairs(part) for z in range(pair.image.shape[0])]
+    picked = sorted({(2 * i + 1) * len(places) // (2 * number) for i in range(number)})
+    return [
+        Slice(pair.name, z, pair.image.slice(z), tiff.binarise(pair.mask.slice(z), rule))
+        for pair, z in (places[i] for i in picked)
+    ]
+
+
+def write_validation_report(path: Path, findings: Findings, samples: Mapping[str, Sequence[Slice]]) -> None:
+    """Write the report on a data set.
+
+    Parameters
+    ----------
+    path
+        The file.
+    findings
+        What `checks.check_dataset` found.
+    samples
+        Slices of each part to look at, by its name; none where errors keep them from being read.
+    """
+    pictures = {part: [_picture(sample) for sample in slices] for part, slices in samples.items()}
+    _write(path, "validation.html", findings=findings.as_dict(), pictures=pictures)
+
+
+def worst_and_median(counts: Counts) -> tuple[int, int]:
+    """Return the rows of lowest and of median Dice among the slices with mitochondria, true or predicted.
+
+    Parameters
+    ----------
+    counts
+        ``(slices, 4)``. Where no slice has mitochondria, both are row 0.
+    """
+    rows = np.flatnonzero(counts[:, :3].any(axis=1))
+    if not len(rows):
+        return 0, 0
+    ranked = rows[np.argsort(metrics.dice(counts[rows]), kind="stable")]
+    return int(ranked[0]), int(ranked[(len(ranked) - 1) // 2])
+
+
+def write_evaluation_report(path: Path, results: Results, verdict: Verdict | None = None) -> None:
+    """Write the report on a model; without ``verdict`` it says that none was reached."""
+    best_epoch = int(np.argmax([logs["val_dice"] for logs in results.history]))
+    _write(
+        path,
+        "evaluation.html",
+        results=results,
+        verdict=verdict,
+        pictures={"worst": _error_pictures(results.worst), "median": _error_pictures(results.median)},
+        colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
+        quantiles=metrics.slice_dice_quantiles(results.counts),
+        along_z=figures.dice_along_z_chart(results.counts, results.stacks, *worst_and_median(results.counts)),
+        precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
+        reliability=figures.reliability_chart(results.reliability),
+        learning=figures.learning_chart(results.history, best_epoch),
+        best_epoch=best_epoch,
+    )
+
+
+def write_comparison(path: Path, compared: SideBySide) -> None:
+    """Write the page on two models."""
+    pictures = [_compared_pictures(shown) for shown in compared.slices]
+    colours = [f"rgb{colour[:3]}" for colour in figures.ERRORS]
+    _write(path, "comparison.html", compared=compared, pictures=pictures, colours=colours)
+
+
+def _picture(shown: Slice) -> dict[str, Any]:
+    """Return the picture of a slice with its true mask, as the templates take it."""
+    step = _step(shown)
+    image, truth = shown.image[::step, ::step], shown.truth[::step, ::step]
+    return {
+        "stack": shown.stack,
+        "z": shown.z,
+        "step": step,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "foreground": float(shown.truth.mean()),
+        "image": figures.grey_png(image),
+        "truth": figures.mask_png(truth),
+    }
+
+
+def _error_pictures(shown: PredictedSlice) -> dict[str, Any]:
+    """Add prediction, errors and, as ``x y width height``, the square in which the most pixels are wrong."""
+    step = _step(shown)
+    truth, prediction = shown.truth[::step, ::step], shown.prediction[::step, ::step]
+    counts = metrics.count(shown.truth, shown.prediction)
+    side = min(ZOOM_SIDE, *truth.shape)
+    y, x = _busiest_square(truth != prediction, side)
+    return _picture(shown) | {
+        "prediction": figures.mask_png(prediction),
+        "errors": figures.errors_png(truth, prediction),
+        "zoom": (x, y, side, side),
+        "dice": float(metrics.dice(counts)),
+        "added": int(counts[1]),
+        "missed": int(counts[2]),
+    }
+
+
+def _compared_pictures(shown: ComparedSlice) -> dict[str, Any]:
+    """Add the errors of both, and the square in which the most pixels differ."""
+    step = _step(shown)
+    truth, first, second = (mask[::step, ::step] for mask in (shown.truth, shown.first, shown.second))
+    side = min(ZOOM_SIDE, *truth.shape)
+    y, x = _busiest_square(first != second, side)
+    scores = (float(metrics.dice(metrics.count(shown.truth, mask))) for mask in (shown.first, shown.second))
+    return _picture(shown) | {
+        "first": figures.errors_png(truth, first),
+        "second": figures.errors_png(truth, second),
+        "dice": tuple(scores),
+        "zoom": (x, y, side, side),
+    }
+
+
+def _step(shown: Slice) -> int:
+    """Return the step that keeps a picture of a large slice below `LONGEST_SIDE`."""
+    return -(-max(shown.image.shape) // LONGEST_SIDE)
+
+
+def _busiest_square(marked: NDArray[np.bool_], side: int) -> tuple[int, int]:
+    """Return y and x of the first corner of the square of ``side`` pixels that holds the most of ``marked``."""
+    total = np.pad(marked.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    held = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    y, x = np.unravel_index(int(held.argmax()), held.shape)
+    return int(y), int(x)
+
+
+def _write(path: Path, template: str, **content: Any) -> None:
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    with workspace.replacing(path) as beside:
+        beside.write_text(pages.get_template(template).render(content), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""How a mask compares with one that somebody drew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mitoflow.errors import InputError
+from mitoflow.evaluation import boundary, instance_scores, metrics
+from mitoflow.inference.instances import separate
+from mitoflow.io import ome, tiff, volumes
+
+
+def score(prediction: str, truth: str) -> dict[str, float]:
+    """Return the scores of a mask or of labels against the truth; both are read into memory.
+
+    Parameters
+    ----------
+    prediction, truth
+        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
+        antialiased edges, what is above half (see `mitoflow.io.tiff.MaskValues`). Where there are more values than one
+        besides, each is an instance; else the mask is taken apart as the stage `evaluate` does, as if the voxel size
+        were unknown.
+
+    Returns
+    -------
+    scores
+        Of voxels: ``dice``, ``iou``, ``precision``, ``recall``; of boundaries, see `mitoflow.evaluation.boundary`:
+        ``boundary_f1``, ``error_near_boundary``; of instances at an IoU of 0.5 and 0.75: ``instance_precision_50`` and
+        so on, and ``panoptic_quality``; ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or they differ in size.
+    """
+    predicted, true = (_read(path) for path in (prediction, truth))
+    if predicted.shape != true.shape:
+        found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
+        raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
+    voxels = metrics.count(true > 0, predicted > 0).sum(axis=0)
+    outlines = boundary.count(true > 0, predicted > 0).sum(axis=0)
+    matching = instance_scores.match(_labels(true), _labels(predicted))
+    of_instances = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.dice}
+    objects = {percent: matching.objects(percent / 100).sum(axis=0) for percent in (50, 75)}
+    return {
+        **{name: float(getattr(metrics, name)(voxels)) for name in ("dice", "iou", "precision", "recall")},
+        "boundary_f1": float(boundary.f1(outlines)),
+        "error_near_boundary": float(boundary.near_share(outlines)),
+        **{
+            f"instance_{name}_{percent}": float(rate(summed))
+            for percent, summed in objects.items()
+            for name, rate in of_instances.items()
+        },
+        "panoptic_quality": float(instance_scores.panoptic_quality(objects[50])),
+        "volume_fraction": float((predicted > 0).mean()),
+        "true_volume_fraction": float((true > 0).mean()),
+        "instances": matching.predicted_instances,
+        "true_instances": matching.true_instances,
+    }
+
+
+def _read(source: str) -> NDArray[Any]:
+    """Return (Z, Y, X) unsigned integers; labels may need more bits than a scan has."""
+    path = Path(source)
+    if ome.is_zarr(path):
+        image = ome.open_multiscale(path)
+        if lost := ome.missing_chunks(image):
+            raise InputError(path, f"{len(lost)} missing chunks", "every chunk", "copy them again")
+        alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
+        voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
+    elif path.is_file():
+        voxels = _read_mask(path)
+    else:
+        scan = volumes.open_scan(source)
+        voxels = np.stack([scan.read(z, (0, *scan.shape[1:2], 0, *scan.shape[2:])) for z in range(scan.shape[0])])
+    if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
+        found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
+        raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
+    return voxels.reshape((1, *voxels.shape)[-3:])
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    """Return the slices of a TIFF, where it has antialiased edges as {0, 1}, and signed labels as unsigned ones."""
+    mask, values = tiff.open_mask(path), tiff.MaskValues(path)
+    for one in mask.slices():
+        values.add(one)
+    rule = values.rule if mask.dtype == np.uint8 else None
+    voxels = np.stack([tiff.binarise(one, rule) if rule == "half" else one for one in mask.slices()])
+    return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
+
+
+def _labels(voxels: NDArray[Any]) -> NDArray[Any]:
+    """Return instances, numbered without large gaps; what has one value only is taken apart."""
+    values, places = np.unique(voxels, return_inverse=True)
+    if len(values[values > 0]) < 2:
+        return separate(voxels > 0)
+    return np.asarray((places + (values[0] > 0)).reshape(voxels.shape), np.uint32)

@@ -1,0 +1,327 @@
+"""The blocks of an output, predicted by this process or by the workers of a Dask cluster, one way for both.
+
+Each block is predicted from what surrounds it and written to chunks of its own, so it makes no difference who predicts
+it, when, or twice. What is done is marked in the folder in which the output is made: a process or a worker that is
+killed costs the block it was working on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from tqdm import tqdm
+
+from mitoflow.core import cluster
+from mitoflow.data.patches import Box
+from mitoflow.inference.outputs import Partial
+from mitoflow.inference.predictor import OnSections, Predictor, Settings
+from mitoflow.io import ome, resampling, volumes
+from mitoflow.io.spacing import Spacing
+from mitoflow.io.volumes import Levels, Regraded, Resampled, Scan
+from mitoflow.models import unet
+
+DEPTH = 8  # slices of a block
+SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
+TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
+
+#: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
+PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
+    "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
+    "probability": (np.float32, lambda probability, _: probability),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a stack: consecutive slices, and the box of each of them."""
+
+    slices: range
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return len(self.slices), y1 - y0, x1 - x0
+
+    @property
+    def name(self) -> str:
+        """Its first voxel; unique among the blocks of an output."""
+        return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Where it is in an array (Z, Y, X)."""
+        y0, y1, x0, x1 = self.box
+        return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
+
+
+def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
+    """Yield the blocks of an output of `shape` (Z, Y, X), which cover it, as columns along z.
+
+    A block is whole chunks of the file, so no two write to the same one. Along y and x it is no longer than `side`, or
+    than a chunk.
+    """
+    rows, across = (_pieces(length, side) for length in shape[1:])
+    for (y0, y1), (x0, x1) in product(rows, across):
+        layers = (range(z, min(z + DEPTH, shape[0])) for z in range(0, shape[0], DEPTH))
+        yield [Part(layer, (y0, y1, x0, x1)) for layer in layers]
+
+
+def _pieces(length: int, side: int) -> list[tuple[int, int]]:
+    """Cut an axis into pieces of whole chunks, about equal."""
+    whole = max(1, side // ome.CHUNK) * ome.CHUNK
+    size = math.ceil(length / math.ceil(length / whole) / ome.CHUNK) * ome.CHUNK
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterator[list[Part]]:
+    """Yield the blocks of a column that are not done, those together that follow each other."""
+    for is_done, blocks in groupby(column, key=lambda block: done(block.name)):
+        if not is_done:
+            yield list(blocks)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The probability maps of a stack, any part of them, each the same whatever else is predicted.
+
+    Attributes
+    ----------
+    scan
+        The slices as the model is to see them.
+    plane
+        (Y, X) of the maps: those of the scan, or of the slices that it was resampled from.
+    predictor
+        The model.
+    """
+
+    scan: Scan
+    plane: tuple[int, int]
+    predictor: Predictor
+
+    @property
+    def side(self) -> int:
+        """The largest side of a block, which the model may see as more pixels than it is made of."""
+        return int(SIDE * min(1, self.plane[0] / self.scan.shape[1], self.plane[1] / self.scan.shape[2]))
+
+    def maps(self, part: Part, on_sections: OnSections | None = None) -> Iterator[np.ndarray]:
+        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`."""
+        if self.plane == self.scan.shape[1:]:
+            return self._maps(part, on_sections)
+        y0, y1, x0, x1 = part.box
+        rows = resampling.weights(self.scan.shape[1], self.plane[0], y0, y1)
+        across = resampling.weights(self.scan.shape[2], self.plane[1], x0, x1)
+        seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
+        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen, on_sections))
+
+    def _maps(self, part: Part, on_sections: OnSections | None) -> Iterator[np.ndarray]:
+        region = self.predictor.region(self.scan.shape[1:], part.box)
+
+        def read(z: int) -> np.ndarray:
+            return self.scan.read(z, region.source)
+
+        return self.predictor.stream(read, range(self.scan.shape[0]), part.slices, region, on_sections)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What it takes to predict blocks.
+
+    Attributes
+    ----------
+    prediction
+        The maps.
+    part
+        The part of the stack that the output shows.
+    arrays
+        Where each product goes, (Z, Y, X) or (Y, X) of the part.
+    making
+        Knows which blocks are done.
+    """
+
+    prediction: Prediction
+    part: Part
+    arrays: Mapping[str, zarr.Array[Any]]
+    making: Partial
+
+    def missing(self) -> list[list[Part]]:
+        """Return the blocks that are not done, as runs along z."""
+        cut = columns(self.part.shape, self.prediction.side)
+        return [run for column in cut for run in missing_runs(column, self.making.is_done)]
+
+    def do(self, blocks: Sequence[Part], advance: Callable[[int], object]) -> None:
+        """Predict those of the blocks of a column that are not done; `advance` is told voxels."""
+        z, (top, _, left, _) = self.part.slices.start, self.part.box
+        for run in missing_runs(blocks, self.making.is_done):
+            y0, y1, x0, x1 = run[0].box
+            slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
+            settings = self.prediction.predictor.settings
+            done = Done(sum(math.prod(block.shape) for block in run), settings.planes, advance)
+            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), done.sections)
+            for block in run:
+                _write(self.arrays, block, maps, settings.threshold, done.slice)
+                self.making.mark(block.name)
+
+
+class Done:
+    """Tells how far a run is, in voxels: in three planes its sections are two thirds of the work, its slices one.
+
+    Parameters
+    ----------
+    voxels, planes
+        Of the run.
+    advance
+        Told voxels; together all of them, once sections and slices are done.
+    """
+
+    def __init__(self, voxels: int, planes: int, advance: Callable[[int], object]) -> None:
+        self._voxels, self._planes, self._advance = voxels, planes, advance
+        self._share, self._seen, self._told = 0.0, 0, 0
+
+    def sections(self, share: float) -> None:
+        """Take note of which share of the sections is predicted."""
+        self._share = share
+        self._tell()
+
+    def slice(self, voxels: int) -> None:
+        """Take note of the voxels of a slice."""
+        self._seen += voxels
+        self._tell()
+
+    def _tell(self) -> None:
+        done = int((self._planes - 1) * self._voxels * self._share + self._seen) // self._planes
+        self._advance(done - self._told)
+        self._told = done
+
+
+def _write(
+    arrays: Mapping[str, zarr.Array[Any]],
+    block: Part,
+    maps: Iterator[np.ndarray],
+    threshold: float,
+    advance: Callable[[int], object],
+) -> None:
+    voxels = {name: np.empty(block.shape, array.dtype) for name, array in arrays.items()}
+    for z in range(len(block.slices)):
+        probability = next(maps)
+        for name, made in voxels.items():
+            made[z] = PRODUCTS[name][1](probability, threshold)
+        advance(probability.size)
+    for name, array in arrays.items():
+        array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What another process must know to do the same work.
+
+    Attributes
+    ----------
+    source
+        The stack, as an absolute path or glob.
+    spacing
+        Its voxel size.
+    levels, rescaled
+        What becomes of its grey values, and of its pixel size; None where they stay.
+    weights, settings
+        The model.
+    part
+        The part of the stack that the output shows.
+    products
+        What to write, by the names in `PRODUCTS`.
+    folder
+        In which the output is made.
+    """
+
+    source: str
+    spacing: Spacing
+    levels: Levels | None
+    rescaled: Spacing | None
+    weights: Path
+    settings: Settings
+    part: Part
+    products: tuple[str, ...]
+    folder: Path
+
+    def seen(self, scan: Scan) -> Scan:
+        """Return the stack as the model is to see it."""
+        if self.levels:
+            scan = Regraded(scan, self.levels)
+        return Resampled(scan, self.rescaled) if self.rescaled else scan
+
+    def arrays(self) -> dict[str, zarr.Array[Any]]:
+        """Return what the products are written to."""
+        return {name: ome.open_level(self.folder / f"{name}.zarr") for name in self.products}
+
+    def open(self) -> Work:
+        """Return the work; raises `InputError` where a file cannot be seen from here."""
+        cluster.refuse_unseen(self.folder, self.weights)
+        whole = volumes.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
+        predictor = Predictor(unet.load_model(self.weights), self.settings)
+        prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
+        return Work(prediction, self.part, self.arrays(), Partial(self.folder))
+
+
+def here(work: Work, advance: Callable[[int], object] | None = None) -> None:
+    """Predict the missing blocks in this process; `advance` is told voxels, and may stop it by raising."""
+    runs = work.missing()
+    with _progress(work, runs) as bar:
+
+        def further(voxels: int) -> None:
+            bar.update(voxels)
+            if advance:
+                advance(voxels)
+
+        for run in runs:
+            work.do(run, further)
+
+
+def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
+    total, missing = math.prod(work.part.shape), sum(math.prod(block.shape) for run in runs for block in run)
+    return tqdm(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True)
+
+
+def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int | None = None) -> None:
+    """Predict the missing blocks on the workers of a Dask cluster, or on that many processes of this machine.
+
+    Raises
+    ------
+    InputError
+        See `cluster.connected` and `cluster.result`; or a worker does not see the files.
+    """
+    from distributed import as_completed
+
+    runs = work.missing()
+    # Sections reach through all slices, so these stay together.
+    together = TOGETHER if job.settings.planes == 1 else max(map(len, runs), default=1)
+    portions = [run[first : first + together] for run in runs for first in range(0, len(run), together)]
+    with _progress(work, runs) as bar, cluster.connected(address, workers) as client:
+        futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
+        for future in as_completed(futures, loop=client.loop):
+            bar.update(cluster.result(future))
+    for name in job.products:
+        ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
+
+
+_at_hand: list[tuple[Job, Work]] = []  # the last job of a worker, with its model loaded
+
+
+def _do(job: Job, blocks: Sequence[Part]) -> int:
+    """Predict blocks on a worker, and return how many voxels were missing.
+
+    The folder of a job is named by all that was asked for, digests of the model included: equal jobs are the same.
+    """
+    done: list[int] = []
+    with cluster.alone:
+        if not _at_hand or _at_hand[0][0] != job:
+            _at_hand[:] = [(job, job.open())]
+        _at_hand[0][1].do(blocks, done.append)
+    return sum(done)

@@ -1,0 +1,516 @@
+"""A model and slices in, a blended probability map out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import layers
+from scipy.special import expit
+
+from mitoflow.core import workspace
+from mitoflow.errors import InputError
+from mitoflow.io import tiff
+from mitoflow.models import unet
+
+if TYPE_CHECKING:
+    from mitoflow.data.patches import Box  # the registered model runs without what cuts patches
+
+BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
+ORTHOPLANE_LIMIT = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
+REMEDY = "run `dvc repro evaluate` or `dvc pull`"
+
+#: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
+VIEWS = {
+    1: [(0, 1)],
+    4: [(turns, flip) for turns in (0, 2) for flip in (1, -1)],
+    8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
+}
+
+#: Told which share, in [0, 1], of the sections along y and x is predicted.
+OnSections = Callable[[float], object]
+#: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
+Read = Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What inference must know besides the weights.
+
+    Attributes
+    ----------
+    bit_depth
+        Bits of the grey values that the model was trained on.
+    divisor
+        The U-Net takes sides that are divisible by this: ``2**depth``.
+    tile, overlap
+        Largest side of a tile, and half of the pixels that two neighbouring tiles share and blend.
+    threshold
+        Probability from which a pixel is mitochondrion.
+    context, context_step
+        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
+    views
+        Symmetries of a tile whose predictions are averaged: 1 as it is, 4 with its flips, 8 with quarter turns too.
+    median
+        Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
+    planes
+        3 where the probability of a voxel is the mean over the three sections through it, perpendicular to z, y and x;
+        1 where that of its slice is taken.
+    """
+
+    bit_depth: int
+    divisor: int
+    tile: int
+    overlap: int
+    threshold: float
+    context: int = 0
+    context_step: int = 1
+    views: int = 1
+    median: int = 1
+    planes: int = 1
+
+    def write(self, path: Path) -> None:
+        """Write the settings as YAML."""
+        workspace.write_yaml(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """Read settings that `write` wrote; raises `InputError` where they are missing or not whole.
+
+        Models registered before there was context know nothing of it, and take what the defaults say.
+        """
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        values = workspace.read_yaml(path, REMEDY, needed)
+        settings = cls(**{field.name: values[field.name] for field in fields if field.name in values})
+        if wrong := settings.wrong():
+            raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
+        return settings
+
+    def planes_of(self, shape: tuple[int, int, int]) -> int:
+        """Return in how many planes a stack of `shape` (Z, Y, X) is predicted.
+
+        As many as `planes` says; but one where the stack is not as deep as the network must see, or is larger than
+        `ORTHOPLANE_LIMIT`.
+        """
+        return self.planes if shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT else 1
+
+    def wrong(self) -> str | None:
+        """Return the name of a value that no inference can work with."""
+        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "views", "median", "planes")
+        checks = {
+            **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
+            "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
+        }
+        if all(checks.values()):
+            checks |= {
+                "bit_depth": 8 <= self.bit_depth <= 16,
+                "divisor": self.divisor >= 1,
+                "tile": self.tile > 2 * self.overlap,
+                "context_step": self.context_step >= 1,
+                "views": self.views in VIEWS,
+                "median": self.median % 2 == 1,
+                "planes": self.planes in (1, 3),
+            }
+        return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tiles along one axis of a slice that reach into some of its pixels.
+
+    Attributes
+    ----------
+    low, high
+        First and past-the-end pixel that is wanted.
+    tile
+        Pixels of a tile.
+    starts
+        First pixel of each tile.
+    pixels
+        Which pixel of the slice lies at each place from the start of the first tile to the end of the last.
+    """
+
+    low: int
+    high: int
+    tile: int
+    starts: list[int]
+    pixels: np.ndarray
+
+    @property
+    def wanted(self) -> slice:
+        """The places that are wanted."""
+        return slice(self.low - self.starts[0], self.high - self.starts[0])
+
+    @property
+    def places(self) -> list[slice]:
+        """The places of each tile."""
+        return [slice(start - self.starts[0], start - self.starts[0] + self.tile) for start in self.starts]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of a slice, by the tiles that reach into it along y and along x; `Predictor.region` makes it.
+
+    Attributes
+    ----------
+    rows, columns
+        The tiles along each axis.
+    shape
+        (Y, X) of the slice.
+    source
+        The box of the slice that it is predicted from.
+    """
+
+    rows: Span
+    columns: Span
+    shape: tuple[int, int]
+    source: Box
+
+
+class Predictor:
+    """Whole-slice inference with overlapping, blended tiles.
+
+    A slice is cut into as few tiles of at most ``tile`` pixels as will do, and these are no larger than they must be.
+    Each starts ``2 * overlap`` pixels before the last one ends, which keeps the U-Net's pooling grid in place, and the
+    slice is continued by reflection where the last tile reaches past its end. Across the pixels that two neighbours
+    share, the weight of one falls linearly while that of the other rises, so that the map has no seams.
+
+    A box of a slice is predicted from the tiles of the whole slice that reach into it, and from no other pixels. So it
+    makes no difference in how many boxes a slice is predicted.
+
+    With three planes the sections perpendicular to y and to x are predicted as slices are, and a voxel gets the mean of
+    the three. The network sees each structure from three sides, and errors that depend on the side average out; voxels
+    must be about as long as they are wide. See `Settings.planes_of`.
+
+    Source: Prasoon et al., "Deep Feature Learning for Knee Cartilage Segmentation Using a Triplanar Convolutional
+    Neural Network", MICCAI 2013; Conrad and Narayan, "Instance segmentation of mitochondria in electron microscopy
+    images with a generalist deep learning model trained on a diverse dataset", Cell Systems 14(1), 2023.
+
+    Parameters
+    ----------
+    model
+        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits.
+    settings
+        See `Settings`.
+    """
+
+    def __init__(self, model: keras.Model, settings: Settings) -> None:
+        self.model, self.settings = fold_normalization(model), settings
+        # Compiling for XLA halves the speed of a U-Net on a CPU under TensorFlow.
+        self.model.jit_compile = keras.backend.backend() == "jax"
+
+    @classmethod
+    def load(cls, model_path: Path, settings_path: Path) -> Predictor:
+        """Read a model and its settings; raises `InputError` where one is missing or broken."""
+        return cls(unet.load_model(Path(model_path)), Settings.read(Path(settings_path)))
+
+    def masks(self, images: np.ndarray) -> np.ndarray:
+        """Return (Z, Y, X) uint8 in {0, 1} for a stack (Z, Y, X); see `probabilities`."""
+        return (self.probabilities(images) >= self.settings.threshold).astype(np.uint8)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return the probability of mitochondrion in [0, 1], (Z, Y, X) float32, for consecutive slices (Z, Y, X).
+
+        Raises
+        ------
+        InputError
+            The images are no slices, or their bit depth is not that of the training images.
+        """
+        probabilities = np.empty(images.shape, np.float32)
+        for z, probability in enumerate(self.stream(images.__getitem__, range(len(images)))):
+            probabilities[z] = probability
+        return probabilities
+
+    def region(self, shape: tuple[int, ...], box: Box | None = None) -> Region:
+        """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""
+        height, width = shape
+        y0, y1, x0, x1 = box or (0, height, 0, width)
+        rows, columns = self._span(height, y0, y1), self._span(width, x0, x1)
+        # A section sees its neighbours too, which may lie further out than any tile of a slice.
+        near = self.settings.context * self.settings.context_step if self.settings.planes == 3 else 0
+        source = (
+            max(0, min(int(rows.pixels.min()), y0 - near)),
+            min(height, max(int(rows.pixels.max()) + 1, y1 + near)),
+            max(0, min(int(columns.pixels.min()), x0 - near)),
+            min(width, max(int(columns.pixels.max()) + 1, x1 + near)),
+        )
+        return Region(rows, columns, (height, width), source)
+
+    def stream(
+        self,
+        read: Read,
+        held: range,
+        wanted: range | None = None,
+        region: Region | None = None,
+        on_sections: OnSections | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
+
+        In three planes, the sections are predicted before the first map comes.
+
+        Parameters
+        ----------
+        read
+            Reads slice z of the stack; where a `region` is given, its `source` of that slice.
+        held
+            The consecutive slices that there are.
+        wanted
+            The consecutive slices to predict, which see those around them all the same; without it all.
+        region
+            The box of the slices to predict; without it they are predicted as a whole.
+        on_sections
+            See `OnSections`.
+        """
+        wanted = held if wanted is None else wanted
+        half = self.settings.median // 2
+        near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
+        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_sections), self.settings.median)
+        first = wanted.start - near.start
+        return islice(maps, first, first + len(wanted))
+
+    def stream_unfiltered(
+        self,
+        read: Read,
+        held: range,
+        wanted: range | None = None,
+        region: Region | None = None,
+        on_sections: OnSections | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield what `stream` does, without the median along z."""
+        wanted = held if wanted is None else wanted
+        if region is None and wanted and self.settings.planes == 3:
+            region = self.region(_slice(read(held.start)).shape)
+        if region is None or self.settings.planes_of((len(held), *region.shape)) == 1:
+            yield from self._slices(read, held, wanted, region)
+            return
+        volume = np.stack([self._checked(_slice(read(z))) for z in held])
+        sections = self._sections(
+            volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_sections
+        )
+        slices = self._slices(lambda z: volume[z - held.start], held, wanted, region)
+        for section, probability in zip(sections, slices, strict=True):
+            yield (section + probability) / 3
+
+    def _sections(
+        self, volume: np.ndarray, wanted: range, region: Region, on_sections: OnSections | None
+    ) -> np.ndarray:
+        """Return the sum of the maps of the sections perpendicular to y and to x, (Z, Y, X) float16 in [0, 2].
+
+        Parameters
+        ----------
+        volume
+            (Z, Y, X): the source of `region` in every slice of the stack.
+        wanted
+            The slices that are wanted, counted from the first one.
+        region
+            The box of these slices.
+        on_sections
+            See `OnSections`.
+        """
+        along_z = self._span(len(volume), wanted.start, wanted.stop)
+        spans, starts = (region.rows, region.columns), (region.source[0], region.source[2])
+        total = np.zeros((len(wanted), *(span.high - span.low for span in spans)), np.float16)
+        count, done = sum(total.shape[1:]), 0
+        for axis, (span, start, length) in enumerate(zip(spans, starts, region.shape, strict=True), start=1):
+            other, left = spans[2 - axis], starts[2 - axis]
+            section = Region(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
+            seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
+            for place in range(span.low, span.high):
+                near = tiff.neighbours(place, self.settings.context, self.settings.context_step, range(length))
+                summed[place - span.low] += self._blend([seen[each - start] for each in near], section)
+                done += 1
+                if on_sections:
+                    on_sections(done / count)
+        return total
+
+    def _slices(self, read: Read, held: range, wanted: range, region: Region | None) -> Iterator[np.ndarray]:
+        """Yield the map of each slice by itself; see `stream`."""
+        window: dict[int, np.ndarray] = {}
+        for z in wanted:
+            near = tiff.neighbours(z, self.settings.context, self.settings.context_step, held)
+            # Each slice is read once, and stays as long as a later one needs it.
+            window = {place: image for place, image in window.items() if place >= near[0]}
+            window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
+            images = [window[place] for place in near]
+            yield self._blend(images, region or self.region(images[0].shape))
+
+    def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
+        """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).
+
+        Each is predicted by itself, as it is, without tiling. Sides are divisible by `Settings.divisor`; raises like
+        `probabilities`.
+        """
+        units = self._unit(np.stack([self._checked(patch) for patch in patches]))
+        count = _batch(*units.shape[1:3])
+        return np.concatenate([self._run(units[first : first + count]) for first in range(0, len(units), count)])
+
+    def _blend(self, images: list[np.ndarray], region: Region) -> np.ndarray:
+        """Return the map of a region, (Y, X) float32 in [0, 1], from its source in a slice and its neighbours."""
+        rows, columns = region.rows, region.columns
+        top, _, left, _ = region.source
+        across, along = self._ramp(rows.tile), self._ramp(columns.tile)
+        source = np.stack([image[rows.pixels - top][:, columns.pixels - left] for image in images], axis=-1)
+        total = np.zeros(source.shape[:2], np.float32)
+        places = [(y, x) for y in rows.places for x in columns.places]
+        count = _batch(rows.tile, columns.tile)
+        for first in range(0, len(places), count):
+            batch = places[first : first + count]
+            tiles = np.stack([source[place] for place in batch])
+            for place, tile in zip(batch, self._average(self._unit(tiles)), strict=True):
+                total[place] += np.outer(across, along) * tile
+        weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
+        return np.minimum(total[rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
+
+    def _average(self, batch: np.ndarray) -> np.ndarray:
+        """Return the mean probability over the views of a batch, (N, Y, X) float32."""
+        total = np.zeros(batch.shape[:3], np.float32)
+        for turns, flip in VIEWS[self.settings.views]:
+            seen = self._run(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
+            total += np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
+        return total / self.settings.views
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
+        return np.asarray(expit(logits))
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        """Return grey values as they are, after a check that they are like those of training."""
+        trained = f"{self.settings.bit_depth}-bit"
+        remedy = f"convert the images to {trained}, or train on images like these"
+        container = np.uint8 if self.settings.bit_depth == 8 else np.uint16
+        if image.dtype != container:
+            expected = f"{np.dtype(container)}: the model was trained on {trained}"
+            raise InputError("images", image.dtype, expected, remedy)
+        if image.max() >= 2**self.settings.bit_depth:
+            raise InputError("images", f"grey value {image.max()}", f"{trained}, as the model was trained on", remedy)
+        return image
+
+    def _unit(self, image: np.ndarray) -> np.ndarray:
+        return tiff.to_unit(image, self.settings.bit_depth)
+
+    def _span(self, length: int, low: int, high: int) -> Span:
+        """Return the tiles of an axis that reach into the pixels from `low` up to `high`."""
+        starts, tile = self._axis(length)
+        pixels = np.pad(np.arange(length), (0, max(0, starts[-1] + tile - length)), mode="reflect")
+        starts = [start for start in starts if start < high and start + tile > low]
+        return Span(low, high, tile, starts, pixels[starts[0] : starts[-1] + tile])
+
+    def _axis(self, length: int) -> tuple[list[int], int]:
+        """Return where tiles start along an axis, and their size."""
+        largest, divisor, shared = self.settings.tile, self.settings.divisor, 2 * self.settings.overlap
+        count = 1 if length <= largest else math.ceil((length - shared) / (largest - shared))
+        tile = math.ceil((length + (count - 1) * shared) / (count * divisor)) * divisor
+        return [i * (tile - shared) for i in range(count)], tile
+
+    def _ramp(self, tile: int) -> np.ndarray:
+        """Return the weights across a tile: two of them, one step apart, add up to 1 where they overlap."""
+        places = np.arange(tile) + 0.5
+        shared = 2 * self.settings.overlap
+        ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
+        return np.minimum(ramp, 1).astype(np.float32)
+
+
+def fold_normalization(model: keras.Model) -> keras.Model:
+    """Return the same function with each batch normalisation as weights and bias of the convolution before it.
+
+    Trained, a normalisation multiplies each feature map by a number and adds another one, which the convolution can do
+    by itself, in one pass over memory less. The results agree to within rounding.
+
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference", CVPR 2018, section 3.2.
+
+    Parameters
+    ----------
+    model
+        A functional model; it stays as it is. A normalisation is kept where it follows anything but a linear
+        convolution that nothing else reads, or where it lacks gamma or beta.
+    """
+
+    def folds(norm: keras.Layer, before: Any) -> bool:
+        is_linear = isinstance(before, layers.Conv2D) and before.activation is keras.activations.linear
+        return is_linear and len(before._outbound_nodes) == 1 and norm.scale and norm.center
+
+    norms = {
+        before.name: norm
+        for norm in model.layers
+        if isinstance(norm, layers.BatchNormalization) and folds(norm, before := norm.input._keras_history.operation)
+    }
+    folded = {norm.name for norm in norms.values()}
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        bias = {"use_bias": True} if layer.name in norms else {}
+        return type(layer).from_config(layer.get_config() | bias)
+
+    def call(layer: keras.Layer, x: Any, *further: Any, **options: Any) -> Any:
+        return x if layer.name in folded else layer(x, *further, **options)
+
+    copied = keras.models.clone_model(model, clone_function=copy, call_function=call)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if norm := norms.get(layer.name):
+            gamma, beta, mean, variance = norm.get_weights()
+            factor = gamma / np.sqrt(variance + norm.epsilon)
+            kernel, bias = (*weights, 0.0)[:2]
+            weights = [kernel * factor, (bias - mean) * factor + beta]
+        if weights and layer.name not in folded:
+            copied.get_layer(layer.name).set_weights(weights)
+    return copied
+
+
+def _batch(height: int, width: int) -> int:
+    """Return how many tiles of that size go through the network together."""
+    return max(1, BATCH // (height * width))
+
+
+def _overlapped(span: Span, ramp: np.ndarray) -> np.ndarray:
+    """Return the weights of all tiles together at the wanted pixels of an axis."""
+    weight = np.zeros(len(span.pixels), np.float32)
+    for place in span.places:
+        weight[place] += ramp
+    return weight[span.wanted]
+
+
+def _slice(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 2 or min(image.shape) < 1:
+        raise InputError("images", f"a slice of shape {image.shape}", "slices (Y, X)", "pass an array (Z, Y, X)")
+    return image
+
+
+def median_along_z(maps: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield the median of each map and its neighbours along z: a slice that was misjudged follows those around it.
+
+    Parameters
+    ----------
+    maps
+        Consecutive maps, (Y, X) each.
+    size
+        Maps, an odd number, of which the median is taken; at the ends of the stack as many of them as there are.
+    """
+    half = size // 2
+    window: deque[np.ndarray | None] = deque(maxlen=size)
+    for place, latest in enumerate(chain(maps, repeat(None, half))):
+        window.append(latest)
+        if place >= half:
+            yield _median([each for each in window if each is not None])
+
+
+def _median(maps: list[np.ndarray]) -> np.ndarray:
+    """Return the median at each pixel, by a sorting network: numpy sorts each pixel for itself, 20 times slower."""
+    middle, low = np.empty_like(maps[0]), (len(maps) - 1) // 2
+    for first in range(0, len(middle), 16):  # rows that stay in the cache
+        rows = slice(first, first + 16)
+        values = [each[rows] for each in maps]
+        for last in range(len(maps) - 1, low - 1, -1):  # bubble sort, until the middle is in its place
+            for i in range(last):
+                values[i : i + 2] = np.minimum(*values[i : i + 2]), np.maximum(*values[i : i + 2])
+        middle[rows] = (values[low] + values[len(maps) // 2]) / 2
+    return middle

@@ -1,0 +1,363 @@
+"""OME-TIFF and OME-Zarr: what an image says of itself, and images that are written a box at a time.
+
+OME-TIFF: Goldberg et al., "The Open Microscopy Environment Data Model and XML file", Genome Biology 6:R47, 2005.
+OME-Zarr: Moore et al., "OME-Zarr: a cloud-optimized bioimaging file format with international community support",
+Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.4 is written, which more programs know.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+from numcodecs import Blosc
+
+from mitoflow.errors import InputError
+from mitoflow.io import spacing, tiff
+from mitoflow.io.spacing import Spacing
+
+#: Under this name the lineage is in the attributes of an OME-Zarr, and among the annotations of an OME-TIFF.
+LINEAGE = "mitoflow/lineage"
+
+TIFF_ENDINGS, ZARR_ENDINGS = (".tif", ".tiff"), (".zarr",)
+TILE = 256  # pixels of a side of the tiles of a TIFF
+CHUNK = 512  # pixels of a side of the chunks of a Zarr; whole tiles
+BUFFER = 2**25  # bytes of tiles that are compressed at the same time
+LARGEST_TOP = 256  # voxels along an axis of the smallest level of a pyramid
+
+ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Zarr or TIFF"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an image says of itself.
+
+    Attributes
+    ----------
+    axes
+        ``yx`` or ``zyx``.
+    spacing
+        See `mitoflow.io.spacing.Spacing`.
+    origin
+        Where it begins, in voxels along `axes`: as a part of an image, and with that image in the world.
+    lineage
+        Where it comes from.
+    """
+
+    axes: str
+    spacing: Spacing = field(default_factory=dict)
+    origin: tuple[float, ...] = ()
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_tiff(path: Path) -> bool:
+    """Tell by its name whether an image is a TIFF."""
+    return path.suffix.lower() in TIFF_ENDINGS
+
+
+def is_zarr(path: Path) -> bool:
+    """Tell by its name whether an image is a Zarr."""
+    return path.suffix.lower() in ZARR_ENDINGS
+
+
+def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) -> None:
+    """Write an OME-TIFF, tiled and compressed without loss, with one row of tiles in memory.
+
+    Parameters
+    ----------
+    path
+        The file. It is a BigTIFF where the pixels before compression need more than 4 GB.
+    pixels
+        ``(Y, X)`` or ``(Z, Y, X)``, as `description` says. What is uint32 becomes uint16 where its values allow that,
+        which more programs show.
+    description
+        What to write beside them. The origin of a part has no place in OME-TIFF.
+    """
+
+    def bands() -> Iterator[np.ndarray]:
+        planes: Any = [()] if pixels.ndim == 2 else [(z,) for z in range(pixels.shape[0])]
+        for plane in planes:
+            for top in range(0, pixels.shape[-2], CHUNK):
+                yield np.asarray(pixels[(*plane, slice(top, top + CHUNK), slice(None))])
+
+    def tiles(dtype: np.dtype) -> Iterator[np.ndarray]:
+        for band in bands():
+            for y in range(0, band.shape[0], TILE):
+                for x in range(0, band.shape[1], TILE):
+                    yield band[y : y + TILE, x : x + TILE].astype(dtype, copy=False)
+
+    dtype = pixels.dtype
+    if dtype == np.uint32 and max(int(band.max()) for band in bands()) < 2**16:
+        dtype = np.dtype(np.uint16)
+    metadata = spacing.ome_metadata(description.axes, description.spacing)
+    if description.lineage:
+        metadata["MapAnnotation"] = {"Namespace": LINEAGE, "Value": dict(description.lineage)}
+    with tifffile.TiffWriter(path, ome=True, bigtiff=tiff.needs_bigtiff(pixels.shape, dtype)) as file:
+        file.write(
+            tiles(dtype),
+            shape=pixels.shape,
+            dtype=dtype,
+            tile=(TILE, TILE),
+            compression="zlib",
+            photometric="minisblack",
+            metadata=metadata,
+            buffersize=BUFFER,
+        )
+
+
+def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth: int) -> zarr.Array[Any]:
+    """Begin an OME-Zarr image and return its full resolution, to be written; `finish_multiscale` does the rest.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    shape
+        ``(Y, X)`` or ``(Z, Y, X)``.
+    dtype
+        Of the voxels.
+    depth
+        Slices of a chunk. Each chunk is written, whatever is in it, so that one that is missing has been lost.
+    """
+    return _create_level(zarr.open_group(path, mode="w", zarr_format=2), "0", shape, dtype, depth)
+
+
+def open_level(path: Path) -> zarr.Array[Any]:
+    """Return the full resolution of an image that `create_multiscale` began, to go on with it."""
+    with zarr.config.set({"array.write_empty_chunks": True}):  # opening ignores the argument `config`
+        return zarr.open_array(path / "0", mode="r+")
+
+
+def sweep(path: Path) -> None:
+    """Remove what a kill left of chunks that were being written; nobody may write to the image meanwhile."""
+    for chunk in path.rglob("*.partial"):  # Zarr writes a chunk beside its place
+        chunk.unlink()
+
+
+def _create_level(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype, depth: int) -> zarr.Array[Any]:
+    largest = (depth, CHUNK, CHUNK)[-len(shape) :]
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(min(length, chunk) for length, chunk in zip(shape, largest, strict=True)),
+        compressors=Blosc("zstd", clevel=3, shuffle=Blosc.SHUFFLE),
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        fill_value=0,
+        config={"write_empty_chunks": True},  # a chunk that is missing is one that was lost
+        overwrite=True,
+    )
+
+
+def finish_multiscale(path: Path, description: Description) -> None:
+    """Add the lower resolutions and the metadata to an image that `create_multiscale` began.
+
+    Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels stay what they
+    are.
+    """
+    group = zarr.open_group(path, mode="r+")
+    level = zarr.open_array(path / "0", mode="r")
+    steps, levels = [(1,) * level.ndim], [level]
+    while max(level.shape) > LARGEST_TOP:
+        factors = tuple(2 if length > LARGEST_TOP else 1 for length in level.shape)
+        level = _add_level(group, str(len(levels)), level, factors)
+        levels.append(level)
+        steps.append(tuple(a * b for a, b in zip(steps[-1], factors, strict=True)))
+    group.attrs.update({"multiscales": [_multiscale(description, steps)], LINEAGE: dict(description.lineage)})
+
+
+def _add_level(group: zarr.Group, name: str, upper: zarr.Array[Any], factors: tuple[int, ...]) -> zarr.Array[Any]:
+    shape = tuple(-(-length // factor) for length, factor in zip(upper.shape, factors, strict=True))
+    depth = upper.chunks[0] if len(shape) == 3 else 1
+    lower = _create_level(group, name, shape, upper.dtype, depth)
+    for corner in np.ndindex(*(-(-length // chunk) for length, chunk in zip(shape, lower.chunks, strict=True))):
+        into, source = [], []
+        for place, length, chunk, factor in zip(corner, shape, lower.chunks, factors, strict=True):
+            start, stop = place * chunk, min((place + 1) * chunk, length)
+            into.append(slice(start, stop))
+            source.append(slice(start * factor, (stop - 1) * factor + 1, factor))
+        lower[tuple(into)] = upper[tuple(source)]
+    return lower
+
+
+def _multiscale(description: Description, steps: list[tuple[int, ...]]) -> dict[str, Any]:
+    """Return the metadata of a pyramid; the scale of an axis whose voxel size is unknown counts voxels."""
+    axes, known = description.axes, description.spacing
+    sizes = [known.get(axis, 1.0) for axis in axes]
+    origin = [size * start for size, start in zip(sizes, description.origin or (0,) * len(axes), strict=True)]
+    shift = [{"type": "translation", "translation": origin}] if any(origin) else []
+    datasets = [
+        {
+            "path": str(number),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [size * count for size, count in zip(sizes, step, strict=True)]},
+                *shift,
+            ],
+        }
+        for number, step in enumerate(steps)
+    ]
+    named = [{"name": axis, "type": "space", **({"unit": "nanometer"} if axis in known else {})} for axis in axes]
+    return {"version": "0.4", "axes": named, "datasets": datasets, "type": "nearest"}
+
+
+@dataclass(frozen=True)
+class Multiscale:
+    """The full resolution of an OME-Zarr image.
+
+    Attributes
+    ----------
+    path
+        The folder of the array.
+    array
+        Its voxels, read-only.
+    axes
+        A letter for each axis of the array, such as ``tczyx``.
+    spacing
+        See `mitoflow.io.spacing.Spacing`.
+    origin
+        Where it begins in the world, in voxels along each of the axes.
+    """
+
+    path: Path
+    array: zarr.Array[Any]
+    axes: str
+    spacing: Spacing
+    origin: tuple[float, ...]
+
+    def read(self, place: tuple[slice, ...]) -> np.ndarray:
+        """Return a box of the array.
+
+        Raises
+        ------
+        InputError
+            The image is damaged there.
+        """
+        try:
+            return np.asarray(self.array[place])
+        except MemoryError:
+            raise
+        except Exception as error:  # every codec raises a kind of its own
+            where = ", ".join(f"{axis} {s.start} to {s.stop - 1}" for axis, s in zip(self.axes, place, strict=True))
+            found, remedy = f"voxels that cannot be read ({where}: {error})", "copy or export the image again"
+            raise InputError(self.path, found, "intact chunks", remedy) from None
+
+
+def open_multiscale(path: Path) -> Multiscale:
+    """Open an OME-Zarr image of version 0.4 or 0.5.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, it is no OME-Zarr image, its axes are others than t, c, z, y and x in this order, or it
+        leads to files outside the folder.
+    """
+    attributes = _attributes(path)
+    described = attributes.get("ome", attributes)
+    if isinstance(described, dict) and "bioformats2raw.layout" in described:
+        raise InputError(path, "a collection of images", "one image", f"name one of them, such as {path / '0'}")
+    try:
+        multiscale = described["multiscales"][0]
+        axes = [str(axis if isinstance(axis, str) else axis["name"]) for axis in multiscale["axes"]]
+        units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
+        dataset = multiscale["datasets"][0]
+        _require_inside(path, path / dataset["path"])
+        array = zarr.open_array(path / dataset["path"], mode="r")
+        (scale, shift), (more, further) = (
+            [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
+            for each in (dataset, multiscale)
+        )
+        sides = [a * b for a, b in zip(scale, more, strict=True)]
+        origin = tuple((t * b + u) / side for t, b, u, side in zip(shift, more, further, sides, strict=True))
+        if 0 in array.chunks:
+            raise ValueError(f"chunks of {array.chunks}")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+        found = f"no image of OME-Zarr 0.4 or 0.5 ({type(error).__name__}: {error})"
+        raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
+    names = "".join(axes)
+    if len(axes) != array.ndim or names != "".join(axis for axis in "tczyx" if axis in axes) or "yx" not in names:
+        found = f"axes {', '.join(axes)} of an array of shape {array.shape}"
+        raise InputError(path, found, "axes yx or zyx", "save the stack with these axes alone")
+    sizes = {
+        axis: (side, str(unit.get("unit", "")))
+        for axis, side, unit in zip(axes, sides, units, strict=True)
+        if axis in "zyx"
+    }
+    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes), origin)
+
+
+def _require_inside(folder: Path, array: Path) -> None:
+    """Refuse an array outside of the folder of the image, and links that lead out of it.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    home = folder.resolve()
+    for place in (array, *(entry for entry in array.rglob("*") if entry.is_symlink())):
+        if not place.resolve().is_relative_to(home):
+            remedy = "copy what is meant into the folder, if you trust it"
+            raise InputError(folder, f"{place}, which is outside of it", "an image in one folder", remedy)
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(path, "no such folder", "an OME-Zarr image", "check the path")
+    try:
+        return dict(zarr.open_group(path, mode="r").attrs)
+    except Exception as error:  # whatever is wrong with the metadata comes as an error of its own
+        found = f"no group of Zarr ({error})"
+        raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
+
+
+def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[float]:
+    """Return the scale or the translation of each axis; a scale comes before a translation."""
+    for transformation in described.get("coordinateTransformations", []):
+        if transformation["type"] == kind and kind in transformation:  # a translation may also be in a file
+            values = [float(value) for value in transformation[kind]]
+            if len(values) != axes:
+                raise ValueError(f"a {kind} of {len(values)} axes and not {axes}")
+            return values
+    return [1.0 if kind == "scale" else 0.0] * axes
+
+
+def missing_chunks(image: Multiscale) -> list[str]:
+    """Return the names of the chunks that have no file; of shards, where the array has them."""
+    array = image.array
+    sides = array.shards or array.chunks
+    grid = (-(-length // side) for length, side in zip(array.shape, sides, strict=True))
+    keys = (array.metadata.encode_chunk_key(corner) for corner in np.ndindex(*grid))
+    return [key for key in keys if not (image.path / key).is_file()]
+
+
+def read_lineage(path: Path) -> dict[str, str]:
+    """Return the lineage that mitoflow wrote into an image.
+
+    Raises
+    ------
+    InputError
+        There is no such image, it cannot be read, or mitoflow did not write it.
+    """
+    lineage = _attributes(path).get(LINEAGE, {}) if is_zarr(path) else _tiff_lineage(path)
+    if not lineage or not isinstance(lineage, dict):
+        raise InputError(path, "no lineage", "an output of `mitoflow predict`", "name one")
+    return {str(key): str(value) for key, value in lineage.items()}
+
+
+def _tiff_lineage(path: Path) -> dict[str, str]:
+    try:
+        with tifffile.TiffFile(path) as file:
+            text = file.ome_metadata
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "an output of `mitoflow predict`", "check the path") from None
+    except (tifffile.TiffFileError, struct.error, IsADirectoryError, ValueError) as error:
+        raise InputError(path, f"no TIFF ({error})", "an output of `mitoflow predict`", "name another file") from None
+    annotations = spacing.parse_xml(text or "<OME/>").findall(".//{*}MapAnnotation")
+    entries = [entry for each in annotations if each.get("Namespace") == LINEAGE for entry in each.iter()]
+    return {entry.get("K", ""): entry.text or "" for entry in entries if entry.get("K")}

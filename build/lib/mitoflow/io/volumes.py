@@ -1,0 +1,329 @@
+"""EM stacks of any size and format, of which a box at a time is in memory."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tifffile
+import zarr
+
+from mitoflow.data.importing import find_tiffs
+from mitoflow.data.patches import Box
+from mitoflow.errors import InputError
+from mitoflow.io import ome, resampling
+from mitoflow.io.spacing import Spacing, read_tiff_spacing
+from mitoflow.io.tiff import Array, Stack, open_stack, read_page, require_page_like
+
+KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
+SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
+
+
+class Scan(Protocol):
+    """A stack that can be read box by box.
+
+    Attributes
+    ----------
+    axes
+        ``yx`` or ``zyx``: what the file says that it is. A single slice reads as a stack of one all the same.
+    shape
+        ``(Z, Y, X)``.
+    dtype
+        uint8 or uint16.
+    spacing
+        See `mitoflow.io.spacing.Spacing`.
+    origin
+        Where it begins in the world, in voxels along `axes`; 0 for a TIFF, which does not say.
+    files
+        The files or the folder that it is read from, resolved.
+    """
+
+    axes: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    spacing: Spacing
+    origin: tuple[float, ...]
+    files: list[Path]
+
+    def read(self, z: int, box: Box) -> Array:
+        """Return the box ``y0, y1, x0, x1`` of slice `z`, (Y, X).
+
+        Raises
+        ------
+        InputError
+            The file is damaged there.
+        """
+
+    def state(self) -> list[Any]:
+        """Return what tells one scan from another: names, sizes and times of files, and what is made of them."""
+
+
+def open_scan(source: str, *, spacing: Spacing | None = None, fill_missing: bool = False) -> Scan:
+    """Open a TIFF of any kind, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
+
+    Parameters
+    ----------
+    source
+        Where it is.
+    spacing
+        The voxel size, in place of what the file says.
+    fill_missing
+        Whether chunks of a Zarr that have no file count as empty, as its specification says, and not as lost.
+
+    Raises
+    ------
+    InputError
+        There is nothing there, it cannot be read, or it is no greyscale stack of 8 or 16 bits with axes YX or ZYX.
+    """
+    path = Path(source)
+    if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
+        return ZarrScan(path, spacing, fill_missing=fill_missing)
+    if not path.exists() and not set(source) & set("*?["):
+        raise InputError(path, "no such file", KINDS, "check the path")
+    return TiffScan([open_stack(file) for file in find_tiffs("INPUT", [source])], spacing)
+
+
+class TiffScan:
+    """A TIFF with all slices, or one TIFF for each.
+
+    Parameters
+    ----------
+    stacks
+        One stack, or single pages in their order.
+    spacing
+        The voxel size, in place of what the first file says.
+
+    Raises
+    ------
+    InputError
+        Of several files one has more than a page, or they differ in size or pixel type.
+    """
+
+    def __init__(self, stacks: Sequence[Stack], spacing: Spacing | None = None) -> None:
+        first = stacks[0]
+        for stack in stacks[1:]:
+            require_page_like(first, stack)
+        self._stacks = stacks
+        self.shape = (first.shape[0] if len(stacks) == 1 else len(stacks), *first.shape[1:])
+        self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
+        self.dtype = first.dtype
+        self.origin = (0.0,) * len(self.axes)
+        self.spacing = spacing or read_tiff_spacing(first.path)
+        self.files = [stack.path.resolve() for stack in stacks]
+        # A file stays open as long as its slices are asked for: the way to a late page of a TIFF leads through all.
+        self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
+
+    def read(self, z: int, box: Box) -> Array:
+        """See `Scan`."""
+        stack, page = (self._stacks[0], z) if len(self._stacks) == 1 else (self._stacks[z], 0)
+        try:
+            return stack.shown(self._pages(stack.path, stack.shape).read(page, box).astype(self.dtype, copy=False))
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # every codec raises a kind of its own
+            found = f"slice {page} that cannot be decoded ({error})"
+            raise InputError(stack.path, found, "an intact TIFF", "copy or export the file again") from None
+
+    def state(self) -> list[Any]:
+        """See `Scan`."""
+        return [_state(stack.path) for stack in self._stacks]
+
+
+def _state(path: Path) -> list[Any]:
+    about = path.stat()
+    return [str(path.resolve()), about.st_size, about.st_mtime_ns]
+
+
+class _TiffPages:
+    """The open file: bytes of uncompressed pages are found directly, of others their strips or tiles are decoded."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self._path, self._shape = path, shape
+        self._file = tifffile.TiffFile(path)
+        self._series = self._file.series
+        first = self._series[0]
+        self._start = first.dataoffset if len(self._series) == 1 else None
+        stored = first.keyframe.dtype
+        self._stored = None if stored is None else stored.newbyteorder(self._file.byteorder)
+        self._alone = threading.Lock()  # who reads moves the place in the file
+
+    def read(self, page: int, box: Box) -> Array:
+        y0, y1, x0, x1 = box
+        if self._start is not None:
+            # The map is let go again, so that what was read does not add up.
+            whole = np.memmap(self._path, self._stored, "r", self._start, self._shape)
+            return np.array(whole[page, y0:y1, x0:x1])
+        with self._alone:
+            entry = self._series[0][page] if len(self._series) == 1 else self._series[page][0]
+            if entry is None:
+                raise ValueError("its directory is missing")
+            stored = read_page(self._file, page, entry.offset)
+            return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
+
+
+class ZarrScan:
+    """An OME-Zarr image; axes t and c of length 1 are left out.
+
+    Parameters
+    ----------
+    path, spacing, fill_missing
+        See `open_scan`.
+
+    Raises
+    ------
+    InputError
+        It is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), it is not uint8 or uint16, it is
+        empty, it has several channels or time points, or chunks are missing.
+    """
+
+    def __init__(self, path: Path, spacing: Spacing | None = None, *, fill_missing: bool = False) -> None:
+        image = ome.open_multiscale(path)
+        array, axes = image.array, image.axes
+        for axis, length in zip(axes, array.shape, strict=True):
+            if axis in "tc" and length > 1:
+                found = f"{length} {'time points' if axis == 't' else 'channels'}"
+                raise InputError(path, found, "greyscale of axes yx or zyx", "save one of them")
+        self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
+        if self.dtype not in (np.uint8, np.uint16):
+            raise InputError(path, f"{array.dtype} voxels", "uint8 or uint16", "save the image as 8- or 16-bit")
+        if 0 in array.shape:
+            raise InputError(path, f"an array of shape {array.shape}", "at least one voxel", "export the image again")
+        self._lost = ome.missing_chunks(image)
+        if self._lost and not fill_missing:
+            found = f"{len(self._lost)} missing chunks, the first {self._lost[0]}"
+            remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
+            raise InputError(image.path, found, "every chunk", remedy)
+        self._image = image
+        self.axes = "".join(axis for axis in axes if axis in "zyx")
+        lengths = dict(zip(axes, array.shape, strict=True))
+        self.shape: tuple[int, int, int] = (lengths.get("z", 1), lengths["y"], lengths["x"])
+        self.spacing = spacing or image.spacing
+        self.origin = tuple(start for axis, start in zip(axes, image.origin, strict=True) if axis in "zyx")
+        self.files = [image.path.resolve()]
+        self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
+
+    def read(self, z: int, box: Box) -> Array:
+        """See `Scan`; slices are kept for the next call as far as they are in the same chunks."""
+        slab = self._slab  # another thread may put its own there
+        if not slab.holds(z, box):
+            slab = self._slab = self._read_slab(z, box)
+        return np.asarray(slab.voxels[z - slab.start])
+
+    def _read_slab(self, z: int, box: Box) -> _Slab:
+        y0, y1, x0, x1 = box
+        axes, array = self._image.axes, self._image.array
+        depth = array.chunks[axes.index("z")] if "z" in axes else 1
+        several = max(1, SLAB // max(1, (y1 - y0) * (x1 - x0) * self.dtype.itemsize))
+        stop = min(z + several, (z // depth + 1) * depth, self.shape[0])
+        parts = {"z": slice(z, stop), "y": slice(y0, y1), "x": slice(x0, x1)}
+        voxels = self._image.read(tuple(parts.get(axis, slice(0, 1)) for axis in axes))
+        return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
+
+    def state(self) -> list[Any]:
+        """See `Scan`; of the metadata and of which chunks there are, not of every chunk."""
+        names = (".zarray", "zarr.json")
+        files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
+        return [*files, self._lost]
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Consecutive slices of a box, (Z, Y, X), from slice `start` on."""
+
+    start: int
+    box: Box
+    voxels: Array
+
+    def holds(self, z: int, box: Box) -> bool:
+        return box == self.box and self.start <= z < self.start + len(self.voxels)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A linear map of grey values.
+
+    Attributes
+    ----------
+    low, high
+        Two grey values.
+    low_to, high_to
+        What they become, in [0, 1].
+    bit_depth
+        Of the new grey values.
+    """
+
+    low: float
+    high: float
+    low_to: float
+    high_to: float
+    bit_depth: int
+
+    @property
+    def only_clips(self) -> bool:
+        """Whether all grey values of that many bits stay what they are."""
+        return (self.low, self.high, self.low_to, self.high_to) == (0, 2**self.bit_depth - 1, 0, 1)
+
+    def apply(self, image: Array) -> Array:
+        """Return `image` with grey values of that many bits, uint8 or uint16; what lies outside is clipped."""
+        slope = (self.high_to - self.low_to) / max(self.high - self.low, 1)
+        unit = np.clip((image.astype(np.float32) - self.low) * slope + self.low_to, 0, 1)
+        return np.asarray(np.rint(unit * (2**self.bit_depth - 1)), np.uint8 if self.bit_depth == 8 else np.uint16)
+
+
+class Regraded:
+    """A scan with other grey values."""
+
+    def __init__(self, scan: Scan, levels: Levels) -> None:
+        self._scan, self._levels = scan, levels
+        self.axes, self.shape, self.spacing, self.files = scan.axes, scan.shape, scan.spacing, scan.files
+        self.origin = scan.origin
+        self.dtype = np.dtype(np.uint8 if levels.bit_depth == 8 else np.uint16)
+
+    def read(self, z: int, box: Box) -> Array:
+        """See `Scan`."""
+        return self._levels.apply(self._scan.read(z, box))
+
+    def state(self) -> list[Any]:
+        """See `Scan`."""
+        return [*self._scan.state(), asdict(self._levels)]
+
+
+class Resampled:
+    """A scan with pixels of another size along y and x; see `mitoflow.io.resampling.weights`.
+
+    Parameters
+    ----------
+    scan
+        With a voxel size that is known along y and x.
+    spacing
+        Nanometres of the new pixels along ``y`` and ``x``.
+    """
+
+    def __init__(self, scan: Scan, spacing: Spacing) -> None:
+        self._scan = scan
+        depth, *sides = scan.shape
+        height, width = (
+            max(1, round(side * scan.spacing[axis] / spacing[axis])) for axis, side in zip("yx", sides, strict=True)
+        )
+        self.shape = (depth, height, width)
+        self.spacing = {**scan.spacing, "y": spacing["y"], "x": spacing["x"]}
+        self.axes, self.dtype, self.files = scan.axes, scan.dtype, scan.files
+        factors = {"z": 1.0, "y": height / sides[0], "x": width / sides[1]}
+        self.origin = tuple(start * factors[axis] for axis, start in zip(scan.axes, scan.origin, strict=True))
+
+    def read(self, z: int, box: Box) -> Array:
+        """See `Scan`."""
+        y0, y1, x0, x1 = box
+        rows = resampling.weights(self._scan.shape[1], self.shape[1], y0, y1)
+        columns = resampling.weights(self._scan.shape[2], self.shape[2], x0, x1)
+        image = self._scan.read(z, (rows.first, rows.last, columns.first, columns.last))
+        return np.asarray(np.rint(resampling.resample(image, rows, columns)), self.dtype)
+
+    def state(self) -> list[Any]:
+        """See `Scan`."""
+        return [*self._scan.state(), self.shape]

@@ -1,0 +1,48 @@
+"""Release the trained model into ``pretrained/``.
+
+Not a stage of ``dvc.yaml``, because a person decides when; in all else like one: it reads what the stages wrote, and
+writes its own output.
+"""
+
+from __future__ import annotations
+
+from mitoflow.config import params
+from mitoflow.core import provenance, workspace
+from mitoflow.data import datasets
+from mitoflow.data.fingerprint import Domain
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.predictor import Settings
+from mitoflow.stages import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
+from mitoflow.tracking import pretrained, registry, release
+
+
+def main(licence: str | None = None) -> pretrained.Pretrained:
+    settings = params.load()
+    name = settings.data.name
+    licence = licence or datasets.LICENCES.get(name)
+    if licence is None:
+        expected = "the terms on which the data may be used, for the model card"
+        raise InputError("--licence", f"none for {name}", expected, "say them with --licence TEXT")
+    outputs = "run `dvc repro` or `dvc pull`"
+    if not MODEL.is_file():
+        raise InputError(MODEL, "no such file", "the outputs of a pipeline", outputs)
+    evaluated = Evaluation.read(EVALUATED)
+    if (digest := provenance.file_sha256(MODEL)) != evaluated.model_sha256:
+        expected = f"{evaluated.model_sha256}, which was evaluated"
+        raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
+    network = workspace.read_yaml(MODEL_FACTS, outputs, ("parameters",))
+    # MLflow keeps the parameters of the first evaluation of a model, and this is the last.
+    measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
+    trained = release.Trained(
+        model=MODEL,
+        settings=Settings.read(INFERENCE),
+        evaluation=evaluated,
+        measured=workspace.read_json(METRICS, outputs),
+        parameters=network["parameters"],
+        data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
+        parts=workspace.read_json(FINDINGS, outputs, ("facts",))["facts"],
+        origin=registry.origin(str(MODEL)) | measured_with,
+        domain=Domain.read(DOMAIN),
+    )
+    return release.release(pretrained.HERE / name, trained)

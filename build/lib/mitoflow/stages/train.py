@@ -1,0 +1,96 @@
+"""Fit the augmented U-Net with the tuned values, or with those that ``params.yaml`` gives in their place."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+from mitoflow.config import params
+from mitoflow.core import provenance, workspace
+from mitoflow.data.patches import PatchStore
+from mitoflow.models import unet
+from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
+from mitoflow.tracking import pretrained, runs
+from mitoflow.training import fitting
+
+DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
+
+
+def main() -> None:
+    settings = params.load()
+    store = PatchStore.open(PATCHES)
+    values = settings.train.model_dump(exclude={"init_from", "strategy"})
+    tuned = [key for key, value in values.items() if value == "tuned"]
+    best = workspace.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
+    recipe = fitting.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
+    initial = pretrained.initial_weights(str(settings.train.init_from))
+    origin = initial.origin if initial else {}
+    decides = [fitting.as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
+    fingerprint = workspace.fingerprint(decides)
+    checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
+
+    with workspace.only_one(f"train-{fingerprint}"):
+        _remove_recorded(checkpoints)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with runs.start("train", "train", key=_run_key(checkpoints)) as run:
+            run.params(settings.model_dump(by_alias=True) | {"recipe": fitting.as_dict(recipe), "initial": origin})
+            for side, patches in (("training", store.train), ("validation", store.validation)):
+                profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
+                run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
+            fitted = fitting.fit(
+                store,
+                recipe,
+                initial=unet.load_model(initial.path) if initial else None,
+                strategy=settings.train.strategy,
+                checkpoints=checkpoints,
+                on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch),
+            )
+            unet.save_model(fitted.model, MODEL)
+            facts = {
+                "bit_depth": store.bit_depth,
+                "divisor": 2**recipe.depth,
+                "parameters": fitted.model.count_params(),
+                "recipe": fitting.as_dict(recipe),
+                "initial": origin,
+            }
+            workspace.write_yaml(MODEL_FACTS, facts)
+            names = ("loss", "val_loss", "dice", "val_dice")
+            rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(fitted.history, start=1))
+            workspace.write_csv(CURVES, ("epoch", *names), rows)
+            best_epoch = fitted.best_epoch
+            summary = {
+                "best_epoch": best_epoch + 1,
+                "epochs": len(fitted.history),
+                **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
+            }
+            workspace.write_json(TRAIN_REPORTS / "metrics.json", summary)
+            run.metrics(summary)
+            run.artifact(TRAIN_REPORTS)
+            run.produced(MODEL)
+        workspace.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
+        print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+
+
+def _remove_recorded(checkpoints: Path) -> None:
+    """Remove what earlier trainings left that have ended: those of other recipes, and this one, once DVC knows it.
+
+    Between the last line of a stage and what DVC writes about it a kill must cost nothing either; but what DVC has on
+    record is trained again where a person forces that.
+    """
+    recorded = provenance.recorded_md5("train", MODEL)
+    for delivered in checkpoints.parent.glob(f"*/{DELIVERED}"):
+        if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
+            shutil.rmtree(delivered.parent)
+
+
+def _run_key(checkpoints: Path) -> str:
+    """Return the key of the tracked run, which a resumed training continues."""
+    file = checkpoints / "run"
+    if not file.exists():
+        workspace.write_text(file, f"train-{uuid.uuid4().hex}")
+    return file.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    as_process(main)

@@ -1,0 +1,169 @@
+"""From the journal to MLflow, in a way that may be repeated.
+
+Delivery is at least once, and MLflow ends up with every event exactly once, because taking one twice changes nothing: a
+run is found by its key before it is created, points carry the time and the step at which they were measured, parameters
+and tags repeat equal values, files overwrite themselves, and a version is found by its digests before it is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+
+from mitoflow.core import workspace
+from mitoflow.tracking import registry
+from mitoflow.tracking.journal import Event, Journal
+
+
+@dataclass
+class _Remote:
+    """A run as MLflow knows it.
+
+    Attributes
+    ----------
+    run_id, experiment_id
+        MLflow's names for it.
+    own
+        Whether the stage that reports is the one that began the run.
+    resumed
+        Whether the run was there before its journal.
+    points
+        What a resumed run has: of each curve the latest value at each step.
+    """
+
+    run_id: str
+    experiment_id: str
+    own: bool
+    resumed: bool
+    points: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+class Delivery:
+    """Sends the events of a journal to MLflow, in order."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._remotes: dict[str, _Remote] = {}
+
+    @functools.cached_property
+    def uri(self) -> str:
+        """The store that the journal is for."""
+        return store.uri(next((event["store"] for event in self._journal.events()), None))
+
+    def send(self) -> None:
+        """Send what is unsent; raises whatever MLflow raises at the first event that it does not take."""
+        for event, position in self._journal.unsent():
+            self._take(store.client(self.uri), event)
+            self._journal.mark_sent(position)
+
+    def _take(self, client: MlflowClient, event: Event) -> None:
+        run = self._remote(client, event["run"])
+        match event["event"]:
+            case "start":
+                if run.resumed and run.own:
+                    client.update_run(run.run_id, status="RUNNING")
+            case "params":
+                _log_params(client, run, event["values"])
+            case "metrics":
+                new = _new_points(client, run, event)
+                client.log_batch(run.run_id, metrics=new)
+                for point in new:
+                    run.points.get(point.key, {})[point.step] = point.value
+            case "tags":
+                client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
+            case "artifact":
+                client.log_artifact(run.run_id, str(self._journal.folder / event["path"]), event["folder"] or None)
+            case "dataset":
+                client.log_inputs(run.run_id, datasets=[_dataset(event)])
+            case "model":
+                registry.admit(client, run.run_id, self._journal.folder / event["path"], event["tags"])
+            case "end" if run.own:
+                client.set_terminated(run.run_id, event["status"], event["time"])
+            case "end":
+                stage = self._journal.start_of(event["run"])["stage"]
+                client.set_tag(run.run_id, f"mitoflow.{stage}", event["status"])
+
+    def _remote(self, client: MlflowClient, key: str) -> _Remote:
+        if key not in self._remotes:
+            start = self._journal.start_of(key)
+            self._remotes[key] = _find(client, start) or self._create(client, start)
+        return self._remotes[key]
+
+    def _create(self, client: MlflowClient, start: Event) -> _Remote:
+        tags = {**start["tags"], store.KEY: start["run"], store.STAGE: start["stage"]}
+        if "parent" in start:
+            parent = self._remote(client, start["parent"])
+            experiment_id, parent_id = parent.experiment_id, parent.run_id
+        else:
+            experiment_id = start["experiment_id"] or _experiment(client, start["experiment"])
+            parent_id = start["parent_run_id"]
+        if parent_id:
+            tags[MLFLOW_PARENT_RUN_ID] = parent_id
+        run = client.create_run(experiment_id, start["time"], tags, start["name"])
+        return _Remote(run.info.run_id, experiment_id, own=True, resumed=False)
+
+
+def _find(client: MlflowClient, start: Event) -> _Remote | None:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, f"tags.`{store.KEY}` = '{start['run']}'", max_results=1):
+        own = run.data.tags.get(store.STAGE) == start["stage"]
+        return _Remote(run.info.run_id, run.info.experiment_id, own, resumed=True)
+    return None
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """Return the id of an experiment, which is made where it is missing.
+
+    In a database its artifacts go to ``mlruns/`` of the main checkout; a server knows by itself where to.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = (workspace.main_checkout() / "mlruns").as_uri() if store.is_database(client.tracking_uri) else None
+        try:
+            return client.create_experiment(name, place)
+        except MlflowException:  # another process may have made it meanwhile
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _log_params(client: MlflowClient, run: _Remote, values: Mapping[str, str]) -> None:
+    """Log new parameters; one that the run has with another value, which MLflow forbids to change, becomes a tag."""
+    known = client.get_run(run.run_id).data.params
+    new = [Param(key, value) for key, value in values.items() if key not in known]
+    changed = [RunTag(f"mitoflow.changed.{key}", v) for key, v in values.items() if known.get(key, v) != v]
+    client.log_batch(run.run_id, params=new, tags=changed)
+
+
+def _new_points(client: MlflowClient, run: _Remote, event: Event) -> list[Metric]:
+    """Return the points of an event that are not what the run has already: a resumed stage repeats its last step."""
+    points = []
+    for key, value in event["values"].items():
+        if run.resumed and key not in run.points:
+            history = sorted(client.get_metric_history(run.run_id, key), key=lambda point: point.timestamp)
+            run.points[key] = {point.step: point.value for point in history}
+        if run.points.get(key, {}).get(event["step"]) != value:
+            points.append(Metric(key, value, event["time"], event["step"]))
+    return points
+
+
+def _dataset(event: Event) -> DatasetInput:
+    dataset = Dataset(
+        name=event["name"],
+        digest=event["digest"],
+        source_type="local",
+        source=json.dumps({"uri": event["source"]}),
+        profile=json.dumps(event["profile"]),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, event["context"])])

@@ -1,0 +1,343 @@
+"""The gate: what a version must show to become the champion, by ``promotion.yaml``, and the verdict about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mitoflow.config import params
+from mitoflow.config.params import Bootstrap, Fraction, Section
+from mitoflow.core import provenance, workspace
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.io import tiff
+
+PATH = Path("promotion.yaml")
+SETTINGS = "inference.yaml"  # beside the weights
+
+#: The tag of a version that says what was decided; others begin with it.
+VERDICT = "mitoflow.verdict"
+
+TIMED_SIDE, TIMES = 1024, 3  # pixels along y and x of the slice that is timed, and how often
+
+Above = Annotated[float, Field(gt=0)]
+
+
+class Required(Section):
+    """The least that scores on the test part must be."""
+
+    dice: Fraction | None = None
+    iou: Fraction | None = None
+    accuracy: Fraction | None = None
+    precision: Fraction | None = None
+    recall: Fraction | None = None
+    boundary_f1: Fraction | None = None
+
+
+class Elsewhere(Section):
+    """Another dataset with truth, on which a challenger must not be worse than the champion by `margin` in Dice."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    folder: str
+    mask_rule: Literal["nonzero", "half"] = "nonzero"
+    margin: Fraction = 0.01
+
+    @property
+    def part(self) -> Path:
+        """Its folder, which counts from the main checkout: a queued experiment works in a copy."""
+        return workspace.main_checkout() / self.folder
+
+    def evaluate(self, weights: Path, bootstrap: Bootstrap) -> Evaluation:
+        """Return what a model does on it; each model is predicted with once only.
+
+        Parameters
+        ----------
+        weights
+            A ``.keras`` file, with ``inference.yaml`` beside it.
+        bootstrap
+            Of the intervals of its scores.
+
+        Raises
+        ------
+        InputError
+            The dataset cannot be read, or not by this model.
+        """
+        part, settings = self.part, weights.with_name(SETTINGS)
+        pairs = tiff.read_pairs(part)
+        data = workspace.fingerprint(self.mask_rule, part / "images", part / "masks")
+        digest = provenance.file_sha256(weights)
+        drawn = bootstrap.model_dump()
+        cached = workspace.state_dir() / "gate" / f"{workspace.fingerprint([digest, data, drawn], settings)}.json"
+        if not cached.is_file():
+            from mitoflow.evaluation import protocols
+            from mitoflow.inference.predictor import Predictor  # import Keras
+
+            stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, self.mask_rule)
+            with workspace.replacing(cached) as beside:
+                Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
+        return Evaluation.read(cached)
+
+
+class Gate(Section):
+    """All of ``promotion.yaml``; what is None or empty is not asked for."""
+
+    required: Required = Required()
+    minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    bootstrap: Bootstrap = Bootstrap()
+    largest: Above | None = None
+    slowest: Above | None = None
+    not_worse_on: list[Elsewhere] = Field(default_factory=list)
+
+    @classmethod
+    def load(cls, path: Path = PATH) -> Gate:
+        """Read and validate ``promotion.yaml``; where there is none, only a gain is asked for.
+
+        Raises
+        ------
+        InputError
+            As `mitoflow.config.params.load` does, or a dataset is not there.
+        """
+        if not path.is_file():
+            return cls()
+        gate = params.read(cls, path)
+        for place, dataset in enumerate(gate.not_worse_on):
+            if not (dataset.part / "masks").is_dir():
+                where, expected = f"{path}: not_worse_on.{place}.folder", "a folder with images/ and masks/"
+                raise InputError(where, dataset.folder, expected, "change the value")
+        return gate
+
+    def decide(self, challenger: Contender, champion: Contender | None) -> Verdict:
+        """Decide whether a challenger becomes the champion; nothing is changed.
+
+        Parameters
+        ----------
+        challenger, champion
+            The champion is None where there is none.
+        """
+        if challenger.evaluation is None:
+            return Verdict(challenger.version, False, "it was never evaluated by mitoflow, or its evaluation is lost")
+        gains, reason, gain = self._gain(challenger, champion, challenger.evaluation)
+        checks = tuple(self._checks(challenger, champion, challenger.evaluation))
+        failed = [f"{check.what} is {check.found} and not {check.wanted}" for check in checks if not check.passed]
+        told = "; but ".join([reason, ", ".join(failed)] if failed else [reason])
+        return Verdict(
+            challenger.version, gains and not failed, told, champion.version if champion else None, gain, checks
+        )
+
+    def prepare(self, challenger: Contender, champion: Contender | None) -> None:
+        """Predict on the other datasets, which may take minutes, so that `decide` need not.
+
+        Raises
+        ------
+        InputError
+            A dataset cannot be read, or not by one of the models; `decide` says so in its verdict.
+        """
+        if champion is None or challenger.evaluation is None:
+            return
+        for dataset in self.not_worse_on:
+            for each in (challenger, champion):
+                dataset.evaluate(each.weights(), self.bootstrap)
+
+    def _gain(
+        self, challenger: Contender, champion: Contender | None, ours: Evaluation
+    ) -> tuple[bool, str, Interval | None]:
+        if champion is None:
+            return True, "there was no champion", None
+        theirs, number = champion.evaluation, champion.version
+        if theirs is None or ours.test_hash != theirs.test_hash:
+            tested_on = theirs.test_hash if theirs else "unknown"
+            reason = (
+                f"it was evaluated on other test data ({ours.test_hash[:12]}) than champion {number} "
+                f"({tested_on[:12]}), so they cannot be compared; evaluate both on the same data, or "
+                f"`mitoflow promote {challenger.version} --force --reason TEXT`"
+            )
+            return False, reason, None
+        gain = ours.better_by(theirs, self.bootstrap)
+        gains = gain.low > self.minimum_gain
+        against = f"Dice differs by {_signed(gain)} from champion {number} on the same slices"
+        least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
+        return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}", gain
+
+    def _checks(self, challenger: Contender, champion: Contender | None, measured: Evaluation) -> Iterator[Check]:
+        for score, least in self.required.model_dump(exclude_none=True).items():
+            if score not in measured.scores:
+                yield Check(score, "unknown", f"at least {least:g}", False)
+            else:
+                found = measured.interval(score)
+                told = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+                yield Check(score, told, f"at least {least:g}", found.value >= least)
+        if self.largest is not None:
+            yield _checked("megabytes", f"at most {self.largest:g}", partial(_size, challenger, self.largest))
+        if self.slowest is not None:
+            yield _checked(
+                "seconds a megapixel", f"at most {self.slowest:g}", partial(_speed, challenger, self.slowest)
+            )
+        if champion is not None:
+            for dataset in self.not_worse_on:
+                what, wanted = f"gain in Dice on {dataset.name}", f"at least {0 - dataset.margin:g}"
+                yield _checked(what, wanted, partial(self._gain_on, dataset, challenger, champion))
+
+    def _gain_on(self, dataset: Elsewhere, challenger: Contender, champion: Contender) -> tuple[str, bool]:
+        ours, theirs = (dataset.evaluate(each.weights(), self.bootstrap) for each in (challenger, champion))
+        gain = ours.better_by(theirs, self.bootstrap)
+        return _signed(gain), gain.low >= -dataset.margin
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A version that the gate looks at.
+
+    Attributes
+    ----------
+    version
+        Its number.
+    measured
+        Gives what it did on the test part; None where mitoflow never evaluated it, or where that is lost. Asked only
+        where it is needed.
+    weights
+        Gives its ``.keras`` file, with ``inference.yaml`` beside it; raises `InputError` where it has none.
+    """
+
+    version: int
+    measured: Callable[[], Evaluation | None]
+    weights: Callable[[], Path]
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What it did on the test part."""
+        return self.measured()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the demands of ``promotion.yaml`` besides the gain: what was found, what is wanted, and whether it is."""
+
+    what: str
+    found: str
+    wanted: str
+    passed: bool
+
+    def __str__(self) -> str:
+        """Say so in a line."""
+        return f"{self.what} {self.found}, wanted {self.wanted}: {'passed' if self.passed else 'failed'}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided about a version.
+
+    Attributes
+    ----------
+    version
+        Of the registered model.
+    promoted
+        Whether it became the champion.
+    reason
+        Why, in a sentence with the figures.
+    champion
+        The champion that it was compared with; None where there was none.
+    difference
+        Its Dice minus that of the champion, with the 95 % interval; None where they could not be compared.
+    checks
+        What ``promotion.yaml`` asks for besides.
+    """
+
+    version: int
+    promoted: bool
+    reason: str
+    champion: int | None = None
+    difference: Interval | None = None
+    checks: tuple[Check, ...] = ()
+
+    def tags(self) -> dict[str, str]:
+        """Return all but the version as tags of MLflow; the one that says what was decided comes last."""
+        tags = {f"{VERDICT}.reason": self.reason}
+        if self.champion is not None:
+            tags[f"{VERDICT}.champion"] = str(self.champion)
+        if self.difference is not None:
+            tags |= interval_tags(f"{VERDICT}.difference", self.difference)
+        if self.checks:
+            tags[f"{VERDICT}.checks"] = json.dumps([asdict(check) for check in self.checks])
+        return tags | {VERDICT: "promoted" if self.promoted else "not promoted"}
+
+    @classmethod
+    def from_tags(cls, version: int, tags: Mapping[str, str]) -> Verdict:
+        """Return the verdict of which `tags` were written."""
+        champion = tags.get(f"{VERDICT}.champion")
+        return cls(
+            version=version,
+            promoted=tags[VERDICT] == "promoted",
+            reason=tags[f"{VERDICT}.reason"],
+            champion=None if champion is None else int(champion),
+            difference=interval_from_tags(f"{VERDICT}.difference", tags),
+            checks=checks_from_tags(tags),
+        )
+
+
+def _checked(what: str, wanted: str, measure: Callable[[], tuple[str, bool]]) -> Check:
+    """Return a check of what is measured, found and whether it is enough; what cannot be measured does not pass."""
+    try:
+        found, passed = measure()
+    except InputError as error:
+        found, passed = f"unknown ({error})", False
+    return Check(what, found, wanted, passed)
+
+
+def checks_from_tags(tags: Mapping[str, str]) -> tuple[Check, ...]:
+    """Return the checks of the verdict of which `tags` were written."""
+    return tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT}.checks", "[]")))
+
+
+def interval_tags(name: str, interval: Interval) -> dict[str, str]:
+    """Return an interval as three tags of MLflow."""
+    return {name: str(interval.value), f"{name}.low": str(interval.low), f"{name}.high": str(interval.high)}
+
+
+def interval_from_tags(name: str, tags: Mapping[str, str]) -> Interval | None:
+    """Return the interval that `interval_tags` wrote, None where there is none."""
+    figures = [float(tags[key]) for key in (name, f"{name}.low", f"{name}.high") if key in tags]
+    return Interval(*figures) if figures else None
+
+
+def _seconds_per_megapixel(weights: Path) -> float:
+    """Return how long a model takes for a slice here, from grey values to probabilities; of a few times the shortest.
+
+    The first time includes what the framework does once.
+    """
+    from mitoflow.inference.predictor import Predictor
+
+    predictor = Predictor.load(weights, weights.with_name(SETTINGS))
+    bits = predictor.settings.bit_depth
+    noise = np.random.default_rng(0).integers(2**bits, size=(1, TIMED_SIDE, TIMED_SIDE))
+    image = noise.astype(np.uint8 if bits == 8 else np.uint16)
+    taken = []
+    for _ in range(TIMES):
+        begun = time.perf_counter()
+        predictor.probabilities(image)
+        taken.append(time.perf_counter() - begun)
+    return min(taken) * predictor.settings.planes / (TIMED_SIDE**2 / 1e6)  # a single slice has no sections
+
+
+def _size(challenger: Contender, largest: float) -> tuple[str, bool]:
+    megabytes = challenger.weights().stat().st_size / 1e6
+    return f"{megabytes:.1f}", megabytes <= largest
+
+
+def _speed(challenger: Contender, slowest: float) -> tuple[str, bool]:
+    seconds = _seconds_per_megapixel(challenger.weights())
+    return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= slowest
+
+
+def _signed(gain: Interval) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

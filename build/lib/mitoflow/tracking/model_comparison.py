@@ -1,0 +1,229 @@
+"""Two models side by side: the parameters that differ, their scores on the same slices, and where they differ most."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from mitoflow.core import workspace
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.report import ComparedSlice, SideBySide
+from mitoflow.inference.predictor import Predictor
+from mitoflow.io import tiff
+from mitoflow.tracking import model_lookup, registry, runs
+from mitoflow.tracking.gate import Gate
+from mitoflow.tracking.model_lookup import TrainedModel
+
+SLICES = 4  # that are shown
+OF_REVISION = (Path("models"), Path("reports/evaluate"))  # what a revision has of its model
+EXPECTED = "a version, an alias, a run, a git revision or a DVC experiment"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two.
+
+    Attributes
+    ----------
+    name
+        What to call it.
+    model
+        The trained model.
+    params
+        Its parameters, by dotted key.
+    evaluation
+        What it did on the test part.
+    """
+
+    name: str
+    model: TrainedModel
+    params: Mapping[str, str]
+    evaluation: Evaluation
+
+
+def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> SideBySide:
+    """Compare two models.
+
+    Parameters
+    ----------
+    a, b
+        The number of a version, an alias, the ID of a run, a git revision or the name of a DVC experiment.
+    part, conventions
+        ``data/test``, and how its masks are read; both may be absent, then there are no pictures.
+    pictures
+        Whether both models predict the slices where they differ most.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it was never evaluated.
+    """
+    first, second = find(a), find(b)
+    ours, theirs = first.evaluation, second.evaluation
+    keys = sorted(first.params.keys() | second.params.keys())
+    params = {key: (first.params.get(key, "–"), second.params.get(key, "–")) for key in keys}
+    paired = ours.test_hash == theirs.test_hash
+    notes = []
+    if not paired:
+        hashes = f"{ours.test_hash[:12]} and {theirs.test_hash[:12]}"
+        notes.append(f"evaluated on different test data ({hashes}): the scores cannot be paired, nor slices compared")
+    bootstrap = Gate.load().bootstrap
+    rows = _rows_that_differ(ours, theirs) if paired else []
+    if paired and not rows:
+        notes.append("they are equally right on every slice")
+    why_not = _differs_from_test(part, conventions, ours.test_hash) if rows and pictures else ""
+    if why_not:
+        notes.append(f"no pictures: {why_not}")
+    shown = _look(rows, first, second, part, conventions) if rows and pictures and not why_not else []
+    return SideBySide(
+        names=(first.name, second.name),
+        params={key: values for key, values in params.items() if values[0] != values[1]},
+        scores={
+            score: (
+                ours.interval(score),
+                theirs.interval(score),
+                theirs.better_by(ours, bootstrap, score) if paired else None,
+            )
+            for score in ours.scores
+            if score in theirs.scores
+        },
+        wrong=[(*_place(ours, row), _wrong(ours)[row], _wrong(theirs)[row]) for row in rows],
+        slices=shown,
+        notes=notes,
+    )
+
+
+def find(what: str) -> Side:
+    """Find one side: in the registry first, then in git.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it was never evaluated.
+    """
+    if _is_registered(what):
+        model = model_lookup.find(what)
+        params = {key.removeprefix("params."): v for key, v in model.origin.items() if key.startswith("params.")}
+        name = model.name
+    else:
+        commit = _commit(what)
+        folder = _checked_out(what, commit)
+        model = model_lookup.find(str(folder / OF_REVISION[0] / registry.MODEL))
+        settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
+        facts = workspace.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
+        params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
+        name = f"{what} ({commit[:8]})"
+    if model.evaluation is None:
+        remedy = "run `dvc repro evaluate`, and `mitoflow register` where it was pulled"
+        raise InputError(what, "no evaluation", "a model that was evaluated", remedy)
+    return Side(name, model, params, model.evaluation)
+
+
+def _is_registered(what: str) -> bool:
+    if what.isdecimal() or registry.RUN_ID.fullmatch(what):
+        return True
+    try:
+        return not registry.is_missing() and registry.find_version(what) is not None
+    except InputError:  # MLflow is away; git is not
+        return False
+
+
+def _commit(what: str) -> str:
+    """Return the commit of a git revision, or of a DVC experiment, which is a git reference of its own kind."""
+    if commit := _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}"):
+        return commit
+    references = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    found = {line.split()[0] for line in references.splitlines() if line.rpartition("/")[2] == what}
+    if len(found) != 1:
+        remedy = "`mitoflow models`, `git log` and `dvc exp show` list them"
+        raise InputError(what, f"{len(found) or 'no'} such name", EXPECTED, remedy)
+    return found.pop()
+
+
+def _checked_out(what: str, commit: str) -> Path:
+    """Return a folder with the model and the evaluation of a commit, which DVC puts there once."""
+    folder = workspace.state_dir() / "revisions" / commit
+    if folder.is_dir():
+        return folder
+    with workspace.replacing(folder) as beside:
+        for path in OF_REVISION:
+            (beside / path).parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", commit, "-o", str(beside / path), "."]
+            done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
+                remedy = "`dvc pull`, or `dvc fetch --all-commits`, brings what others computed"
+                raise InputError(what, f"{path} that cannot be had: {said}", "its outputs in DVC's cache", remedy)
+    return folder
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _wrong(evaluation: Evaluation) -> list[int]:
+    """Return the wrong pixels of each slice."""
+    return [added + missed for _, added, missed, _ in evaluation.counts]
+
+
+def _rows_that_differ(a: Evaluation, b: Evaluation) -> list[int]:
+    """Return the slices where the numbers of wrong pixels differ most, none of them near another."""
+    difference = np.abs(np.subtract(_wrong(a), _wrong(b)))
+    chosen: list[int] = []
+    for row in map(int, np.argsort(-difference, kind="stable")):
+        near = any(a.stacks[row] == a.stacks[other] and abs(row - other) < a.block for other in chosen)
+        if difference[row] and not near and len(chosen) < SLICES:
+            chosen.append(row)
+    return chosen
+
+
+def _place(evaluation: Evaluation, row: int) -> tuple[str, int]:
+    """Return the stack and the z of a slice."""
+    stack = evaluation.stacks[row]
+    return stack, evaluation.stacks[:row].count(stack)
+
+
+def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
+    """Say why the test part is not the one of the evaluations; nothing where it is."""
+    for path in (part, conventions):
+        if not path.exists():
+            return f"{path} is not here; `dvc pull` brings it"
+    found = workspace.fingerprint(tiff.Conventions.read(conventions).mask_rule, part)
+    return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
+
+
+def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
+    """Let both predict slices of the test part, and no others than these and what they see around them."""
+    rule = tiff.Conventions.read(conventions).mask_rule
+    pairs = {pair.name: pair for pair in tiff.read_pairs(part)}
+    places = [_place(a.evaluation, row) for row in rows]
+    masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
+    for stack in dict.fromkeys(stack for stack, _ in places):
+        chosen = sorted(z for each, z in places if each == stack)
+        for predictor in (a.model.predictor, b.model.predictor):
+            for z, mask in _predict(predictor, pairs[stack].image, chosen):
+                masks[stack, z].append(mask)
+    shown = []
+    for stack, z in places:
+        truth = tiff.binarise(pairs[stack].mask.slice(z), rule)
+        shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
+    return shown
+
+
+def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the masks of slices, by ascending z."""
+    # Sections reach through all slices, so one pass over what lies between them costs less than one for each of them.
+    once = predictor.settings.planes_of(image.shape) == 3
+    runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
+    for run in runs:
+        for z, probability in zip(run, predictor.stream(image.slice, range(image.shape[0]), run), strict=True):
+            if z in chosen:
+                yield z, (probability >= predictor.settings.threshold).astype(np.uint8)

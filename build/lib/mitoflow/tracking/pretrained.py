@@ -1,0 +1,174 @@
+"""Trained models that ship with the project, and the weights from which a training may start."""
+
+from __future__ import annotations
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mitoflow.core import provenance, workspace
+from mitoflow.errors import InputError
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.tracking import registry, runs
+from mitoflow.tracking.gate import Verdict
+
+HERE = Path("pretrained")
+
+# In a checkout the models are where a person looks for them, in its top-level folder. A wheel installs them as data
+# files, for which this is the place, and not inside the package: the registry puts a copy of the package into every
+# version.
+PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
+
+#: The files of a model.
+MODEL, SETTINGS, EVALUATION, DOMAIN = registry.MODEL, registry.SETTINGS, registry.EVALUATION, registry.DOMAIN
+LINEAGE, CARD, COVER = "lineage.yaml", "MODEL_CARD.md", "cover.png"
+
+REMEDY = "take the folder from git again, or install mitoflow again"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A released model.
+
+    Attributes
+    ----------
+    folder
+        ``pretrained/NAME``, with the files named above.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.folder.name
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the model did on the test part; raises `InputError` where it is missing or broken."""
+        return Evaluation.read(self.folder / EVALUATION)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What the model was made from, as `mitoflow.tracking.release` writes it; raises like `evaluation`."""
+        return workspace.read_yaml(self.folder / LINEAGE, REMEDY, ("data", "code", "dataset", "params"))
+
+
+def models() -> list[Pretrained]:
+    """Return the models of this project and those that were installed with mitoflow, by name.
+
+    Of two with the same name the project's own counts.
+    """
+    files = [file for place in reversed(PLACES) for file in place.glob(f"[!.]*/{MODEL}")]
+    return [Pretrained(folder) for _, folder in sorted({file.parent.name: file.parent for file in files}.items())]
+
+
+def find(name: str = "") -> Pretrained:
+    """Return the model of that name, or the only one there is.
+
+    Raises
+    ------
+    InputError
+        There is none of that name, none at all, or no name for one of several; or the model is not the one that was
+        evaluated.
+    """
+    known = {model.name: model for model in models()}
+    if not name and len(known) == 1:
+        (name,) = known
+    if name not in known:
+        found = name or ("none" if not known else "no name")
+        expected = f"one of {', '.join(known)}" if known else "one that `mitoflow release` made"
+        raise InputError("pretrained model", found, expected, "`mitoflow models --pretrained` lists them")
+    path, expected = known[name].folder / MODEL, known[name].evaluation.model_sha256
+    if (digest := provenance.file_sha256(path)) != expected:
+        raise InputError(path, f"SHA-256 {digest}", f"{expected}, which was evaluated", REMEDY)
+    return known[name]
+
+
+def register(name: str) -> Verdict | None:
+    """Make a pretrained model a version of one's own registry; the gate decides about it as about any other.
+
+    It comes with the lineage, the data and the parameters that it was made from. The same model makes one version,
+    however often it is registered.
+
+    Returns
+    -------
+    verdict
+        None where MLflow does not answer; see `mitoflow.tracking.registry.register`.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or a file of it is missing or broken.
+    """
+    model = find(name)
+    made, evaluation = model.lineage, model.evaluation
+    key = f"pretrained-{evaluation.model_sha256[:32]}"
+    with runs.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
+        run.params(made["params"])
+        for context, dataset in made["dataset"].items():
+            name_of_data, _, digest = dataset.rpartition(" ")
+            run.dataset(name_of_data, str(HERE / model.name), digest, context, {})
+        run.metrics({f"test_whole_slice_{score}": evaluation.interval(score).value for score in metrics.SCORES})
+        for file in (CARD, COVER, LINEAGE):
+            run.artifact(model.folder / file)
+        return registry.register(run, evaluation, model.folder / MODEL, model.folder / SETTINGS)
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The weights from which a training starts.
+
+    Attributes
+    ----------
+    path
+        A ``.keras`` file.
+    origin
+        Where they come from, for the lineage: ``name``, ``sha256`` of the file and, for one of the registry,
+        ``version``.
+    """
+
+    path: Path
+    origin: dict[str, str]
+
+
+def initial_weights(wanted: str) -> InitialWeights | None:
+    """Find the weights that ``train.init_from`` names.
+
+    What ``champion`` and ``pretrained`` stand for may change; the digest in the origin tells what they stood for.
+
+    Parameters
+    ----------
+    wanted
+        ``none``; ``pretrained``, where there is one, or ``pretrained:NAME``; ``champion`` or the number of a version
+        of the registered model; or the path of a ``.keras`` file.
+
+    Returns
+    -------
+    weights
+        None for ``none``.
+
+    Raises
+    ------
+    InputError
+        There is no such model, version or file, no champion yet, or the registry cannot be reached.
+    """
+    kind, _, name = wanted.partition(":")
+    if wanted == "none":
+        return None
+    if kind == "pretrained":
+        model = find(name)
+        return _weights(model.folder / MODEL, name=f"pretrained:{model.name}")
+    if wanted == "champion" or wanted.isdecimal():
+        version = registry.champion() if wanted == "champion" else int(wanted)
+        return _weights(registry.model_file(version), name=registry.NAME, version=str(version))
+    if wanted.endswith(".keras") and Path(wanted).is_file():
+        return _weights(Path(wanted), name=wanted)
+    expected = "none, pretrained, pretrained:NAME, champion, the number of a version or an existing .keras file"
+    raise InputError("train.init_from", wanted, expected, "change the value")
+
+
+def _weights(path: Path, **origin: str) -> InitialWeights:
+    return InitialWeights(path, {**origin, "sha256": provenance.file_sha256(path)})

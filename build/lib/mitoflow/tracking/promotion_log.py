@@ -1,0 +1,179 @@
+"""Who made which version the champion, when and why: a log that only grows, and that decides between two at once.
+
+MLflow has no transactions, and the alias ``champion`` is whatever was written last. But the numbers of a registered
+model's versions are keys of a database, and each is given once. So the log is a registered model of its own, and its
+versions are the entries: made whole, in one order that everybody sees, and never changed.
+
+An entry names the one that was the last when it was decided on. Where an entry that counts came in between, it came
+too late and does not count; who reads the log comes to the same end as who wrote it. Nothing is locked, so nothing has
+to be cleared up after a process that died: before its entry is there nothing has happened, and afterwards everything
+has. The alias, and what is written on versions, follow the log (`mitoflow.tracking.registry`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
+
+_TAG = "mitoflow.promotion."
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """An entry of the log.
+
+    Attributes
+    ----------
+    number
+        Of the entry.
+    version, over
+        The version that became the champion, and the champion before; None where there was none.
+    how
+        `PROMOTED` by the gate, `FORCED` in spite of it, or `ROLLED_BACK` to.
+    who, when, why
+        The user, by the name that MLflow knows; the time, by the clock of the store; the reason that was given or that
+        the gate gave.
+    verdict
+        What the gate said, as JSON; empty where it was not asked.
+    counts
+        False where another entry was faster.
+    """
+
+    number: int
+    version: int
+    over: int | None
+    how: str
+    who: str
+    when: datetime
+    why: str
+    verdict: str
+    counts: bool
+
+
+class TooLate(Exception):  # noqa: N818, it is an outcome
+    """Somebody else was faster; ``winner`` is the entry that counts."""
+
+    def __init__(self, winner: Promotion) -> None:
+        super().__init__(winner)
+        self.winner = winner
+
+
+class Log:
+    """The log of a registered model, as it was when it was read."""
+
+    def __init__(self, model: RegisteredModel, entries: list[ModelVersion]) -> None:
+        self._model = model
+        self._entries = entries
+        #: All entries, in order.
+        self.promotions: list[Promotion] = []
+        last = 0
+        for entry in entries:
+            counts = int(entry.tags[f"{_TAG}after"]) >= last
+            last = int(entry.version) if counts else last
+            self.promotions.append(_promotion(entry, counts))
+
+    @classmethod
+    def read(cls, client: MlflowClient, model: RegisteredModel) -> Log:
+        """Read the log of a model; one that was deleted and made again begins anew."""
+        entries = store.search_versions(client, _name(model))
+        born = str(model.creation_timestamp)
+        ours = [entry for entry in entries if entry.tags.get(f"{_TAG}registry") == born]
+        return cls(model, sorted(ours, key=lambda entry: int(entry.version)))
+
+    @property
+    def last(self) -> Promotion | None:
+        """The last entry that counts; its version is the champion."""
+        return next((entry for entry in reversed(self.promotions) if entry.counts), None)
+
+    @property
+    def champions(self) -> list[int]:
+        """The champions that followed each other, without those that were rolled back; the last one is in use."""
+        champions: list[int] = []
+        for entry in self.promotions:
+            if entry.counts and entry.how == ROLLED_BACK:
+                while champions and champions[-1] != entry.version:
+                    champions.pop()
+            elif entry.counts:
+                if not champions and entry.over is not None:  # there was a champion before there was a log
+                    champions.append(entry.over)
+                champions.append(entry.version)
+        return champions
+
+    def append(
+        self, client: MlflowClient, version: int, over: int | None, *, how: str, why: str, verdict: str = ""
+    ) -> None:
+        """Make a version the champion, if nobody was faster since the log was read.
+
+        Raises
+        ------
+        TooLate
+            Somebody was.
+        MlflowException, SQLAlchemyError, OSError
+            MLflow did not take the entry, or gave no answer: `mitoflow.tracking.store.TROUBLE`.
+        """
+        token = uuid.uuid4().hex  # finds the entry again where its number got lost on the way
+        facts = {
+            "registry": str(self._model.creation_timestamp),
+            "after": str(self.last.number if self.last else 0),
+            "token": token,
+            "version": str(version),
+            "over": str(over or ""),
+            "how": how,
+            "who": store.context()["mlflow.user"],
+            "why": why,
+            "verdict": verdict,
+        }
+        self._make(client)
+        refusal = None
+        try:
+            self._add(client, facts)
+        except store.TROUBLE as error:  # many who write at once may exhaust the tries of MLflow for a number
+            refusal = error
+        log = Log.read(client, self._model)
+        ours = next((entry for entry in log._entries if entry.tags[f"{_TAG}token"] == token), None)
+        last = self.last.number if self.last else 0
+        winner = next((entry for entry in log.promotions if entry.counts and entry.number > last), None)
+        if winner and (ours is None or winner.number != int(ours.version)):
+            raise TooLate(winner)
+        if refusal and not winner:
+            raise refusal
+
+    def _make(self, client: MlflowClient) -> None:
+        if not self._entries:
+            about = f"Who made which version of {self._model.name} the champion, when and why: never change it by hand"
+            store.make_registered_model(client, _name(self._model), about)
+
+    def _add(self, client: MlflowClient, facts: Mapping[str, str]) -> None:
+        source = f"models:/{self._model.name}/{facts['version']}"
+        told = f"{facts['over'] or 'none'} -> {facts['version']}, {facts['how']} by {facts['who']}: {facts['why']}"
+        tags = {f"{_TAG}{key}": value for key, value in facts.items()}
+        client.create_model_version(_name(self._model), source, tags=tags, description=told[:4000])
+
+
+def _name(model: RegisteredModel) -> str:
+    return f"{model.name}-promotions"
+
+
+def _promotion(entry: ModelVersion, counts: bool) -> Promotion:
+    facts = {key: entry.tags.get(f"{_TAG}{key}", "") for key in ("version", "over", "how", "who", "why", "verdict")}
+    return Promotion(
+        number=int(entry.version),
+        version=int(facts["version"]),
+        over=int(facts["over"]) if facts["over"] else None,
+        how=facts["how"],
+        who=facts["who"],
+        when=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+        why=facts["why"],
+        verdict=facts["verdict"],
+        counts=counts,
+    )

@@ -1,0 +1,510 @@
+"""The registered model ``mitoflow``: its versions, and which of them is the champion.
+
+Every evaluated model becomes a version. The newest that has not won yet carries the alias ``challenger``, the one in
+use ``champion``. A challenger wins where there is no champion, or where it beats the champion on the same test data. A
+version keeps what was decided about it, and why, in its tags and its description.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
+
+# isort: split
+import numpy as np
+from mlflow import MlflowClient, artifacts, pyfunc
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from mitoflow.core import provenance, workspace
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.tracking import promotion, promotion_log
+from mitoflow.tracking.gate import (
+    VERDICT,
+    Check,
+    Contender,
+    Gate,
+    Verdict,
+    checks_from_tags,
+    interval_from_tags,
+    interval_tags,
+)
+from mitoflow.tracking.promotion import Standing
+from mitoflow.tracking.promotion_log import Promotion, TooLate
+
+if TYPE_CHECKING:
+    from mitoflow.tracking import runs
+
+NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALLENGER
+MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
+
+# What inference imports; the versions are those installed here.
+REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
+
+RUN_ID = re.compile("[0-9a-f]{32}")
+
+EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
+TEST_HASH = "mitoflow.test_hash"
+
+
+def outcome(verdict: Verdict | None) -> str:
+    """Say what `register` came to."""
+    if verdict is None:
+        return f"model {NAME}: MLflow is away; `mitoflow sync` will register the model and decide"
+    return f"model {NAME} version {verdict.version}: {verdict.reason}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A version as `models` lists it; Dice and IoU are None for one that was registered by other means."""
+
+    version: int
+    aliases: tuple[str, ...]
+    dice: Interval | None
+    iou: Interval | None
+    test_hash: str
+    model_sha256: str
+    run_id: str
+    created: datetime
+    verdict: str
+    checks: tuple[Check, ...]
+
+
+def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
+    """Make an evaluated model a version, through the journal, and let the gate decide about it.
+
+    The same evaluation in the same run makes one version, however often it is registered.
+
+    Parameters
+    ----------
+    run
+        The training run, or a run of its own where the outputs were pulled rather than computed.
+    evaluation
+        Of this model.
+    model_path, settings_path
+        ``models/unet.keras`` and ``reports/evaluate/inference.yaml``.
+
+    Returns
+    -------
+    verdict
+        None where MLflow does not answer: the model is kept, and `mitoflow sync` registers it and decides.
+
+    Raises
+    ------
+    InputError
+        A file is missing, or the evaluation is of another model.
+    """
+    if not model_path.is_file():
+        raise InputError(model_path, "no such file", "a trained model", "run `dvc repro` or `dvc pull`")
+    if (digest := provenance.file_sha256(model_path)) != evaluation.model_sha256:
+        remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
+        raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
+    tags = {
+        store.KEY: run.key,
+        store.MODEL_SHA256: evaluation.model_sha256,
+        EVALUATION_SHA256: evaluation.sha256,
+        TEST_HASH: evaluation.test_hash,
+        **interval_tags("mitoflow.dice", evaluation.interval("dice")),
+        **interval_tags("mitoflow.iou", evaluation.interval("iou")),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) / "model"
+        pack(packed, evaluation, model_path, settings_path)
+        _prepare(packed / "artifacts" / MODEL, evaluation)
+        run.model(packed, tags)
+    if not run.flush():
+        return None
+    try:
+        version = _find(store.client(store.uri()), tags)
+    except store.TROUBLE:
+        return None
+    return Verdict.from_tags(int(version.version), version.tags) if version else None
+
+
+def _prepare(weights: Path, evaluation: Evaluation) -> None:
+    """Predict what the gate will ask for, here and not in the thread that sends, for which the stage waits a minute."""
+    if not (gate := Gate.load()).not_worse_on:
+        return
+    with suppress(InputError), _registry() as client:  # where MLflow is away, nobody waits
+        champion = _champion(client, Standing.read(client))
+        gate.prepare(Contender(0, lambda: evaluation, lambda: weights), champion)
+
+
+def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
+    """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
+
+    It takes consecutive slices (Z, Y, X) of a stack, of any size, uint8 for a model of 8 bits and uint16 for one of
+    more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
+    beside the settings, it goes with them.
+    """
+    from mitoflow.inference.predictor import Settings  # imports Keras
+
+    bit_depth = Settings.read(settings_path).bit_depth
+    noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
+    example = noise.astype(np.uint8 if bit_depth == 8 else np.uint16)
+    slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
+    package = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
+        carried = {"model": model_path, "settings": settings_path}
+        if evaluation:
+            carried["evaluation"] = Path(beside) / EVALUATION
+            evaluation.write(carried["evaluation"])
+        if (domain := settings_path.with_name(DOMAIN)).is_file():
+            carried["domain"] = domain
+        pyfunc.save_model(
+            path=str(folder),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={name: str(path) for name, path in carried.items()},
+            code_paths=[str(package)],
+            pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
+            signature=ModelSignature(slices, masks),
+            input_example=example,
+        )
+
+
+def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
+    """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
+    with workspace.only_one("registry"):
+        version = _find(client, tags) or _create(client, run_id, folder, tags)
+        if VERDICT in version.tags:
+            return
+        client.set_registered_model_alias(NAME, CHALLENGER, version.version)
+    weights = folder / "artifacts" / MODEL
+    evaluation = Evaluation.read(weights.with_name(EVALUATION))
+    _decide(client, Contender(int(version.version), lambda: evaluation, lambda: weights))
+
+
+def _decide(client: MlflowClient, challenger: Contender) -> None:
+    """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
+    gate = Gate.load()
+    standing = promotion.settle(client)
+    while VERDICT not in _get(client, challenger.version).tags:
+        with suppress(TooLate):  # then there is another champion to beat
+            _judge(client, gate, challenger, standing)
+        standing = promotion.settle(client)
+
+
+def _judge(client: MlflowClient, gate: Gate, challenger: Contender, standing: Standing) -> None:
+    if standing.champion == challenger.version:
+        promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
+        return
+    verdict = gate.decide(challenger, _champion(client, standing))
+    if not verdict.promoted:
+        promotion.record(client, verdict)
+        return
+    try:
+        promotion.promote(client, standing, verdict, promotion_log.PROMOTED, verdict.reason)
+    except MlflowException as error:
+        if not store.forbidden(error):
+            raise
+        remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
+        reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
+        promotion.record(client, replace(verdict, promoted=False, reason=reason))
+
+
+def models() -> list[Row]:
+    """Return all versions, oldest first.
+
+    Raises
+    ------
+    InputError
+        The registry cannot be reached; so in all functions below.
+    """
+    with _registry() as client:
+        aliases = Standing.read(client).aliases
+        versions = store.search_versions(client, NAME)
+    return [
+        Row(
+            version=int(version.version),
+            aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
+            dice=interval_from_tags("mitoflow.dice", version.tags),
+            iou=interval_from_tags("mitoflow.iou", version.tags),
+            test_hash=version.tags.get(TEST_HASH, ""),
+            model_sha256=version.tags.get(store.MODEL_SHA256, ""),
+            run_id=version.run_id or "",
+            created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+            verdict=version.tags.get(f"{VERDICT}.reason", ""),
+            checks=checks_from_tags(version.tags),
+        )
+        for version in sorted(versions, key=lambda version: int(version.version))
+    ]
+
+
+def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
+    """Make a version the champion where the gate allows it, or in any case with ``force``, which is recorded.
+
+    Raises
+    ------
+    InputError
+        There is no such version, somebody else promoted one meanwhile, or ``promotion.yaml`` is wrong.
+    """
+    gate = Gate.load()
+    with _registry() as client:
+        _get(client, version)
+        standing = promotion.settle(client)
+        if standing.champion == version:
+            return Verdict(version, True, "it is the champion already")
+        verdict = gate.decide(_contender(client, version), _champion(client, standing))
+        how, why = promotion_log.PROMOTED, reason or verdict.reason
+        if force and not verdict.promoted:
+            how, why = promotion_log.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
+            verdict = replace(verdict, promoted=True, reason=f"promoted by hand with --force; {why}")
+        if verdict.promoted:
+            with promotion.in_time(f"version {version}"):
+                promotion.promote(client, standing, verdict, how, why)
+        else:
+            promotion.record(client, verdict)
+        promotion.settle(client)
+        return verdict
+
+
+def rollback(reason: str = "") -> tuple[int, int]:
+    """Make the previous champion the champion again, and return the versions (from, to).
+
+    Raises
+    ------
+    InputError
+        There is no previous champion, or somebody else promoted a version meanwhile.
+    """
+    with _registry() as client, promotion.in_time(f"model {NAME}"):
+        versions = promotion.roll_back(client, promotion.settle(client), reason)
+        promotion.settle(client)
+        return versions
+
+
+def history() -> list[Promotion]:
+    """Return who made which version the champion, when and why, oldest first; also those that came too late."""
+    with _registry() as client:
+        return Standing.read(client).history
+
+
+def champion() -> int:
+    """Return the version that is the champion.
+
+    Raises
+    ------
+    InputError
+        There is none yet.
+    """
+    with _registry() as client:
+        version = Standing.read(client).champion
+    if version is None:
+        remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
+        raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
+    return version
+
+
+def is_missing() -> bool:
+    """Tell whether there is no registry yet, so that it is not made just to be asked."""
+    return store.is_missing(store.uri())
+
+
+def find_version(what: str) -> int | None:
+    """Return the version that a name means.
+
+    Parameters
+    ----------
+    what
+        The number of a version, the ID of a run, whose newest version it is, or an alias such as ``champion``.
+
+    Returns
+    -------
+    version
+        None where no version has this alias.
+
+    Raises
+    ------
+    InputError
+        There is no version of that number or run.
+    """
+    with _registry() as client:
+        if not RUN_ID.fullmatch(what):
+            return int(_get(client, int(what)).version) if what.isdecimal() else Standing.read(client).aliases.get(what)
+        versions = [int(version.version) for version in store.search_versions(client, NAME, f"run_id = '{what}'")]
+    if not versions:
+        raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
+    return max(versions)
+
+
+def model_file(version: int) -> Path:
+    """Return the ``.keras`` file of a version, with its settings, evaluation and fingerprint of the training images.
+
+    All are in one folder and are fetched into ``.mitoflow/weights/`` once. A version that was registered before there
+    were fingerprints of the training images has no ``domain.yaml``.
+
+    Raises
+    ------
+    InputError
+        There is no such version, it was registered by other means, or a file is gone or another one.
+    """
+    with _registry() as client:
+        chosen = _get(client, version)
+        digest = chosen.tags.get(store.MODEL_SHA256)
+        if digest is None:
+            remedy = "take another version; `mitoflow models` lists them"
+            raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
+        folder = workspace.state_dir() / "weights" / workspace.fingerprint(chosen.source)
+        if folder.is_dir() and provenance.file_sha256(folder / MODEL) == digest:
+            return folder / MODEL
+        with workspace.replacing(folder) as beside:
+            beside.mkdir()
+            for name in (MODEL, SETTINGS, EVALUATION, *_listed(client, chosen, DOMAIN)):
+                try:
+                    _download(client, chosen, name, str(beside))
+                except store.TROUBLE as error:
+                    where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
+                    raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
+            if (found := provenance.file_sha256(beside / MODEL)) != digest:
+                remedy = "register the model again, or take another version"
+                raise InputError(f"version {version}: {MODEL}", f"SHA-256 {found}", digest, remedy)
+    return folder / MODEL
+
+
+def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[str]:
+    """Return those of the files that a version has."""
+    files = artifacts.list_artifacts(artifact_uri=f"{version.source}/artifacts", tracking_uri=client.tracking_uri)
+    return [name for name in names if name in {file.path.rpartition("/")[2] for file in files}]
+
+
+def origin(what: str) -> dict[str, str]:
+    """Return where a version, or the model in a ``.keras`` file, comes from: run, digests, lineage, data, parameters.
+
+    Raises
+    ------
+    InputError
+        There is no such version or file, or MLflow does not know the file.
+    """
+    if what.isdecimal():
+        with _registry() as client:
+            return _origin(client, _get(client, int(what)))
+    if not (path := Path(what)).is_file():
+        raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
+    digest = provenance.file_sha256(path)
+    same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
+    with _registry() as client:
+        for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
+            return _origin(client, version)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        for run in client.search_runs(experiments, same, max_results=1):
+            return _facts(run, run.data.tags)
+    remedy = "look in the store where it was trained, or register it with `mitoflow register`"
+    raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
+
+
+def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    if not version.run_id:
+        expected = "one that mitoflow registered"
+        raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
+    run = client.get_run(version.run_id)
+    return {"version": str(version.version), **_facts(run, run.data.tags | version.tags)}
+
+
+def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    used = {tag.value: f"{i.dataset.name} {i.dataset.digest}" for i in inputs for tag in i.tags}
+    facts = {
+        "run": run.info.run_id,
+        "run_name": run.info.run_name or "",
+        "model_sha256": tags.get(store.MODEL_SHA256, ""),
+        **provenance.from_tags(tags),
+        **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
+        **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+@contextmanager
+def _registry() -> Iterator[MlflowClient]:
+    try:
+        yield store.client(store.uri())
+    except store.TROUBLE as error:
+        raise store.trouble(store.uri(), error) from None
+
+
+def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
+    """Return the version of this evaluation in this run."""
+    return next(iter(store.search_versions(client, NAME, *_same(tags))), None)
+
+
+def _same(tags: Mapping[str, str]) -> list[str]:
+    return [f"tags.`{key}` = '{tags[key]}'" for key in (store.KEY, EVALUATION_SHA256)]
+
+
+def _get(client: MlflowClient, version: int) -> ModelVersion:
+    try:
+        return client.get_model_version(NAME, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        remedy = "`mitoflow models` lists them"
+        raise InputError(f"version {version}", "no such version", f"a version of model {NAME}", remedy) from None
+
+
+def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+    run = client.get_run(run_id)
+    logged = _logged_model(client, run.info.experiment_id, run_id, tags)
+    model = Model.load(str(folder))
+    model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id
+    model.artifact_path = logged.artifact_location
+    model.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    store.make_registered_model(client, NAME, "Mitochondria in electron-microscopy slices")
+    everything = {**provenance.tags(provenance.from_tags(run.data.tags)), **tags}
+    # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
+    version = client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
+    # A server sets this tag, by which the UI links both, itself; a SQLite store does not.
+    link = json.dumps([{"name": NAME, "version": str(version.version)}])
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+    return version
+
+
+def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: Mapping[str, str]) -> LoggedModel:
+    for logged in client.search_logged_models([experiment_id], " AND ".join(_same(tags))):
+        return logged
+    return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
+
+
+def _contender(client: MlflowClient, version: int) -> Contender:
+    """Return what the gate looks at; nothing is fetched before it is asked for."""
+    known = _get(client, version)
+    return Contender(version, lambda: _evaluation(client, known), lambda: model_file(version))
+
+
+def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
+    return None if standing.champion is None else _contender(client, standing.champion)
+
+
+def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
+    """Return what a version did on the test part; None where mitoflow never evaluated it, or its files are lost."""
+    if TEST_HASH not in version.tags or not _listed(client, version, EVALUATION):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return Evaluation.read(_download(client, version, EVALUATION, folder))
+
+
+def _download(client: MlflowClient, version: ModelVersion, name: str, folder: str) -> Path:
+    """Copy an artifact that `pack` put into the model of a version into ``folder``."""
+    place = f"{version.source}/artifacts/{name}"
+    return Path(artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri))

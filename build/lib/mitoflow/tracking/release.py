@@ -1,0 +1,140 @@
+"""Release a trained model: with its lineage, and with a card that says what it is and what it is not.
+
+The card has the sections of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, as far as they apply; every
+figure in it was measured.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from mitoflow.core import workspace
+from mitoflow.data.fingerprint import Domain
+from mitoflow.errors import InputError
+from mitoflow.evaluation import figures, metrics, report
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.metrics import Interval
+from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
+from mitoflow.tracking.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
+
+LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
+QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained and measured model, as the pipeline leaves it.
+
+    Attributes
+    ----------
+    model, settings, evaluation
+        The ``.keras`` file, what inference must know besides, and what the model did on the test part.
+    measured
+        All that was measured on the test part, ``metrics.json``.
+    parameters
+        Of the network.
+    data
+        What it learned from: ``name``, ``note`` and ``licence``.
+    parts
+        For ``train`` and ``test`` their ``slices`` and ``stacks``, and the share of ``foreground``; see
+        `mitoflow.data.validation.Findings.facts`.
+    origin
+        Where the model comes from; see `mitoflow.tracking.registry.origin`.
+    domain
+        What the training images look like.
+    """
+
+    model: Path
+    settings: Settings
+    evaluation: Evaluation
+    measured: Mapping[str, Any]
+    parameters: int
+    data: Mapping[str, str]
+    parts: Mapping[str, Any]
+    origin: Mapping[str, str]
+    domain: Domain
+
+
+def release(folder: Path, trained: Trained) -> Pretrained:
+    """Write a model into ``folder``, all of it or nothing: the trained file itself, so that its digest stays.
+
+    Parameters
+    ----------
+    folder
+        ``pretrained/NAME``; what is there is replaced.
+    trained
+        The model.
+
+    Raises
+    ------
+    InputError
+        The file is larger than `LARGEST`.
+    """
+    megabytes = trained.model.stat().st_size / 1e6
+    if megabytes > LARGEST:
+        remedy = "train it with a lower train.base_width"
+        raise InputError(trained.model, f"{megabytes:.1f} MB", f"at most {LARGEST} MB", remedy)
+    with workspace.replacing(folder) as beside:
+        beside.mkdir()
+        shutil.copyfile(trained.model, beside / MODEL)
+        trained.settings.write(beside / SETTINGS)
+        trained.domain.write(beside / DOMAIN)
+        trained.evaluation.write(beside / EVALUATION)
+        made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
+        workspace.write_yaml(beside / LINEAGE, made)
+        counts = np.array(trained.evaluation.counts)
+        chart = figures.dice_along_z_png(counts, trained.evaluation.stacks, *report.worst_and_median(counts))
+        (beside / COVER).write_bytes(chart)
+        card = _card(
+            name=folder.name,
+            made=made,
+            parts=trained.parts,
+            settings=trained.settings,
+            parameters=trained.parameters,
+            megabytes=megabytes,
+            largest=ORTHOPLANE_LIMIT // 10**6,
+            scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
+            further=_scores(trained.measured),
+            slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
+        )
+        (beside / CARD).write_text(card, encoding="utf-8")
+    return Pretrained(folder)
+
+
+def _grouped(origin: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return an origin by what it speaks of: the run, the code, the data that were read, and the parameters."""
+    groups: dict[str, dict[str, str]] = {"run": {}, "code": {}, "dataset": {}, "params": {}}
+    for key, value in origin.items():
+        group, dot, name = key.partition(".")
+        if dot:
+            groups[group][name] = value
+        else:
+            groups["run" if key in ("version", "run", "run_name", "model_sha256") else "code"][key] = value
+    return groups
+
+
+def _scores(measured: Mapping[str, Any]) -> dict[str, Interval | float]:
+    """Return the figures in a section of ``metrics.json``, with their intervals where they have one."""
+    figures = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+    ends = {f"{name}{end}" for name in figures for end in ("_low", "_high")}
+    return {
+        name: Interval(value, figures[f"{name}_low"], figures[f"{name}_high"]) if f"{name}_low" in figures else value
+        for name, value in figures.items()
+        if name not in ends
+    }
+
+
+def _card(**content: Any) -> str:
+    pages = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)

@@ -1,0 +1,353 @@
+"""Runs that a stage reports to; they reach MLflow, but no stage waits for MLflow or is lost without it.
+
+A `Run` writes every event into its `Journal`, and a thread sends the journal to MLflow. What could not be sent by the
+end of the process stays on disk, and `sync` sends it later in the same way; `tracking.delivery` says why no event is
+lost and none counts twice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from mitoflow.core import provenance, workspace
+from mitoflow.errors import InputError
+from mitoflow.tracking import journal, store
+from mitoflow.tracking.delivery import Delivery
+from mitoflow.tracking.journal import Journal
+
+EXPERIMENT = "mitoflow"
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries while MLflow does not answer
+PATIENCE = 60.0  # seconds that the end of a stage waits for a server that is slow but answers
+HASTE = 5.0  # the same for a stage that was interrupted, and may be killed soon
+SAY_SO_AFTER = 30.0  # seconds without MLflow after which a person is told
+
+
+def start(
+    stage: str,
+    name: str,
+    *,
+    key: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    made_from: Mapping[str, str] | None = None,
+) -> Run:
+    """Start the run of a stage, or go on with the run ``key``.
+
+    Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run: the stage that
+    began it sets it running again; another stage (evaluation of a training run) leaves its status and duration as they
+    are, and its own status goes into the tag ``mitoflow.STAGE``. A new run carries its lineage as tags. Where ``mlflow
+    run`` started the process, it becomes a child of the project's run.
+
+    Parameters
+    ----------
+    stage, name
+        ``mitoflow.stage`` and the name of a new run.
+    key
+        Letters, digits, _ and -; unique among all who share the store, so pass what `Run.key` gave, or nothing.
+    tags
+        More tags for a new run.
+    made_from
+        The lineage of a new run; without it, that of what runs now: `lineage.current`.
+    """
+    key = key or uuid.uuid4().hex
+    run = Run(_Sender(Journal.create(key)), key)
+    given = os.environ.get
+    run._record(
+        "start",
+        stage=stage,
+        name=name,
+        store=store.without_credentials(given("MLFLOW_TRACKING_URI", "")),
+        experiment=given("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
+        experiment_id=_chosen_experiment(),
+        parent_run_id=given("MLFLOW_RUN_ID"),
+        tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
+    )
+    run._sender.start()
+    return run
+
+
+def _chosen_experiment() -> str | None:
+    """Return what the environment says; `mlflow run` says 0, MLflow's default experiment, where nobody chose one."""
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    return None if given == "0" else given
+
+
+class Run:
+    """A run in MLflow that can be reported to at any time; `start` makes one.
+
+    As a context manager it ends as FINISHED, as FAILED when the block raises, and as KILLED when it is interrupted.
+
+    Attributes
+    ----------
+    key
+        Finds the run in MLflow (tag ``mitoflow.key``), now and later.
+    """
+
+    def __init__(self, sender: _Sender, key: str, parent: Run | None = None) -> None:
+        self.key = key
+        self._sender = sender
+        self._parent = parent
+        self._ended = False
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; sections become dotted keys. MLflow keeps the first value of a parameter."""
+        self._record("params", values=dotted(values))
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log one point of each curve, measured now. A point that a resumed run repeats is not doubled."""
+        self._record("metrics", values={key: float(value) for key, value in values.items()}, step=step)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags; the last value stays."""
+        self._record("tags", values=dict(values))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file or a folder as it is now, into ``folder`` of the run's artifacts."""
+        self._record("artifact", path=self._sender.journal.keep(path), folder=folder)
+
+    def dataset(self, name: str, source: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Log what the run reads, as a dataset input of MLflow.
+
+        Parameters
+        ----------
+        name, source
+            As a person calls it, and where it is.
+        digest
+            Hash of the content, at most 36 characters; DVC's fits.
+        context
+            What for: ``training``, ``validation`` or ``test``.
+        profile
+            Facts worth seeing beside it, such as shapes and counts.
+        """
+        self._record("dataset", name=name, source=source, digest=digest, context=context, profile=dict(profile))
+
+    def model(self, folder: Path, tags: Mapping[str, str]) -> None:
+        """Log the packed model in ``folder`` and make it a version; `mitoflow.tracking.registry.register` packs it."""
+        self._record("model", path=self._sender.journal.keep(folder), tags=dict(tags))
+
+    def produced(self, path: Path) -> None:
+        """Remember that this run made the model file ``path``, so that `producer` finds the run."""
+        digest = provenance.file_sha256(path)
+        self.tags({store.MODEL_SHA256: digest})
+        with workspace.replacing(_pointer(digest)) as new:
+            new.write_text(self.key)
+
+    def child(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
+        """Start a run nested under this one, or go on with the nested run ``key``."""
+        child = Run(self._sender, key or uuid.uuid4().hex, self)
+        stage = self._sender.journal.start_of(self.key)["stage"]
+        child._record("start", stage=stage, name=name, parent=self.key, tags=dict(tags or {}))
+        return child
+
+    def flush(self) -> bool:
+        """Wait until MLflow has everything; False as soon as it is clear that it will not take it now."""
+        return self._sender.flush()
+
+    def end(self, status: str = "FINISHED") -> None:
+        """End the run as FINISHED, FAILED or KILLED; ending it again does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self._record("end", status=status)
+        if self._parent is None:
+            self._sender.close(HASTE if status == "KILLED" else PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self.end("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
+
+    def _record(self, event: str, **fields: Any) -> None:
+        self._sender.journal.append({"event": event, "run": self.key, "time": int(time.time() * 1000), **fields})
+        self._sender.wake()
+
+
+def producer(path: Path) -> str | None:
+    """Return the key of the run that made the model file ``path`` in this checkout, None where it was not made here."""
+    try:
+        return _pointer(provenance.file_sha256(path)).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _pointer(digest: str) -> Path:
+    return workspace.state_dir() / "runs" / digest
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return parameters by dotted keys, as MLflow has them."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What `sync` did.
+
+    Attributes
+    ----------
+    sent, left
+        Events that MLflow took, and that are still on disk.
+    live
+        Journals of stages that are running now, which send for themselves.
+    trouble
+        Why something is left; empty where nothing is.
+    damaged
+        What is wrong with journals that cannot be read, of which nothing was sent.
+    """
+
+    sent: int
+    left: int
+    live: int
+    trouble: str
+    damaged: tuple[InputError, ...] = ()
+
+
+def sync() -> Synced:
+    """Send what earlier processes could not, oldest first; runs that were cut off end as KILLED."""
+    sent = left = live = 0
+    troubles: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
+    away: set[str] = set()
+    damaged: list[InputError] = []
+    for folder in journal.folders():
+        try:
+            events = Journal.adopt(folder)
+        except BlockingIOError:
+            live += 1
+            continue
+        except FileNotFoundError:
+            continue
+        except InputError as error:
+            damaged.append(error)
+            continue
+        with closing(events):
+            delivery, key, before = Delivery(events), journal.key_of(folder), journal.waiting(folder)
+            if key not in troubles and delivery.uri not in away:
+                try:
+                    delivery.send()
+                except Exception as error:
+                    troubles[key] = f"{store.without_credentials(delivery.uri)}: {store.reason(error)}"
+                    if not store.refused(error):
+                        away.add(delivery.uri)
+            after = journal.waiting(folder)
+        sent, left = sent + before - after, left + after
+    return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())), tuple(damaged))
+
+
+class _Sender(threading.Thread):
+    """Sends a journal while its process works, and tries again at growing intervals while MLflow is away."""
+
+    def __init__(self, events: Journal) -> None:
+        super().__init__(name="mitoflow tracking", daemon=True)
+        self.journal = events
+        self._delivery = Delivery(events)
+        self._earlier = [folder for folder in journal.folders(journal.key_of(events.folder)) if folder != events.folder]
+        self._changed = threading.Condition()
+        self._news = self._hurry = self._done = False
+        self._tries = self._failed_try = 0
+        self._trouble = "it is slow"
+        self._away_since = 0.0
+        self._told = False
+
+    def wake(self) -> None:
+        """Say that the journal has grown."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def flush(self, patience: float = PATIENCE) -> bool:
+        """Wait until all is sent; return False when a try that began after this call fails or `patience` is over."""
+        with self._changed:
+            begun = self._tries
+            self._news = self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > begun, patience)
+            return self.journal.all_sent
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Flush, say what is left, and let the journal go."""
+        if not self.flush(patience):
+            left = journal.waiting(self.journal.folder)
+            self._say(f"{self._trouble}; {left} events are kept on disk, send them with `mitoflow sync`")
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+        self.join(FIRST_PAUSE)  # no longer: a request may hang, and the process can end without it
+
+    def run(self) -> None:
+        """Send whenever there is news, until `close`."""
+        pause = FIRST_PAUSE
+        while self._wait_for_news():
+            try:
+                self._send()
+            except Exception as error:
+                self._failed(error)
+                self._rest(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._succeeded()
+                pause = FIRST_PAUSE
+        self.journal.close()
+
+    def _wait_for_news(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._news or self._done)
+            self._news = False
+            self._tries += 1
+            return not self._done
+
+    def _send(self) -> None:
+        while self._earlier:
+            try:
+                earlier = Journal.adopt(self._earlier[0])
+            except FileNotFoundError:
+                pass  # `mitoflow sync` was faster
+            except InputError as error:
+                self._say(str(error))
+            else:
+                with closing(earlier):
+                    Delivery(earlier).send()
+            del self._earlier[0]
+        self._delivery.send()
+
+    def _failed(self, error: Exception) -> None:
+        with self._changed:
+            self._trouble, self._failed_try, self._news = store.reason(error), self._tries, True
+            self._changed.notify_all()
+        self._away_since = self._away_since or time.monotonic()
+        if time.monotonic() - self._away_since > SAY_SO_AFTER and not self._told:
+            self._told = True
+            self._say(f"{self._trouble}; the run goes on, its events are kept on disk meanwhile")
+
+    def _succeeded(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+        if self._told:
+            self._say("answers again, and has all events")
+        self._away_since, self._told = 0.0, False
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._hurry or self._done, seconds)
+            self._hurry = False
+
+    def _say(self, text: str) -> None:
+        tqdm.write(f"mitoflow: tracking: {store.without_credentials(self._delivery.uri)}: {text}", file=sys.stderr)

@@ -1,0 +1,150 @@
+"""MLflow's store: where it is, a client of it, and what went wrong with it in a few words."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mitoflow.core import workspace
+from mitoflow.errors import InputError
+
+# MLflow reads some of these when it is imported. Its own retries take minutes; here the journal is what retries.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for _name, _value in _SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+# Below the settings and not at the top (E402), for the reason given there.
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities.model_registry import ModelVersion  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
+from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
+from requests import HTTPError  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+# It prints a traceback where the database is busy; whoever asked tries again, or says why not in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+#: The tags that runs, models and versions are found by.
+KEY = "mitoflow.key"
+STAGE = "mitoflow.stage"
+MODEL_SHA256 = "mitoflow.model_sha256"
+
+#: What a client raises where its store does not answer, or answers no.
+TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+
+
+def uri(recorded: str | None = None) -> str:
+    """Return the URI of the store.
+
+    ``MLFLOW_TRACKING_URI`` comes first, then what a journal ``recorded``, and then SQLite in the main checkout. A
+    relative SQLite path counts from there too, because ``dvc exp run --temp`` works in a copy that is thrown away.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or recorded or "sqlite:///mlflow.db"
+    return re.sub(r"^sqlite:///(?!/)", f"sqlite:///{workspace.main_checkout()}/", given)
+
+
+@functools.cache
+def client(place: str) -> MlflowClient:
+    """Return a client of the store at ``place``, whose tables are made where they are missing."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
+    if not is_database(place):
+        return MlflowClient(place, registry)
+    with workspace.only_one("store"):  # MLflow does not guard the making of its tables against a second process
+        return MlflowClient(place, registry)
+
+
+def search_versions(client: MlflowClient, name: str, *wanted: str) -> list[ModelVersion]:
+    """Return the versions of a registered model, or those of which all that is `wanted` is true, in MLflow's words."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(" and ".join([f"name = '{name}'", *wanted]), page_token=token)
+        found, token = found + list(page), page.token
+        if not token:
+            return found
+
+
+def make_registered_model(client: MlflowClient, name: str, description: str) -> None:
+    """Make a registered model where there is none of that name."""
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def context() -> dict[str, str]:
+    """Return the tags that MLflow's own API would set: user, script and commit."""
+    return dict(resolve_tags())
+
+
+def is_missing(place: str) -> bool:
+    """Tell a SQLite database that nobody has made yet; `client` would make it."""
+    path = place.removeprefix("sqlite:///")
+    return path != place and not Path(path).is_file()
+
+
+def is_database(place: str) -> bool:
+    """Tell a database, which this process opens itself, from a server."""
+    return urlsplit(place).scheme.partition("+")[0] in DATABASE_ENGINES
+
+
+def refused(error: Exception) -> bool:
+    """Tell an answer that says no from no answer."""
+    return 0 < _status(error) < 500
+
+
+def trouble(place: str, error: BaseException) -> InputError:
+    """Say what a person can do about a registry at ``place`` that does not do what it was asked."""
+    silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
+    expected, remedy = {
+        401: ("a user that it knows", "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        403: ("a user who may do this", "ask an admin of the server for a role that may"),
+    }.get(_status(error), ("an MLflow registry that answers", silent))
+    return InputError(without_credentials(place), reason(error), expected, remedy)
+
+
+def forbidden(error: Exception) -> bool:
+    """Tell an answer that says that this user may not."""
+    return _status(error) == 403
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why the store did not do what it was asked: the first cause, without credentials."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    if refusal := {401: "wrong name or password", 403: "permission denied"}.get(_status(error)):
+        return f"{refusal} (error code {_status(error)})"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_credentials(text)[:200]
+
+
+def _status(error: BaseException) -> int:
+    """Return what HTTP calls an answer, 0 where there was none."""
+    if isinstance(error, HTTPError) and error.response is not None:  # from the artifacts
+        return error.response.status_code
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call] # MLflow has no types for this method
+    return 0
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` without the user names and passwords of the URLs in it, before the host or in the query."""
+
+    def query(found: re.Match[str]) -> str:
+        kept = [part for part in found[1].split("&") if not part.startswith(("user=", "password="))]
+        return f"?{'&'.join(kept)}" if kept else ""
+
+    return re.sub(r"\?(\S*)", query, re.sub(r"//[^/\s]+@", "//", text))
