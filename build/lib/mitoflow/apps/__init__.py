@@ -1,1 +1,0 @@
-"""What a user or another program meets: the page, the server, the napari widget, and exports."""

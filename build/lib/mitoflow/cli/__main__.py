@@ -1,5 +1,0 @@
-"""``python -m mitoflow.cli``."""
-
-from mitoflow.cli import main
-
-main()

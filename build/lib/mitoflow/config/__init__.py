@@ -1,1 +1,0 @@
-"""``params.yaml`` and its presets as validated models: the one place where a parameter is defined."""

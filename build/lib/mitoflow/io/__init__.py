@@ -1,1 +1,0 @@
-"""Pixels in and out: TIFF, OME-TIFF, OME-Zarr, voxel sizes and resampling; knows nothing of mitochondria."""

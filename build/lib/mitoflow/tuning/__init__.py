@@ -1,1 +1,0 @@
-"""The Optuna study of the training's hyper-parameters: the only package that imports Optuna."""
