@@ -53,7 +53,7 @@ def test_a_clone_takes_the_results_from_a_folder(finished: Project, tmp_path: Pa
     named, summary = told.stderr.splitlines()
     assert named.startswith(f"{victim} (")
     assert "found 1 damaged objects, expected none" in summary
-    assert "every object is what its name says" in finished.run("mitoflow", "data", "verify").stdout
+    assert "every object matches its hash" in finished.run("mitoflow", "data", "verify").stdout
 
     finished.run("mitoflow", "data", "verify", "--delete", str(remote))
     assert not victim.exists()

@@ -245,7 +245,9 @@ def test_arguments(
         tried.append(1)
         lay_out(tmp_path)
         command = data.draw(st.sampled_from(commands))
-        described = cli.mitoflow.commands[command[0]] if len(command) == 1 else cli.data.commands[command[1]]
+        described = cli.mitoflow
+        for name in command:
+            described = described.commands[name]
         flags = [option for parameter in described.params for option in parameter.opts if option.startswith("--")]
         words = st.one_of(WORDS, st.sampled_from(flags)) if flags else WORDS
         arguments = [*command, *data.draw(st.lists(words, max_size=5))]

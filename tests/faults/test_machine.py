@@ -181,7 +181,7 @@ def test_bit_in_the_cache(finished: Project, chance: random.Random, output: str,
     assert any(str(cached) in line and name in line for line in told.stderr.splitlines()), told.stderr
     finished.run("mitoflow", "data", "verify", "--delete")
     finished.run("dvc", *(["repro", "-s", "-f", maker] if maker else ["add", output]))
-    assert "every object is what its name says" in finished.run("mitoflow", "data", "verify").stdout
+    assert "every object matches its hash" in finished.run("mitoflow", "data", "verify").stdout
     go_on(finished)
     assert recorded(finished.read("dvc.lock")) == undisturbed
 

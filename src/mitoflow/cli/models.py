@@ -1,0 +1,135 @@
+"""Commands for registered and pretrained models: list, compare, trace, register, release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mitoflow.cli._output import format_score, print_table
+from mitoflow.errors import InputError
+
+if TYPE_CHECKING:
+    from mitoflow.evaluation.bootstrap import Interval
+
+
+@click.command()
+@click.option("--pretrained", "shipped", is_flag=True, help="The trained models that ship with the project instead.")
+def models(shipped: bool) -> None:
+    """List the versions of the registered model."""
+    if shipped:
+        _list_pretrained()
+        return
+    from mitoflow.tracking import registry
+
+    rows = [
+        [
+            str(row.version),
+            " ".join(row.aliases),
+            format_score(row.dice),
+            format_score(row.iou),
+            row.test_hash[:8],
+            f"{row.created.astimezone():%Y-%m-%d %H:%M}",
+            row.verdict,
+        ]
+        for row in registry.models()
+    ]
+    if rows:
+        print_table(["version", "alias", "Dice", "IoU", "test data", "created", "verdict"], rows)
+    else:
+        click.echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+
+
+def _list_pretrained() -> None:
+    from mitoflow.tracking import pretrained
+
+    rows = []
+    for model in pretrained.models():
+        made, measured = model.lineage["data"], model.evaluation
+        scores = (format_score(measured.interval(score)) for score in ("dice", "iou"))
+        rows.append([model.name, *scores, made["name"], made["licence"]])
+    if rows:
+        print_table(["name", "Dice", "IoU", "data", "licence of the data"], rows)
+    else:
+        click.echo("no pretrained models here: `mitoflow release` makes one of a finished pipeline")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page, with pictures, as well.")
+def compare(a: str, b: str, html: Path | None) -> None:
+    """Compare two models: parameters, scores, slices.
+
+    A and B are versions, aliases, runs, git revisions or DVC experiments. The intervals of the differences are paired:
+    both models are scored on the same draws of the same slices.
+    """
+    if html and html.suffix != ".html":
+        raise InputError("--html", html, "a name that ends with .html", "take another name")
+    from mitoflow.evaluation import report
+    from mitoflow.stages import CONVENTIONS, DATA
+    from mitoflow.tracking import model_comparison
+
+    compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    rows = [
+        [name, format_score(first), format_score(second), _difference(gain)]
+        for name, (first, second, gain) in compared.scores.items()
+    ]
+    print_table(["test", *compared.names, "difference, paired"], rows)
+    if compared.params:
+        click.echo()
+        print_table(["parameter", *compared.names], [[key, *values] for key, values in compared.params.items()])
+    if compared.wrong:
+        click.echo()
+        wrong = [[stack, *map(str, figures)] for stack, *figures in compared.wrong]
+        print_table(["differ most on", "z", *(f"wrong pixels, {name}" for name in compared.names)], wrong)
+    for note in compared.notes:
+        click.echo(note)
+    if html:
+        report.write_comparison(html, compared)
+        click.echo(f"page: {html}")
+
+
+def _difference(gain: Interval | None) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" if gain else "–"
+
+
+@click.command()
+@click.argument("what", metavar="VERSION|FILE")
+def lineage(what: str) -> None:
+    """Show where a version, a .keras file or a mask comes from."""
+    if what.lower().endswith((".tif", ".tiff", ".zarr")):
+        from mitoflow.io import ome
+
+        facts = ome.read_lineage(Path(what))
+    else:
+        from mitoflow.tracking import registry
+
+        facts = registry.origin(what)
+    print_table([], [[key, value] for key, value in facts.items()])
+
+
+@click.command()
+@click.option("--pretrained", "name", metavar="NAME", help="The model in pretrained/NAME instead.")
+def register(name: str | None) -> None:
+    """Register a model that was pulled, not computed."""
+    if name:
+        from mitoflow.tracking import pretrained, registry
+
+        click.echo(registry.outcome(pretrained.register(name)))
+        return
+    from mitoflow.stages import evaluate
+
+    evaluate.register()
+
+
+@click.command()
+@click.option("--licence", metavar="TEXT", help="The terms of your own data, for the model card.")
+def release(licence: str | None) -> None:
+    """Put the trained model into pretrained/, with its card."""
+    from mitoflow.stages import release
+
+    model = release.main(licence)
+    dice = format_score(model.evaluation.interval("dice"))
+    click.echo(f"{model.folder}: Dice {dice}; look at {model.folder / 'MODEL_CARD.md'}")

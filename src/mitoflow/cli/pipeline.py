@@ -1,0 +1,96 @@
+"""Commands around ``dvc repro``: parameters before it, results after it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from mitoflow.cli._output import format_score, print_changes, print_table
+from mitoflow.errors import InputError
+
+SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
+
+
+@click.command()
+@click.argument("name", required=False)
+def preset(name: str | None) -> None:
+    """Write a preset into params.yaml, or list them.
+
+    What names the data stays as it is.
+    """
+    from mitoflow.config import presets
+
+    if name is None:
+        print_table(["preset", ""], list(presets.names().items()))
+        return
+    print_changes(presets.choose(Path("params.yaml"), name))
+
+
+@click.command()
+@click.argument("stage", required=False)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change."
+)
+def repro(stage: str | None, changes: Sequence[str]) -> None:
+    """Run `dvc repro`, as the entry points of MLproject do."""
+    from mitoflow.config import presets
+
+    values = {key: value for key, _, value in (change.partition("=") for change in changes) if value}
+    print_changes(presets.change(Path("params.yaml"), values))
+    command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else [])]
+    raise SystemExit(subprocess.run(command, check=False).returncode)
+
+
+@click.command()
+@click.option("--dask", metavar="ADDRESS", help="Fit trials on the workers of a Dask scheduler: tcp://host:8786.")
+def tune(dask: str | None) -> None:
+    """Run `dvc repro tune`, on other machines if there are some.
+
+    A study that was interrupted goes on where it was, whoever fits its trials.
+    """
+    from mitoflow.stages import DASK
+
+    if dask:
+        from mitoflow.core import cluster
+
+        with cluster.connected(dask):  # a wrong address fails here, before DVC starts
+            os.environ[DASK] = dask
+    raise SystemExit(subprocess.run([sys.executable, "-m", "dvc", "repro", "tune"], check=False).returncode)
+
+
+@click.command()
+def summary() -> None:
+    """Show the measured model and what became of it."""
+    from mitoflow.core import files, provenance
+    from mitoflow.evaluation.bootstrap import Interval
+    from mitoflow.stages import EVALUATE_REPORTS, MODEL
+    from mitoflow.tracking import registry
+
+    path = EVALUATE_REPORTS / "metrics.json"
+    remedy, protocols = "run `dvc repro` or `dvc pull`", ("patch_wise", "whole_slice")
+    if not MODEL.is_file():
+        raise InputError(MODEL, "no such file", "a measured model", remedy)
+    measured = files.read_json(path, remedy, protocols)
+    rows = []
+    for protocol in protocols:
+        scores = measured[protocol]
+        intervals = (Interval(*(scores[name + end] for end in ("", "_low", "_high"))) for name in SCORES)
+        rows.append([protocol.replace("_", "-"), *map(format_score, intervals)])
+    print_table(["test", *SCORES.values()], rows)
+    try:
+        digest = provenance.file_sha256(MODEL)
+        same = [row for row in registry.models() if row.model_sha256 == digest]
+        lines = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.verdict}" for row in same]
+        click.echo(
+            f"registered model: {lines[-1] if lines else 'none yet, see `mitoflow sync` and `mitoflow register`'}"
+        )
+        for check in same[-1].checks if same else ():
+            click.echo(f"promotion.yaml: {check}")
+    except InputError as error:
+        click.echo(f"registered model: {error}")
+    click.echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")

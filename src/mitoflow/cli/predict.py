@@ -1,0 +1,59 @@
+"""Commands for masks: predict one, and score it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mitoflow.cli._click import model_option
+from mitoflow.cli._output import print_table
+
+
+@click.command()
+@click.argument("source", metavar="INPUT")
+@click.argument("output", type=click.Path(path_type=Path))
+@model_option
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
+@click.option("--tta", is_flag=True, help="Average over all symmetries of a tile: better, and up to 8 times as long.")
+@click.option("--probability", is_flag=True, help="Write OUTPUT_probability too, float32 in [0, 1].")
+@click.option("--instances", is_flag=True, help="Write OUTPUT_instances too: each mitochondrion with its own label.")
+@click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="Measure each mitochondrion: CSV.")
+@click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
+@click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
+@click.option("--rescale", is_flag=True, help="Resample the slices to the pixel size that the model was trained on.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr for empty ones.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
+@click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
+def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
+    """Write the mask of a stack of any size.
+
+    INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
+    .ome.tif or .ome.zarr. The model is the champion, or the pretrained one where there is no champion yet. A command
+    that was interrupted goes on where it was when it is given again.
+    """
+    from mitoflow.inference import prediction
+    from mitoflow.io import spacing
+    from mitoflow.tracking import model_lookup
+
+    known = spacing.parse(voxel_size) if voxel_size else None
+    request = prediction.Request(source, output, spacing=known, **options)
+    model = model_lookup.find(wanted)
+    prediction.predict(request, model, lambda line: click.echo(line, err=True))
+    click.echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
+
+
+@click.command()
+@click.argument("prediction")
+@click.argument("truth")
+def score(prediction: str, truth: str) -> None:
+    """Compare a mask, or labels, with one that was drawn."""
+    from mitoflow.evaluation import scoring
+
+    scores = scoring.score(prediction, truth)
+    rows = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
+    print_table([], rows)

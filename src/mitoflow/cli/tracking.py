@@ -1,0 +1,44 @@
+"""Commands for MLflow: open it, and send what it missed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from mitoflow.errors import InputError
+
+
+@click.command()
+@click.option("--port", default=5000, show_default=True)
+def ui(port: int) -> None:
+    """Open MLflow: runs, artifacts and the model registry."""
+    from mitoflow.tracking import store
+
+    place = store.uri()
+    if not store.is_database(place):
+        click.echo(f"MLflow is at {store.without_credentials(place)}")
+        return
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+@click.command()
+def sync() -> None:
+    """Send to MLflow what it missed while it was away."""
+    from mitoflow.tracking import runs
+
+    synced = runs.sync()
+    if synced.live:
+        click.echo(f"{synced.live} running stages send for themselves")
+    click.echo(f"{synced.sent} events sent")
+    errors = list(synced.damaged)
+    if synced.left:
+        found = f"{synced.left} events that it did not take ({synced.trouble})"
+        errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
+    for error in errors[:-1]:
+        click.echo(f"mitoflow: {error}", err=True)
+    if errors:
+        raise errors[-1]
