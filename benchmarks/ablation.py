@@ -45,8 +45,6 @@ from mitoflow.training.fitting import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "ablation.json"
 
-Block = Callable[[Any, int, str], Any]
-
 
 def group_normalised(x: Any, width: int, name: str) -> Any:
     """Two convolutions with group normalisation (Wu and He, ECCV 2018), groups of 8 feature maps."""
@@ -65,17 +63,33 @@ def residual(x: Any, width: int, name: str) -> Any:
     return layers.Add(name=f"{name}_sum")([shortcut, unet.convolve_twice(x, width, name)])
 
 
-@contextmanager
-def built_of(block: Block) -> Iterator[None]:
-    """Build the U-Net of other blocks."""
-    original = unet.convolve_twice
+for block in (group_normalised, residual):
+    unet.NETWORKS.register(block.__name__)(partial(unet.build_unet, block=block))
 
-    def other(x: Any, width: int, name: str) -> Any:
-        with mock.patch.object(unet, "convolve_twice", original):  # what the block itself builds upon
-            return block(x, width, name)
 
-    with mock.patch.object(unet, "convolve_twice", other):
-        yield
+@unet.NETWORKS.register("deeply_supervised")
+def build_deeply_supervised(depth: int, base_width: int, channels: int) -> keras.Model:
+    """The U-Net, with logits of the two coarser levels of the way up as further channels (Lee et al., AISTATS 2015)."""
+    model = unet.build_unet(depth, base_width, channels)
+    outputs = [model.output]
+    for level in (1, 2):
+        x = model.get_layer(f"up{level}_2_relu").output
+        x = layers.Conv2D(1, 1, dtype="float32", name=f"logits{level}")(x)
+        outputs.append(layers.UpSampling2D(2**level, interpolation="bilinear", dtype="float32")(x))
+    return keras.Model(model.input, layers.Concatenate(dtype="float32")(outputs))
+
+
+@losses.LOSSES.register("bce_dice_of_all_levels")
+class OfAllLevels(keras.losses.Loss):
+    """Cross-entropy with soft Dice of each level of `build_deeply_supervised`, half as much from level to level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = losses.BinaryCrossentropyDice()
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        shares = (4 / 7, 2 / 7, 1 / 7)
+        return sum(share * self.loss(y_true, y_pred[..., i : i + 1], sample_weight) for i, share in enumerate(shares))
 
 
 class Averaging(fitting._Progress):
@@ -93,43 +107,6 @@ class Averaging(fitting._Progress):
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         self.best_weights = self.average or []
-
-
-@contextmanager
-def deeply_supervised() -> Iterator[None]:
-    """Train the two coarser levels of the way up to predict the mask as well (Lee et al., AISTATS 2015)."""
-    build, make_loss, dice = unet.build_unet, losses.segmentation_loss, losses.Dice
-
-    def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
-        model = build(depth, base_width, channels)
-        outputs = [model.output]
-        for level in (1, 2):
-            x = model.get_layer(f"up{level}_2_relu").output
-            x = layers.Conv2D(1, 1, dtype="float32", name=f"logits{level}")(x)
-            outputs.append(layers.UpSampling2D(2**level, interpolation="bilinear", dtype="float32")(x))
-        return keras.Model(model.input, layers.Concatenate(dtype="float32")(outputs))
-
-    class OfAllLevels(keras.losses.Loss):
-        def __init__(self, name: Any) -> None:
-            super().__init__()
-            self.loss = make_loss(name)
-
-        def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            shares = (4 / 7, 2 / 7, 1 / 7)  # half as much from level to level
-            return sum(
-                share * self.loss(y_true, y_pred[..., i : i + 1], sample_weight) for i, share in enumerate(shares)
-            )
-
-    class OfTheFinest(dice):  # type: ignore[misc, valid-type]
-        def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-            super().update_state(y_true, y_pred[..., :1], sample_weight)
-
-    with (
-        mock.patch.object(unet, "build_unet", build_unet),
-        mock.patch.object(losses, "segmentation_loss", OfAllLevels),
-        mock.patch.object(losses, "Dice", OfTheFinest),
-    ):
-        yield
 
 
 class Mining(fitting._Progress):
@@ -213,11 +190,11 @@ ROWS = {
     "half of the width": Row({"base_width": 8}),
     "one and a half of the width": Row({"base_width": 24}),
     "a level less": Row({"depth": 3}),
-    "residual blocks": Row(within=partial(built_of, residual)),
-    "group normalisation": Row(within=partial(built_of, group_normalised)),
+    "residual blocks": Row({"network": "residual"}),
+    "group normalisation": Row({"network": "group_normalised"}),
     "a moving average of the weights": Row(within=partial(mock.patch.object, fitting, "_Progress", Averaging)),
     "larger crops, as many pixels": Row(size=384),
-    "deep supervision": Row(within=deeply_supervised),
+    "deep supervision": Row({"network": "deeply_supervised", "loss": "bce_dice_of_all_levels"}),
     "two halves, the second without hard negatives": Row({"epochs": 2}),
     "two halves, the second with hard negatives": Row({"epochs": 2}, within=hard_negatives),
     "three of them averaged": Row(members=3),

@@ -30,7 +30,7 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
         ("gap: 4", "gap: -1", "patch.gap", "greater than or equal to 0"),
         ("gap: 4", "gap: four", "patch.gap", "integer"),
         ("gap: 4", "gap: 4.5", "patch.gap", "integer"),
-        ("loss: bce ", "loss: dice ", "train.loss", "'bce' or 'bce_dice'"),
+        ("loss: bce ", "loss: 3 ", "train.loss", "string"),
         ("learning_rate: tuned", "learning_rate: tuning", "train.learning_rate", "'tuned'"),
         ("  block: 6", "  block: 0", "evaluate.block", "greater than or equal to 1"),
         ("seed: 1", "seed: -1", "tune.seed", "greater than or equal to 0"),

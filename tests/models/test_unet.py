@@ -16,6 +16,20 @@ def test_it_is_the_u_net_of_the_readme() -> None:
     assert model.compute_output_shape((2, 256, 320, 1)) == (2, 256, 320, 1)
 
 
+def test_a_u_net_of_other_blocks_has_one_on_each_level() -> None:
+    seen = []
+
+    def convolve_once(x, width, name):
+        seen.append((name, width, x.shape[-1]))
+        return keras.layers.Conv2D(width, 3, padding="same", name=name)(x)
+
+    model = unet.build_unet(2, 4, channels=3, block=convolve_once)
+    levels = [("down0", 4, 3), ("down1", 8, 4), ("bottom", 16, 8), ("up1", 8, 16), ("up0", 4, 8)]
+    assert seen == levels
+    assert {name for name, _, _ in levels} < {layer.name for layer in model.layers}
+    assert model.compute_output_shape((2, 16, 24, 3)) == (2, 16, 24, 1)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("training", [True, False])
 def test_fused_normalisation_is_keras_normalisation(dtype: str, training: bool) -> None:

@@ -15,6 +15,7 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
+from mitoflow.models import unet
 from mitoflow.training import fitting
 from mitoflow.training.fitting import Recipe
 from tests.parts import ENVIRONMENT
@@ -187,6 +188,23 @@ def test_it_starts_from_another_model(store: PatchStore) -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     with pytest.raises(InputError, match="train.init_from: found a U-Net of other depth"):
         fitting.fit(store, dataclasses.replace(still, depth=1), initial=first)
+
+
+@pytest.mark.parametrize(("key", "known"), [("loss", "bce, bce_dice"), ("network", "unet")])
+def test_an_unknown_loss_or_network_is_refused(store: PatchStore, key: str, known: str) -> None:
+    with pytest.raises(InputError, match=f"params.yaml: train.{key}: found 'other', expected one of {known}"):
+        fitting.fit(store, dataclasses.replace(RECIPE, **{key: "other"}))
+
+
+def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
+    @unet.NETWORKS.register("of the test")
+    def build(depth: int, base_width: int, channels: int) -> keras.Model:
+        inputs = keras.Input((None, None, channels))
+        return keras.Model(inputs, keras.layers.Conv2D(1, 3, padding="same", dtype="float32")(inputs))
+
+    short = dataclasses.replace(RECIPE, network="of the test", epochs=1, patches_per_epoch=4)
+    assert [weights.shape for weights in fitting.fit(store, short).model.get_weights()] == [(3, 3, 3, 1), (1,)]
+    del unet.NETWORKS["of the test"]
 
 
 def test_it_stops_when_validation_gets_no_better(store: PatchStore) -> None:

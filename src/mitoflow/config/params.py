@@ -129,7 +129,7 @@ class Train(Section):
     context_step: Positive
     context_dropout: Fraction
     base_width: Positive
-    loss: Literal["bce", "bce_dice"]
+    loss: str
     precision: Literal["float32", "mixed_bfloat16"]
     batch_size: Positive
     epochs: Positive

@@ -1,1 +1,7 @@
-"""Networks and losses, as Keras objects; knows nothing of files of images or of parameters."""
+"""Networks and losses, as Keras objects that are chosen by name; knows nothing of image files.
+
+A module that registers a network or a loss is imported here, so that its names are known wherever one is chosen.
+"""
+
+from mitoflow.models import losses as losses
+from mitoflow.models import unet as unet

@@ -6,28 +6,33 @@ neither overflows nor loses its gradient where the network is sure, and logit >=
 All take truth ``(N, Y, X, 1)`` in {0, 1}, logits ``(N, Y, X, 1)``, and a ``sample_weight`` of ``(N, Y, X)`` or
 ``(N, Y, X, 1)`` in which pixels that must not count, such as reflected margins, are 0. Keras hands the weights to the
 loss and to the ``weighted_metrics`` of ``Model.compile``, never to its ``metrics``.
+
+A loss implements ``call``, as those of Keras do, with the reduction ``mean_with_sample_weight``. One that overrides
+``__call__``, because it is no mean over pixels, divides by `unet.sharing_devices`, as Keras does for the others.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
+from mitoflow.core.choices import Choices
 from mitoflow.models import unet
 
-
-def segmentation_loss(name: Literal["bce", "bce_dice"]) -> keras.losses.Loss:
-    """Return binary cross-entropy, alone or with soft Dice."""
-    return BinaryCrossentropyDice() if name == "bce_dice" else binary_crossentropy()
+#: The losses that `train.loss` chooses from; called without arguments, each returns a new Keras loss.
+LOSSES: Choices[Callable[[], keras.losses.Loss]] = Choices("params.yaml: train.loss")
 
 
+@LOSSES.register("bce")
 def binary_crossentropy() -> keras.losses.BinaryCrossentropy:
     """Return the mean cross-entropy of the pixels that count, from logits."""
     return keras.losses.BinaryCrossentropy(from_logits=True, reduction="mean_with_sample_weight", name="bce")
 
 
+@LOSSES.register("bce_dice")
 @keras.saving.register_keras_serializable("mitoflow")
 class BinaryCrossentropyDice(keras.losses.Loss):
     """Binary cross-entropy plus 1 - soft Dice.
@@ -82,7 +87,8 @@ class OfWholeBatch(keras.losses.Loss):
 class Dice(keras.metrics.Metric):
     """2 TP / (2 TP + FP + FN) of all pixels since the last reset, where logit >= 0 predicts foreground; 0/0 is 1.
 
-    The counts are float32: whole numbers up to 2^24 pixels each, and to about 1e-7 of themselves beyond.
+    Of a network with several output channels, such as one under deep supervision, the first is the segmentation. The
+    counts are float32: whole numbers up to 2^24 pixels each, and to about 1e-7 of themselves beyond.
     """
 
     def __init__(self, name: str = "dice", **config: Any) -> None:
@@ -94,7 +100,7 @@ class Dice(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the pixels of a batch."""
         truth = ops.convert_to_tensor(y_true, self.dtype)
-        predicted = ops.cast(ops.convert_to_tensor(y_pred) >= 0, self.dtype)
+        predicted = ops.cast(ops.convert_to_tensor(y_pred)[..., :1] >= 0, self.dtype)
         weight = _weight(sample_weight, truth)
         self.tp.assign_add(ops.sum(weight * truth * predicted))
         self.fp.assign_add(ops.sum(weight * (1 - truth) * predicted))

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import keras
 from keras import layers
 
 from mitoflow.core import files
+from mitoflow.core.choices import Choices
 from mitoflow.errors import InputError
+
+#: The networks that `train.network` chooses from: functions of depth, base width and channels, as `build_unet` is.
+NETWORKS: Choices[Callable[[int, int, int], keras.Model]] = Choices("params.yaml: train.network")
+#: Adds the layers of one level to x, (N, Y, X, C), under names that begin with `name`; returns (N, Y, X, width).
+Block = Callable[[Any, int, str], Any]
 
 MOMENTUM = 0.9  # of the moving statistics: the first epochs of a short trial must not be judged by their initial values
 
@@ -68,7 +75,21 @@ def sharing_devices() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
-def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
+def convolve_twice(x: Any, width: int, name: str) -> Any:
+    """Convolve (N, Y, X, C) twice to `width` feature maps, each time with normalisation and ReLU: a level's block."""
+    for i in (1, 2):
+        # The normalisation brings its own offset, so the convolution goes without a bias.
+        convolve = layers.Conv2D(
+            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}"
+        )
+        x = convolve(x)
+        x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_{i}_norm")(x)
+        x = layers.ReLU(name=f"{name}_{i}_relu")(x)
+    return x
+
+
+@NETWORKS.register("unet")
+def build_unet(depth: int, base_width: int, channels: int = 1, block: Block = convolve_twice) -> keras.Model:
     """Build a U-Net for patches of any size that is divisible by ``2**depth``.
 
     On each level two 3 x 3 convolutions with batch normalisation and ReLU; max pooling on the way down, transposed
@@ -85,6 +106,8 @@ def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
         Feature maps on the first level.
     channels
         Channels of the input.
+    block
+        What each level is made of, in place of two convolutions.
 
     Returns
     -------
@@ -94,30 +117,17 @@ def build_unet(depth: int, base_width: int, channels: int = 1) -> keras.Model:
     skips = []
     x = inputs
     for level in range(depth):
-        x = convolve_twice(x, base_width * 2**level, f"down{level}")
+        x = block(x, base_width * 2**level, f"down{level}")
         skips.append(x)
         x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-    x = convolve_twice(x, base_width * 2**depth, "bottom")
+    x = block(x, base_width * 2**depth, "bottom")
     for level in reversed(range(depth)):
         width = base_width * 2**level
         x = layers.Conv2DTranspose(width, 2, strides=2, name=f"up{level}_transpose")(x)
         x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
-        x = convolve_twice(x, width, f"up{level}")
+        x = block(x, width, f"up{level}")
     logits = layers.Conv2D(1, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="unet")
-
-
-def convolve_twice(x: Any, width: int, name: str) -> Any:
-    """Convolve (N, Y, X, C) twice to `width` feature maps, each time with normalisation and ReLU: a level's block."""
-    for i in (1, 2):
-        # The normalisation brings its own offset, so the convolution goes without a bias.
-        convolve = layers.Conv2D(
-            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}"
-        )
-        x = convolve(x)
-        x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_{i}_norm")(x)
-        x = layers.ReLU(name=f"{name}_{i}_relu")(x)
-    return x
 
 
 def reach(depth: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import PatchStore
-from mitoflow.models import unet
+from mitoflow.models import losses, unet
 from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
 from mitoflow.tracking import pretrained, runs
 from mitoflow.training import fitting
@@ -19,6 +19,7 @@ DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that 
 
 def main() -> None:
     settings = params.load()
+    losses.LOSSES.require(settings.train.loss)
     store = PatchStore.open(PATCHES)
     values = settings.train.model_dump(exclude={"init_from", "strategy"})
     tuned = [key for key, value in values.items() if value == "tuned"]

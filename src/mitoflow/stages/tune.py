@@ -10,6 +10,7 @@ from typing import Any
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance
+from mitoflow.models import losses
 from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
 from mitoflow.tracking import runs
 from mitoflow.training import fitting
@@ -19,6 +20,7 @@ from mitoflow.tuning.trial import Trial
 
 def main() -> None:
     settings = params.load()
+    losses.LOSSES.require(settings.train.loss)
     tune = settings.tune
     searched = tune.model_dump(exclude={"trials", "workers"})
     of_a_fit = {

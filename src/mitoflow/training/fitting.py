@@ -52,13 +52,14 @@ class Recipe:
     context_step: int
     context_dropout: float
     base_width: int
-    loss: Literal["bce", "bce_dice"]
+    loss: str
     precision: Literal["float32", "mixed_bfloat16"]
     batch_size: int
     epochs: int
     patches_per_epoch: int
     patience: int
     seed: int
+    network: str = "unet"
 
 
 @dataclass(frozen=True)
@@ -255,11 +256,13 @@ def fit(
     Raises
     ------
     InputError
-        The recipe describes another U-Net than `initial`, or a batch that the devices cannot share.
+        The recipe names an unknown loss or network, describes another U-Net than `initial`, or a batch that the devices
+        cannot share.
     """
+    make_loss, build = losses.LOSSES[recipe.loss], unet.NETWORKS[recipe.network]
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    loss = losses.segmentation_loss(recipe.loss)
+    loss = make_loss()
     with _sharing(strategy, recipe.batch_size) as devices:
         train = TrainPatches(store.train, store.bit_depth, recipe, devices)
         validation = ValidationPatches(store.validation, store.bit_depth, recipe, devices)
@@ -270,7 +273,7 @@ def fit(
             warmup_target=recipe.learning_rate,
             warmup_steps=round(steps * WARM_UP),
         )
-        model = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+        model = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
         if weights:
             _take_over(model, weights)
         model.compile(
@@ -292,7 +295,7 @@ def fit(
             callbacks=[progress],
             verbose=0,
         )
-    fitted = unet.build_unet(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+    fitted = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(progress.best_weights)
     return Fit(fitted, progress.history)
 
