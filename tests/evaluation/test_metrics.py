@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, f1_score, jaccard_score
 
-from mitoflow.evaluation import metrics
+from mitoflow.evaluation import curves, metrics
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.evaluation.metrics import Counts
@@ -62,7 +62,7 @@ def test_shapes_that_differ_are_refused():
         ProbabilityHistogram().add(np.zeros((2, 4, 4)), np.zeros((4, 4)))
 
 
-@given(masks, probabilities, st.sampled_from(metrics.THRESHOLDS.tolist()))
+@given(masks, probabilities, st.sampled_from(curves.THRESHOLDS.tolist()))
 def test_histogram_counts_are_those_of_the_prediction_rule(truth, probability, threshold):
     histogram = ProbabilityHistogram()
     for row in zip(truth, probability, strict=True):
@@ -111,7 +111,7 @@ def histogram(predicted) -> ProbabilityHistogram:
 
 def test_best_threshold_beats_every_other(predicted, histogram):
     truth, probability = predicted
-    scores = [metrics.dice(metrics.count(truth, probability >= t).sum(0)) for t in metrics.THRESHOLDS]
+    scores = [metrics.dice(metrics.count(truth, probability >= t).sum(0)) for t in curves.THRESHOLDS]
     assert scores[int(histogram.best_threshold() * 256)] == max(scores)
 
 

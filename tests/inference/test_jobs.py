@@ -115,11 +115,11 @@ def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """Start a worker that reads slowly, so that there is time to kill it."""
     Path("slow.py").write_text(
         "import time\n"
-        "from mitoflow import scans\n"
-        "def slowly(*arguments, read=scans.TiffScan.read):\n"
+        "from mitoflow.io import volumes\n"
+        "def slowly(*arguments, read=volumes.TiffScan.read):\n"
         "    time.sleep(0.02)\n"
         "    return read(*arguments)\n"
-        "scans.TiffScan.read = slowly\n"
+        "volumes.TiffScan.read = slowly\n"
     )
     where = ("--host", "127.0.0.1", "--preload", str(Path("slow.py").absolute()))
     return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", *where)

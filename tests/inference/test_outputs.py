@@ -48,7 +48,7 @@ def test_what_was_made_for_another_request_is_thrown_away(tmp_path: Path) -> Non
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mitoflow.partial import making\n"
+        "import sys; from pathlib import Path; from mitoflow.inference.outputs import making\n"
         "with making(Path(sys.argv[1]), {}) as work: print(flush=True); sys.stdin.read()"
     )
     output = tmp_path / "o.zarr"

@@ -149,7 +149,8 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         ((), "fewer than 2 slices or more than 0 million voxels"),
     ):
         if not asked:
-            monkeypatch.setattr("mitoflow.inference.predictor.ORTHOPLANE_LIMIT", STACK.size - 1)
+            for module in ("predictor", "prediction"):
+                monkeypatch.setattr(f"mitoflow.inference.{module}.ORTHOPLANE_LIMIT", STACK.size - 1)
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert code == 0
         assert f"note: cell.ome.tif has {why}: predicted from its slices alone" in err
@@ -239,13 +240,14 @@ def test_a_killed_process_is_continued_at_the_first_missing_block(
     output = f"mask.{ending}"
     code = f"""
 import os, signal, sys
-from mitoflow import cli, scans
-read = scans.TiffScan.read
+from mitoflow import cli
+from mitoflow.io import volumes
+read = volumes.TiffScan.read
 def read_or_die(scan, z, box):
     if z == 22:  # of the third block, and of no sample
         os.kill(os.getpid(), signal.SIGKILL)
     return read(scan, z, box)
-scans.TiffScan.read = read_or_die
+volumes.TiffScan.read = read_or_die
 sys.argv = ["mitoflow", "predict", "cell.ome.tif", "{output}", "--model", "model/unet.keras"]
 cli.main()
 """
