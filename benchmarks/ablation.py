@@ -122,7 +122,7 @@ class Mining(fitting._Progress):
                 logits = self.model.predict_on_batch(network_input.to_unit(images, self.train.bit_depth))[..., 0]
                 wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
             mined = dataclasses.replace(patches, masks=wrong)
-            everywhere = dataclasses.replace(recipe, foreground=1.0)
+            everywhere = dataclasses.replace(recipe, foreground_fraction=1.0)
             self.train.mined = fitting.TrainPatches(mined, self.train.bit_depth, everywhere)  # type: ignore[attr-defined]
 
 
@@ -177,14 +177,14 @@ class Row:
 
 ROWS = {
     "the recipe": Row(),
-    "sections along y and x too, judged on slices": Row({"planes": 3}),
+    "sections along y and x too, judged on slices": Row({"orthoplanes": True}),
     "no neighbouring slices": Row({"context": 0}),
     "one neighbour on each side, next to it": Row({"context": 1, "context_step": 1}),
     "no variation of grey values": Row({"intensity_strength": 0.0}),
-    "crops anywhere, none placed on foreground": Row({"foreground": 0.0}),
-    "every crop placed on foreground": Row({"foreground": 1.0}),
-    "turns and flips only, nothing resampled": Row({"resampled": 0.0}),
-    "every crop resampled, as the student's report did": Row({"resampled": 1.0, "augment_strength": 1.0}),
+    "crops anywhere, none placed on foreground": Row({"foreground_fraction": 0.0}),
+    "every crop placed on foreground": Row({"foreground_fraction": 1.0}),
+    "turns and flips only, nothing resampled": Row({"affine_fraction": 0.0}),
+    "every crop resampled, as the student's report did": Row({"affine_fraction": 1.0, "augment_strength": 1.0}),
     "no geometric augmentation": Row({"augment_strength": 0.0}),
     "cross-entropy without Dice": Row({"loss": "bce"}),
     "half of the width": Row({"base_width": 8}),
@@ -238,7 +238,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         bit_depth=store.bit_depth,
         divisor=2**recipe.depth,
         tile=1024,
-        overlap=64,
+        overlap=128,
         threshold=0.5,
         context=recipe.context,
         context_step=recipe.context_step,
@@ -268,10 +268,10 @@ def main() -> None:
     done = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
     if not options.table:
         store = PatchStore.open(PATCHES)
-        values = params.load().train.model_dump(exclude={"init_from", "strategy"})
+        values = params.load().train.model_dump(exclude={"init_from"})
         if tuned := [key for key, value in values.items() if value == "tuned"]:
             parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
-        base = Recipe(**{**values, "planes": 1, "epochs": 1, "seed": options.seed})
+        base = Recipe(**{**values, "orthoplanes": False, "epochs": 1, "seed": options.seed})
         for name in options.rows or ROWS:
             row = ROWS[name]
             key = f"{name} / {options.patches} patches / seed {options.seed}"

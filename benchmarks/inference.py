@@ -51,8 +51,8 @@ def predictor() -> Predictor:
         context=0,
         context_step=1,
         tile=1024,
-        overlap=64,
-        views=1,
+        overlap=128,
+        tta=1,
         median=1,
         threshold=0.5,
     )

@@ -22,7 +22,7 @@ SHORT = {
     "tune.depth.high": "2",
     "train.epochs": "1",
     "train.patches_per_epoch": "8",
-    "evaluate.resamples": "100",
+    "evaluate.bootstrap_resamples": "100",
 }
 
 

@@ -1,7 +1,7 @@
 """What is done after the network is worth: `python -m benchmarks.postprocessing MODEL`, in a project with its patches/.
 
-Sections that are averaged where the model knows them, views that are averaged, the median along z, and the removal of
-small objects, of one model, on the validation slices alone. Every row has the threshold that is best for it. The test
+Orthogonal planes where the model knows them, test-time augmentation, the median along z, and the removal of small
+objects, of one model, on the validation slices alone. Every row has the threshold that is best for it. The test
 part stays closed.
 """
 
@@ -24,7 +24,7 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.inference import instances
-from mitoflow.inference.predictor import VIEWS, Predictor, median_along_z
+from mitoflow.inference.predictor import TTA, Predictor, median_along_z
 from mitoflow.io import tiff
 from mitoflow.stages import DATA
 from mitoflow.tracking import model_lookup
@@ -39,7 +39,8 @@ Stack = tuple[np.ndarray, np.ndarray]  # truth {0, 1} and probability, (Z, Y, X)
 def predict(predictor: Predictor, validation: Patches, images: list[tiff.Stack]) -> list[Stack]:
     """Return truth and unfiltered probability of each validation stack, the end of one of `images`."""
     stacks = []
-    said = f"{predictor.settings.planes} planes, {predictor.settings.views} views"
+    planes = "orthogonal planes" if predictor.settings.orthoplanes else "slices"
+    said = f"{planes}, test-time augmentation {predictor.settings.tta}"
     for stack, held in validation.ranges.items():
         maps = predictor.stream_unfiltered(images[stack].slice, range(images[stack].shape[0]), held)
         probability = np.stack([*tqdm(maps, desc=said, total=len(held), unit="slice")])
@@ -75,8 +76,11 @@ def main() -> None:
     model = model_lookup.find(options.model).predictor
     images = [pair.image for pair in read_pairs(DATA / "train")]
     rows = []
-    for planes, views in [*((1, views) for views in sorted(VIEWS)), *([(3, 1)] if model.settings.planes == 3 else [])]:
-        settings = replace(model.settings, planes=planes, views=views)
+    for orthoplanes, tta in [
+        *((False, tta) for tta in sorted(TTA)),
+        *([(True, 1)] if model.settings.orthoplanes else []),
+    ]:
+        settings = replace(model.settings, orthoplanes=orthoplanes, tta=tta)
         started = time.perf_counter()
         stacks = predict(Predictor(model.model, settings), validation, images)
         seconds = (time.perf_counter() - started) / sum(len(truth) for truth, _ in stacks)
@@ -86,14 +90,15 @@ def main() -> None:
             for smallest in SMALLEST if median == model.settings.median else (0,):
                 masks = [(truth, without_specks(maps >= threshold, smallest)) for truth, maps in filtered]
                 counts = sum(metrics.count(truth, mask).sum(0) for truth, mask in masks)
-                row = {"planes": planes, "views": views, "median": median, "smallest": smallest, "threshold": threshold}
+                row = {"orthoplanes": orthoplanes, "tta": tta, "median": median}
+                row |= {"smallest": smallest, "threshold": threshold}
                 rows.append(row | {"dice": round(float(metrics.dice(np.asarray(counts))), 4), "seconds": seconds})
     options.into.parent.mkdir(exist_ok=True)
     files.write_json(options.into, rows)
-    print("| planes | views | median along z | smallest object | validation Dice | seconds a slice |")
+    print("| orthoplanes | tta | median along z | smallest object | validation Dice | seconds a slice |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        cells = (row["planes"], row["views"], row["median"], row["smallest"])
+        cells = (row["orthoplanes"], row["tta"], row["median"], row["smallest"])
         print("|", *(f"{cell} |" for cell in cells), f"{row['dice']:.4f} | {row['seconds']:.2f} |")
 
 

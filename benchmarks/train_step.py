@@ -27,7 +27,13 @@ PRESET = "epfl-quick"
 REACHING = 3_200  # patches of this preset, with `train.epochs: 4`, that reach the seed's Dice; see docs/quality.md
 
 #: Changes to the preset that make one input channel of it, and of every patch what the seed project makes of it.
-LIKE_THE_SEED = {"planes": 1, "context": 0, "resampled": 1.0, "augment_strength": 1.0, "intensity_strength": 0.0}
+LIKE_THE_SEED = {
+    "orthoplanes": False,
+    "context": 0,
+    "affine_fraction": 1.0,
+    "augment_strength": 1.0,
+    "intensity_strength": 0.0,
+}
 
 # The seed project: width 64, float32, 25 epochs of the 1,980 patches of its training volume.
 SEED_WIDTH, SEED_PATCHES = 64, 25 * 1_980

@@ -110,7 +110,7 @@ def search(folder: Path, objective: Any, trials: int, address: str) -> None:
 
     ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 2, "high": 2}}
     ranges["augment_strength"] = {"low": 0.0, "high": 1.0}
-    counts = {"trials": trials, "workers": 1, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
+    counts = {"trials": trials, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
     with tempfile.TemporaryDirectory(dir=folder) as own:
         study = optuna_study.open_study(f"sqlite:///{own}/study.db", "study")
         study.pruner = optuna.pruners.NopPruner()

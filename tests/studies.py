@@ -16,7 +16,6 @@ from mitoflow.tuning import optuna_study
 
 SETTINGS = Tune(
     trials=6,
-    workers=1,
     epochs=3,
     patches_per_epoch=1,
     seed=1,

@@ -31,7 +31,7 @@ from mitoflow.models import unet
 from mitoflow.tracking import model_lookup, registry, runs, store
 
 SETTINGS = Settings(
-    bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.43, context=1, context_step=2, views=4, median=3
+    bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.43, context=1, context_step=2, tta=4, median=3
 )
 FILES = ("unet.keras", "inference.yaml", "evaluation.json")
 

@@ -24,7 +24,7 @@ from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
 STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
 
 

@@ -26,7 +26,7 @@ from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import ome
 from tests.parts import PATIENCE, free_port, until, write_model
 
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
 STACK = np.random.default_rng(0).integers(0, 256, (5, 64, 80), np.uint8)
 
 

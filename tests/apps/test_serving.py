@@ -21,7 +21,7 @@ from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import ome
 from tests.parts import free_port, until, write_model
 
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (6, 64, 80), np.uint8)
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,15 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
         ("gap: 4", "gap: 4.5", "patch.gap", "integer"),
         ("loss: bce ", "loss: 3 ", "train.loss", "string"),
         ("learning_rate: tuned", "learning_rate: tuning", "train.learning_rate", "'tuned'"),
-        ("  block: 6", "  block: 0", "evaluate.block", "greater than or equal to 1"),
+        ("  bootstrap_block: 6", "  bootstrap_block: 0", "evaluate.bootstrap_block", "greater than or equal to 1"),
         ("seed: 1", "seed: -1", "tune.seed", "greater than or equal to 0"),
         ("learning_rate: tuned", "learning_rate: .nan", "train.learning_rate", "nan"),
         ("validation_fraction: 0.2", "validation_fraction: 1", "patch.validation_fraction", "less than 1"),
         ("low: 2,", "low: 5,", "tune.depth", "low 5 is above high 4"),
         ("step: 256", "step: 300", "patch", "step 300 is larger than size 256"),
         ("size: 256", "size: 264", "patch.size 264 is not divisible by 2^depth = 16", "change one"),
-        ("overlap: 32", "overlap: 128", "evaluate", "overlap 128 is not below half of tile 256"),
-        ("overlap: 32", "overlap: 31", "evaluate.tile - 2 * evaluate.overlap", "not divisible"),
+        ("overlap: 64", "overlap: 256", "evaluate", "overlap 256 is not below tile 256"),
+        ("overlap: 64", "overlap: 62", "evaluate.tile - evaluate.overlap", "not divisible"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: str, said: str) -> None:
@@ -50,6 +51,33 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: st
     assert where in line
     assert said in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "line"),
+    [
+        ("affine_fraction: 0.33", "resampled: 0.33", "train.resampled: found {}, expected affine_fraction; rename it"),
+        ("foreground_fraction", "foreground", "train.foreground: found {}, expected foreground_fraction; rename it"),
+        (
+            "orthoplanes: false",
+            "planes: 1",
+            "train.planes: found {}, expected orthoplanes: true for 3, false for 1; rename",
+        ),
+        ("  tta: 1", "  views: 1", "evaluate.views: found {}, expected tta; rename it, and double evaluate.overlap, "),
+        ("bootstrap_block", "block", "evaluate.block: found {}, expected bootstrap_block; rename it"),
+        ("bootstrap_resamples", "resamples", "evaluate.resamples: found {}, expected bootstrap_resamples; rename it"),
+        ("  trials: 4", "  trials: 4\n  workers: 1", "tune.workers: found {}, expected machine.workers; move it"),
+        (
+            "  init_from",
+            "  strategy: none\n  init_from",
+            "train.strategy: found {}, expected machine.strategy; move it",
+        ),
+    ],
+)
+def test_a_key_of_mitoflow_0_1_names_the_new_one(tmp_path: Path, new: str, old: str, line: str) -> None:
+    path = edited(tmp_path, new, old)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {line.format('a key of mitoflow 0.1')}")):
+        params.load(path)
 
 
 def test_the_study_tries_depths_that_the_training_does_not_take(tmp_path: Path) -> None:

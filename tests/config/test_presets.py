@@ -36,10 +36,9 @@ def test_the_committed_file_is_the_preset_of_the_phantom(path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_names_every_key_but_those_of_the_machine_and_is_valid(path: Path, name: str) -> None:
     preset = presets.scalars(presets.PRESETS.read_text(), name)
-    assert preset.keys() | {"tune.workers", "train.strategy"} == presets.scalars(COMMITTED.read_text()).keys()
+    assert preset.keys() | {"machine.workers", "machine.strategy"} == presets.scalars(COMMITTED.read_text()).keys()
     wanted = YAML(typ="safe").load(presets.PRESETS.read_text())[name]
-    wanted["tune"] |= {"workers": 1}
-    wanted["train"] |= {"strategy": "none"}
+    wanted["machine"] = {"workers": 1, "strategy": "none"}
     presets.apply(path, name, name=wanted["data"]["name"], mask_rule="auto")
     assert params.load(path).model_dump(by_alias=True) == wanted
 

@@ -54,7 +54,7 @@ def test_sections_need_voxels_like_cubes(data: Path) -> None:
     for z, errors in ((7.0, 0), (40.0, 1)):
         metadata = {"axes": "ZYX", "spacing": z, "unit": "nm"}
         tifffile.imwrite(path, pictures(2), imagej=True, resolution=(1 / 5, 1 / 5), metadata=metadata)
-        found = check_dataset(data, "auto", LIMIT, planes=3).errors
+        found = check_dataset(data, "auto", LIMIT, orthoplanes=True).errors
         assert len(found) == errors
         assert check_dataset(data, "auto", LIMIT).errors == []
     assert "c.tif: found voxels of 40 x 5 x 5 nm (z, y, x)" in only(found)

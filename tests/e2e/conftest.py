@@ -37,8 +37,8 @@ SMALL = {
     "train.loss": "bce_dice",
     "train.patches_per_epoch": "240",
     "evaluate.tile": "64",
-    "evaluate.overlap": "8",
-    "evaluate.resamples": "200",
+    "evaluate.overlap": "16",
+    "evaluate.bootstrap_resamples": "200",
 }
 
 

@@ -98,7 +98,7 @@ def test_data_that_cannot_be_used_ends_the_pipeline(
     [
         ("size: 64", "size: 66", "patch.size 66 is not divisible by 2^depth = 4"),
         ("patience:", "patiense:", "did you mean patience?"),
-        ("overlap: 8", "overlap: -8", "evaluate.overlap"),
+        ("overlap: 16", "overlap: -16", "evaluate.overlap"),
         ("epochs: 4", "epochs: many", "train.epochs: found 'many', expected integer"),
     ],
 )

@@ -60,7 +60,6 @@ KEYS = {
     "patch.validation_fraction": ["patch"],
     "patch.gap": ["patch"],
     "tune.trials": ["tune"],
-    "tune.workers": ["tune"],
     "tune.epochs": ["tune"],
     "tune.patches_per_epoch": ["tune"],
     "tune.seed": ["tune"],
@@ -74,10 +73,10 @@ KEYS = {
     "train.learning_rate": ["train"],
     "train.depth": ["train"],
     "train.augment_strength": ["train"],
-    "train.resampled": ["tune", "train"],
+    "train.affine_fraction": ["tune", "train"],
     "train.intensity_strength": ["tune", "train"],
-    "train.foreground": ["tune", "train"],
-    "train.planes": ["validate", "tune", "train"],
+    "train.foreground_fraction": ["tune", "train"],
+    "train.orthoplanes": ["validate", "tune", "train"],
     "train.context": ["tune", "train"],
     "train.context_step": ["tune", "train"],
     "train.context_dropout": ["tune", "train"],
@@ -86,18 +85,19 @@ KEYS = {
     "train.precision": ["tune", "train"],
     "train.batch_size": ["tune", "train"],
     "train.epochs": ["train"],
-    "train.strategy": ["train"],
     "train.patches_per_epoch": ["train"],
     "train.patience": ["train"],
     "train.seed": ["train"],
     "evaluate.tile": ["evaluate"],
     "evaluate.overlap": ["evaluate"],
-    "evaluate.views": ["evaluate"],
-    "evaluate.planes": ["evaluate"],
+    "evaluate.tta": ["evaluate"],
+    "evaluate.orthoplanes": ["evaluate"],
     "evaluate.medians": ["evaluate"],
-    "evaluate.resamples": ["evaluate"],
-    "evaluate.block": ["evaluate"],
+    "evaluate.bootstrap_resamples": ["evaluate"],
+    "evaluate.bootstrap_block": ["evaluate"],
     "evaluate.seed": ["evaluate"],
+    "machine.workers": [],
+    "machine.strategy": [],
 }
 
 
@@ -147,5 +147,5 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
 
 
 def test_changing_evaluation_runs_evaluation_alone(finished: Project) -> None:
-    finished.set(evaluate__resamples="300")
+    finished.set(evaluate__bootstrap_resamples="300")
     assert stages_run(finished.run("dvc", "repro").stdout) == ["evaluate"]

@@ -73,7 +73,7 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
     cut = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     validation = PatchStore.write(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8).validation
     inputs = keras.Input((None, None, 1))
-    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5, median=5)
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5, median=5)
     sharp = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))
     predictor = Predictor(keras.Model(inputs, sharp(inputs)), settings)
     histogram = curves.ProbabilityHistogram()

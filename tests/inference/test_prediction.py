@@ -31,7 +31,7 @@ from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5, context=1, median=3)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
 KNOWN = {
     "axes": "ZYX",
@@ -130,7 +130,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
     monkeypatch.setattr(ome, "CHUNK", 32)
     monkeypatch.setattr(jobs, "SIDE", 64)
     monkeypatch.setattr(ome, "TILE", 16)
-    settings = replace(Settings.read(Path("model/inference.yaml")), planes=3)
+    settings = replace(Settings.read(Path("model/inference.yaml")), orthoplanes=True)
     settings.write(Path("model/inference.yaml"))
     wanted = Predictor.load(Path("model/unet.keras"), Path("model/inference.yaml")).probabilities(STACK)
     assert np.abs(wanted - probabilities).max() > 0.01

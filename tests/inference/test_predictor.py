@@ -12,7 +12,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor, Settings, fold_normalization, median_along_z
 from mitoflow.models import unet
 
-SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5)
+SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
 
 
 def single(predictor: Predictor, image: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
     reach = unet.reach(2)
     image = np.random.default_rng(0).integers(0, 256, (160, 64), dtype=np.uint8)
     whole = single(Predictor(model, replace(SETTINGS, tile=160, overlap=0)), image)
-    tiled = single(Predictor(model, replace(SETTINGS, tile=112, overlap=32)), image)
+    tiled = single(Predictor(model, replace(SETTINGS, tile=112, overlap=64)), image)
     # Tiles start at 0 and 48; between reach after the start of one and before the end of the other both see enough.
     np.testing.assert_allclose(tiled[48 + reach : 112 - reach], whole[48 + reach : 112 - reach], atol=1e-5)
 
@@ -63,7 +63,7 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
 def test_tiles_cover_a_slice_and_little_more(model: keras.Model, length: int) -> None:
     """They are as few as their largest size allows, and the network sees few pixels twice or beyond the end."""
     rows = Predictor(model, SETTINGS).region((length, 64)).rows
-    step, shared = rows.tile - 2 * SETTINGS.overlap, 2 * SETTINGS.overlap
+    step, shared = rows.tile - SETTINGS.overlap, SETTINGS.overlap
     assert rows.starts == [i * step for i in range(len(rows.starts))]
     assert rows.tile % SETTINGS.divisor == step % SETTINGS.divisor == 0
     assert rows.tile <= max(SETTINGS.tile, SETTINGS.divisor)
@@ -150,7 +150,7 @@ def test_a_normalisation_that_cannot_be_folded_is_kept() -> None:
     np.testing.assert_allclose(folded.predict_on_batch(images), network.predict_on_batch(images), rtol=1e-5)
 
 
-@pytest.mark.parametrize("overlap", [20, 24, 32])
+@pytest.mark.parametrize("overlap", [40, 48, 64])
 def test_a_network_that_is_certain_stays_a_probability(overlap: int) -> None:
     inputs = keras.Input((None, None, 1))
     certain = keras.layers.Conv2D(1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(20))
@@ -189,18 +189,40 @@ def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_dep
         Predictor(model, replace(SETTINGS, bit_depth=bit_depth)).masks(images)
 
 
-def test_settings_survive_the_file(tmp_path: Path) -> None:
-    written = replace(SETTINGS, context=2, views=8, median=5)
+def test_settings_survive_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = replace(SETTINGS, context=2, tta=8, median=5)
     written.write(tmp_path / "inference.yaml")
     assert Settings.read(tmp_path / "inference.yaml") == written
+    assert not caplog.records
 
 
-def test_settings_of_a_model_from_before_there_was_context_are_read(tmp_path: Path) -> None:
-    (tmp_path / "inference.yaml").write_text("{bit_depth: 8, divisor: 4, tile: 64, overlap: 8, threshold: 0.5}")
-    assert Settings.read(tmp_path / "inference.yaml") == SETTINGS
+OLD = "bit_depth: 8\ndivisor: 4\ntile: 64\noverlap: 8\nthreshold: 0.5\n"  # of a model from before there was context
 
 
-@pytest.mark.parametrize("text", ["tile: 3", "[1, 2]", "a: b: c"])
+@pytest.mark.parametrize(
+    ("more", "settings", "now"),
+    [
+        ("", SETTINGS, "tta: 1, orthoplanes: false and overlap: 16 now"),
+        (
+            "views: 8\nplanes: 3\n",
+            replace(SETTINGS, tta=8, orthoplanes=True),
+            "tta: 8, orthoplanes: true and overlap: 16",
+        ),
+    ],
+)
+def test_settings_of_mitoflow_0_1_are_read_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str, settings: Settings, now: str
+) -> None:
+    (tmp_path / "inference.yaml").write_text(OLD + more)
+    assert Settings.read(tmp_path / "inference.yaml") == settings
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("mitoflow", "WARNING")
+    assert now in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "text", ["tile: 3", "[1, 2]", "a: b: c", OLD + "planes: 2", OLD + "views: [1]", OLD + "orthoplanes: 1"]
+)
 def test_broken_settings_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "inference.yaml").write_text(text)
     with pytest.raises(InputError, match="inference.yaml"):
@@ -225,16 +247,16 @@ def test_a_model_with_context_sees_the_neighbours_in_their_order(stack: np.ndarr
         np.testing.assert_allclose(got[z], 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
-@pytest.mark.parametrize("views", [4, 8])
-def test_views_make_the_map_follow_the_image(model: keras.Model, stack: np.ndarray, views: int) -> None:
+@pytest.mark.parametrize("tta", [4, 8])
+def test_augmentation_makes_the_map_follow_the_image(model: keras.Model, stack: np.ndarray, tta: int) -> None:
     """The mean over symmetries knows no direction: turn the image, and the map turns with it."""
-    predictor = Predictor(model, replace(SETTINGS, views=views, tile=64))
+    predictor = Predictor(model, replace(SETTINGS, tta=tta, tile=64))
     square = stack[:1, :40, :40]
     plain = predictor.probabilities(square)
     np.testing.assert_allclose(predictor.probabilities(square[:, ::-1]), plain[:, ::-1], atol=1e-5)
     turned = predictor.probabilities(np.rot90(square, axes=(1, 2)))
     close = np.allclose(turned, np.rot90(plain, axes=(1, 2)), atol=1e-5)
-    assert close == (views == 8)
+    assert close == (tta == 8)
     single_view = Predictor(model, replace(SETTINGS, tile=64)).probabilities(square)
     assert not np.allclose(plain, single_view, atol=1e-5)
 
@@ -267,7 +289,7 @@ def test_slices_are_read_once_and_few_at_a_time(model: keras.Model, stack: np.nd
 
 
 CUBE = np.random.default_rng(3).integers(0, 256, (24, 40, 52), dtype=np.uint8)
-THREE = replace(SETTINGS, tile=32, overlap=8, context=1, context_step=2, planes=3)
+THREE = replace(SETTINGS, tile=32, overlap=16, context=1, context_step=2, orthoplanes=True)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +299,7 @@ def contextual() -> keras.Model:
 
 
 def test_in_three_planes_a_voxel_gets_the_mean_over_its_three_sections(contextual: keras.Model) -> None:
-    slices = Predictor(contextual, replace(THREE, planes=1))
+    slices = Predictor(contextual, replace(THREE, orthoplanes=False))
     sections = [np.moveaxis(slices.probabilities(np.moveaxis(CUBE, axis, 0)), 0, axis) for axis in range(3)]
     found = Predictor(contextual, THREE).probabilities(CUBE)
     assert np.abs(sections[1] - sections[0]).max() > 0.01
@@ -305,7 +327,7 @@ def test_a_part_in_three_planes_is_what_it_is_in_the_whole(
 def test_what_is_too_shallow_or_too_large_has_no_sections(
     contextual: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slices, three = Predictor(contextual, replace(THREE, planes=1)), Predictor(contextual, THREE)
+    slices, three = Predictor(contextual, replace(THREE, orthoplanes=False)), Predictor(contextual, THREE)
     assert np.array_equal(three.probabilities(CUBE[:3]), slices.probabilities(CUBE[:3]))
     assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
     monkeypatch.setattr("mitoflow.inference.predictor.ORTHOPLANE_LIMIT", CUBE.size - 1)

@@ -70,7 +70,7 @@ def test_mitoflow_runs_on_jobs_that_follow_each_other(tmp_path: Path, monkeypatc
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     stack = np.random.default_rng(0).integers(0, 256, (8, 64, 64), np.uint8)
-    write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=48, overlap=8, threshold=0.5), stack)
+    write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5), stack)
     tifffile.imwrite("cell.tif", stack)
     found = {
         "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),

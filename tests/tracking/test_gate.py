@@ -22,7 +22,7 @@ from mitoflow.tracking.gate import Contender, Elsewhere, Gate, Required, Verdict
 from tests.parts import write_model
 
 COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5)
 
 
 @pytest.fixture
@@ -54,22 +54,22 @@ def asked(folder: Path, old: str, new: str) -> Path:
 def test_the_committed_file_is_valid_and_without_one_only_a_gain_is_asked_for(folder: Path) -> None:
     assert Gate.load(asked(folder, "minimum_gain: 0.0", "minimum_gain: 0.01")).minimum_gain == 0.01
     assert Gate.load(folder / "absent.yaml") == Gate() == Gate(required=Required(), minimum_gain=0.0)
-    text = COMMITTED.replace("not_worse_on: []", "not_worse_on:").replace("\n#  ", "\n  ")
+    text = COMMITTED.replace("non_inferiority: []", "non_inferiority:").replace("\n#  ", "\n  ")
     path = folder / "all.yaml"
     path.write_text(text.replace("../liver/test", "liver"), encoding="utf-8")
-    assert [dataset.name for dataset in Gate.load(path).not_worse_on] == ["liver"]
+    assert [dataset.name for dataset in Gate.load(path).non_inferiority] == ["liver"]
     assert Gate.load(path).bootstrap == Gate().bootstrap
 
 
 def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = asked(folder, "not_worse_on: []", "not_worse_on: [{name: liver, folder: liver}]")
+    path = asked(folder, "non_inferiority: []", "non_inferiority: [{name: liver, folder: liver}]")
     copied = folder / ".dvc/tmp/exps/standalone/copy"
     copied.mkdir(parents=True)
     monkeypatch.chdir(copied)
     monkeypatch.setenv("DVC_ROOT", str(folder))
-    assert Gate.load(path).not_worse_on[0].part == folder / "liver"
+    assert Gate.load(path).non_inferiority[0].part == folder / "liver"
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,22 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
     [
         ("  dice:", "  dise:", "required.dise: found an unknown key.*did you mean dice?"),
         ("dice: 0.3", "dice: 3", "required.dice: found 3"),
-        ("largest: 100", "largest: 0", "largest: found 0"),
+        ("max_model_mb", "largest", "largest: found a key of mitoflow 0.1, expected max_model_mb; rename it"),
+        ("max_seconds_per_mpx", "slowest", "slowest: found a key of mitoflow 0.1, expected max_seconds_per_mpx"),
+        ("non_inferiority", "not_worse_on", "not_worse_on: found a key of mitoflow 0.1, expected non_inferiority"),
+        ("max_model_mb: 100", "max_model_mb: 0", "max_model_mb: found 0"),
         ("minimum_gain: 0.0", "minimum_gain: much", "minimum_gain: found 'much'"),
         (
-            "not_worse_on: []",
-            "not_worse_on: [{name: a, folder: nowhere}]",
+            "non_inferiority: []",
+            "non_inferiority: [{name: a, folder: nowhere}]",
             "0.folder: found nowhere, expected a folder",
         ),
-        ("not_worse_on: []", "not_worse_on: [{name: a, foldr: b}]", "0.foldr: found an unknown key.*did you mean fold"),
-        ("not_worse_on: []", "not_worse_on: [{name: a b, folder: liver}]", "0.name: found 'a b'"),
+        (
+            "non_inferiority: []",
+            "non_inferiority: [{name: a, foldr: b}]",
+            "0.foldr: found an unknown key.*did you mean fold",
+        ),
+        ("non_inferiority: []", "non_inferiority: [{name: a b, folder: liver}]", "0.name: found 'a b'"),
     ],
 )
 def test_what_is_wrong_is_one_line(folder: Path, old: str, new: str, said: str) -> None:
@@ -142,7 +149,7 @@ def test_what_cannot_be_measured_does_not_pass_and_is_no_obstacle(folder: Path) 
     lost = replace(
         contender(1, folder / "unet.keras"), weights=lambda: raises(InputError("m", "gone", "it", "mend it"))
     )
-    verdict = Gate(largest=1.0, slowest=1.0).decide(lost, None)
+    verdict = Gate(max_model_mb=1.0, max_seconds_per_mpx=1.0).decide(lost, None)
     assert not verdict.promoted
     assert [check.found for check in verdict.checks] == ["unknown (m: found gone, expected it; mend it)"] * 2
 
@@ -153,15 +160,15 @@ def raises(error: Exception) -> Path:
 
 def test_size_and_speed_are_measured(folder: Path) -> None:
     first = contender(1, folder / "unet.keras")
-    verdict = Gate(largest=100.0, slowest=1000.0).decide(first, None)
+    verdict = Gate(max_model_mb=100.0, max_seconds_per_mpx=1000.0).decide(first, None)
     assert verdict.promoted
     megabytes, seconds = verdict.checks
     assert float(megabytes.found) == pytest.approx((folder / "unet.keras").stat().st_size / 1e6, abs=0.05)
     assert 0 < float(seconds.found.split()[0]) < 1000
-    small = Gate(largest=0.001).decide(first, None)
+    small = Gate(max_model_mb=0.001).decide(first, None)
     assert "megabytes is 0." in small.reason
     assert "and not at most 0.001" in small.reason
-    assert not Gate(slowest=1e-6).decide(first, None).promoted
+    assert not Gate(max_seconds_per_mpx=1e-6).decide(first, None).promoted
 
 
 def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
@@ -171,7 +178,7 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     shutil.copy(folder / "unet.keras", worse)
     guessed = Settings.read(folder / "inference.yaml")
     replace(guessed, threshold=1.0).write(worse / "inference.yaml")  # finds nothing
-    wanted = Gate(not_worse_on=[Elsewhere(name="liver", folder="liver")])
+    wanted = Gate(non_inferiority=[Elsewhere(name="liver", folder="liver")])
     champion = contender(1, folder / "unet.keras")
     verdict = wanted.decide(contender(2, worse / "unet.keras", 900), champion)
     assert not verdict.promoted

@@ -77,7 +77,7 @@ def train(rate: float) -> None:
     network = unet.build_unet(depth=1, base_width=2)
     unet.save_model(network, MODEL)
     MODEL.with_suffix(".yaml").write_text(f"bit_depth: 8\ndivisor: 2\nrecipe: {{learning_rate: {rate}}}\n")
-    settings = Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5)
+    settings = Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5)
     pairs = read_pairs(PART)
     images = np.stack([*pairs[0].image.slices()])
     middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
@@ -192,10 +192,12 @@ def test_what_is_not_there_is_one_line(here: Path) -> None:
     (here / "hidden").rename(cache)
 
 
-@pytest.mark.parametrize("planes", [1, 3])
-def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, planes: int) -> None:
+@pytest.mark.parametrize("orthoplanes", [False, True])
+def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, orthoplanes: bool) -> None:
     stack = np.random.default_rng(0).integers(0, 256, (6, 40, 48), np.uint8)
-    write_model(tmp_path, Settings(bit_depth=8, divisor=2, tile=32, overlap=8, threshold=0.5, planes=planes), stack)
+    write_model(
+        tmp_path, Settings(bit_depth=8, divisor=2, tile=32, overlap=16, threshold=0.5, orthoplanes=orthoplanes), stack
+    )
     predictor = Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
     tiff.write_stack(tmp_path / "stack.tif", stack)
     found = dict(model_comparison._predict(predictor, tiff.open_stack(tmp_path / "stack.tif"), [1, 4]))

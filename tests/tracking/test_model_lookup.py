@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_folder(folder, monkeypatch)
         unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
-        Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.4).write(REPORTS / "inference.yaml")
+        Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.4).write(REPORTS / "inference.yaml")
         fingerprint.look_at([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
         evaluation = Evaluation(
             provenance.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1

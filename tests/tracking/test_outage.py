@@ -153,7 +153,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     server.start()
     model, settings = checkout / "unet.keras", checkout / "unet.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
-    Settings(bit_depth=8, divisor=2, tile=64, overlap=8, threshold=0.5).write(settings)
+    Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(settings)
     evaluation = registry.Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, [[9, 1, 1, 9]] * 4, 2, 50, 0)
 
     with runs.start("train", "unet") as run:

@@ -39,8 +39,8 @@ SMALL = {
     "train.epochs": "1",
     "train.patches_per_epoch": "240",
     "evaluate.tile": "64",
-    "evaluate.overlap": "8",
-    "evaluate.resamples": "200",
+    "evaluate.overlap": "16",
+    "evaluate.bootstrap_resamples": "200",
 }
 FILES = {"unet.keras", "inference.yaml", "domain.yaml", "evaluation.json", "lineage.yaml", "MODEL_CARD.md", "cover.png"}
 

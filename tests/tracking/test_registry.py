@@ -32,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     store.client(f"sqlite:///{folder / 'mlflow.db'}")
     unet.save_model(unet.build_unet(depth=2, base_width=2), folder / MODEL)
-    Settings(bit_depth=8, divisor=4, tile=64, overlap=8, threshold=0.5).write(folder / SETTINGS)
+    Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5).write(folder / SETTINGS)
     return folder
 
 
@@ -310,7 +310,7 @@ def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
 
 
 def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
-    Settings(bit_depth=12, divisor=4, tile=64, overlap=8, threshold=0.5).write(SETTINGS)
+    Settings(bit_depth=12, divisor=4, tile=64, overlap=16, threshold=0.5).write(SETTINGS)
     registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
     model = mlflow.pyfunc.load_model("packed")
     assert model.predict(np.full((1, 70, 70), 4095, np.uint16)).shape == (1, 70, 70)

@@ -24,10 +24,10 @@ RECIPE = Recipe(
     learning_rate=0.01,
     depth=2,
     augment_strength=0.5,
-    resampled=0.5,
+    affine_fraction=0.5,
     intensity_strength=0.5,
-    foreground=0.5,
-    planes=1,
+    foreground_fraction=0.5,
+    orthoplanes=False,
     context=1,
     context_step=2,
     context_dropout=0.0,
@@ -76,7 +76,12 @@ def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: f
     """With the masks in the place of the images, both come out equal, up to interpolation at the edges."""
     twice = dataclasses.replace(store.train, images=store.train.masks * np.uint8(255))
     recipe = dataclasses.replace(
-        RECIPE, augment_strength=strength, resampled=1.0, intensity_strength=0.0, context=0, foreground=1.0
+        RECIPE,
+        augment_strength=strength,
+        affine_fraction=1.0,
+        intensity_strength=0.0,
+        context=0,
+        foreground_fraction=1.0,
     )
     images, masks = fitting.TrainPatches(twice, 8, recipe)[0]
     assert np.mean((images > 0.5) != (masks > 0.5)) < 0.02 * strength + 1e-9
@@ -85,7 +90,7 @@ def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: f
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
-    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0, planes=3)
+    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0, orthoplanes=True)
     dataset = fitting.TrainPatches(store.train, 8, plain)
     stack, place, (row, column) = dataset._place(axis, np.random.default_rng(7))
     image, mask = dataset._crop(axis, np.random.default_rng(7))
@@ -100,7 +105,7 @@ def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: 
 
 
 def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, planes=3)
+    recipe = dataclasses.replace(RECIPE, orthoplanes=True)
     dataset = fitting.TrainPatches(store.train, 8, recipe)
     height = dataset[1][0].shape[1]
     assert height < 64
@@ -114,24 +119,26 @@ def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: Patch
     depths = {stack: len(held) for stack, held in store.train.ranges.items()}
     height = max(depths.values()) // 4 * 4
     for batch_size in (2, 6, 8):
-        dataset = fitting.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, planes=3, batch_size=batch_size))
+        dataset = fitting.TrainPatches(
+            store.train, 8, dataclasses.replace(RECIPE, orthoplanes=True, batch_size=batch_size)
+        )
         assert len(dataset[1][0]) == batch_size * (64 // height)  # so that devices which share it all get some
 
 
 def test_stacks_without_sections_are_told(store: PatchStore) -> None:
-    shallow = dataclasses.replace(RECIPE, planes=3, depth=6)
-    with pytest.raises(InputError, match="train.planes: found 3"):
+    shallow = dataclasses.replace(RECIPE, orthoplanes=True, depth=6)
+    with pytest.raises(InputError, match="train.orthoplanes: found true"):
         fitting.TrainPatches(store.train, 8, shallow)
 
 
 def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground=1.0, batch_size=64)
+    recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground_fraction=1.0, batch_size=64)
     _, masks = fitting.TrainPatches(store.train, 8, recipe)[0]
     assert masks.any(axis=(1, 2, 3)).all()
 
 
 def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
-    dataset = fitting.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground=0.0))
+    dataset = fitting.TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground_fraction=0.0))
     corners = np.array([dataset._place(0, np.random.default_rng(seed))[2] for seed in range(400)])
     height, width = store.train.shapes[0][1:]
     assert corners.min(axis=0).tolist() == [0, 0]
@@ -150,7 +157,7 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> Non
 def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -> None:
     recipe = dataclasses.replace(RECIPE, epochs=8, patches_per_epoch=120, patience=8, base_width=8, loss="bce_dice")
     # A thousand small crops, turned but neither resampled nor altered: enough to learn what the phantom shows.
-    recipe = dataclasses.replace(recipe, learning_rate=0.003, resampled=0.0, intensity_strength=0.0)
+    recipe = dataclasses.replace(recipe, learning_rate=0.003, affine_fraction=0.0, intensity_strength=0.0)
     fitted = fitting.fit(store, recipe)
     assert fitted.history[fitted.best_epoch]["val_dice"] > 0.6
     images = store.validation.with_neighbours(np.arange(len(store.validation)), 1, 2) / np.float32(255)

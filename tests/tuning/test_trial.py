@@ -17,10 +17,10 @@ from mitoflow.errors import InputError
 from mitoflow.tuning.trial import Trial
 
 SHARED = {
-    "resampled": 0.0,
+    "affine_fraction": 0.0,
     "intensity_strength": 0.0,
-    "foreground": 0.5,
-    "planes": 1,
+    "foreground_fraction": 0.5,
+    "orthoplanes": False,
     "context": 0,
     "context_step": 1,
     "context_dropout": 0.0,

@@ -107,7 +107,7 @@ def describe(
     """Return the description of a package, as YAML holds it; see `write_package`."""
     top = (1 << settings.bit_depth) - 1
     size = {"min": onnx_export.smallest_side(settings), "step": settings.divisor}
-    halo = {"halo": settings.overlap} if settings.overlap else {}
+    halo = {"halo": settings.overlap // 2} if settings.overlap else {}
     data = model.origin.get("params.data.name")
     return {
         "type": "model",

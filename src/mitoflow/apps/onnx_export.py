@@ -1,8 +1,8 @@
 """The network of a model for programs that know nothing of mitoflow: plain Keras, and ONNX.
 
 Both hold the network alone, in float32: (N, Y, X, 2 context + 1) grey values in [0, 1] in, the probability that a pixel
-of the middle slice is mitochondrion out, (N, Y, X, 1) in [0, 1]. Tiles, views, the median along z and the threshold are
-left to the program that runs it.
+of the middle slice is mitochondrion out, (N, Y, X, 1) in [0, 1]. Tiles, test-time augmentation, the median along z and
+the threshold are left to the program that runs it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _name_tensors(graph: onnx.GraphProto) -> None:
 
 def smallest_side(settings: Settings) -> int:
     """Return the smallest side that the network takes and of which something is left without the overlap."""
-    return settings.divisor * (2 * settings.overlap // settings.divisor + 1)
+    return settings.divisor * (settings.overlap // settings.divisor + 1)
 
 
 def phantom_slice(settings: Settings) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,8 +31,13 @@ Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class Section(BaseModel):
-    """A section: read-only, nothing unknown in it, no type guessed."""
+    """A section: read-only, nothing unknown in it, no type guessed.
 
+    A model of a whole file lists in `renamed` the dotted keys of mitoflow 0.1, each with what to write in its place and
+    what to do.
+    """
+
+    renamed: ClassVar[Mapping[str, tuple[str, str]]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -104,7 +110,6 @@ class Tune(Section):
     """The study: how many trials, how many at a time, how long each, and over which ranges."""
 
     trials: Positive
-    workers: Positive
     epochs: Positive
     patches_per_epoch: Positive
     seed: Seed
@@ -117,14 +122,13 @@ class Train(Section):
     """The final fit. ``tuned`` takes the value that the study found best."""
 
     init_from: str | Positive
-    strategy: Literal["none", "data_parallel"]
     learning_rate: LearningRate | Tuned
     depth: Depth | Tuned
     augment_strength: Fraction | Tuned
-    resampled: Fraction
+    affine_fraction: Fraction
     intensity_strength: Fraction
-    foreground: Fraction
-    planes: Literal[1, 3]
+    foreground_fraction: Fraction
+    orthoplanes: bool
     context: Annotated[int, Field(ge=0, le=8)]
     context_step: Positive
     context_dropout: Fraction
@@ -154,22 +158,42 @@ class Evaluate(Section):
 
     tile: Annotated[int, Field(ge=64)]
     overlap: Annotated[int, Field(ge=0)]
-    views: Literal[1, 4, 8]
-    planes: Literal[1, 3]
+    tta: Literal[1, 4, 8]
+    orthoplanes: bool
     medians: Annotated[list[Odd], Field(min_length=1)]
-    resamples: Positive
-    block: Positive
+    bootstrap_resamples: Positive
+    bootstrap_block: Positive
     seed: Seed
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> Self:
-        if 2 * self.overlap >= self.tile:
-            raise ValueError(f"overlap {self.overlap} is not below half of tile {self.tile}")
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} is not below tile {self.tile}")
         return self
+
+
+class Machine(Section):
+    """What the machine has. It decides how fast results come and not what they are, so no stage depends on it."""
+
+    workers: Positive
+    strategy: Literal["none", "data_parallel"]
 
 
 class Params(Section):
     """All of ``params.yaml``."""
+
+    renamed: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "tune.workers": ("machine.workers", "move it"),
+        "train.strategy": ("machine.strategy", "move it"),
+        "train.resampled": ("affine_fraction", "rename it"),
+        "train.foreground": ("foreground_fraction", "rename it"),
+        "train.planes": ("orthoplanes: true for 3, false for 1", "rename it"),
+        # Nothing shows whether a value of overlap is old, so it is named here: every file of mitoflow 0.1 has this key.
+        "evaluate.views": ("tta", "rename it, and double evaluate.overlap, which now is all that two tiles share"),
+        "evaluate.planes": ("orthoplanes: true for 3, false for 1", "rename it"),
+        "evaluate.resamples": ("bootstrap_resamples", "rename it"),
+        "evaluate.block": ("bootstrap_block", "rename it"),
+    }
 
     data: Data
     validate_: Annotated[Validate, Field(alias="validate")]
@@ -177,6 +201,7 @@ class Params(Section):
     tune: Tune
     train: Train
     evaluate: Evaluate
+    machine: Machine
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -185,14 +210,14 @@ class Params(Section):
         sizes = {
             "patch.size": (self.patch.size, max(trained, self.tune.depth.high)),  # the study tries its depths anyway
             "evaluate.tile": (tile, trained),
-            "evaluate.tile - 2 * evaluate.overlap": (tile - 2 * overlap, trained),
+            "evaluate.tile - evaluate.overlap": (tile - overlap, trained),
         }
         for key, (size, depth) in sizes.items():
             if size % 2**depth:
                 needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
                 raise ValueError(f"{key} {size} is not divisible by {needed}")
-        if self.evaluate.planes > self.train.planes:
-            raise ValueError(f"evaluate.planes {self.evaluate.planes} needs a network trained on them: train.planes 3")
+        if self.evaluate.orthoplanes and not self.train.orthoplanes:
+            raise ValueError("evaluate.orthoplanes true needs a network trained on them: train.orthoplanes true")
         tuned = [key for key in ("learning_rate", "depth") if getattr(self.train, key) == "tuned"]
         if self.train.init_from != "none" and tuned:
             what = f"train.init_from {self.train.init_from} with train.{tuned[0]} tuned"
@@ -227,6 +252,8 @@ def _explain(model: type[Section], path: Path, error: ValidationError) -> InputE
     first, keys = errors[0], _keys(errors[0]["loc"])
     where = f"{path}: {'.'.join(keys)}"
     match first["type"]:
+        case "extra_forbidden" if new := model.renamed.get(".".join(keys)):
+            return InputError(where, "a key of mitoflow 0.1", *new)
         case "extra_forbidden":
             section: Any = model
             for key in keys[:-1]:

@@ -73,7 +73,7 @@ class Findings:
             self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
 
 
-def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, planes: int = 1) -> Findings:
+def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, orthoplanes: bool = False) -> Findings:
     """Read every slice below ``data`` once and tell all that is wrong with them.
 
     Parameters
@@ -84,8 +84,8 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, pla
         How the masks are to be read; ``auto`` finds out.
     near_duplicate
         The Pearson correlation, in [0, 1], from which successive slices count as near-duplicates.
-    planes
-        3 where sections along y and x are to be learned, which needs voxels about as long as they are wide.
+    orthoplanes
+        Whether planes along z are to be learned, which needs voxels about as long as they are wide.
     """
     findings = Findings()
     scans: dict[str, list[_Scan]] = {part: [] for part in PARTS}
@@ -111,7 +111,7 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, pla
     with findings.collecting():
         findings.mask_rule = agree_on_rule(scan.mask_values for scan in both) if mask_rule == "auto" else mask_rule
     for part in PARTS:
-        if planes == 3:
+        if orthoplanes:
             _check_voxels(findings, scans[part])
         _check_images(findings, data / part / "images", scans[part], near_duplicate)
         if findings.mask_rule:
@@ -201,7 +201,7 @@ def _check_voxels(findings: Findings, scans: Sequence[_Scan]) -> None:
     for scan in scans:
         if is_elongated(known := read_tiff_spacing(scan.pair.image.path)):
             found = f"voxels of {known['z']:g} x {known['y']:g} x {known['x']:g} nm (z, y, x)"
-            expected, remedy = "about as long as they are wide, as train.planes 3 needs", "set train.planes to 1"
+            expected, remedy = "about as long as they are wide, as train.orthoplanes needs", "set it to false"
             findings.errors.append(Finding(str(scan.pair.image.path), found, expected, remedy))
 
 

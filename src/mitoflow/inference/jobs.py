@@ -164,7 +164,8 @@ class Work:
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
             settings = self.prediction.predictor.settings
-            done = Done(sum(math.prod(block.shape) for block in run), settings.planes, advance)
+            planes = 3 if settings.orthoplanes else 1
+            done = Done(sum(math.prod(block.shape) for block in run), planes, advance)
             maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), done.sections)
             for block in run:
                 _write(self.arrays, block, maps, settings.threshold, done.slice)
@@ -172,7 +173,7 @@ class Work:
 
 
 class Done:
-    """Tells how far a run is, in voxels: in three planes its sections are two thirds of the work, its slices one.
+    """Tells how far a run is, in voxels: in orthogonal planes, those along z are two thirds of the work, slices one.
 
     Parameters
     ----------
@@ -300,8 +301,8 @@ def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int
     from distributed import as_completed
 
     runs = work.missing()
-    # Sections reach through all slices, so these stay together.
-    together = TOGETHER if job.settings.planes == 1 else max(map(len, runs), default=1)
+    # Orthogonal planes reach through all slices, so these stay together.
+    together = max(map(len, runs), default=1) if job.settings.orthoplanes else TOGETHER
     portions = [run[first : first + together] for run in runs for first in range(0, len(run), together)]
     with _progress(work, runs) as bar, cluster.connected(address, workers) as client:
         futures = [client.submit(_do, job, portion, pure=False) for portion in portions]

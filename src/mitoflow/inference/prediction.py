@@ -161,7 +161,7 @@ def predict(
     settings = replace(
         settings,
         threshold=settings.threshold if request.threshold is None else request.threshold,
-        views=8 if request.tta else settings.views,
+        tta=8 if request.tta else settings.tta,
     )
     job = Job(
         source=str(Path(request.source).absolute()),
@@ -176,7 +176,7 @@ def predict(
     )
     scan = job.seen(whole)
     _compare(scan, request, model, notify)
-    settings = replace(settings, planes=_planes(scan, request, settings, notify))
+    settings = replace(settings, orthoplanes=_uses_orthoplanes(scan, request, settings, notify))
     job = replace(job, settings=settings)
     places = part.place[-len(whole.axes) :]
     origin = tuple(place.start for place in places)
@@ -289,22 +289,22 @@ def _compare(scan: Scan, request: Request, model: TrainedModel, notify: Callable
             notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
 
 
-def _planes(scan: Scan, request: Request, settings: Settings, notify: Callable[[str], object]) -> int:
-    """Return in how many planes a scan is predicted, and tell why where that is not what the model would."""
-    if settings.planes == 1 or scan.shape[0] == 1:
-        return 1
+def _uses_orthoplanes(scan: Scan, request: Request, settings: Settings, notify: Callable[[str], object]) -> bool:
+    """Return whether a scan is predicted in orthogonal planes, and report why not where the model would."""
+    if not settings.orthoplanes or scan.shape[0] == 1:
+        return False
     if is_elongated(scan.spacing):
         why = "voxels that are not about as long as they are wide"
-    elif settings.planes_of(scan.shape) == 1:
+    elif not settings.uses_orthoplanes(scan.shape):
         why = f"fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
     else:
         if not {*"zyx"} <= scan.spacing.keys():
             notify(
                 f"note: {request.source} does not say its voxel size: voxels count as cubes; if not, give --voxel-size"
             )
-        return settings.planes
-    notify(f"note: {request.source} has {why}: predicted from its slices alone, without the sections along y and x")
-    return 1
+        return True
+    notify(f"note: {request.source} has {why}: predicted from its slices alone, without orthogonal planes")
+    return False
 
 
 def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,8 +29,8 @@ BATCH = 2**19  # pixels that go through the network together: what it needs does
 ORTHOPLANE_LIMIT = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
-#: The symmetries of a tile by their number: quarter turns, and then the direction in which x is read.
-VIEWS = {
+#: Test-time augmentation: the symmetries of a tile by their number, as quarter turns and the step along x.
+TTA = {
     1: [(0, 1)],
     4: [(turns, flip) for turns in (0, 2) for flip in (1, -1)],
     8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
@@ -52,18 +53,19 @@ class Settings:
     divisor
         The U-Net takes sides that are divisible by this: ``2**depth``.
     tile, overlap
-        Largest side of a tile, and half of the pixels that two neighbouring tiles share and blend.
+        Largest side of a tile, and the pixels that two neighbouring tiles share and blend.
     threshold
         Probability from which a pixel is mitochondrion.
     context, context_step
         Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
-    views
-        Symmetries of a tile whose predictions are averaged: 1 as it is, 4 with its flips, 8 with quarter turns too.
+    tta
+        Test-time augmentation: symmetries of a tile whose predictions are averaged; 1 none, 4 flips, 8 quarter turns
+        too.
     median
         Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
-    planes
-        3 where the probability of a voxel is the mean over the three sections through it, perpendicular to z, y and x;
-        1 where that of its slice is taken.
+    orthoplanes
+        Whether the probability of a voxel is the mean over the three planes through it, perpendicular to z, y and x, in
+        place of that in its slice.
     """
 
     bit_depth: int
@@ -73,9 +75,9 @@ class Settings:
     threshold: float
     context: int = 0
     context_step: int = 1
-    views: int = 1
+    tta: int = 1
     median: int = 1
-    planes: int = 1
+    orthoplanes: bool = False
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
@@ -83,44 +85,61 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Settings:
-        """Read settings that `write` wrote; raises `InputError` where they are missing or not whole.
+        """Read settings that `write` wrote, or mitoflow 0.1; raises `InputError` where they are missing or not whole.
 
         Models registered before there was context know nothing of it, and take what the defaults say.
         """
         fields = dataclasses.fields(cls)
         needed = [field.name for field in fields if field.default is dataclasses.MISSING]
         values = files.read_yaml(path, REMEDY, needed)
+        is_old = {"tta", "orthoplanes"}.isdisjoint(values)
+        if is_old:
+            values = _translated(values)
         settings = cls(**{field.name: values[field.name] for field in fields if field.name in values})
         if wrong := settings.wrong():
             raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
+        if is_old:
+            now = f"tta: {settings.tta}, orthoplanes: {settings.orthoplanes} and overlap: {settings.overlap}".lower()
+            line = "%s: written by mitoflow 0.1; its views, planes and overlap are %s now"
+            logging.getLogger("mitoflow").warning(line, path, now)
         return settings
 
-    def planes_of(self, shape: tuple[int, int, int]) -> int:
-        """Return in how many planes a stack of `shape` (Z, Y, X) is predicted.
+    def uses_orthoplanes(self, shape: tuple[int, int, int]) -> bool:
+        """Return whether a stack of `shape` (Z, Y, X) is predicted in orthogonal planes.
 
-        As many as `planes` says; but one where the stack is not as deep as the network must see, or is larger than
-        `ORTHOPLANE_LIMIT`.
+        It is not where it has fewer slices than the network needs, or more voxels than `ORTHOPLANE_LIMIT`.
         """
-        return self.planes if shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT else 1
+        return self.orthoplanes and shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT
 
     def wrong(self) -> str | None:
         """Return the name of a value that no inference can work with."""
-        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "views", "median", "planes")
+        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "tta", "median")
         checks = {
             **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
             "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
+            "orthoplanes": type(self.orthoplanes) is bool,
         }
         if all(checks.values()):
             checks |= {
                 "bit_depth": 8 <= self.bit_depth <= 16,
                 "divisor": self.divisor >= 1,
-                "tile": self.tile > 2 * self.overlap,
+                "tile": self.tile > self.overlap,
                 "context_step": self.context_step >= 1,
-                "views": self.views in VIEWS,
+                "tta": self.tta in TTA,
                 "median": self.median % 2 == 1,
-                "planes": self.planes in (1, 3),
             }
         return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _translated(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what mitoflow 0.1 wrote with the keys of today: its `overlap` was half of what tiles share."""
+    overlap, planes = values["overlap"], values.get("planes", 1)
+    return {
+        **values,
+        "overlap": 2 * overlap if type(overlap) is int else overlap,
+        "tta": values.get("views", 1),
+        "orthoplanes": planes == 3 if planes in (1, 3) else planes,
+    }
 
 
 @dataclass(frozen=True)
@@ -180,16 +199,16 @@ class Predictor:
     """Whole-slice inference with overlapping, blended tiles.
 
     A slice is cut into as few tiles of at most ``tile`` pixels as will do, and these are no larger than they must be.
-    Each starts ``2 * overlap`` pixels before the last one ends, which keeps the U-Net's pooling grid in place, and the
+    Each starts ``overlap`` pixels before the last one ends, which keeps the U-Net's pooling grid in place, and the
     slice is continued by reflection where the last tile reaches past its end. Across the pixels that two neighbours
     share, the weight of one falls linearly while that of the other rises, so that the map has no seams.
 
     A box of a slice is predicted from the tiles of the whole slice that reach into it, and from no other pixels. So it
     makes no difference in how many boxes a slice is predicted.
 
-    With three planes the sections perpendicular to y and to x are predicted as slices are, and a voxel gets the mean of
+    With orthogonal planes, those perpendicular to y and to x are predicted as slices are, and a voxel gets the mean of
     the three. The network sees each structure from three sides, and errors that depend on the side average out; voxels
-    must be about as long as they are wide. See `Settings.planes_of`.
+    must be about as long as they are wide. See `Settings.uses_orthoplanes`.
 
     Source: Prasoon et al., "Deep Feature Learning for Knee Cartilage Segmentation Using a Triplanar Convolutional
     Neural Network", MICCAI 2013; Conrad and Narayan, "Instance segmentation of mitochondria in electron microscopy
@@ -235,8 +254,8 @@ class Predictor:
         height, width = shape
         y0, y1, x0, x1 = box or (0, height, 0, width)
         rows, columns = self._span(height, y0, y1), self._span(width, x0, x1)
-        # A section sees its neighbours too, which may lie further out than any tile of a slice.
-        near = self.settings.context * self.settings.context_step if self.settings.planes == 3 else 0
+        # A plane along z sees its neighbours too, which may lie further out than any tile of a slice.
+        near = self.settings.context * self.settings.context_step if self.settings.orthoplanes else 0
         source = (
             max(0, min(int(rows.pixels.min()), y0 - near)),
             min(height, max(int(rows.pixels.max()) + 1, y1 + near)),
@@ -255,7 +274,7 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
-        In three planes, the sections are predicted before the first map comes.
+        In orthogonal planes, those along z are predicted before the first map comes.
 
         Parameters
         ----------
@@ -287,9 +306,9 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         wanted = held if wanted is None else wanted
-        if region is None and wanted and self.settings.planes == 3:
+        if region is None and wanted and self.settings.orthoplanes:
             region = self.region(_slice(read(held.start)).shape)
-        if region is None or self.settings.planes_of((len(held), *region.shape)) == 1:
+        if region is None or not self.settings.uses_orthoplanes((len(held), *region.shape)):
             yield from self._slices(read, held, wanted, region)
             return
         volume = np.stack([self._checked(_slice(read(z))) for z in held])
@@ -371,12 +390,12 @@ class Predictor:
         return np.minimum(total[rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
 
     def _average(self, batch: np.ndarray) -> np.ndarray:
-        """Return the mean probability over the views of a batch, (N, Y, X) float32."""
+        """Return the mean probability over the symmetries of a batch, (N, Y, X) float32."""
         total = np.zeros(batch.shape[:3], np.float32)
-        for turns, flip in VIEWS[self.settings.views]:
+        for turns, flip in TTA[self.settings.tta]:
             seen = self._run(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
             total += np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
-        return total / self.settings.views
+        return total / self.settings.tta
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
@@ -406,7 +425,7 @@ class Predictor:
 
     def _axis(self, length: int) -> tuple[list[int], int]:
         """Return where tiles start along an axis, and their size."""
-        largest, divisor, shared = self.settings.tile, self.settings.divisor, 2 * self.settings.overlap
+        largest, divisor, shared = self.settings.tile, self.settings.divisor, self.settings.overlap
         count = 1 if length <= largest else math.ceil((length - shared) / (largest - shared))
         tile = math.ceil((length + (count - 1) * shared) / (count * divisor)) * divisor
         return [i * (tile - shared) for i in range(count)], tile
@@ -414,7 +433,7 @@ class Predictor:
     def _ramp(self, tile: int) -> np.ndarray:
         """Return the weights across a tile: two of them, one step apart, add up to 1 where they overlap."""
         places = np.arange(tile) + 0.5
-        shared = 2 * self.settings.overlap
+        shared = self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
 

@@ -59,8 +59,8 @@ def main() -> None:
         context_step=facts["recipe"]["context_step"],
         tile=settings.evaluate.tile,
         overlap=settings.evaluate.overlap,
-        views=settings.evaluate.views,
-        planes=settings.evaluate.planes,
+        tta=settings.evaluate.tta,
+        orthoplanes=settings.evaluate.orthoplanes,
         threshold=0.5,
     )
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
@@ -75,7 +75,11 @@ def main() -> None:
             protocols.compare_shapes(_truth(pair, conventions.mask_rule), measured.masks[pair.name]) for pair in pairs
         ]
 
-        bootstrap = settings.evaluate.model_dump(include={"block", "resamples", "seed"})
+        bootstrap = {
+            "block": settings.evaluate.bootstrap_block,
+            "resamples": settings.evaluate.bootstrap_resamples,
+            "seed": settings.evaluate.seed,
+        }
         evaluated = evaluation_record.Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
             test_hash=files.fingerprint(conventions.mask_rule, DATA / "test"),

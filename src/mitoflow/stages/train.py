@@ -21,7 +21,7 @@ def main() -> None:
     settings = params.load()
     losses.LOSSES.require(settings.train.loss)
     store = PatchStore.open(PATCHES)
-    values = settings.train.model_dump(exclude={"init_from", "strategy"})
+    values = settings.train.model_dump(exclude={"init_from"})
     tuned = [key for key, value in values.items() if value == "tuned"]
     best = files.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
     recipe = fitting.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
@@ -43,7 +43,7 @@ def main() -> None:
                 store,
                 recipe,
                 initial=unet.load_model(initial.path) if initial else None,
-                strategy=settings.train.strategy,
+                strategy=settings.machine.strategy,
                 checkpoints=checkpoints,
                 on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch),
             )

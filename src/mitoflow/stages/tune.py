@@ -22,10 +22,9 @@ def main() -> None:
     settings = params.load()
     losses.LOSSES.require(settings.train.loss)
     tune = settings.tune
-    searched = tune.model_dump(exclude={"trials", "workers"})
+    searched = tune.model_dump(exclude={"trials"})
     of_a_fit = {
         "init_from",
-        "strategy",
         "learning_rate",
         "depth",
         "augment_strength",
@@ -53,8 +52,8 @@ def main() -> None:
                 _child(run, number).end("KILLED")
             search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials))
             address = os.environ.get(DASK)
-            if address or tune.workers > 1:
-                search.on_cluster(trial, address=address, workers=tune.workers)
+            if address or settings.machine.workers > 1:
+                search.on_cluster(trial, address=address, workers=settings.machine.workers)
             else:
                 search.here(trial)
             finished = optuna_study.finished_trials(study)

@@ -16,7 +16,7 @@ def main() -> None:
     settings = params.load()
     with runs.start("validate", "validate") as run:
         rule, near_duplicate = settings.data.mask_rule, settings.validate_.near_duplicate
-        findings = validation.check_dataset(DATA, rule, near_duplicate, planes=settings.train.planes)
+        findings = validation.check_dataset(DATA, rule, near_duplicate, orthoplanes=settings.train.orthoplanes)
         page = VALIDATE_REPORTS / "report.html"
         agreed = findings.mask_rule
         samples = {part: report.sample_slices(DATA / part, agreed) for part in validation.PARTS} if agreed else {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -92,12 +92,18 @@ class Elsewhere(Section):
 class Gate(Section):
     """All of ``promotion.yaml``; what is None or empty is not asked for."""
 
+    renamed: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "largest": ("max_model_mb", "rename it"),
+        "slowest": ("max_seconds_per_mpx", "rename it"),
+        "not_worse_on": ("non_inferiority", "rename it"),
+    }
+
     required: Required = Required()
     minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     bootstrap: Bootstrap = Bootstrap()
-    largest: Above | None = None
-    slowest: Above | None = None
-    not_worse_on: list[Elsewhere] = Field(default_factory=list)
+    max_model_mb: Above | None = None
+    max_seconds_per_mpx: Above | None = None
+    non_inferiority: list[Elsewhere] = Field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path = PATH) -> Gate:
@@ -111,9 +117,9 @@ class Gate(Section):
         if not path.is_file():
             return cls()
         gate = params.read(cls, path)
-        for place, dataset in enumerate(gate.not_worse_on):
+        for place, dataset in enumerate(gate.non_inferiority):
             if not (dataset.part / "masks").is_dir():
-                where, expected = f"{path}: not_worse_on.{place}.folder", "a folder with images/ and masks/"
+                where, expected = f"{path}: non_inferiority.{place}.folder", "a folder with images/ and masks/"
                 raise InputError(where, dataset.folder, expected, "change the value")
         return gate
 
@@ -145,7 +151,7 @@ class Gate(Section):
         """
         if champion is None or challenger.evaluation is None:
             return
-        for dataset in self.not_worse_on:
+        for dataset in self.non_inferiority:
             for each in (challenger, champion):
                 dataset.evaluate(each.weights(), self.bootstrap)
 
@@ -177,14 +183,12 @@ class Gate(Section):
                 found = measured.interval(score)
                 told = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
                 yield Check(score, told, f"at least {least:g}", found.value >= least)
-        if self.largest is not None:
-            yield _checked("megabytes", f"at most {self.largest:g}", partial(_size, challenger, self.largest))
-        if self.slowest is not None:
-            yield _checked(
-                "seconds a megapixel", f"at most {self.slowest:g}", partial(_speed, challenger, self.slowest)
-            )
+        if (limit := self.max_model_mb) is not None:
+            yield _checked("megabytes", f"at most {limit:g}", partial(_size, challenger, limit))
+        if (limit := self.max_seconds_per_mpx) is not None:
+            yield _checked("seconds a megapixel", f"at most {limit:g}", partial(_speed, challenger, limit))
         if champion is not None:
-            for dataset in self.not_worse_on:
+            for dataset in self.non_inferiority:
                 what, wanted = f"gain in Dice on {dataset.name}", f"at least {0 - dataset.margin:g}"
                 yield _checked(what, wanted, partial(self._gain_on, dataset, challenger, champion))
 
@@ -326,17 +330,18 @@ def _seconds_per_megapixel(weights: Path) -> float:
         begun = time.perf_counter()
         predictor.probabilities(image)
         taken.append(time.perf_counter() - begun)
-    return min(taken) * predictor.settings.planes / (TIMED_SIDE**2 / 1e6)  # a single slice has no sections
+    planes = 3 if predictor.settings.orthoplanes else 1  # of which a single slice has one
+    return planes * min(taken) / (TIMED_SIDE**2 / 1e6)
 
 
-def _size(challenger: Contender, largest: float) -> tuple[str, bool]:
+def _size(challenger: Contender, limit: float) -> tuple[str, bool]:
     megabytes = challenger.weights().stat().st_size / 1e6
-    return f"{megabytes:.1f}", megabytes <= largest
+    return f"{megabytes:.1f}", megabytes <= limit
 
 
-def _speed(challenger: Contender, slowest: float) -> tuple[str, bool]:
+def _speed(challenger: Contender, limit: float) -> tuple[str, bool]:
     seconds = _seconds_per_megapixel(challenger.weights())
-    return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= slowest
+    return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= limit
 
 
 def _signed(gain: Interval) -> str:

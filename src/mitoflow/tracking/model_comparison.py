@@ -223,8 +223,8 @@ def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) 
 
 def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    # Sections reach through all slices, so one pass over what lies between them costs less than one for each of them.
-    once = predictor.settings.planes_of(image.shape) == 3
+    # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
+    once = predictor.settings.uses_orthoplanes(image.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
     for run in runs:
         for z, probability in zip(run, predictor.stream(image.slice, range(image.shape[0]), run), strict=True):

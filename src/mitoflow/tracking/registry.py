@@ -140,7 +140,7 @@ def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_p
 
 def _prepare(weights: Path, evaluation: Evaluation) -> None:
     """Predict what the gate will ask for, here and not in the thread that sends, for which the stage waits a minute."""
-    if not (gate := Gate.load()).not_worse_on:
+    if not (gate := Gate.load()).non_inferiority:
         return
     with suppress(InputError), _registry() as client:  # where MLflow is away, nobody waits
         champion = _champion(client, Standing.read(client))

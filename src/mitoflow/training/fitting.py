@@ -44,10 +44,10 @@ class Recipe:
     learning_rate: float
     depth: int
     augment_strength: float
-    resampled: float
+    affine_fraction: float
     intensity_strength: float
-    foreground: float
-    planes: Literal[1, 3]
+    foreground_fraction: float
+    orthoplanes: bool
     context: int
     context_step: int
     context_dropout: float
@@ -101,9 +101,9 @@ def feeding(devices: int) -> dict[str, int]:
 class TrainPatches(keras.utils.PyDataset):
     """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
 
-    With three planes every second and third batch is of sections perpendicular to y and to x, which one network learns
-    like the slices. A stack is seldom as deep as a patch is high, so these crops are as high as the deepest stack
-    allows, and a batch has as many more of them as they are smaller.
+    With orthogonal planes, batches alternate between slices and the planes perpendicular to y and to x, which one
+    network learns alike. A stack is seldom as deep as a patch is high, so crops of these planes are as high as the
+    deepest stack allows, and a batch has as many more of them as they are smaller.
 
     A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
     one would have seen; whoever trains sets `epoch`.
@@ -114,7 +114,7 @@ class TrainPatches(keras.utils.PyDataset):
     Raises
     ------
     InputError
-        Three planes are asked for, and no stack is deep enough for the network to see a section.
+        Orthogonal planes are asked for, and no stack is deep enough for the network to see one.
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
@@ -122,9 +122,9 @@ class TrainPatches(keras.utils.PyDataset):
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
         divisor, depths = 1 << recipe.depth, {stack: len(held) for stack, held in patches.ranges.items()}
         deepest = max(depths.values())
-        if recipe.planes == 3 and deepest < divisor:
-            found = f"3, and stacks of at most {deepest} training slices"
-            raise InputError("train.planes", found, f"{divisor} slices for sections through them", "set it to 1")
+        if recipe.orthoplanes and deepest < divisor:
+            found = f"true, and stacks of at most {deepest} training slices"
+            raise InputError("train.orthoplanes", found, f"at least {divisor} slices", "set it to false")
         self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
         # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for sections.
         deep, foreground = [depths[stack] >= divisor for stack in patches.index[:, 0].tolist()], patches.foreground()
@@ -136,7 +136,7 @@ class TrainPatches(keras.utils.PyDataset):
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
-        axis = step % self.recipe.planes
+        axis = step % (3 if self.recipe.orthoplanes else 1)
         # A whole number of times the batch size, which the devices can share.
         count = self.recipe.batch_size * (self.patches.size // self._sides[axis > 0][0])
         crops = [self._crop(axis, rng) for _ in range(count)]
@@ -144,11 +144,11 @@ class TrainPatches(keras.utils.PyDataset):
         return images, masks.astype(np.float32)
 
     def _crop(self, axis: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a crop of a section perpendicular to an axis, and its mask."""
+        """Draw a crop of a plane perpendicular to an axis, and its mask."""
         sides, strength = self._sides[axis > 0], self.recipe.augment_strength
         stack, place, corner = self._place(axis, rng)
-        resampled = rng.random() < self.recipe.resampled and strength > 0
-        transform = augmentation.random_map(sides, strength, rng) if resampled else None
+        is_affine = rng.random() < self.recipe.affine_fraction and strength > 0
+        transform = augmentation.random_map(sides, strength, rng) if is_affine else None
         length, *shape = self._turned(stack, axis)
         crop = augmentation.Crop(corner, sides, transform, (shape[0], shape[1]))
         near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
@@ -175,7 +175,7 @@ class TrainPatches(keras.utils.PyDataset):
         The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held.
         """
         rows, pixels = self._rows[axis > 0], self._pixels[axis > 0]
-        on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground
+        on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground_fraction
         if on_foreground:
             row = rows[np.searchsorted(pixels, rng.integers(pixels[-1]), side="right")]
         else:
@@ -308,7 +308,7 @@ def _sharing(strategy: Strategy, batch_size: int) -> Iterator[int]:
         return
     if keras.backend.backend() != "tensorflow":
         found, expected = f"{strategy} with KERAS_BACKEND={keras.backend.backend()}", "the backend tensorflow"
-        raise InputError("train.strategy", found, expected, "set it to none, or change the backend")
+        raise InputError("machine.strategy", found, expected, "set it to none, or change the backend")
     import tensorflow as tf
 
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
