@@ -47,6 +47,14 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	lint-imports
 	python -m pytest
 
+.PHONY: test-fast
+test-fast: $(VENV)/installed-test  ## the tests that are neither slow nor end-to-end, in under two minutes
+	python -m pytest -m "not slow and not e2e"
+
+.PHONY: docs
+docs: $(VENV)/installed-test  ## build the documentation into site/; a broken link is an error
+	mkdocs build --quiet --strict
+
 .PHONY: test-faults
 test-faults: $(VENV)/installed-test  ## break everything many times, and write docs/reliability.md (about 20 minutes)
 	FAULT_COUNT=$${FAULT_COUNT:-1} FAULT_TABLE=docs/reliability.md python -m pytest tests/faults --dist worksteal

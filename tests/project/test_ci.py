@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 WORKFLOWS = Path(__file__).parents[2] / ".github/workflows"
@@ -31,7 +33,7 @@ def script(name: str, step: str) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize("name", ["pull-request.yml", "comment.yml"])
+@pytest.mark.parametrize("name", ["ci.yml", "comment.yml"])
 def test_actions_are_pinned_and_nothing_from_outside_is_part_of_a_command(name: str) -> None:
     for step in steps(name):
         assert PINNED.fullmatch(step["uses"]) if "uses" in step else "${{" not in step["run"]
@@ -40,24 +42,34 @@ def test_actions_are_pinned_and_nothing_from_outside_is_part_of_a_command(name: 
 
 def test_code_of_a_pull_request_runs_without_a_token_that_may_write() -> None:
     both = {path.name: read(path.name) for path in WORKFLOWS.glob("*.yml")}
-    assert set(both) == {"pull-request.yml", "comment.yml"}
+    assert set(both) == {"ci.yml", "comment.yml"}
     for workflow in both.values():
         assert "pull_request_target" not in workflow["on"]
         assert all("permissions" not in job for job in workflow["jobs"].values())  # none has more than its workflow
-    requested, posted = both["pull-request.yml"], both["comment.yml"]
+    requested, posted = both["ci.yml"], both["comment.yml"]
     assert requested["permissions"] == {"contents": "read"}
-    assert "secrets" not in (WORKFLOWS / "pull-request.yml").read_text(encoding="utf-8")
-    assert all(not step["with"]["persist-credentials"] for step in steps("pull-request.yml") if "checkout" in str(step))
+    assert "secrets" not in (WORKFLOWS / "ci.yml").read_text(encoding="utf-8")
+    assert all(not step["with"]["persist-credentials"] for step in steps("ci.yml") if "checkout" in str(step))
     assert posted["permissions"] == {"actions": "read", "pull-requests": "write"}
     assert posted["on"]["workflow_run"]["workflows"] == [requested["name"]]
     assert not [step for step in steps("comment.yml") if "checkout" in step.get("uses", "")]
 
 
 def test_the_commands_are_those_of_the_project() -> None:
-    assert script("pull-request.yml", "Test") == ".ci/run"
+    assert script("ci.yml", "Test") == ".ci/run"
     assert (WORKFLOWS.parents[1] / ".ci/run").stat().st_mode & 0o100
-    target = script("pull-request.yml", "Run the pipeline on the phantom").removeprefix("make ")
+    assert read("ci.yml")["on"]["push"] == {"branches": ["main"]}
+    target = script("ci.yml", "Run the pipeline on the phantom").removeprefix("make ")
     assert f"\n{target}: " in (WORKFLOWS.parents[1] / "Makefile").read_text(encoding="utf-8")
+
+
+def test_every_supported_python_is_tested() -> None:
+    project = tomllib.loads((WORKFLOWS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    supported = SpecifierSet(project["requires-python"])
+    job = read("ci.yml")["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
+    (setup,) = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    assert f"python{setup}" == job["env"]["PYTHON"] == "python${{ matrix.python }}"
 
 
 def bash(text: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +94,7 @@ git clone -q . '{fork}'
     (fork / "reports/metrics.json").write_text(json.dumps({"whole_slice": {"dice": 0.91234567, "iou": 0.8}}))
     summary = tmp_path / "summary.md"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    text = script("pull-request.yml", "Compare the metrics")
+    text = script("ci.yml", "Compare the metrics")
     done = bash(text, fork, BASE="main", GITHUB_STEP_SUMMARY=str(summary), PATH=path)
     assert done.returncode == 0, done.stderr
     told = (fork / "metrics.md").read_text(encoding="utf-8")
