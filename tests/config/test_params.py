@@ -20,6 +20,11 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
     assert params.load(edited(tmp_path, "gap: 4", "gap: 5")).patch.gap == 5
 
 
+def test_committed_file_states_the_defaults(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, "", "")) == params.Params()
+    assert params.Params.model_validate(params.Params().model_dump(by_alias=True)) == params.Params()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where", "said"),
     [
@@ -27,6 +32,8 @@ def test_committed_file_is_valid(tmp_path: Path) -> None:
         ("patch:", "patches:", "patches", "did you mean patch?"),
         ("{low: 2, high: 4}", "{low: 2, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
         ("  patience: 6", "  # patience: 6", "train.patience", "no such key"),
+        ("  step: 256", "  # step: 256", "patch.step", "no such key"),
+        ("{low: 2, high: 4}", "{high: 4}", "tune.depth.low", "no such key"),
         ("init_from: none", "init_from: pretrained", "params.yaml", "train.learning_rate tuned"),
         ("gap: 4", "gap: -1", "patch.gap", "greater than or equal to 0"),
         ("gap: 4", "gap: four", "patch.gap", "integer"),

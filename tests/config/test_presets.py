@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from mitoflow.config import params, presets
+from mitoflow.config.sections import dotted
 from mitoflow.errors import InputError
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
@@ -33,29 +35,28 @@ def test_the_committed_file_is_the_preset_of_the_phantom(path: Path) -> None:
     assert path.read_bytes() == COMMITTED.read_bytes()
 
 
+@pytest.mark.parametrize(("before", "name"), [*itertools.permutations(NAMES, 2)])
+def test_nothing_stays_of_the_preset_before(path: Path, before: str, name: str) -> None:
+    presets.change(path, {"machine.workers": "3", "data.name": "cortex"})
+    presets.apply(path, before)
+    presets.apply(path, name)
+    found, preset = params.load(path), presets.load(name)
+    assert found == preset.model_copy(update={"machine": found.machine, "data": found.data})
+    assert (found.machine.workers, found.data.name) == (3, "cortex")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_names_every_key_but_those_of_the_machine_and_is_valid(path: Path, name: str) -> None:
-    preset = presets.scalars(presets.PRESETS.read_text(), name)
-    assert preset.keys() | {"machine.workers", "machine.strategy"} == presets.scalars(COMMITTED.read_text()).keys()
-    wanted = YAML(typ="safe").load(presets.PRESETS.read_text())[name]
-    wanted["machine"] = {"workers": 1, "strategy": "none"}
-    presets.apply(path, name, name=wanted["data"]["name"], mask_rule="auto")
-    assert params.load(path).model_dump(by_alias=True) == wanted
+def test_a_preset_states_differences_from_the_defaults_and_nothing_else(name: str) -> None:
+    stated = YAML(typ="safe").load(presets.PRESETS.read_text())[name]
+    assert stated.pop("about")
+    assert not {"data", "machine"} & stated.keys()
+    defaults, preset = (dotted(each.model_dump(by_alias=True)) for each in (params.Params(), presets.load(name)))
+    assert dotted(stated) == {key: value for key, value in preset.items() if value != defaults[key]}
 
 
-def test_every_preset_says_what_it_is_for() -> None:
-    assert {"phantom", "epfl", "epfl-quick", "imported"} <= presets.names().keys()
-    assert all(presets.names().values())
-
-
-def test_a_chosen_preset_leaves_the_data_alone(path: Path) -> None:
-    before = params.load(path)
-    presets.choose(path, "epfl-quick")
-    after = params.load(path)
-    assert after.data == before.data
-    assert after.train != before.train
-    with pytest.raises(InputError, match="one of phantom, epfl, epfl-quick"):
-        presets.choose(path, "eplf")
+def test_there_is_no_other_preset(path: Path) -> None:
+    with pytest.raises(InputError, match="preset: found eplf, expected one of phantom, epfl, epfl-quick"):
+        presets.apply(path, "eplf")
 
 
 def test_comments_order_and_columns_stay(path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_value_too_long_for_its_column_keeps_a_space_before_the_comment() -> N
 
 @given(st.from_regex(r"[A-Za-z][\w.-]*", fullmatch=True))
 def test_a_name_is_read_back_as_the_text_it_is(name: str) -> None:
-    text = presets.edited("data:\n  name: phantom  # what\n", {"data.name": presets._quoted(name)})
+    text = presets.edited("data:\n  name: phantom  # what\n", {"data.name": presets._spelled(name)})
     assert YAML(typ="safe", pure=True).load(text) == {"data": {"name": name}}
 
 
@@ -98,7 +99,7 @@ def test_a_name_that_yaml_would_read_as_something_else_is_quoted(path: Path, nam
 def test_a_file_that_is_no_yaml_is_one_line(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="params.yaml: found"):
-        presets.choose(path, "epfl")
+        presets.apply(path, "epfl")
     assert path.read_bytes() == content
 
 

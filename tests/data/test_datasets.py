@@ -96,8 +96,7 @@ def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Pat
 
     settings = params.load()
     assert (settings.data.name, settings.data.mask_rule) == ("liver", "nonzero")
-    wanted = presets.scalars(presets.PRESETS.read_text(), "imported")["train.epochs"].source
-    assert settings.train.epochs == int(wanted)
+    assert settings.train == presets.load("imported").train
     assert installed.changed["data.name"] == ("phantom", "liver")
     assert installed.replaced is None
     assert sorted(path.name for path in project.iterdir() if path.name.startswith(".data")) == []

@@ -28,7 +28,7 @@ def preset(name: str | None) -> None:
     if name is None:
         print_table(["preset", ""], list(presets.names().items()))
         return
-    print_changes(presets.choose(Path("params.yaml"), name))
+    print_changes(presets.apply(Path("params.yaml"), name))
 
 
 @click.command()

@@ -1,16 +1,19 @@
-"""``params.yaml`` as frozen, validated models: one per section."""
+"""``params.yaml`` as models, one per section, with the defaults: the one place where a parameter is defined.
+
+``docs/parameters.md`` says what each key means. A new parameter is a field here, a line in ``params.yaml`` and a row
+there; tests hold the three, and the lists in ``dvc.yaml``, together.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from mitoflow.config.sections import Section, read, validated
 from mitoflow.core import files
-from mitoflow.errors import InputError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,40 +33,26 @@ def _odd(size: int) -> int:
 Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
-class Section(BaseModel):
-    """A section: read-only, nothing unknown in it, no type guessed.
-
-    A model of a whole file lists in `renamed` the dotted keys of mitoflow 0.1, each with what to write in its place and
-    what to do.
-    """
-
-    renamed: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-
 class Data(Section):
     """What lies in ``data/``; ``mitoflow data`` writes this section."""
 
-    name: str
+    name: str = "phantom"
     mask_rule: MaskRule = "auto"
 
 
 class Validate(Section):
     """When two neighbouring slices count as near-duplicates, as their correlation."""
 
-    near_duplicate: Fraction
+    near_duplicate: Fraction = 0.995
 
 
 class Patch(Section):
     """How slices are cut, and which of them validate; lengths in pixels, ``gap`` in slices."""
 
-    size: Annotated[int, Field(ge=16)]
-    step: Positive
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
-    gap: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=16)] = 256
+    step: Positive = 256
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    gap: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
     def _step_covers(self) -> Self:
@@ -88,58 +77,94 @@ class Range(Section):
 class LearningRates(Range):
     """Learning rates, sampled on a log scale."""
 
-    low: LearningRate
-    high: LearningRate
+    low: LearningRate = 0.0005
+    high: LearningRate = 0.01
 
 
 class Depths(Range):
     """Depths of the U-Net, in poolings."""
 
-    low: Depth
-    high: Depth
+    low: Depth = 2
+    high: Depth = 4
 
 
 class Strengths(Range):
     """Strengths of the augmentation."""
 
-    low: Fraction
-    high: Fraction
+    low: Fraction = 0.0
+    high: Fraction = 1.0
 
 
 class Tune(Section):
-    """The study: how many trials, how many at a time, how long each, and over which ranges."""
+    """The study: how many trials, how long each, and the ranges of what it samples."""
 
-    trials: Positive
-    epochs: Positive
-    patches_per_epoch: Positive
-    seed: Seed
-    learning_rate: LearningRates
-    depth: Depths
-    augment_strength: Strengths
+    trials: Positive = 4
+    epochs: Positive = 2
+    patches_per_epoch: Positive = 64
+    seed: Seed = 1
+    learning_rate: LearningRates = LearningRates()
+    depth: Depths = Depths()
+    augment_strength: Strengths = Strengths()
 
 
-class Train(Section):
-    """The final fit. ``tuned`` takes the value that the study found best."""
+class SharedWithTrials(Section):
+    """The keys of ``train`` that the trials of the study are fitted with, too."""
 
-    init_from: str | Positive
-    learning_rate: LearningRate | Tuned
-    depth: Depth | Tuned
-    augment_strength: Fraction | Tuned
-    affine_fraction: Fraction
-    intensity_strength: Fraction
-    foreground_fraction: Fraction
-    orthoplanes: bool
-    context: Annotated[int, Field(ge=0, le=8)]
-    context_step: Positive
-    context_dropout: Fraction
-    base_width: Positive
-    loss: str
-    precision: Literal["float32", "mixed_bfloat16"]
-    batch_size: Positive
-    epochs: Positive
-    patches_per_epoch: Positive
-    patience: Positive
-    seed: Seed
+    affine_fraction: Fraction = 0.33
+    intensity_strength: Fraction = 0.5
+    foreground_fraction: Fraction = 0.5
+    orthoplanes: bool = False
+    context: Annotated[int, Field(ge=0, le=8)] = 1
+    context_step: Positive = 1
+    context_dropout: Fraction = 0.1
+    network: str = "unet"
+    base_width: Positive = 16
+    loss: str = "bce"
+    precision: Literal["float32", "mixed_bfloat16"] = "mixed_bfloat16"
+    batch_size: Positive = 8
+
+
+class Fit(SharedWithTrials):
+    """All that decides a fit, besides the patches and the weights that it starts from."""
+
+    learning_rate: LearningRate | Tuned = "tuned"
+    depth: Depth | Tuned = "tuned"
+    augment_strength: Fraction | Tuned = "tuned"
+    epochs: Positive = 10
+    patches_per_epoch: Positive = 120
+    patience: Positive = 6
+    seed: Seed = 1
+
+
+class Recipe(Fit):
+    """A fit with a number for each value that can be tuned."""
+
+    learning_rate: LearningRate
+    depth: Depth
+    augment_strength: Fraction
+
+
+class Train(Fit):
+    """The final fit; ``tuned`` stands for the value that the study finds best."""
+
+    init_from: str | Positive = "none"
+
+    @property
+    def tuned(self) -> list[str]:
+        """The keys whose values the study finds."""
+        return [key for key, value in self if value == "tuned"]
+
+    def recipe(self, best_params: Path) -> Recipe:
+        """Return the recipe of the final fit; values that are tuned come from the file in which the study put them.
+
+        Raises
+        ------
+        InputError
+            A value is needed from the file, and it is missing there or cannot be used.
+        """
+        best = files.read_yaml(best_params, "run `dvc repro tune`", self.tuned) if self.tuned else {}
+        values = self.model_dump(exclude={"init_from"}) | {key: best[key] for key in self.tuned}
+        return validated(Recipe, values, best_params)
 
 
 class Bootstrap(Section):
@@ -156,14 +181,14 @@ class Evaluate(Section):
     Of `medians`, windows along z in slices, validation chooses one.
     """
 
-    tile: Annotated[int, Field(ge=64)]
-    overlap: Annotated[int, Field(ge=0)]
-    tta: Literal[1, 4, 8]
-    orthoplanes: bool
-    medians: Annotated[list[Odd], Field(min_length=1)]
-    bootstrap_resamples: Positive
-    bootstrap_block: Positive
-    seed: Seed
+    tile: Annotated[int, Field(ge=64)] = 256
+    overlap: Annotated[int, Field(ge=0)] = 64
+    tta: Literal[1, 4, 8] = 1
+    orthoplanes: bool = False
+    medians: Annotated[list[Odd], Field(min_length=1)] = [1, 3, 5, 7]  # noqa: RUF012
+    bootstrap_resamples: Positive = 2000
+    bootstrap_block: Positive = 6
+    seed: Seed = 1
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> Self:
@@ -173,10 +198,10 @@ class Evaluate(Section):
 
 
 class Machine(Section):
-    """What the machine has. It decides how fast results come and not what they are, so no stage depends on it."""
+    """What the machine has: it decides how fast results come, not what they are, so no stage depends on it."""
 
-    workers: Positive
-    strategy: Literal["none", "data_parallel"]
+    workers: Positive = 1
+    strategy: Literal["none", "data_parallel"] = "none"
 
 
 class Params(Section):
@@ -195,20 +220,21 @@ class Params(Section):
         "evaluate.block": ("bootstrap_block", "rename it"),
     }
 
-    data: Data
-    validate_: Annotated[Validate, Field(alias="validate")]
-    patch: Patch
-    tune: Tune
-    train: Train
-    evaluate: Evaluate
-    machine: Machine
+    data: Data = Data()
+    validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+    patch: Patch = Patch()
+    tune: Tune = Tune()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    machine: Machine = Machine()
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         trained = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
+        tried = self.tune.depth.high if self.train.tuned else trained  # also where the training takes another depth
         tile, overlap = self.evaluate.tile, self.evaluate.overlap
         sizes = {
-            "patch.size": (self.patch.size, max(trained, self.tune.depth.high)),  # the study tries its depths anyway
+            "patch.size": (self.patch.size, max(trained, tried)),
             "evaluate.tile": (tile, trained),
             "evaluate.tile - evaluate.overlap": (tile - overlap, trained),
         }
@@ -216,9 +242,13 @@ class Params(Section):
             if size % 2**depth:
                 needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
                 raise ValueError(f"{key} {size} is not divisible by {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _network_is_known(self) -> Self:
         if self.evaluate.orthoplanes and not self.train.orthoplanes:
             raise ValueError("evaluate.orthoplanes true needs a network trained on them: train.orthoplanes true")
-        tuned = [key for key in ("learning_rate", "depth") if getattr(self.train, key) == "tuned"]
+        tuned = [key for key in ("learning_rate", "depth") if key in self.train.tuned]
         if self.train.init_from != "none" and tuned:
             what = f"train.init_from {self.train.init_from} with train.{tuned[0]} tuned"
             raise ValueError(f"{what}, which the study finds for networks that begin anew: give a number")
@@ -226,61 +256,11 @@ class Params(Section):
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and validate ``params.yaml``.
+    """Read and validate ``params.yaml``, which holds every key: DVC does not see a default that changes.
 
     Raises
     ------
     InputError
-        The file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range. The line names
-        the key and, for a misspelled one, the key that was probably meant.
+        As in `mitoflow.config.sections.read`.
     """
-    return read(Params, path)
-
-
-def read(model: type[AnySection], path: Path) -> AnySection:
-    """Read a YAML file as `model`, and raise what `load` raises."""
-    raw = files.read_yaml(path, "run this in the project's folder; git has the file as it was")
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise _explain(model, path, error) from None
-
-
-def _explain(model: type[Section], path: Path, error: ValidationError) -> InputError:
-    """Turn pydantic's complaints into one line: an unknown key first, since it often explains a missing one."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first, keys = errors[0], _keys(errors[0]["loc"])
-    where = f"{path}: {'.'.join(keys)}"
-    match first["type"]:
-        case "extra_forbidden" if new := model.renamed.get(".".join(keys)):
-            return InputError(where, "a key of mitoflow 0.1", *new)
-        case "extra_forbidden":
-            section: Any = model
-            for key in keys[:-1]:
-                if key.isdecimal():  # a place in a list of sections
-                    (section,) = get_args(section)
-                else:
-                    section = next(f.annotation for name, f in section.model_fields.items() if key in (name, f.alias))
-            known = [field.alias or name for name, field in section.model_fields.items()]
-            close = difflib.get_close_matches(keys[-1], known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "remove it"
-            return InputError(where, "an unknown key", f"one of {', '.join(known)}", remedy)
-        case "missing":
-            return InputError(where, "no such key", "a value", "add it; git has the file as it was")
-        case "value_error":
-            found = first["msg"].removeprefix("Value error, ")
-            return InputError(where.removesuffix(": "), found, "values that fit together", "change one of them")
-        case _:
-            # A key of several types has one complaint for each of them.
-            wanted = dict.fromkeys(_expected(e["msg"]) for e in errors if _keys(e["loc"]) == keys)
-            return InputError(where, repr(first["input"]), " or ".join(wanted), "change the value")
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of pydantic's location, without the types that it names inside a union."""
-    sections = {"literal", "constrained", "function"}
-    return [str(part) for part in location if str(part).replace("[", "-").split("-")[0] not in sections]
-
-
-def _expected(message: str) -> str:
-    return message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("a ")
+    return read(Params, path, complete=True)

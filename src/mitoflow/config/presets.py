@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
 from mitoflow.config import params
+from mitoflow.config.sections import dotted
 from mitoflow.core import files
 from mitoflow.errors import InputError
 
@@ -26,17 +28,39 @@ class Value:
     end: int
 
 
-def apply(path: Path, preset: str, *, name: str, mask_rule: str) -> dict[str, tuple[str, str]]:
+def names() -> dict[str, str]:
+    """Return the presets, each with what it is for."""
+    return {name: preset["about"] for name, preset in _presets().items()}
+
+
+def load(preset: str) -> params.Params:
+    """Return the parameters of a preset: the defaults, and what the preset says in their place.
+
+    Raises
+    ------
+    InputError
+        There is no such preset.
+    """
+    if preset not in (known := _presets()):
+        raise InputError("preset", preset, f"one of {', '.join(known)}", "see `mitoflow preset`")
+    differences = {section: values for section, values in known[preset].items() if section != "about"}
+    return params.Params.model_validate(_updated(params.Params().model_dump(by_alias=True), differences))
+
+
+def apply(path: Path, preset: str, **data: str) -> dict[str, tuple[str, str]]:
     """Write a preset into ``params.yaml``; comments, order, and every other byte stay.
+
+    Every key is written, so that nothing stays of a preset that was there before, but for two sections: ``machine``
+    stays as it is, and of ``data`` only what is given here is written.
 
     Parameters
     ----------
     path
         The file.
     preset
-        A section of ``presets.yaml``: ``phantom``, ``epfl`` or ``imported``.
-    name, mask_rule
-        What ``data.name`` and ``data.mask_rule`` become.
+        A section of ``presets.yaml``: ``phantom``, ``epfl``, ``epfl-quick``, ``finetune`` or ``imported``.
+    data
+        Keys of the section ``data``, ``name`` and ``mask_rule``, with their values.
 
     Returns
     -------
@@ -45,31 +69,10 @@ def apply(path: Path, preset: str, *, name: str, mask_rule: str) -> dict[str, tu
     Raises
     ------
     InputError
-        As in `change`.
-    """
-    values = {key: value.source for key, value in scalars(PRESETS.read_text(encoding="utf-8"), preset).items()}
-    return change(path, values | {"data.name": _quoted(name), "data.mask_rule": mask_rule})
-
-
-def names() -> dict[str, str]:
-    """Return the presets, each with what is said about it beside its name."""
-    lines = PRESETS.read_text(encoding="utf-8").splitlines()
-    sections = (line.partition("#") for line in lines if line[:1].isalnum())
-    return {section.strip().removesuffix(":"): about.strip() for section, _, about in sections}
-
-
-def choose(path: Path, preset: str) -> dict[str, tuple[str, str]]:
-    """Write a preset into ``params.yaml`` and leave the section ``data`` as it is; otherwise as `apply`.
-
-    Raises
-    ------
-    InputError
         There is no such preset, or as in `change`.
     """
-    if preset not in names():
-        raise InputError("preset", preset, f"one of {', '.join(names())}", "see `mitoflow preset`")
-    values = {key: value.source for key, value in scalars(PRESETS.read_text(encoding="utf-8"), preset).items()}
-    return change(path, {key: value for key, value in values.items() if not key.startswith("data.")})
+    values = load(preset).model_dump(by_alias=True, exclude={"data", "machine"}) | {"data": data}
+    return change(path, {key: _spelled(value) for key, value in dotted(values).items()})
 
 
 def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -98,12 +101,10 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {key: (present[key].source, value) for key, value in changed.items()}
 
 
-def scalars(text: str, section: str = "") -> dict[str, Value]:
-    """Return the scalars of a YAML text, or of one of its sections, by their dotted keys."""
+def scalars(text: str) -> dict[str, Value]:
+    """Return the scalars of a YAML text by their dotted keys."""
     root: Node = YAML(typ="safe", pure=True).compose(text)
-    everything = dict(_walk(root, "", text))
-    prefix = f"{section}." if section else ""
-    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
+    return dict(_walk(root, "", text))
 
 
 def _walk(node: Node, key: str, text: str) -> Iterator[tuple[str, Value]]:
@@ -130,6 +131,18 @@ def edited(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def _quoted(name: str) -> str:
-    """Return a YAML scalar that reads as the text ``name``, with quotes where it needs them."""
-    return name if YAML(typ="safe", pure=True).load(name) == name else json.dumps(name)
+def _presets() -> dict[str, dict[str, Any]]:
+    return files.read_yaml(PRESETS, "install mitoflow again")
+
+
+def _updated(values: dict[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested sections with other values for some keys."""
+    deeper = {key: _updated(values[key], each) for key, each in differences.items() if isinstance(each, dict)}
+    return {**values, **differences, **deeper}
+
+
+def _spelled(value: object) -> str:
+    """Return a value as YAML spells it; a text has quotes where it would read as something else."""
+    if isinstance(value, str) and YAML(typ="safe", pure=True).load(value) == value:
+        return value
+    return json.dumps(value)

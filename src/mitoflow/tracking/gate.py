@@ -15,8 +15,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from mitoflow.config import params
-from mitoflow.config.params import Bootstrap, Fraction, Section
+from mitoflow.config import sections
+from mitoflow.config.params import Bootstrap, Fraction
+from mitoflow.config.sections import Section
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
@@ -112,11 +113,11 @@ class Gate(Section):
         Raises
         ------
         InputError
-            As `mitoflow.config.params.load` does, or a dataset is not there.
+            As `mitoflow.config.sections.read` does, or a dataset is not there.
         """
         if not path.is_file():
             return cls()
-        gate = params.read(cls, path)
+        gate = sections.read(cls, path)
         for place, dataset in enumerate(gate.non_inferiority):
             if not (dataset.part / "masks").is_dir():
                 where, expected = f"{path}: non_inferiority.{place}.folder", "a folder with images/ and masks/"

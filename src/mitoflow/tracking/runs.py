@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from mitoflow.config import sections
 from mitoflow.core import files, provenance, workspace
 from mitoflow.errors import InputError
 from mitoflow.tracking import journal, store
@@ -190,12 +191,9 @@ def _pointer(digest: str) -> Path:
     return workspace.state_dir() / "runs" / digest
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def dotted(values: Mapping[str, Any]) -> dict[str, str]:
     """Return parameters by dotted keys, as MLflow has them."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return flat
+    return {key: str(value) for key, value in sections.dotted(values).items()}
 
 
 @dataclass(frozen=True)
