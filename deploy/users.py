@@ -20,13 +20,13 @@ import sys
 import warnings
 
 try:
-    from mitoflow import errors
-    from mitoflow.tracking import store  # first: MLflow reads its settings when it is imported
-
     warnings.filterwarnings("ignore", module="mlflow.server")  # what Starlette will change one day
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.server.auth.client import AuthServiceClient
+
+    from mitoflow import errors
+    from mitoflow.tracking import store
 except ImportError as error:
     remedy = "in the environment of the checkout, pip install -r deploy/requirements.txt"
     print(f"users.py: found {error}, expected mitoflow and MLflow's accounts; {remedy}", file=sys.stderr)
@@ -52,14 +52,14 @@ def main() -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         raise errors.InputError("MLFLOW_TRACKING_URI", "nothing", "the address of the server", "export it")
     server, (name, what) = os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:]
-    accounts = AuthServiceClient(server)
+    client, accounts = store.client(server), AuthServiceClient(server)
     try:
         if what == "remove":
             accounts.delete_user(name)
         elif what == "password":
             accounts.update_user_password(name, ask(name))
         else:
-            give(accounts, MlflowClient(server), name, what)
+            give(accounts, client, name, what)
     except store.TROUBLE as error:
         if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             expected = "a name and a password that the server takes"

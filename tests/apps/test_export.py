@@ -28,7 +28,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.models import unet
-from mitoflow.tracking import model_lookup, registry, runs, store
+from mitoflow.tracking import model_lookup, registration, runs, store
 
 SETTINGS = Settings(
     bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.43, context=1, context_step=2, tta=4, median=3
@@ -62,7 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project with an empty registry of its own, and a copy of the model in it; it is the current folder."""
     for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     (tmp_path / "params.yaml").touch()
     for name in FILES:
@@ -214,7 +214,7 @@ def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch,
     evaluated = Evaluation.read(Path("evaluation.json"))
     with runs.start("train", "unet") as journal:
         journal.params({"data": {"name": "epfl"}})
-        assert registry.register(journal, evaluated, weights, settings).promoted
+        assert registration.register(journal, evaluated, weights, settings).promoted
     for wanted in ("models:/mitoflow@champion", "champion", "models:/mitoflow/1", "1"):
         model = model_lookup.find(wanted)
         assert (model.name, model.predictor.settings, Evaluation.of(model)) == (

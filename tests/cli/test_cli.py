@@ -201,6 +201,7 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
 
 
 def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
+    from mitoflow.evaluation.verdict import Verdict
     from mitoflow.tracking import store
 
     figures = {"accuracy": 0.98, "dice": 0.9, "iou": 0.82}
@@ -220,9 +221,8 @@ def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_
     client.create_registered_model("mitoflow")
     for content in (b"weights", b"other weights"):
         digest = hashlib.sha256(content).hexdigest()
-        client.create_model_version(
-            "mitoflow", "nowhere", tags={store.MODEL_SHA256: digest, "mitoflow.verdict.reason": "so"}
-        )
+        tags = {store.MODEL_SHA256: digest} | Verdict(1, promoted=False, reason="so").tags()
+        client.create_model_version("mitoflow", "nowhere", tags=tags)
     assert "registered model: version 1 (no alias): so" in run_here("summary")[1]
 
 

@@ -8,7 +8,6 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from PIL import Image
 from mitoflow.data.validation import Finding, Findings, check_dataset
 from mitoflow.evaluation import curves, figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.evaluation.verdict import Check, Verdict
 from mitoflow.io import tiff
-from mitoflow.tracking.gate import Check
 
 
 class Page(HTMLParser):
@@ -184,10 +183,10 @@ def test_same_results_give_the_same_bytes(results, page, tmp_path):
 )
 def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, results, page, tmp_path):
     assert "Not decided yet The registry could not be reached." in page.text
-    verdict = SimpleNamespace(version=7, promoted=promoted, reason="there was no champion", checks=())
+    verdict = Verdict(version=7, promoted=promoted, reason="there was no champion")
     report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
     assert f"{said} There was no champion." in Page(tmp_path / "verdict.html").text
-    verdict.checks = (Check("megabytes", "23.4", "at most 20", False),)
+    verdict = dataclasses.replace(verdict, checks=(Check("megabytes", "23.4", "at most 20", False),))
     report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
     assert "megabytes 23.4 at most 20 failed" in Page(tmp_path / "verdict.html").text
 

@@ -14,9 +14,11 @@ import pytest
 
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import registry, runs
+from mitoflow.tracking import registration, registry, runs
 from tests.services import PostgreSQL, TrackingServer
 
 USERS = Path(__file__).parents[2] / "deploy" / "users.py"
@@ -60,16 +62,16 @@ def log_in(monkeypatch: pytest.MonkeyPatch, name: str, password: str = "") -> No
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password or PASSWORDS[name])
 
 
-def train(checkout: Path, correct: int) -> registry.Verdict | None:
+def train(checkout: Path, correct: int) -> Verdict | None:
     """Train, as far as the server can tell, a model that gets so many of 20 pixels right."""
     model, settings = checkout / "unet.keras", checkout / "inference.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
     Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(settings)
     counts = [[correct // 2, 10 - correct // 2, 10 - correct // 2, correct // 2]] * 4
-    evaluation = registry.Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, counts, 2, 50, 0)
+    evaluation = Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, counts, 2, 50, 0)
     with runs.start("train", "unet") as run:
         run.metrics({"val_dice": correct / 20})
-        return registry.register(run, evaluation, model, settings)
+        return registration.register(run, evaluation, model, settings)
 
 
 def test_what_each_role_may(

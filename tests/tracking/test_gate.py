@@ -15,10 +15,10 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
-from mitoflow.tracking import gate
-from mitoflow.tracking.gate import Contender, Elsewhere, Gate, Required, Verdict
+from mitoflow.tracking.gate import Contender, Elsewhere, Gate, Required
 from tests.parts import write_model
 
 COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
@@ -202,9 +202,3 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     unknown = wanted.decide(contender(4, worse / "unet.keras", 900), champion)
     assert not unknown.promoted
     assert "gain in Dice on liver is unknown (images: found uint16" in unknown.reason
-
-
-def test_the_gate_knows_where_the_settings_are() -> None:
-    from mitoflow.tracking import registry
-
-    assert gate.SETTINGS == registry.SETTINGS

@@ -26,7 +26,7 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
-from mitoflow.tracking import model_comparison, registry, runs, store
+from mitoflow.tracking import model_comparison, registration, registry, runs, store
 from mitoflow.tracking.model_comparison import compare
 from tests.parts import write_model
 
@@ -44,7 +44,7 @@ def run(*command: str) -> None:
 
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
 
@@ -92,7 +92,7 @@ def train(rate: float) -> None:
     with runs.start("train", "unet") as training:
         training.params({"train": {"learning_rate": rate}, "recipe": {"learning_rate": rate}})
         training.produced(MODEL)
-        assert registry.register(training, measured, MODEL, REPORTS / "inference.yaml")
+        assert registration.register(training, measured, MODEL, REPORTS / "inference.yaml")
     run(sys.executable, "-m", "dvc", "add", "-q", str(MODEL))
     run("git", "add", "-A")
     run("git", "commit", "-qm", f"Learning rate {rate}")
@@ -160,7 +160,7 @@ def test_the_page_and_the_table(
 def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
     with runs.start("register", "elsewhere") as again:
-        assert registry.register(again, changed, MODEL, REPORTS / "inference.yaml")
+        assert registration.register(again, changed, MODEL, REPORTS / "inference.yaml")
     told = compare("1", "3", PART, CONVENTIONS, pictures=True)
     assert "the scores cannot be paired" in told.notes[0]
     assert {gain for _, _, gain in told.scores.values()} == {None}

@@ -18,7 +18,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import model_lookup, registry, runs, store
+from mitoflow.tracking import model_lookup, registration, registry, runs, store
 
 SLICES = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
 MODEL = Path("models/unet.keras")
@@ -27,7 +27,7 @@ REPORTS = Path("reports/evaluate")
 
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
 
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         evaluation.write(REPORTS / "evaluation.json")
         with runs.start("train", "unet") as run:
             run.produced(MODEL)
-            verdict = registry.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
+            verdict = registration.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
         assert verdict is not None
         assert verdict.promoted
         yield folder

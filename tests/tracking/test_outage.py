@@ -16,9 +16,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mitoflow.core import provenance
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import journal, registry, runs, store
+from mitoflow.tracking import journal, registration, registry, runs, store
 
 EPOCHS = 12
 
@@ -154,7 +156,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     model, settings = checkout / "unet.keras", checkout / "unet.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
     Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(settings)
-    evaluation = registry.Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, [[9, 1, 1, 9]] * 4, 2, 50, 0)
+    evaluation = Evaluation(provenance.file_sha256(model), "test", ["a"] * 4, [[9, 1, 1, 9]] * 4, 2, 50, 0)
 
     with runs.start("train", "unet") as run:
         train(run, 0, 5)
@@ -165,7 +167,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
         run.artifact(settings)
         run.produced(model)
         begun = time.perf_counter()
-        assert registry.register(run, evaluation, model, settings) is None
+        assert registration.register(run, evaluation, model, settings) is None
     assert time.perf_counter() - begun < 20
     assert "are kept on disk, send them with `mitoflow sync`" in capfd.readouterr().err
     assert runs.producer(model) == run.key
@@ -184,7 +186,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     assert row.verdict == "there was no champion"
     assert registry.origin(str(model))["version"] == "1"
     with runs.start("evaluate", "the same again", key=run.key) as again:
-        assert registry.register(again, evaluation, model, settings).version == 1
+        assert registration.register(again, evaluation, model, settings).version == 1
     assert len(registry.models()) == 1
 
 
@@ -199,7 +201,7 @@ def test_a_server_that_hangs(
             assert train(run, 0, 5) < 0.5
         assert time.perf_counter() - begun < 6
         assert "timed out; 7 events are kept on disk" in capfd.readouterr().err
-        with pytest.raises(registry.InputError, match="an MLflow registry that answers"):
+        with pytest.raises(InputError, match="an MLflow registry that answers"):
             registry.models()
 
 
@@ -228,6 +230,6 @@ def test_wrong_credentials(checkout: Path, monkeypatch: pytest.MonkeyPatch, capf
         assert "7 events are kept on disk" in said
         assert len(said.splitlines()) == 1
         assert runs.sync().left == 7
-        with pytest.raises(registry.InputError, match="error code 401"):
+        with pytest.raises(InputError, match="error code 401"):
             registry.promote(1)
         proxy.shutdown()

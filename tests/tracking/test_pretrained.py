@@ -24,7 +24,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.models import unet
 from mitoflow.stages import BEST_PARAMS, evaluate, patch, release, train, validate
-from mitoflow.tracking import pretrained, registry, runs, store
+from mitoflow.tracking import pretrained, registration, registry, runs, store
 from mitoflow.tracking import release as releases
 from mitoflow.tracking.pretrained import Pretrained, initial_weights
 
@@ -48,7 +48,7 @@ FILES = {"unet.keras", "inference.yaml", "domain.yaml", "evaluation.json", "line
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder, with the MLflow store that is its own."""
     for name in ("DVC_ROOT", "DVC_EXP_NAME", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "params.yaml", folder)
@@ -187,8 +187,10 @@ def test_the_gate_treats_it_like_any_other(elsewhere: Path) -> None:
     better = [[tp + fn, 0, 0, tn + fp] for tp, fp, fn, tn in shipped.evaluation.counts]
     with runs.start("train", "train") as run:
         own = dataclasses.replace(shipped.evaluation, counts=better)
-        assert registry.register(run, own, shipped.folder / "unet.keras", shipped.folder / "inference.yaml").promoted
-    verdict = pretrained.register("phantom")
+        assert registration.register(
+            run, own, shipped.folder / "unet.keras", shipped.folder / "inference.yaml"
+        ).promoted
+    verdict = registration.register_pretrained("phantom")
     assert (verdict.version, verdict.promoted, verdict.champion) == (2, False, 1)
     assert "from champion 1 on the same slices: the 95 % interval is not above zero" in verdict.reason
 
@@ -205,7 +207,7 @@ def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(InputError, match="model mitoflow: found no champion, expected a champion"):
         initial_weights("champion")
-    pretrained.register("phantom")
+    registration.register_pretrained("phantom")
     for wanted in ("champion", "1"):
         found = initial_weights(wanted)
         assert found.origin == {"name": "mitoflow", "version": "1", "sha256": digest}
@@ -241,7 +243,7 @@ def test_weights_of_a_registry_in_trouble(elsewhere: Path, monkeypatch: pytest.M
         InputError, match="version 1: found no model of mitoflow, expected one that mitoflow registered"
     ):
         initial_weights("1")
-    pretrained.register("phantom")
+    registration.register_pretrained("phantom")
     (file,) = (elsewhere / "mlruns").rglob("artifacts/unet.keras")
     file.write_bytes(b"cut off")
     with pytest.raises(InputError, match=r"version 2: unet\.keras: found SHA-256 .* register the model again"):
@@ -261,12 +263,12 @@ def test_one_of_several_needs_a_name_and_a_broken_one_is_refused(elsewhere: Path
     with pytest.raises(InputError, match="pretrained model: found no name, expected one of cortex, phantom"):
         initial_weights("pretrained")
     Path("pretrained/cortex/unet.keras").write_text("version https://git-lfs.github.com/spec/v1")
-    for use in (pretrained.register, lambda name: initial_weights(f"pretrained:{name}")):
+    for use in (registration.register_pretrained, lambda name: initial_weights(f"pretrained:{name}")):
         with pytest.raises(InputError, match=r"cortex/unet\.keras: found SHA-256 .*, which was evaluated; take the"):
             use("cortex")
     Path("pretrained/phantom/lineage.yaml").unlink()
     with pytest.raises(InputError, match=r"phantom/lineage\.yaml: found no such file"):
-        pretrained.register("phantom")
+        registration.register_pretrained("phantom")
     shutil.rmtree("pretrained")
     with pytest.raises(InputError, match="found none, expected one that `mitoflow release` made"):
         initial_weights("pretrained")

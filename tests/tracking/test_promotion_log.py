@@ -23,7 +23,7 @@ ROUNDS, KILLS = 10, 10
 # A person at a machine: promotes what it reads, in a process of its own that it kills where it is told to.
 PERSON = """
 import json, os, signal, sys, time
-from mitoflow import registry, store
+from mitoflow.tracking import registry, store
 from mitoflow.errors import InputError
 store.client(store.uri()).get_registered_model("mitoflow")
 print("ready", flush=True)

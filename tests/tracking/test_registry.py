@@ -1,4 +1,3 @@
-import ast
 import importlib.metadata
 import json
 import os
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import grimp
 import mlflow
 import numpy as np
 import pytest
@@ -18,10 +18,10 @@ import mitoflow
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.models import unet
-from mitoflow.tracking import registry, runs, store
-from mitoflow.tracking.gate import Verdict
+from mitoflow.tracking import packing, registration, registry, runs, store
 
 MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
 
@@ -39,7 +39,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     for file in template.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -61,7 +61,7 @@ def register(evaluated: Evaluation, key: str | None = None) -> Verdict:
         run.params({"train": {"learning_rate": 0.001}})
         run.dataset("phantom", "data", "abc.dir", "training", {})
         run.produced(MODEL)
-        verdict = registry.register(run, evaluated, MODEL, SETTINGS)
+        verdict = registration.register(run, evaluated, MODEL, SETTINGS)
     assert verdict is not None
     return verdict
 
@@ -108,7 +108,7 @@ def test_the_gate(checkout: Path) -> None:
 
     rows = registry.models()
     assert [row.version for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [row.verdict for row in rows] == [v.reason for v in (first, same, worse, better, lucky, elsewhere)]
+    assert [row.verdict for row in rows] == [first, same, worse, better, lucky, elsewhere]
     assert rows[3].dice == evaluation(900).interval("dice")
     assert rows[3].iou == evaluation(900).interval("iou")
     described = store.client(store.uri()).get_model_version("mitoflow", "4").description
@@ -186,7 +186,7 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
     written = tags(1)
     asked = {key: value for key, value in written.items() if "verdict" not in key and "promoted" not in key}
-    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+    packing.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
 
     def cut_off_and_finish(version: int) -> None:
         client.delete_model_version_tag("mitoflow", str(version), "mitoflow.verdict")  # the last thing that is written
@@ -211,7 +211,7 @@ def test_a_promotion_that_was_cut_off_keeps_its_reason(checkout: Path) -> None:
     client = store.client(store.uri())
     (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
     written, challenged = tags(2), evaluation(900)
-    registry.pack(Path("packed"), challenged, MODEL, SETTINGS)
+    packing.pack(Path("packed"), challenged, MODEL, SETTINGS)
     asked = {key: value for key, value in written.items() if "verdict" not in key and "promot" not in key}
     # All that followed the entry in the log is undone, as if the process had died there.
     for key in written.keys() - asked.keys():
@@ -231,7 +231,7 @@ def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
     client = store.client(store.uri())
     client.create_registered_model("mitoflow")
     client.create_model_version("mitoflow", str(checkout))
-    assert (registry.models()[0].dice, registry.models()[0].verdict) == (None, "")
+    assert (registry.models()[0].dice, registry.models()[0].verdict) == (None, None)
     assert registry.promote(1).reason == "it was never evaluated by mitoflow, or its evaluation is lost"
     assert registry.promote(1, force=True).promoted
     with pytest.raises(InputError, match="version 1: found no run"):
@@ -251,10 +251,10 @@ def test_a_model_and_an_evaluation_that_do_not_belong_together(checkout: Path) -
     evaluated = evaluation(800)
     with runs.start("register", "register") as run:
         with pytest.raises(InputError, match=r"unet\.keras.*which was evaluated"):
-            registry.register(run, replace(evaluated, model_sha256="0" * 64), MODEL, SETTINGS)
+            registration.register(run, replace(evaluated, model_sha256="0" * 64), MODEL, SETTINGS)
         MODEL.unlink()
         with pytest.raises(InputError, match=r"unet\.keras: found no such file"):
-            registry.register(run, evaluated, MODEL, SETTINGS)
+            registration.register(run, evaluated, MODEL, SETTINGS)
     for content in ("{", "[]", '{"model_sha256": "a"}'):
         Path("evaluation.json").write_text(content)
         with pytest.raises(InputError, match=r"evaluation\.json.*`dvc repro evaluate` or `dvc pull`"):
@@ -311,7 +311,7 @@ def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
 
 def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
     Settings(bit_depth=12, divisor=4, tile=64, overlap=16, threshold=0.5).write(SETTINGS)
-    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+    packing.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
     model = mlflow.pyfunc.load_model("packed")
     assert model.predict(np.full((1, 70, 70), 4095, np.uint16)).shape == (1, 70, 70)
     with pytest.raises(MlflowException, match="grey value 4096, expected 12-bit"):
@@ -319,9 +319,9 @@ def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
 
 
 def test_the_packed_model_stands_alone(checkout: Path) -> None:
-    registry.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
+    packing.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
     names = {path.name for path in Path("packed").rglob("*")}
-    assert {"unet.keras", "unet.yaml", "evaluation.json", "pyfunc.py", "inference.py", "input_example.json"} <= names
+    assert {"unet.keras", "unet.yaml", "evaluation.json", "pyfunc.py", "predictor.py", "input_example.json"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pyc"))]
     assert Evaluation.read(Path("packed/artifacts/evaluation.json")) == evaluation(800)
     _validate_serving_input("packed", Path("packed/serving_input_example.json").read_text())
@@ -337,28 +337,11 @@ print(json.dumps([sys.modules["mitoflow"].__file__, model.predict(numpy.zeros((1
     assert shape == [1, 9, 9]
 
 
-def packages(room: str) -> set[str]:
-    """The packages that a room, and the rooms that it knows, import."""
-    found = set()
-    module = ast.parse((Path(mitoflow.__file__).parent / f"{room}.py").read_text())
-    module.body = [node for node in module.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node))]
-    for node in ast.walk(module):
-        match node:
-            case ast.Import():
-                modules = [alias.name for alias in node.names]
-            case ast.ImportFrom(module="mitoflow"):
-                modules = [f"mitoflow.{alias.name}" for alias in node.names]
-            case ast.ImportFrom():
-                modules = [node.module]
-            case _:
-                modules = []
-        for package, _, rest in (module.partition(".") for module in modules):
-            found |= packages(rest) if package == "mitoflow" else {package}
-    return found - sys.stdlib_module_names
-
-
 def test_the_requirements_of_the_model_are_what_inference_imports() -> None:
+    graph = grimp.build_graph("mitoflow", include_external_packages=True, exclude_type_checking_imports=True)
+    imported = graph.find_upstream_modules("mitoflow.tracking.pyfunc")
+    packages = {name for name in imported if not name.startswith("mitoflow.")} - sys.stdlib_module_names - {"mlflow"}
     distributions = importlib.metadata.packages_distributions()
-    needed = [set(distributions[package]) & set(registry.REQUIREMENTS) for package in packages("pyfunc") - {"mlflow"}]
+    needed = [set(distributions[package]) & set(packing.REQUIREMENTS) for package in packages]
     assert all(needed)
-    assert set().union(*needed) == set(registry.REQUIREMENTS)
+    assert set().union(*needed) == set(packing.REQUIREMENTS)

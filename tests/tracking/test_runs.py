@@ -34,7 +34,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DVC_ROOT", "DVC_EXP_NAME", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store._SETTINGS:
+        if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     checkout = tmp_path / "checkout"
     checkout.mkdir()
@@ -56,7 +56,9 @@ def curve(key: str, name: str) -> list[tuple[int, float]]:
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = textwrap.dedent("import os, signal\nfrom pathlib import Path\nfrom mitoflow import tracking\n") + code
+    program = (
+        textwrap.dedent("import os, signal\nfrom pathlib import Path\nfrom mitoflow.tracking import runs\n") + code
+    )
     return subprocess.run(
         [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=False
     )
@@ -131,7 +133,7 @@ def test_a_killed_process_is_ended_and_its_run_resumed_without_doubled_points(
 ) -> None:
     killed = in_a_process(
         """
-run = tracking.start("train", "unet", key="train-1")
+run = runs.start("train", "unet", key="train-1")
 child = run.child("trial 0", key="train-1-0")
 for epoch in range(5):
     run.metrics({"dice": epoch / 10}, step=epoch)
@@ -159,7 +161,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_sync_ends_the_run_of_a_killed_process(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_process(
-        'tracking.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
+        'runs.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
         MLFLOW_TRACKING_URI=NOWHERE,
     )
     assert runs.sync().trouble.startswith(NOWHERE)  # the journal knows the store that it was for
@@ -250,11 +252,11 @@ def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
     program = """
 import pathlib, sys
 import mlflow.store.tracking.sqlalchemy_store
-from mitoflow import store, tracking
+from mitoflow.tracking import runs, store
 pathlib.Path(sys.argv[1]).touch()
 while not pathlib.Path("go").exists(): pass
 store.client(store.uri())
-with tracking.start("train", "unet") as run: run.metrics({"x": 1})
+with runs.start("train", "unet") as run: run.metrics({"x": 1})
 """
     ready = [checkout / "0", checkout / "1"]
     processes = [subprocess.Popen([sys.executable, "-c", program, path], stderr=subprocess.PIPE) for path in ready]

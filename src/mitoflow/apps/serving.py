@@ -24,10 +24,10 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference import prediction
+from mitoflow.inference import model_files, prediction
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import volumes
-from mitoflow.tracking import model_lookup, registry
+from mitoflow.tracking import model_lookup, packing
 
 TIFF, JSON = "image/tiff", "application/json"
 TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
@@ -62,7 +62,7 @@ def load(model: TrainedModel) -> PyFuncModel:
     """Return a model as MLflow loads it, packed anew from its files, whose digest was checked."""
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
-        registry.pack(packed, Evaluation.of(model), model.weights, model.folder / registry.SETTINGS)
+        packing.pack(packed, Evaluation.of(model), model.weights, model.folder / model_files.SETTINGS)
         loaded: PyFuncModel = pyfunc.load_model(str(packed))
         return loaded
 

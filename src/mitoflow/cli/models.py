@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from mitoflow.cli._output import format_score, print_table
+from mitoflow.cli._output import print_table
 from mitoflow.errors import InputError
-
-if TYPE_CHECKING:
-    from mitoflow.evaluation.bootstrap import Interval
 
 
 @click.command()
@@ -27,11 +23,11 @@ def models(shipped: bool) -> None:
         [
             str(row.version),
             " ".join(row.aliases),
-            format_score(row.dice),
-            format_score(row.iou),
+            str(row.dice or ""),
+            str(row.iou or ""),
             row.test_hash[:8],
             f"{row.created.astimezone():%Y-%m-%d %H:%M}",
-            row.verdict,
+            row.reason,
         ]
         for row in registry.models()
     ]
@@ -47,7 +43,7 @@ def _list_pretrained() -> None:
     rows = []
     for model in pretrained.models():
         made, measured = model.lineage["data"], model.evaluation
-        scores = (format_score(measured.interval(score)) for score in ("dice", "iou"))
+        scores = (str(measured.interval(score)) for score in ("dice", "iou"))
         rows.append([model.name, *scores, made["name"], made["licence"]])
     if rows:
         print_table(["name", "Dice", "IoU", "data", "licence of the data"], rows)
@@ -73,7 +69,7 @@ def compare(a: str, b: str, html: Path | None) -> None:
 
     compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
     rows = [
-        [name, format_score(first), format_score(second), _difference(gain)]
+        [name, str(first), str(second), f"{gain:+.4f}" if gain else "–"]
         for name, (first, second, gain) in compared.scores.items()
     ]
     print_table(["test", *compared.names, "difference, paired"], rows)
@@ -89,10 +85,6 @@ def compare(a: str, b: str, html: Path | None) -> None:
     if html:
         report.write_comparison(html, compared)
         click.echo(f"page: {html}")
-
-
-def _difference(gain: Interval | None) -> str:
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" if gain else "–"
 
 
 @click.command()
@@ -115,9 +107,9 @@ def lineage(what: str) -> None:
 def register(name: str | None) -> None:
     """Register a model that was pulled, not computed."""
     if name:
-        from mitoflow.tracking import pretrained, registry
+        from mitoflow.tracking import registration
 
-        click.echo(registry.outcome(pretrained.register(name)))
+        click.echo(registration.outcome(registration.register_pretrained(name)))
         return
     from mitoflow.stages import evaluate
 
@@ -131,5 +123,5 @@ def release(licence: str | None) -> None:
     from mitoflow.stages import release
 
     model = release.main(licence)
-    dice = format_score(model.evaluation.interval("dice"))
+    dice = model.evaluation.interval("dice")
     click.echo(f"{model.folder}: Dice {dice}; look at {model.folder / 'MODEL_CARD.md'}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from mitoflow.cli._output import format_score, print_changes, print_table
+from mitoflow.cli._output import print_changes, print_table
 from mitoflow.errors import InputError
 
 SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
@@ -79,17 +79,17 @@ def summary() -> None:
     rows = []
     for protocol in protocols:
         scores = measured[protocol]
-        intervals = (Interval(*(scores[name + end] for end in ("", "_low", "_high"))) for name in SCORES)
-        rows.append([protocol.replace("_", "-"), *map(format_score, intervals)])
+        intervals = (str(Interval.from_dict(name, scores) or "–") for name in SCORES)
+        rows.append([protocol.replace("_", "-"), *intervals])
     print_table(["test", *SCORES.values()], rows)
     try:
         digest = provenance.file_sha256(MODEL)
         same = [row for row in registry.models() if row.model_sha256 == digest]
-        lines = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.verdict}" for row in same]
+        lines = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.reason}" for row in same]
         click.echo(
             f"registered model: {lines[-1] if lines else 'none yet, see `mitoflow sync` and `mitoflow register`'}"
         )
-        for check in same[-1].checks if same else ():
+        for check in same[-1].verdict.checks if same and same[-1].verdict else ():
             click.echo(f"promotion.yaml: {check}")
     except InputError as error:
         click.echo(f"registered model: {error}")

@@ -20,6 +20,7 @@ def ui(port: int) -> None:
     if not store.is_database(place):
         click.echo(f"MLflow is at {store.without_credentials(place)}")
         return
+    store.configure()
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *command])

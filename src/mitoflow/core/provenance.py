@@ -56,7 +56,7 @@ def recorded_md5(stage: str, output: Path) -> str | None:
 
 
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:
-    """Return a lineage as MLflow tags, ``mitoflow.core.provenance.*``."""
+    """Return a lineage as MLflow tags, ``mitoflow.lineage.*``."""
     return {PREFIX + key: value for key, value in lineage.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,48 @@ from mitoflow.evaluation.metrics import Score
 
 @dataclass(frozen=True)
 class Interval:
-    """A score and the 95 % confidence interval around it."""
+    """A score and the 95 % confidence interval around it.
+
+    As text it is ``value [low, high]``. A format specification holds for each figure; without one they have four
+    decimals.
+
+    Examples
+    --------
+    >>> interval = Interval(0.91, 0.89, 0.925)
+    >>> str(interval)
+    '0.9100 [0.8900, 0.9250]'
+    >>> f"{interval:+.2f}"
+    '+0.91 [+0.89, +0.93]'
+    >>> interval.as_dict("dice")
+    {'dice': 0.91, 'dice_low': 0.89, 'dice_high': 0.925}
+    >>> Interval.from_dict("dice", interval.as_dict("dice")) == interval
+    True
+    """
 
     value: float
     low: float
     high: float
+
+    def __format__(self, spec: str) -> str:
+        value, low, high = (format(figure, spec or ".4f") for figure in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        return format(self)
+
+    def as_dict(self, name: str, separator: str = "_") -> dict[str, float]:
+        """Return the figures under the keys ``name``, ``name_low`` and ``name_high``."""
+        return dict(zip(_keys(name, separator), (self.value, self.low, self.high), strict=True))
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, float | str], separator: str = "_") -> Interval | None:
+        """Return the interval that `as_dict` wrote under ``name``; None where there is none."""
+        keys = _keys(name, separator)
+        return cls(*(float(values[key]) for key in keys)) if values.keys() >= set(keys) else None
+
+
+def _keys(name: str, separator: str) -> tuple[str, str, str]:
+    return name, f"{name}{separator}low", f"{name}{separator}high"
 
 
 def bootstrap_interval(

@@ -16,11 +16,10 @@ from mitoflow.config.params import Bootstrap
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, metrics
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from mitoflow.inference import model_files
 
 if TYPE_CHECKING:
     from mitoflow.inference.trained_model import TrainedModel  # imports Keras
-
-NAME = "evaluation.json"  # of its file beside the weights
 
 SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
 
@@ -75,7 +74,7 @@ class Evaluation:
     @classmethod
     def of(cls, model: TrainedModel) -> Evaluation | None:
         """Return what a model did on the test part; None where that was left behind, or is of another model."""
-        path = model.folder / NAME
+        path = model.folder / model_files.EVALUATION
         measured = cls.read(path) if path.is_file() else None
         return measured if measured and measured.model_sha256 == model.origin["model_sha256"] else None
 

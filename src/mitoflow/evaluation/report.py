@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -22,9 +22,7 @@ from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.curves import PrecisionRecall, Reliability
 from mitoflow.evaluation.metrics import Counts
-
-if TYPE_CHECKING:
-    from mitoflow.tracking.gate import Verdict
+from mitoflow.evaluation.verdict import Verdict
 
 LONGEST_SIDE = 1600
 ZOOM_SIDE = 224

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
+from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
-
-SETTINGS, DOMAIN = "inference.yaml", "domain.yaml"  # the names of these files beside the weights
 
 OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
 
@@ -48,19 +47,19 @@ class TrainedModel:
         InputError
             It is none of mitoflow's, it or its settings are broken, or they do not fit together.
         """
-        loaded = Predictor.load(self.weights, self.folder / SETTINGS)
+        loaded = Predictor.load(self.weights, self.folder / model_files.SETTINGS)
         channels = 2 * loaded.settings.context + 1
         shapes = [tuple(getattr(loaded.model, name, ())) for name in ("input_shape", "output_shape")]
         if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (channels, 1):
             found = f"a network from {shapes[0]} to {shapes[1]}"
             expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
-            raise InputError(self.weights, found, expected, f"put the {SETTINGS} of this model beside it")
+            raise InputError(self.weights, found, expected, f"put the {model_files.SETTINGS} of this model beside it")
         return loaded
 
     @property
     def domain(self) -> Domain | None:
         """What its training images look like; None where that was not recorded."""
-        path = self.folder / DOMAIN
+        path = self.folder / model_files.DOMAIN
         return Domain.read(path) if path.is_file() else None
 
     @property

@@ -20,6 +20,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, evaluation_record, metrics, protocols, report
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
 from mitoflow.evaluation.metrics import Counts
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import spacing
 from mitoflow.models import unet
@@ -38,8 +39,8 @@ from mitoflow.stages import (
     TRAIN_REPORTS,
     as_process,
 )
-from mitoflow.tracking import registry, runs
-from mitoflow.tracking.gate import Gate, Verdict
+from mitoflow.tracking import registration, runs
+from mitoflow.tracking.gate import Gate
 
 REPORT = EVALUATE_REPORTS / "report.html"
 LOOKED_AT = 64  # training patches
@@ -177,8 +178,8 @@ def publish(run: runs.Run) -> Verdict | None:
     for file in sorted(EVALUATE_REPORTS.iterdir()):
         if file != REPORT:
             run.artifact(file, "evaluate")
-    verdict = registry.register(run, evaluated, MODEL, INFERENCE)
-    print(registry.outcome(verdict))
+    verdict = registration.register(run, evaluated, MODEL, INFERENCE)
+    print(registration.outcome(verdict))
     return verdict
 
 
@@ -209,11 +210,7 @@ def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) ->
 
 
 def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
-    return {
-        name + end: getattr(interval, part)
-        for name, interval in scores.items()
-        for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
-    }
+    return {key: figure for name, interval in scores.items() for key, figure in interval.as_dict(name).items()}
 
 
 def _picture(measured: protocols.Measured, pairs: list[Pair], rule: Rule, stack: str, z: int) -> report.PredictedSlice:

@@ -12,16 +12,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
-
-# isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from mitoflow.core import workspace
-from mitoflow.tracking import registry
+from mitoflow.tracking import registry, store
 from mitoflow.tracking.journal import Event, Journal
 
 

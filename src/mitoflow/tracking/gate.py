@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -23,12 +22,10 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import Check, Verdict
+from mitoflow.inference import model_files
 
 PATH = Path("promotion.yaml")
-SETTINGS = "inference.yaml"  # beside the weights
-
-#: The tag of a version that says what was decided; others begin with it.
-VERDICT = "mitoflow.verdict"
 
 TIMED_SIDE, TIMES = 1024, 3  # pixels along y and x of the slice that is timed, and how often
 
@@ -74,7 +71,7 @@ class Elsewhere(Section):
         InputError
             The dataset cannot be read, or not by this model.
         """
-        part, settings = self.part, weights.with_name(SETTINGS)
+        part, settings = self.part, weights.with_name(model_files.SETTINGS)
         pairs = read_pairs(part)
         data = files.fingerprint(self.mask_rule, part / "images", part / "masks")
         digest = provenance.file_sha256(weights)
@@ -172,7 +169,7 @@ class Gate(Section):
             return False, reason, None
         gain = ours.better_by(theirs, self.bootstrap)
         gains = gain.low > self.minimum_gain
-        against = f"Dice differs by {_signed(gain)} from champion {number} on the same slices"
+        against = f"Dice differs by {gain:+.4f} from champion {number} on the same slices"
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
         return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}", gain
 
@@ -182,8 +179,7 @@ class Gate(Section):
                 yield Check(score, "unknown", f"at least {least:g}", False)
             else:
                 found = measured.interval(score)
-                told = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-                yield Check(score, told, f"at least {least:g}", found.value >= least)
+                yield Check(score, str(found), f"at least {least:g}", found.value >= least)
         if (limit := self.max_model_mb) is not None:
             yield _checked("megabytes", f"at most {limit:g}", partial(_size, challenger, limit))
         if (limit := self.max_seconds_per_mpx) is not None:
@@ -196,7 +192,7 @@ class Gate(Section):
     def _gain_on(self, dataset: Elsewhere, challenger: Contender, champion: Contender) -> tuple[str, bool]:
         ours, theirs = (dataset.evaluate(each.weights(), self.bootstrap) for each in (challenger, champion))
         gain = ours.better_by(theirs, self.bootstrap)
-        return _signed(gain), gain.low >= -dataset.margin
+        return f"{gain:+.4f}", gain.low >= -dataset.margin
 
 
 @dataclass(frozen=True)
@@ -224,72 +220,6 @@ class Contender:
         return self.measured()
 
 
-@dataclass(frozen=True)
-class Check:
-    """One of the demands of ``promotion.yaml`` besides the gain: what was found, what is wanted, and whether it is."""
-
-    what: str
-    found: str
-    wanted: str
-    passed: bool
-
-    def __str__(self) -> str:
-        """Say so in a line."""
-        return f"{self.what} {self.found}, wanted {self.wanted}: {'passed' if self.passed else 'failed'}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided about a version.
-
-    Attributes
-    ----------
-    version
-        Of the registered model.
-    promoted
-        Whether it became the champion.
-    reason
-        Why, in a sentence with the figures.
-    champion
-        The champion that it was compared with; None where there was none.
-    difference
-        Its Dice minus that of the champion, with the 95 % interval; None where they could not be compared.
-    checks
-        What ``promotion.yaml`` asks for besides.
-    """
-
-    version: int
-    promoted: bool
-    reason: str
-    champion: int | None = None
-    difference: Interval | None = None
-    checks: tuple[Check, ...] = ()
-
-    def tags(self) -> dict[str, str]:
-        """Return all but the version as tags of MLflow; the one that says what was decided comes last."""
-        tags = {f"{VERDICT}.reason": self.reason}
-        if self.champion is not None:
-            tags[f"{VERDICT}.champion"] = str(self.champion)
-        if self.difference is not None:
-            tags |= interval_tags(f"{VERDICT}.difference", self.difference)
-        if self.checks:
-            tags[f"{VERDICT}.checks"] = json.dumps([asdict(check) for check in self.checks])
-        return tags | {VERDICT: "promoted" if self.promoted else "not promoted"}
-
-    @classmethod
-    def from_tags(cls, version: int, tags: Mapping[str, str]) -> Verdict:
-        """Return the verdict of which `tags` were written."""
-        champion = tags.get(f"{VERDICT}.champion")
-        return cls(
-            version=version,
-            promoted=tags[VERDICT] == "promoted",
-            reason=tags[f"{VERDICT}.reason"],
-            champion=None if champion is None else int(champion),
-            difference=interval_from_tags(f"{VERDICT}.difference", tags),
-            checks=checks_from_tags(tags),
-        )
-
-
 def _checked(what: str, wanted: str, measure: Callable[[], tuple[str, bool]]) -> Check:
     """Return a check of what is measured, found and whether it is enough; what cannot be measured does not pass."""
     try:
@@ -299,22 +229,6 @@ def _checked(what: str, wanted: str, measure: Callable[[], tuple[str, bool]]) ->
     return Check(what, found, wanted, passed)
 
 
-def checks_from_tags(tags: Mapping[str, str]) -> tuple[Check, ...]:
-    """Return the checks of the verdict of which `tags` were written."""
-    return tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT}.checks", "[]")))
-
-
-def interval_tags(name: str, interval: Interval) -> dict[str, str]:
-    """Return an interval as three tags of MLflow."""
-    return {name: str(interval.value), f"{name}.low": str(interval.low), f"{name}.high": str(interval.high)}
-
-
-def interval_from_tags(name: str, tags: Mapping[str, str]) -> Interval | None:
-    """Return the interval that `interval_tags` wrote, None where there is none."""
-    figures = [float(tags[key]) for key in (name, f"{name}.low", f"{name}.high") if key in tags]
-    return Interval(*figures) if figures else None
-
-
 def _seconds_per_megapixel(weights: Path) -> float:
     """Return how long a model takes for a slice here, from grey values to probabilities; of a few times the shortest.
 
@@ -322,7 +236,7 @@ def _seconds_per_megapixel(weights: Path) -> float:
     """
     from mitoflow.inference.predictor import Predictor
 
-    predictor = Predictor.load(weights, weights.with_name(SETTINGS))
+    predictor = Predictor.load(weights, weights.with_name(model_files.SETTINGS))
     bits = predictor.settings.bit_depth
     noise = np.random.default_rng(0).integers(2**bits, size=(1, TIMED_SIDE, TIMED_SIDE))
     image = noise.astype(np.uint8 if bits == 8 else np.uint16)
@@ -343,7 +257,3 @@ def _size(challenger: Contender, limit: float) -> tuple[str, bool]:
 def _speed(challenger: Contender, limit: float) -> tuple[str, bool]:
     seconds = _seconds_per_megapixel(challenger.weights())
     return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= limit
-
-
-def _signed(gain: Interval) -> str:
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

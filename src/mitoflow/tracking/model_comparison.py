@@ -18,6 +18,7 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.report import ComparedSlice, SideBySide
+from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
@@ -118,7 +119,7 @@ def find(what: str) -> Side:
     else:
         commit = _commit(what)
         folder = _checked_out(what, commit)
-        model = model_lookup.find(str(folder / OF_REVISION[0] / registry.MODEL))
+        model = model_lookup.find(str(folder / OF_REVISION[0] / model_files.WEIGHTS))
         settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
         facts = files.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
         params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})

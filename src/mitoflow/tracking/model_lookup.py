@@ -7,6 +7,7 @@ from pathlib import Path
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference import model_files
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.tracking import pretrained, registry
 
@@ -60,7 +61,7 @@ def _pretrained(name: str) -> TrainedModel:
     called = f"pretrained:{model.name}"
     origin = {"model": called, **made.get("run", {}), **made["code"], **sections}
     origin["model_sha256"] = model.evaluation.model_sha256
-    return TrainedModel(called, model.folder / pretrained.MODEL, model.folder, origin)
+    return TrainedModel(called, model.folder / model_files.WEIGHTS, model.folder, origin)
 
 
 def _of_file(path: Path) -> TrainedModel:
@@ -68,11 +69,11 @@ def _of_file(path: Path) -> TrainedModel:
         raise InputError("--model", f"{path}, which is no file", EXPECTED, "check the path")
     digest = provenance.file_sha256(path)
     places = [path.parent, path.parent.parent / PIPELINE]
-    has_settings = [place for place in places if (place / registry.SETTINGS).is_file()]
+    has_settings = [place for place in places if (place / model_files.SETTINGS).is_file()]
     folder = next((place for place in has_settings if place == path.parent or _is_of(place, digest)), None)
     if folder is None:
         remedy = "put the one of its evaluation there, or name a version of the registry"
-        raise InputError(path, f"no {registry.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
+        raise InputError(path, f"no {model_files.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
     try:
         known = {} if registry.is_missing() else registry.origin(str(path))
     except InputError:  # MLflow does not know the file, or does not answer; the file is all that is needed
@@ -82,5 +83,5 @@ def _of_file(path: Path) -> TrainedModel:
 
 def _is_of(place: Path, digest: str) -> bool:
     """Tell whether the files of a folder belong to the model with that digest."""
-    evaluation = place / registry.EVALUATION
+    evaluation = place / model_files.EVALUATION
     return evaluation.is_file() and Evaluation.read(evaluation).model_sha256 == digest

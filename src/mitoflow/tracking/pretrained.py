@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mitoflow.core import files, provenance
 from mitoflow.errors import InputError
-from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.tracking import registry, runs
-from mitoflow.tracking.gate import Verdict
+from mitoflow.inference import model_files
+from mitoflow.tracking import registry
 
 if TYPE_CHECKING:
     from mitoflow.inference.trained_model import TrainedModel  # imports Keras
@@ -24,8 +23,7 @@ HERE = Path("pretrained")
 # version.
 PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
 
-#: The files of a model.
-MODEL, SETTINGS, EVALUATION, DOMAIN = registry.MODEL, registry.SETTINGS, registry.EVALUATION, registry.DOMAIN
+#: What a released model has beside the files that `mitoflow.inference.model_files` names.
 LINEAGE, CARD, COVER = "lineage.yaml", "MODEL_CARD.md", "cover.png"
 
 REMEDY = "take the folder from git again, or install mitoflow again"
@@ -38,7 +36,7 @@ class Pretrained:
     Attributes
     ----------
     folder
-        ``pretrained/NAME``, with the files named above.
+        ``pretrained/NAME``.
     """
 
     folder: Path
@@ -51,7 +49,7 @@ class Pretrained:
     @property
     def evaluation(self) -> Evaluation:
         """What the model did on the test part; raises `InputError` where it is missing or broken."""
-        return Evaluation.read(self.folder / EVALUATION)
+        return Evaluation.read(self.folder / model_files.EVALUATION)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def models() -> list[Pretrained]:
 
     Of two with the same name the project's own counts.
     """
-    files = [file for place in reversed(PLACES) for file in place.glob(f"[!.]*/{MODEL}")]
+    files = [file for place in reversed(PLACES) for file in place.glob(f"[!.]*/{model_files.WEIGHTS}")]
     return [Pretrained(folder) for _, folder in sorted({file.parent.name: file.parent for file in files}.items())]
 
 
@@ -84,40 +82,10 @@ def find(name: str = "") -> Pretrained:
         found = name or ("none" if not known else "no name")
         expected = f"one of {', '.join(known)}" if known else "one that `mitoflow release` made"
         raise InputError("pretrained model", found, expected, "`mitoflow models --pretrained` lists them")
-    path, expected = known[name].folder / MODEL, known[name].evaluation.model_sha256
+    path, expected = known[name].folder / model_files.WEIGHTS, known[name].evaluation.model_sha256
     if (digest := provenance.file_sha256(path)) != expected:
         raise InputError(path, f"SHA-256 {digest}", f"{expected}, which was evaluated", REMEDY)
     return known[name]
-
-
-def register(name: str) -> Verdict | None:
-    """Make a pretrained model a version of one's own registry; the gate decides about it as about any other.
-
-    It comes with the lineage, the data and the parameters that it was made from. The same model makes one version,
-    however often it is registered.
-
-    Returns
-    -------
-    verdict
-        None where MLflow does not answer; see `mitoflow.tracking.registry.register`.
-
-    Raises
-    ------
-    InputError
-        There is no such model, or a file of it is missing or broken.
-    """
-    model = find(name)
-    made, evaluation = model.lineage, model.evaluation
-    key = f"pretrained-{evaluation.model_sha256[:32]}"
-    with runs.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
-        run.params(made["params"])
-        for context, dataset in made["dataset"].items():
-            name_of_data, _, digest = dataset.rpartition(" ")
-            run.dataset(name_of_data, str(HERE / model.name), digest, context, {})
-        run.metrics({f"test_whole_slice_{score}": evaluation.interval(score).value for score in metrics.SCORES})
-        for file in (CARD, COVER, LINEAGE):
-            run.artifact(model.folder / file)
-        return registry.register(run, evaluation, model.folder / MODEL, model.folder / SETTINGS)
 
 
 def card(model: TrainedModel) -> Path | None:
@@ -169,7 +137,7 @@ def initial_weights(wanted: str) -> InitialWeights | None:
         return None
     if kind == "pretrained":
         model = find(name)
-        return _weights(model.folder / MODEL, name=f"pretrained:{model.name}")
+        return _weights(model.folder / model_files.WEIGHTS, name=f"pretrained:{model.name}")
     if wanted == "champion" or wanted.isdecimal():
         version = registry.champion() if wanted == "champion" else int(wanted)
         return _weights(registry.model_file(version), name=registry.NAME, version=str(version))

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
-
-# isort: split
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mitoflow.errors import InputError
-from mitoflow.tracking import promotion_log
-from mitoflow.tracking.gate import VERDICT, Verdict
+from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
+from mitoflow.tracking import promotion_log, store
 from mitoflow.tracking.promotion_log import Log, Promotion, TooLate
 
 NAME = "mitoflow"
@@ -145,7 +142,7 @@ def record(client: MlflowClient, verdict: Verdict) -> None:
     told = f"{decided[1].capitalize()}: {verdict.reason}."
     earlier = client.get_model_version(NAME, str(verdict.version)).tags
     for key in earlier.keys() - verdict.tags().keys():
-        if key.startswith(VERDICT):
+        if key.startswith(VERDICT_TAG):
             client.delete_model_version_tag(NAME, str(verdict.version), key)
     client.update_model_version(NAME, str(verdict.version), "\n".join([told, *map(str, verdict.checks)])[:5000])
     for key, value in (*tags, decided):  # what was decided comes last: whoever finds it finds the rest
@@ -176,7 +173,7 @@ def _write_down(client: MlflowClient, standing: Standing) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False  # it was deleted
-    if tags.get(PROMOTION) == str(last.number) and (back or tags.get(VERDICT) == "promoted"):
+    if tags.get(PROMOTION) == str(last.number) and (back or tags.get(VERDICT_TAG) == "promoted"):
         return False
     when = last.when.isoformat(timespec="seconds")
     if back:

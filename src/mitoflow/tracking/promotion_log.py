@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
-
-# isort: split
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+from mitoflow.tracking import store
 
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
 

@@ -1,6 +1,6 @@
 """The registered model as MLflow loads it: this file and the package beside it, nothing pickled.
 
-MLflow runs the file when it loads the model ("models from code"); `mitoflow.tracking.registry.pack` puts it there.
+MLflow runs the file when it loads the model ("models from code"); `mitoflow.tracking.packing` puts it there.
 """
 
 from __future__ import annotations

@@ -10,53 +10,31 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mitoflow.tracking import store  # first, because MLflow reads its settings when it is imported
-
-# isort: split
-import numpy as np
-from mlflow import MlflowClient, artifacts, pyfunc
+from mlflow import MlflowClient, artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import Schema, TensorSpec
+from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mitoflow.core import files, provenance, workspace
 from mitoflow.errors import InputError
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.tracking import promotion, promotion_log
-from mitoflow.tracking.gate import (
-    VERDICT,
-    Check,
-    Contender,
-    Gate,
-    Verdict,
-    checks_from_tags,
-    interval_from_tags,
-    interval_tags,
-)
+from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
+from mitoflow.inference import model_files
+from mitoflow.tracking import promotion, promotion_log, store
+from mitoflow.tracking.gate import Contender, Gate
 from mitoflow.tracking.promotion import Standing
 from mitoflow.tracking.promotion_log import Promotion, TooLate
 
-if TYPE_CHECKING:
-    from mitoflow.tracking import runs
-
 NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALLENGER
-MODEL, SETTINGS, EVALUATION, DOMAIN = "unet.keras", "inference.yaml", "evaluation.json", "domain.yaml"
-
-# What inference imports; the versions are those installed here.
-REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -64,16 +42,9 @@ EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
 TEST_HASH = "mitoflow.test_hash"
 
 
-def outcome(verdict: Verdict | None) -> str:
-    """Say what `register` came to."""
-    if verdict is None:
-        return f"model {NAME}: MLflow is away; `mitoflow sync` will register the model and decide"
-    return f"model {NAME} version {verdict.version}: {verdict.reason}"
-
-
 @dataclass(frozen=True)
 class Row:
-    """A version as `models` lists it; Dice and IoU are None for one that was registered by other means."""
+    """A version as `models` lists it; for one that was registered by other means, Dice, IoU and verdict are None."""
 
     version: int
     aliases: tuple[str, ...]
@@ -83,54 +54,30 @@ class Row:
     model_sha256: str
     run_id: str
     created: datetime
-    verdict: str
-    checks: tuple[Check, ...]
+    verdict: Verdict | None
+
+    @property
+    def reason(self) -> str:
+        """The reason of the verdict; empty where there is none."""
+        return self.verdict.reason if self.verdict else ""
 
 
-def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
-    """Make an evaluated model a version, through the journal, and let the gate decide about it.
-
-    The same evaluation in the same run makes one version, however often it is registered.
-
-    Parameters
-    ----------
-    run
-        The training run, or a run of its own where the outputs were pulled rather than computed.
-    evaluation
-        Of this model.
-    model_path, settings_path
-        ``models/unet.keras`` and ``reports/evaluate/inference.yaml``.
-
-    Returns
-    -------
-    verdict
-        None where MLflow does not answer: the model is kept, and `mitoflow sync` registers it and decides.
-
-    Raises
-    ------
-    InputError
-        A file is missing, or the evaluation is of another model.
-    """
-    if not model_path.is_file():
-        raise InputError(model_path, "no such file", "a trained model", "run `dvc repro` or `dvc pull`")
-    if (digest := provenance.file_sha256(model_path)) != evaluation.model_sha256:
-        remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
-        raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
+def version_tags(run_key: str, evaluation: Evaluation) -> dict[str, str]:
+    """Return the tags of the version that an evaluation makes in a run: which ones they are, and the main scores."""
     tags = {
-        store.KEY: run.key,
+        store.KEY: run_key,
         store.MODEL_SHA256: evaluation.model_sha256,
         EVALUATION_SHA256: evaluation.sha256,
         TEST_HASH: evaluation.test_hash,
-        **interval_tags("mitoflow.dice", evaluation.interval("dice")),
-        **interval_tags("mitoflow.iou", evaluation.interval("iou")),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        packed = Path(folder) / "model"
-        pack(packed, evaluation, model_path, settings_path)
-        _prepare(packed / "artifacts" / MODEL, evaluation)
-        run.model(packed, tags)
-    if not run.flush():
-        return None
+    for score in ("dice", "iou"):
+        figures = evaluation.interval(score).as_dict(f"mitoflow.{score}", ".")
+        tags |= {key: str(figure) for key, figure in figures.items()}
+    return tags
+
+
+def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
+    """Return what was decided about the version with these `version_tags`; None where MLflow has none or is away."""
     try:
         version = _find(store.client(store.uri()), tags)
     except store.TROUBLE:
@@ -138,57 +85,32 @@ def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_p
     return Verdict.from_tags(int(version.version), version.tags) if version else None
 
 
-def _prepare(weights: Path, evaluation: Evaluation) -> None:
-    """Predict what the gate will ask for, here and not in the thread that sends, for which the stage waits a minute."""
+def prepare(evaluation: Evaluation, weights: Path) -> None:
+    """Predict what the gate will ask for; does nothing where MLflow is away, or where the gate asks for nothing.
+
+    Parameters
+    ----------
+    evaluation
+        Of the model that will be registered.
+    weights
+        Its ``.keras`` file, with its settings beside it.
+    """
     if not (gate := Gate.load()).non_inferiority:
         return
-    with suppress(InputError), _registry() as client:  # where MLflow is away, nobody waits
+    with suppress(InputError), _registry() as client:
         champion = _champion(client, Standing.read(client))
         gate.prepare(Contender(0, lambda: evaluation, lambda: weights), champion)
-
-
-def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
-    """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
-
-    It takes consecutive slices (Z, Y, X) of a stack, of any size, uint8 for a model of 8 bits and uint16 for one of
-    more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
-    beside the settings, it goes with them.
-    """
-    from mitoflow.inference.predictor import Settings  # imports Keras
-
-    bit_depth = Settings.read(settings_path).bit_depth
-    noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
-    example = noise.astype(np.uint8 if bit_depth == 8 else np.uint16)
-    slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
-    package = Path(__file__).parents[1]
-    with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
-        carried = {"model": model_path, "settings": settings_path}
-        if evaluation:
-            carried["evaluation"] = Path(beside) / EVALUATION
-            evaluation.write(carried["evaluation"])
-        if (domain := settings_path.with_name(DOMAIN)).is_file():
-            carried["domain"] = domain
-        pyfunc.save_model(
-            path=str(folder),
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={name: str(path) for name, path in carried.items()},
-            code_paths=[str(package)],
-            pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
-            signature=ModelSignature(slices, masks),
-            input_example=example,
-        )
 
 
 def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
     with workspace.only_one("registry"):
         version = _find(client, tags) or _create(client, run_id, folder, tags)
-        if VERDICT in version.tags:
+        if VERDICT_TAG in version.tags:
             return
         client.set_registered_model_alias(NAME, CHALLENGER, version.version)
-    weights = folder / "artifacts" / MODEL
-    evaluation = Evaluation.read(weights.with_name(EVALUATION))
+    weights = folder / "artifacts" / model_files.WEIGHTS
+    evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
     _decide(client, Contender(int(version.version), lambda: evaluation, lambda: weights))
 
 
@@ -196,7 +118,7 @@ def _decide(client: MlflowClient, challenger: Contender) -> None:
     """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
     gate = Gate.load()
     standing = promotion.settle(client)
-    while VERDICT not in _get(client, challenger.version).tags:
+    while VERDICT_TAG not in _get(client, challenger.version).tags:
         with suppress(TooLate):  # then there is another champion to beat
             _judge(client, gate, challenger, standing)
         standing = promotion.settle(client)
@@ -235,14 +157,13 @@ def models() -> list[Row]:
         Row(
             version=int(version.version),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
-            dice=interval_from_tags("mitoflow.dice", version.tags),
-            iou=interval_from_tags("mitoflow.iou", version.tags),
+            dice=Interval.from_dict("mitoflow.dice", version.tags, "."),
+            iou=Interval.from_dict("mitoflow.iou", version.tags, "."),
             test_hash=version.tags.get(TEST_HASH, ""),
             model_sha256=version.tags.get(store.MODEL_SHA256, ""),
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-            verdict=version.tags.get(f"{VERDICT}.reason", ""),
-            checks=checks_from_tags(version.tags),
+            verdict=Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None,
         )
         for version in sorted(versions, key=lambda version: int(version.version))
     ]
@@ -362,20 +283,21 @@ def model_file(version: int) -> Path:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
         folder = workspace.state_dir() / "weights" / files.fingerprint(chosen.source)
-        if folder.is_dir() and provenance.file_sha256(folder / MODEL) == digest:
-            return folder / MODEL
+        if folder.is_dir() and provenance.file_sha256(folder / model_files.WEIGHTS) == digest:
+            return folder / model_files.WEIGHTS
         with files.replacing(folder) as beside:
             beside.mkdir()
-            for name in (MODEL, SETTINGS, EVALUATION, *_listed(client, chosen, DOMAIN)):
+            required = (model_files.WEIGHTS, model_files.SETTINGS, model_files.EVALUATION)
+            for name in (*required, *_listed(client, chosen, model_files.DOMAIN)):
                 try:
                     _download(client, chosen, name, str(beside))
                 except store.TROUBLE as error:
                     where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
                     raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
-            if (found := provenance.file_sha256(beside / MODEL)) != digest:
+            if (found := provenance.file_sha256(beside / model_files.WEIGHTS)) != digest:
                 remedy = "register the model again, or take another version"
-                raise InputError(f"version {version}: {MODEL}", f"SHA-256 {found}", digest, remedy)
-    return folder / MODEL
+                raise InputError(f"version {version}: {model_files.WEIGHTS}", f"SHA-256 {found}", digest, remedy)
+    return folder / model_files.WEIGHTS
 
 
 def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[str]:
@@ -498,13 +420,13 @@ def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
     """Return what a version did on the test part; None where mitoflow never evaluated it, or its files are lost."""
-    if TEST_HASH not in version.tags or not _listed(client, version, EVALUATION):
+    if TEST_HASH not in version.tags or not _listed(client, version, model_files.EVALUATION):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return Evaluation.read(_download(client, version, EVALUATION, folder))
+        return Evaluation.read(_download(client, version, model_files.EVALUATION, folder))
 
 
 def _download(client: MlflowClient, version: ModelVersion, name: str, folder: str) -> Path:
-    """Copy an artifact that `pack` put into the model of a version into ``folder``."""
+    """Copy an artifact that `mitoflow.tracking.packing` put into the model of a version into ``folder``."""
     place = f"{version.source}/artifacts/{name}"
     return Path(artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri))

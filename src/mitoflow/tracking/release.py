@@ -21,8 +21,9 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference import model_files
 from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
-from mitoflow.tracking.pretrained import CARD, COVER, DOMAIN, EVALUATION, LINEAGE, MODEL, SETTINGS, Pretrained
+from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
 LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
@@ -85,10 +86,10 @@ def release(folder: Path, trained: Trained) -> Pretrained:
         raise InputError(trained.model, f"{megabytes:.1f} MB", f"at most {LARGEST} MB", remedy)
     with files.replacing(folder) as beside:
         beside.mkdir()
-        shutil.copyfile(trained.model, beside / MODEL)
-        trained.settings.write(beside / SETTINGS)
-        trained.domain.write(beside / DOMAIN)
-        trained.evaluation.write(beside / EVALUATION)
+        shutil.copyfile(trained.model, beside / model_files.WEIGHTS)
+        trained.settings.write(beside / model_files.SETTINGS)
+        trained.domain.write(beside / model_files.DOMAIN)
+        trained.evaluation.write(beside / model_files.EVALUATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
         files.write_yaml(beside / LINEAGE, made)
         counts = np.array(trained.evaluation.counts)
@@ -125,11 +126,10 @@ def _grouped(origin: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def _scores(measured: Mapping[str, Any]) -> dict[str, Interval | float]:
     """Return the figures in a section of ``metrics.json``, with their intervals where they have one."""
     figures = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
-    ends = {f"{name}{end}" for name in figures for end in ("_low", "_high")}
     return {
-        name: Interval(value, figures[f"{name}_low"], figures[f"{name}_high"]) if f"{name}_low" in figures else value
+        name: Interval.from_dict(name, figures) or value
         for name, value in figures.items()
-        if name not in ends
+        if not name.endswith(("_low", "_high"))
     }
 
 

@@ -135,7 +135,7 @@ class Run:
         self._record("dataset", name=name, source=source, digest=digest, context=context, profile=dict(profile))
 
     def model(self, folder: Path, tags: Mapping[str, str]) -> None:
-        """Log the packed model in ``folder`` and make it a version; `mitoflow.tracking.registry.register` packs it."""
+        """Log the packed model in ``folder`` and make it a version; `mitoflow.tracking.registration` packs it."""
         self._record("model", path=self._sender.journal.keep(folder), tags=dict(tags))
 
     def produced(self, path: Path) -> None:

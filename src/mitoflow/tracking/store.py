@@ -9,11 +9,19 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.tracking.context.registry import resolve_tags
+from requests import HTTPError
+from sqlalchemy.exc import SQLAlchemyError
+
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
 
-# MLflow reads some of these when it is imported. Its own retries take minutes; here the journal is what retries.
-_SETTINGS = {
+#: What `configure` sets where the user did not. MLflow's own retries take minutes; here the journal is what retries.
+DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -21,20 +29,6 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-for _name, _value in _SETTINGS.items():
-    os.environ.setdefault(_name, _value)
-
-# Below the settings and not at the top (E402), for the reason given there.
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities.model_registry import ModelVersion  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.store.db.db_types import DATABASE_ENGINES  # noqa: E402
-from mlflow.tracking.context.registry import resolve_tags  # noqa: E402
-from requests import HTTPError  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-
-# It prints a traceback where the database is busy; whoever asked tries again, or says why not in one line.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 #: The tags that runs, models and versions are found by.
 KEY = "mitoflow.key"
@@ -55,9 +49,23 @@ def uri(recorded: str | None = None) -> str:
     return re.sub(r"^sqlite:///(?!/)", f"sqlite:///{workspace.main_checkout()}/", given)
 
 
+def configure() -> None:
+    """Set MLflow's environment variables, for this process and those that it starts, and the levels of its loggers.
+
+    MLflow reads the variables whenever it needs them, but for the level of its logger, which it reads when it is
+    imported.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    # It logs a traceback where the database is busy; the caller tries again, or reports the reason in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
 @functools.cache
 def client(place: str) -> MlflowClient:
     """Return a client of the store at ``place``, whose tables are made where they are missing."""
+    configure()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
     if not is_database(place):
         return MlflowClient(place, registry)

@@ -1,0 +1,6 @@
+"""The names of the files of a trained model, which lie in one folder."""
+
+WEIGHTS = "unet.keras"
+SETTINGS = "inference.yaml"
+EVALUATION = "evaluation.json"
+DOMAIN = "domain.yaml"  # what the training images look like
