@@ -11,7 +11,7 @@ import pytest
 from mitoflow.config.params import Patch
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
-from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols
+from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.inference import instances
 from mitoflow.inference.predictor import Predictor, Settings
@@ -29,7 +29,7 @@ def test_shapes_of_all_stacks_are_scored_together():
     truth = balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=5)
     masks = [balls((6, 12, 12), (6, 12, 41), radius=5), balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=6)]
     shapes = [protocols.compare_shapes(truth, mask) for mask in masks]
-    scores = protocols.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
+    scores = results.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
 
     assert scores["instance_f1_50"].value == pytest.approx(10 / 11)  # 5 of 6 found, none invented
     boundaries = boundary.count(np.concatenate([truth, truth]), np.concatenate(masks)).sum(0)
@@ -61,7 +61,7 @@ def test_specks_and_holes_are_no_mitochondria():
 
 def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     empty = np.zeros((4, 8, 8), np.uint8)
-    scores = protocols.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
+    scores = results.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
     assert scores["instance_f1_50"] == Interval(1, 0, 1)
     assert instance_scores.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)

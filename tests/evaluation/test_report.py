@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from mitoflow.data.validation import Finding, Findings, check_dataset
-from mitoflow.evaluation import curves, figures, metrics, report
+from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.evaluation.protocols import Choice
+from mitoflow.evaluation.results import ProtocolScores, Results
 from mitoflow.evaluation.verdict import Check, Verdict
 from mitoflow.io import tiff
 
@@ -66,19 +70,32 @@ def assert_self_contained(page: Page) -> None:
     assert "@import" not in page.source
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a report on a model is made of."""
+
+    results: Results
+    origin: report.Origin
+    worst: report.PredictedSlice
+    median: report.PredictedSlice
+
+    def write(self, path: Path, verdict: Verdict | None = None) -> Page:
+        report.write_evaluation_report(path, self.results, self.origin, self.worst, self.median, verdict)
+        return Page(path)
+
+
 @pytest.fixture(scope="module")
-def results() -> report.Results:
+def case() -> Case:
     rng = np.random.default_rng(0)
     truth = np.zeros((6, 96, 128), np.uint8)
     truth[:, 20:50, 30:70] = 1
     probability = np.clip(truth * 0.8 + rng.normal(0.1, 0.1, truth.shape), 0, 1)
     probability[4, 20:50, 30:55] = 0.05  # missed
     probability[2, 70:80, 100:110] = 0.95  # added
-    histogram = curves.ProbabilityHistogram()
+    histogram = ProbabilityHistogram()
     for pair in zip(truth, probability, strict=True):
         histogram.add(*pair)
     counts = histogram.counts_at(0.5)
-    worst, median = report.worst_and_median(counts)
     image = rng.integers(40, 200, truth.shape).astype(np.uint8)
     scores = {name: Interval(float(s(counts.sum(0))), 0.81234, 0.98765) for name, s in metrics.SCORES.items()}
 
@@ -87,12 +104,14 @@ def results() -> report.Results:
             "stack<1>", row, image[row], truth[row], (probability[row] >= 0.5).astype(np.uint8)
         )
 
-    return report.Results(
-        dataset="phantom",
-        whole_slice=report.Scores(0.5, scores),
-        patch_wise=report.Scores(0.5, scores),
+    results = Results(
+        choice=Choice(threshold=0.5, median=1, dice=0.9),
+        whole_slice=ProtocolScores(0.5, scores),
+        patch_wise=ProtocolScores(0.5, scores),
         stacks=["stack<1>"] * 4 + ["b"] * 2,
+        z=[0, 1, 2, 3, 0, 1],
         counts=counts,
+        boundaries=np.zeros((6, 6), np.int64),
         shapes={
             "boundary_f1": Interval(0.9012, 0.8877, 0.9155),
             "error_near_boundary": Interval(0.62345, 0.6, 0.65432),
@@ -104,25 +123,26 @@ def results() -> report.Results:
         predicted_instances=47,
         curve=histogram.precision_recall(),
         reliability=histogram.reliability(),
-        worst=shown(worst),
-        median=shown(median),
+    )
+    origin = report.Origin(
+        dataset="phantom",
         history=[
             {"loss": 1 / e, "dice": 1 - 1 / e, "val_loss": 2 / e, "val_dice": 0.9 - abs(e - 3)} for e in range(1, 6)
         ],
         lineage={"data": "4b7a1d2f"},
         params={"evaluate": {"orthoplanes": True}, "train": {"learning_rate": 0.001}},
     )
+    return Case(results, origin, *map(shown, report.worst_and_median(counts)))
 
 
 @pytest.fixture
-def page(results, tmp_path) -> Page:
-    report.write_evaluation_report(tmp_path / "report.html", results)
-    return Page(tmp_path / "report.html")
+def page(case: Case, tmp_path: Path) -> Page:
+    return case.write(tmp_path / "report.html")
 
 
-def test_evaluation_report_says_what_it_was_given(page, results):
-    dice = results.whole_slice.intervals["dice"].value
-    accuracy = results.whole_slice.intervals["accuracy"].value
+def test_evaluation_report_says_what_it_was_given(page, case):
+    dice = case.results.whole_slice.intervals["dice"].value
+    accuracy = case.results.whole_slice.intervals["accuracy"].value
     assert f"{dice:.4f}" in page.text
     assert "95 % interval 0.8123 – 0.9877" in page.text
     assert f"{100 * accuracy:.2f} %" in page.text
@@ -133,7 +153,7 @@ def test_evaluation_report_says_what_it_was_given(page, results):
     assert "train.learning_rate 0.001" in page.text
 
 
-def test_evaluation_report_tells_of_boundaries_instances_and_slices(page, results):
+def test_evaluation_report_tells_of_boundaries_instances_and_slices(page, case):
     assert "Boundary F1 at 2 px 0.9012 0.8877 – 0.9155" in page.text
     assert "Errors within 2 px of the boundary 62.34 % 60.00 – 65.43" in page.text
     assert "Instance F1 at IoU 0.5 0.7500 0.4321 – 0.9876" in page.text
@@ -141,12 +161,12 @@ def test_evaluation_report_tells_of_boundaries_instances_and_slices(page, result
     assert "Panoptic quality 0.6789" in page.text
     assert "62.3 % of the wrong pixels" in page.text
     assert "31 in the truth and 47 in the prediction" in page.text
-    low, median = np.quantile(metrics.dice(results.counts), [0, 0.5])
+    low, median = np.quantile(metrics.dice(case.results.counts), [0, 0.5])
     assert f"lowest {low:.4f}" in page.text
     assert f"half below {median:.4f}" in page.text
 
 
-def test_histogram_beside_the_curve_counts_the_slices_with_mitochondria(results):
+def test_histogram_beside_the_curve_counts_the_slices_with_mitochondria():
     counts = np.array([[90, 10, 10, 0]] * 3 + [[50, 50, 50, 0]] + [[0, 0, 0, 100]] * 5)
     chart = figures.dice_along_z_chart(counts, ["a"] * 9, worst=3, median=0)
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n"[^>]*fill: var\(--first\)', chart)
@@ -160,8 +180,8 @@ def test_evaluation_report_needs_nothing_from_elsewhere(page):
     assert all(re.fullmatch("[mp][0-9a-f]{10}", name) for name in repeated)  # equal markers of several charts
 
 
-def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, results):
-    truth, prediction = results.worst.truth, results.worst.prediction
+def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, case):
+    truth, prediction = case.worst.truth, case.worst.prediction
     classes = np.asarray(page.picture("worst-errors"))
     assert np.array_equal(classes == 1, truth & prediction == 1)
     assert np.array_equal(classes == 2, prediction > truth)
@@ -173,31 +193,28 @@ def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, results):
     assert shown.getpixel((int(x), int(y)))[3] == 0
 
 
-def test_same_results_give_the_same_bytes(results, page, tmp_path):
-    report.write_evaluation_report(tmp_path / "again.html", results)
+def test_same_results_give_the_same_bytes(case, page, tmp_path):
+    case.write(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("promoted", "said"), [(True, "Version 7 is the champion"), (False, "Version 7 stays a challenger")]
 )
-def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, results, page, tmp_path):
+def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, case, page, tmp_path):
     assert "Not decided yet The registry could not be reached." in page.text
     verdict = Verdict(version=7, promoted=promoted, reason="there was no champion")
-    report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
-    assert f"{said} There was no champion." in Page(tmp_path / "verdict.html").text
+    assert f"{said} There was no champion." in case.write(tmp_path / "verdict.html", verdict).text
     verdict = dataclasses.replace(verdict, checks=(Check("megabytes", "23.4", "at most 20", False),))
-    report.write_evaluation_report(tmp_path / "verdict.html", results, verdict)
-    assert "megabytes 23.4 at most 20 failed" in Page(tmp_path / "verdict.html").text
+    assert "megabytes 23.4 at most 20 failed" in case.write(tmp_path / "verdict.html", verdict).text
 
 
-def test_large_slice_is_shown_smaller_and_the_report_says_so(results, tmp_path):
+def test_large_slice_is_shown_smaller_and_the_report_says_so(case, tmp_path):
     side = report.LONGEST_SIDE + 1
     large = report.PredictedSlice(
         "a", 0, np.zeros((80, side), np.uint16), np.zeros((80, side), np.uint8), np.ones((80, side), np.uint8)
     )
-    report.write_evaluation_report(tmp_path / "large.html", dataclasses.replace(results, worst=large))
-    page = Page(tmp_path / "large.html")
+    page = dataclasses.replace(case, worst=large).write(tmp_path / "large.html")
     assert page.picture("worst-image").size == (-(-side // 2), 40)
     assert "one pixel in 2" in page.text
     assert f"{80 * side:,} pixels added" in page.text
@@ -232,12 +249,13 @@ def test_outline_runs_along_the_inside_of_a_mask():
     assert (classes == 2).sum() == mask.sum() - 15
 
 
-def test_charts_take_their_colours_from_the_page(results):
+def test_charts_take_their_colours_from_the_page(case):
+    results = case.results
     charts = [
         figures.precision_recall_chart(results.curve, 0.5),
         figures.reliability_chart(results.reliability),
         figures.dice_along_z_chart(results.counts, results.stacks, 4, 0),
-        figures.learning_chart(results.history, best_epoch=2),
+        figures.learning_chart(case.origin.history, best_epoch=2),
     ]
     for chart in charts:
         assert chart.startswith("<svg")

@@ -15,7 +15,6 @@ from mitoflow.data import network_input, patches
 from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
@@ -80,31 +79,64 @@ def choose(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a model did on the test part, slice by slice, in the order of stacks and z.
+class Shapes:
+    """How the predicted mitochondria of one stack compare with the true ones, beyond single pixels.
 
     Attributes
     ----------
-    stacks, z
-        Name of the stack and place in it, for each slice.
-    patch_wise
-        (slices, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
-        itself, at threshold 0.5: the protocol of the student's report.
-    whole_slice
-        The predicted probabilities of each slice, from overlapping tiles that are blended.
-    masks
-        For each stack by its name, the mask at the predictor's threshold, (Z, Y, X) uint8 in {0, 1}.
+    boundary
+        (slices, 6) counts by `boundary.COLUMNS`.
+    matching
+        The 3-D instances, and which of them are the same.
     """
 
-    stacks: list[str]
-    z: list[int]
+    boundary: Counts
+    matching: instance_scores.Matching
+
+
+@dataclass(frozen=True)
+class MeasuredStack:
+    """What a model did on one stack of the test part.
+
+    Attributes
+    ----------
+    name
+        Of the stack.
+    truth, mask
+        (Z, Y, X) uint8 in {0, 1}: the truth, and the prediction at the predictor's threshold.
+    patch_wise
+        (Z, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
+        itself, at threshold 0.5: the protocol of the student's report.
+    shapes
+        Boundaries and instances of mask and truth.
+    """
+
+    name: str
+    truth: np.ndarray
+    mask: np.ndarray
     patch_wise: Counts
+    shapes: Shapes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did on the test part.
+
+    Attributes
+    ----------
+    stacks
+        One record for each stack.
+    whole_slice
+        The predicted probabilities of each slice, in the order of stacks and z, from overlapping tiles that are
+        blended.
+    """
+
+    stacks: list[MeasuredStack]
     whole_slice: ProbabilityHistogram
-    masks: dict[str, np.ndarray]
 
 
 def measure(predictor: Predictor, pairs: list[Pair], rule: Rule, size: int) -> Measured:
-    """Predict every slice of `pairs` by both protocols.
+    """Predict every slice of `pairs` by both protocols, and compare it with its truth, which is read once.
 
     Parameters
     ----------
@@ -120,25 +152,28 @@ def measure(predictor: Predictor, pairs: list[Pair], rule: Rule, size: int) -> M
     InputError
         The images are of another bit depth than those that the model was trained on.
     """
-    stacks, places, counts, histogram = [], [], [], ProbabilityHistogram()
-    masks: dict[str, np.ndarray] = {}
-    settings = predictor.settings
+    histogram = ProbabilityHistogram()
     with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
-        for pair in pairs:
-            held = range(pair.image.shape[0])
-            masks[pair.name] = np.empty(pair.image.shape, np.uint8)
-            maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
-            for z, probability in zip(held, maps, strict=True):
-                truth = binarise(pair.mask.slice(z), rule)
-                histogram.add(truth, probability)
-                masks[pair.name][z] = probability >= settings.threshold
-                near = network_input.neighbours(z, settings.context, settings.context_step, held)
-                images = np.stack([pair.image.slice(place) for place in near], axis=-1)
-                counts.append(_count_patches(predictor, images, truth, size))
-                stacks.append(pair.name)
-                places.append(z)
-                bar.update()
-    return Measured(stacks, places, np.array(counts), histogram, masks)
+        stacks = [_measure_stack(predictor, pair, rule, size, histogram, bar) for pair in pairs]
+    return Measured(stacks, histogram)
+
+
+def _measure_stack(
+    predictor: Predictor, pair: Pair, rule: Rule, size: int, histogram: ProbabilityHistogram, bar: tqdm[Any]
+) -> MeasuredStack:
+    settings, held = predictor.settings, range(pair.image.shape[0])
+    truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
+    patch_wise = []
+    maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
+    for z, probability in zip(held, maps, strict=True):
+        truth[z] = binarise(pair.mask.slice(z), rule)
+        mask[z] = probability >= settings.threshold
+        histogram.add(truth[z], probability)
+        near = network_input.neighbours(z, settings.context, settings.context_step, held)
+        images = np.stack([pair.image.slice(place) for place in near], axis=-1)
+        patch_wise.append(_count_patches(predictor, images, truth[z], size))
+        bar.update()
+    return MeasuredStack(pair.name, truth, mask, np.array(patch_wise), compare_shapes(truth, mask))
 
 
 def count(predictor: Predictor, pairs: list[Pair], rule: Rule) -> tuple[list[str], Counts]:
@@ -175,22 +210,6 @@ def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, 
     return counts
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """How the predicted mitochondria of one stack compare with the true ones, beyond single pixels.
-
-    Attributes
-    ----------
-    boundary
-        (slices, 6) counts by `boundary.COLUMNS`.
-    matching
-        The 3-D instances, and which of them are the same.
-    """
-
-    boundary: Counts
-    matching: instance_scores.Matching
-
-
 def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
     """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) uint8 in {0, 1}.
 
@@ -202,39 +221,3 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
         They differ in shape.
     """
     return Shapes(boundary.count(truth, mask), instance_scores.match(separate(truth), separate(mask)))
-
-
-def score_shapes(
-    shapes: Sequence[Shapes], stacks: Sequence[str], block: int, resamples: int, seed: int
-) -> dict[str, Interval]:
-    """Return the scores of all stacks together, each with its 95 % interval.
-
-    Boundaries are drawn in blocks of slices, as pixels are. Instances reach through many slices, so these are drawn one
-    by one, matched pairs and those without partner alike. Instances that were split or merged are drawn as if they had
-    nothing to do with each other, which makes their interval somewhat narrow; where all are found, or none, nothing
-    else can be drawn, and the interval is a point that says nothing.
-
-    Parameters
-    ----------
-    shapes
-        Of each stack, in the order of `stacks`.
-    stacks, block, resamples, seed
-        See `mitoflow.evaluation.bootstrap.bootstrap_interval`.
-
-    Returns
-    -------
-    scores
-        ``boundary_f1``, ``error_near_boundary`` (the share of wrong pixels), ``instance_f1_50``, ``instance_f1_75`` and
-        ``panoptic_quality``.
-    """
-    boundaries = np.concatenate([stack.boundary for stack in shapes])
-    half, strict = (np.concatenate([stack.matching.objects(iou) for stack in shapes]) for iou in (0.5, 0.75))
-    by_slice = {"boundary_f1": boundary.f1, "error_near_boundary": boundary.near_share}
-    by_object = {
-        "instance_f1_50": (half, metrics.dice),
-        "instance_f1_75": (strict, metrics.dice),
-        "panoptic_quality": (half, instance_scores.panoptic_quality),
-    }
-    return {
-        name: bootstrap_interval(boundaries, score, block, resamples, seed, stacks) for name, score in by_slice.items()
-    } | {name: bootstrap_interval(objects, score, 1, resamples, seed) for name, (objects, score) in by_object.items()}

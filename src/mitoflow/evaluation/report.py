@@ -20,8 +20,8 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.validation import Findings
 from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.bootstrap import Interval
-from mitoflow.evaluation.curves import PrecisionRecall, Reliability
 from mitoflow.evaluation.metrics import Counts
+from mitoflow.evaluation.results import Results
 from mitoflow.evaluation.verdict import Verdict
 
 LONGEST_SIDE = 1600
@@ -104,34 +104,13 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES`."""
-
-    threshold: float
-    intervals: Mapping[str, Interval]
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that the evaluation report shows of a model on the test part.
+class Origin:
+    """Where a model comes from, for its report.
 
     Attributes
     ----------
     dataset
-        Name of the data set.
-    whole_slice, patch_wise
-        The scores of both protocols.
-    stacks, counts
-        For each slice, in the order of stacks and z, the name of its stack and its counts ``(slices, 4)`` by the
-        whole-slice protocol.
-    shapes
-        Boundary and instance scores of the whole-slice masks, by the names of `evaluation.score_shapes`.
-    true_instances, predicted_instances
-        How many mitochondria there are, in 3-D.
-    curve, reliability
-        Of the whole-slice probabilities.
-    worst, median
-        The slices at the rows that `worst_and_median` names.
+        Name of the dataset.
     history
         For each epoch of the training its loss, dice, val_loss and val_dice.
     lineage
@@ -141,17 +120,6 @@ class Results:
     """
 
     dataset: str
-    whole_slice: Scores
-    patch_wise: Scores
-    stacks: Sequence[str]
-    counts: Counts
-    shapes: Mapping[str, Interval]
-    true_instances: int
-    predicted_instances: int
-    curve: PrecisionRecall
-    reliability: Reliability
-    worst: PredictedSlice
-    median: PredictedSlice
     history: Sequence[Mapping[str, float]]
     lineage: Mapping[str, str]
     params: Mapping[str, Mapping[str, Any]]
@@ -198,21 +166,41 @@ def worst_and_median(counts: Counts) -> tuple[int, int]:
     return int(ranked[0]), int(ranked[(len(ranked) - 1) // 2])
 
 
-def write_evaluation_report(path: Path, results: Results, verdict: Verdict | None = None) -> None:
-    """Write the report on a model; without ``verdict`` it says that none was reached."""
-    best_epoch = int(np.argmax([logs["val_dice"] for logs in results.history]))
+def write_evaluation_report(
+    path: Path,
+    results: Results,
+    origin: Origin,
+    worst: PredictedSlice,
+    median: PredictedSlice,
+    verdict: Verdict | None = None,
+) -> None:
+    """Write the report on a model.
+
+    Parameters
+    ----------
+    path
+        The file.
+    results, origin
+        The scores of the model, and where it comes from.
+    worst, median
+        The slices at the rows that `worst_and_median` names.
+    verdict
+        Without it the report says that none was reached.
+    """
+    best_epoch = int(np.argmax([logs["val_dice"] for logs in origin.history]))
     _write(
         path,
         "evaluation.html",
         results=results,
+        origin=origin,
         verdict=verdict,
-        pictures={"worst": _error_pictures(results.worst), "median": _error_pictures(results.median)},
+        pictures={"worst": _error_pictures(worst), "median": _error_pictures(median)},
         colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
         quantiles=metrics.slice_dice_quantiles(results.counts),
         along_z=figures.dice_along_z_chart(results.counts, results.stacks, *worst_and_median(results.counts)),
         precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
         reliability=figures.reliability_chart(results.reliability),
-        learning=figures.learning_chart(results.history, best_epoch),
+        learning=figures.learning_chart(origin.history, best_epoch),
         best_epoch=best_epoch,
     )
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import keras
 import numpy as np
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
 from mitoflow.data.conventions import Conventions
-from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.evaluation import boundary, evaluation_record, metrics, protocols, report
-from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
-from mitoflow.evaluation.metrics import Counts
+from mitoflow.evaluation import protocols, report
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import spacing
@@ -43,142 +44,100 @@ from mitoflow.tracking import registration, runs
 from mitoflow.tracking.gate import Gate
 
 REPORT = EVALUATE_REPORTS / "report.html"
+PRECISION_RECALL = EVALUATE_REPORTS / "precision_recall.csv"
+CALIBRATION = EVALUATE_REPORTS / "calibration.csv"
+SLICES = EVALUATE_REPORTS / "slices.csv"
+#: What goes into MLflow before the verdict, which the report shows.
+PUBLISHED = (METRICS, EVALUATED, INFERENCE, DOMAIN, PRECISION_RECALL, CALIBRATION, SLICES)
+
+PROTOCOLS = ("patch_wise", "whole_slice")  # sections of metrics.json
 LOOKED_AT = 64  # training patches
+
+
+@dataclass(frozen=True)
+class Published:
+    """What MLflow gets of a trained and evaluated model, besides files.
+
+    Attributes
+    ----------
+    params
+        The sections of ``params.yaml``, the recipe of the training and its initial weights.
+    history
+        For each epoch of the training its loss, dice, val_loss and val_dice.
+    summary
+        The figures of ``metrics.json``.
+    evaluation
+        The counts on the test part.
+    """
+
+    params: Mapping[str, Any]
+    history: Sequence[Mapping[str, float]]
+    summary: Mapping[str, Any]
+    evaluation: Evaluation
 
 
 def main() -> None:
     settings = params.load()
-    Gate.load()  # what is wrong in it is better said now than at the end
-    conventions = Conventions.read(CONVENTIONS)
-    facts = files.read_yaml(MODEL_FACTS, "run `dvc repro train`", ("bit_depth", "divisor", "recipe"))
+    Gate.load()  # raises where promotion.yaml is wrong, before anything is computed
+    rule = Conventions.read(CONVENTIONS).mask_rule
+    facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
-    inference = Settings(
-        bit_depth=facts["bit_depth"],
-        divisor=facts["divisor"],
-        context=facts["recipe"]["context"],
-        context_step=facts["recipe"]["context_step"],
-        tile=settings.evaluate.tile,
-        overlap=settings.evaluate.overlap,
-        tta=settings.evaluate.tta,
-        orthoplanes=settings.evaluate.orthoplanes,
-        threshold=0.5,
-    )
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
-        stacks = [pair.image for pair in read_pairs(DATA / "train")]
-        chosen = protocols.choose(Predictor(model, inference), store.validation, settings.evaluate.medians, stacks)
-        threshold = chosen.threshold
-        inference = dataclasses.replace(inference, threshold=threshold, median=chosen.median)
-        predictor = Predictor(model, inference)
-        measured = protocols.measure(predictor, pairs, conventions.mask_rule, store.size)
-        counts = measured.whole_slice.counts_at(threshold)
-        shapes = [
-            protocols.compare_shapes(_truth(pair, conventions.mask_rule), measured.masks[pair.name]) for pair in pairs
-        ]
-
+        choice, inference = _choose(model, facts, settings.evaluate, store)
+        measured = protocols.measure(Predictor(model, inference), pairs, rule, store.size)
         bootstrap = {
             "block": settings.evaluate.bootstrap_block,
             "resamples": settings.evaluate.bootstrap_resamples,
             "seed": settings.evaluate.seed,
         }
-        evaluated = evaluation_record.Evaluation(
+        results = score(measured, choice, **bootstrap)
+        evaluation = Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
-            test_hash=files.fingerprint(conventions.mask_rule, DATA / "test"),
-            stacks=measured.stacks,
-            counts=counts.tolist(),
-            boundaries=np.concatenate([stack.boundary for stack in shapes]).tolist(),
+            test_hash=files.fingerprint(rule, DATA / "test"),
+            stacks=list(results.stacks),
+            counts=results.counts.tolist(),
+            boundaries=results.boundaries.tolist(),
             **bootstrap,
         )
-        patch_wise, whole_slice = (
-            report.Scores(limit, _scores(c, measured.stacks, bootstrap))
-            for limit, c in ((protocols.PATCH_WISE_THRESHOLD, measured.patch_wise), (threshold, counts))
-        )
-        curve, reliability = measured.whole_slice.precision_recall(), measured.whole_slice.reliability()
-        shape_scores = protocols.score_shapes(shapes, measured.stacks, **bootstrap)
-        found = {
-            "true_instances": sum(stack.matching.true_instances for stack in shapes),
-            "predicted_instances": sum(stack.matching.predicted_instances for stack in shapes),
-        }
-        summary = {
-            "patch_wise": _flat(patch_wise.intervals),
-            "whole_slice": _flat(whole_slice.intervals),
-            "threshold": threshold,
-            "median": chosen.median,
-            "validation_dice": chosen.dice,
-            **_flat(shape_scores),
-            **found,
-            **{f"slice_dice_{name}": value for name, value in metrics.slice_dice_quantiles(counts).items()},
-            "average_precision": curve.average_precision,
-            "calibration_error": reliability.expected_calibration_error,
-            "brier": reliability.brier,
-        }
         inference.write(INFERENCE)
         _look_at_training(store, settings.data.name).write(DOMAIN)
-        evaluated.write(EVALUATED)
-        files.write_json(METRICS, summary)
-        files.write_csv(
-            EVALUATE_REPORTS / "precision_recall.csv",
-            ("threshold", "precision", "recall"),
-            zip(curve.thresholds, curve.precision, curve.recall, strict=True),
-        )
-        files.write_csv(
-            EVALUATE_REPORTS / "calibration.csv",
-            ("probability", "frequency", "pixels"),
-            zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
-        )
-        _write_slices(EVALUATE_REPORTS / "slices.csv", measured, counts, np.concatenate([s.boundary for s in shapes]))
-
-        verdict = publish(run)
-        worst, median = (
-            _picture(measured, pairs, conventions.mask_rule, measured.stacks[row], measured.z[row])
-            for row in report.worst_and_median(counts)
-        )
-        results = report.Results(
+        evaluation.write(EVALUATED)
+        _write_results(results)
+        verdict = publish(run, Published(_all_params(settings, facts), history, results.summary(), evaluation))
+        worst, median = (_picture(measured, pairs, results, row) for row in report.worst_and_median(results.counts))
+        origin = report.Origin(
             dataset=settings.data.name,
-            patch_wise=patch_wise,
-            whole_slice=whole_slice,
-            stacks=measured.stacks,
-            counts=counts,
-            shapes=shape_scores,
-            **found,
-            curve=curve,
-            reliability=reliability,
-            worst=worst,
-            median=median,
-            history=_history(),
-            lineage=provenance.current() | {"model_sha256": evaluated.model_sha256},
+            history=history,
+            lineage=provenance.current() | {"model_sha256": evaluation.model_sha256},
             params=settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]},
         )
-        report.write_evaluation_report(REPORT, results, verdict)
+        report.write_evaluation_report(REPORT, results, origin, worst, median, verdict)
         run.artifact(REPORT, "evaluate")
-    dice = whole_slice.intervals["dice"]
-    print(f"test: whole-slice Dice {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}]; see {REPORT}")
+    print(f"test: whole-slice Dice {results.whole_slice.intervals['dice']}; see {REPORT}")
 
 
-def publish(run: runs.Run) -> Verdict | None:
+def publish(run: runs.Run, published: Published) -> Verdict | None:
     """Record model and evaluation in `run` and register the model; None where MLflow is away.
 
     What the training recorded is recorded again, which changes nothing there: the run may be one that the store never
     saw, because the model was pulled or the store is another one.
     """
-    settings = params.load()
-    facts = files.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("recipe",))
-    run.params(settings.model_dump(by_alias=True) | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
-    for epoch, logs in enumerate(_history()):
+    run.params(published.params)
+    for epoch, logs in enumerate(published.history):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)
-    summary = files.read_json(METRICS, "run `dvc repro evaluate`", ("patch_wise", "whole_slice"))
-    for protocol in ("patch_wise", "whole_slice"):
-        run.metrics({f"test_{protocol}_{name}": value for name, value in summary.pop(protocol).items()})
-    run.metrics({f"test_{name}": value for name, value in summary.items()})
-    evaluated = evaluation_record.Evaluation.read(EVALUATED)
-    profile = {"slices": len(evaluated.counts), "stacks": sorted(set(evaluated.stacks))}
-    run.dataset(settings.data.name, str(DATA / "test"), evaluated.test_hash, "test", profile)
+    summary = published.summary
+    for protocol in PROTOCOLS:
+        run.metrics({f"test_{protocol}_{name}": figure for name, figure in summary[protocol].items()})
+    run.metrics({f"test_{name}": figure for name, figure in summary.items() if name not in PROTOCOLS})
+    evaluation = published.evaluation
+    profile = {"slices": len(evaluation.counts), "stacks": sorted(set(evaluation.stacks))}
+    run.dataset(published.params["data"]["name"], str(DATA / "test"), evaluation.test_hash, "test", profile)
     run.artifact(TRAIN_REPORTS)
-    for file in sorted(EVALUATE_REPORTS.iterdir()):
-        if file != REPORT:
-            run.artifact(file, "evaluate")
-    verdict = registration.register(run, evaluated, MODEL, INFERENCE)
+    for file in PUBLISHED:
+        run.artifact(file, "evaluate")
+    verdict = registration.register(run, evaluation, MODEL, INFERENCE)
     print(registration.outcome(verdict))
     return verdict
 
@@ -186,13 +145,70 @@ def publish(run: runs.Run) -> Verdict | None:
 def register() -> Verdict | None:
     """Register a model and an evaluation that were pulled rather than computed.
 
-    The report stays behind: it tells the verdict of the registry in which it was made.
+    The report stays behind: it shows the verdict of the registry in which it was made.
     """
-    for path in (MODEL, MODEL_FACTS, CURVES, METRICS, EVALUATED, INFERENCE):
+    for path in (MODEL, MODEL_FACTS, CURVES, *PUBLISHED):
         if not path.is_file():
             raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
+    published = Published(
+        params=_all_params(params.load(), _read_facts()),
+        history=_read_history(),
+        summary=files.read_json(METRICS, "run `dvc repro evaluate`", PROTOCOLS),
+        evaluation=Evaluation.read(EVALUATED),
+    )
     with runs.start("register", "register", key=runs.producer(MODEL)) as run:
-        return publish(run)
+        return publish(run, published)
+
+
+def _choose(
+    model: keras.Model, facts: Mapping[str, Any], wanted: params.Evaluate, store: PatchStore
+) -> tuple[protocols.Choice, Settings]:
+    """Return what the validation slices decide, and with it the settings of inference."""
+    settings = Settings(
+        bit_depth=facts["bit_depth"],
+        divisor=facts["divisor"],
+        context=facts["recipe"]["context"],
+        context_step=facts["recipe"]["context_step"],
+        tile=wanted.tile,
+        overlap=wanted.overlap,
+        tta=wanted.tta,
+        orthoplanes=wanted.orthoplanes,
+        threshold=0.5,
+    )
+    stacks = [pair.image for pair in read_pairs(DATA / "train")]
+    choice = protocols.choose(Predictor(model, settings), store.validation, wanted.medians, stacks)
+    return choice, dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
+
+
+def _read_facts() -> dict[str, Any]:
+    return files.read_yaml(MODEL_FACTS, "run `dvc repro train` or `dvc pull`", ("bit_depth", "divisor", "recipe"))
+
+
+def _read_history() -> list[dict[str, float]]:
+    with CURVES.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
+
+
+def _all_params(settings: params.Params, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return settings.model_dump(by_alias=True) | {"recipe": facts["recipe"], "initial": facts.get("initial", {})}
+
+
+def _write_results(results: Results) -> None:
+    files.write_json(METRICS, results.summary())
+    curve, reliability = results.curve, results.reliability
+    files.write_csv(
+        PRECISION_RECALL,
+        ("threshold", "precision", "recall"),
+        zip(curve.thresholds, curve.precision, curve.recall, strict=True),
+    )
+    files.write_csv(
+        CALIBRATION,
+        ("probability", "frequency", "pixels"),
+        zip(reliability.probability, reliability.frequency, reliability.pixels, strict=True),
+    )
+    columns = results.slices()
+    files.write_csv(SLICES, tuple(columns), zip(*columns.values(), strict=True))
 
 
 def _look_at_training(store: PatchStore, name: str) -> fingerprint.Domain:
@@ -203,45 +219,11 @@ def _look_at_training(store: PatchStore, name: str) -> fingerprint.Domain:
     return fingerprint.look_at((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
-def _scores(counts: Counts, stacks: Sequence[str], bootstrap: dict[str, int]) -> dict[str, Interval]:
-    return {
-        name: bootstrap_interval(counts, score, stacks=stacks, **bootstrap) for name, score in metrics.SCORES.items()
-    }
-
-
-def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:
-    return {key: figure for name, interval in scores.items() for key, figure in interval.as_dict(name).items()}
-
-
-def _picture(measured: protocols.Measured, pairs: list[Pair], rule: Rule, stack: str, z: int) -> report.PredictedSlice:
-    pair = next(pair for pair in pairs if pair.name == stack)
-    image, truth = pair.image.slice(z), binarise(pair.mask.slice(z), rule)
-    return report.PredictedSlice(stack, z, image, truth, measured.masks[stack][z])
-
-
-def _truth(pair: Pair, rule: Rule) -> np.ndarray:
-    return np.stack([binarise(mask, rule) for mask in pair.mask.slices()])
-
-
-def _history() -> list[dict[str, float]]:
-    with CURVES.open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return [{name: float(value) for name, value in row.items() if name != "epoch"} for row in rows]
-
-
-def _write_slices(path: Path, measured: protocols.Measured, counts: Counts, boundaries: Counts) -> None:
-    columns: dict[str, Iterable[object]] = {
-        "slice": range(len(counts)),
-        "stack": measured.stacks,
-        "z": measured.z,
-        "dice": metrics.dice(counts),
-        "iou": metrics.iou(counts),
-        **dict(zip(("tp", "fp", "fn", "tn"), counts.T, strict=True)),
-        "boundary_f1": boundary.f1(boundaries),
-        "error_near_boundary": boundary.near_share(boundaries),
-        **dict(zip(boundary.COLUMNS, boundaries.T, strict=True)),
-    }
-    files.write_csv(path, tuple(columns), zip(*columns.values(), strict=True))
+def _picture(measured: protocols.Measured, pairs: Sequence[Pair], results: Results, row: int) -> report.PredictedSlice:
+    name, z = results.stacks[row], results.z[row]
+    stack = next(stack for stack in measured.stacks if stack.name == name)
+    image = next(pair.image for pair in pairs if pair.name == name).slice(z)
+    return report.PredictedSlice(name, z, image, stack.truth[z], stack.mask[z])
 
 
 if __name__ == "__main__":
