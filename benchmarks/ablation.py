@@ -16,12 +16,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,8 +31,8 @@ from scipy import ndimage
 
 from mitoflow.config import params
 from mitoflow.core import files
-from mitoflow.data import network_input
 from mitoflow.data.conventions import Conventions
+from mitoflow.data.network_input import to_unit
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import protocols
@@ -41,7 +40,8 @@ from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.models import losses, unet
 from mitoflow.stages import CONVENTIONS, DATA, PATCHES
 from mitoflow.training import fitting
-from mitoflow.training.fitting import Recipe
+from mitoflow.training.batches import TrainPatches
+from mitoflow.training.recipe import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "ablation.json"
 
@@ -92,54 +92,64 @@ class OfAllLevels(keras.losses.Loss):
         return sum(share * self.loss(y_true, y_pred[..., i : i + 1], sample_weight) for i, share in enumerate(shares))
 
 
-class Averaging(fitting._Progress):
-    """End with a moving average of the weights of the last few hundred steps (Polyak and Juditsky, 1992)."""
+class Averaging(keras.callbacks.Callback):
+    """A moving average of the weights of the last few hundred steps (Polyak and Juditsky, 1992)."""
 
     decay = 0.99
     average: list[np.ndarray] | None = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        super().on_train_batch_end(batch, logs)
         weights = self.model.get_weights()
         pairs = zip(self.average or weights, weights, strict=True)
         self.average = [self.decay * average + (1 - self.decay) * now for average, now in pairs]
 
-    def on_train_end(self, logs: Any = None) -> None:
-        super().on_train_end(logs)
-        self.best_weights = self.average or []
+
+def fit_averaged(store: PatchStore, recipe: Recipe, title: str) -> keras.Model:
+    """End with the moving average in place of the weights of the best epoch."""
+    averaging = Averaging()
+    model = fitting.fit(store, recipe, callbacks=[averaging], title=title).model
+    model.set_weights(averaging.average)
+    return model
 
 
-class Mining(fitting._Progress):
+class PartlyMined(TrainPatches):
+    """Places a quarter of the crops on false positives, once they are known (Shrivastava et al., CVPR 2016)."""
+
+    mined: TrainPatches | None = None
+
+    def place(self, axis: int, rng: np.random.Generator) -> tuple[int, int, tuple[int, int]]:
+        if self.mined is not None and rng.random() < 0.25:
+            return self.mined.place(axis, rng)
+        return super().place(axis, rng)
+
+
+class Mining(keras.callbacks.Callback):
     """After the first epoch, find the background of the training slices that the network takes for mitochondria."""
 
+    def batches(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int) -> PartlyMined:
+        self.train = PartlyMined(patches, bit_depth, recipe, devices)
+        return self.train
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        super().on_epoch_end(epoch, logs)
         if epoch == 0:
-            patches, recipe = self.train.patches, self.recipe
+            patches, recipe = self.train.patches, self.train.recipe
             wrong = np.zeros_like(patches.masks)
             for rows in np.array_split(np.arange(len(patches)), -(-len(patches) // recipe.batch_size)):
                 images = patches.with_neighbours(rows, recipe.context, recipe.context_step)
-                logits = self.model.predict_on_batch(network_input.to_unit(images, self.train.bit_depth))[..., 0]
+                logits = self.model.predict_on_batch(to_unit(images, self.train.bit_depth))[..., 0]
                 wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
             mined = dataclasses.replace(patches, masks=wrong)
             everywhere = dataclasses.replace(recipe, foreground_fraction=1.0)
-            self.train.mined = fitting.TrainPatches(mined, self.train.bit_depth, everywhere)  # type: ignore[attr-defined]
+            self.train.mined = TrainPatches(mined, self.train.bit_depth, everywhere)
 
 
-@contextmanager
-def hard_negatives() -> Iterator[None]:
-    """Place a quarter of the crops on false positives, once they are known (Shrivastava et al., CVPR 2016)."""
-    place = fitting.TrainPatches._place
+def fit_with_hard_negatives(store: PatchStore, recipe: Recipe, title: str) -> keras.Model:
+    mining = Mining()
+    return fitting.fit(store, recipe, batches=mining.batches, callbacks=[mining], title=title).model
 
-    def place_also_there(self: fitting.TrainPatches, axis: int, rng: np.random.Generator) -> Any:
-        mined = getattr(self, "mined", None)
-        return place(mined if mined is not None and rng.random() < 0.25 else self, axis, rng)
 
-    with (
-        mock.patch.object(fitting, "_Progress", Mining),
-        mock.patch.object(fitting.TrainPatches, "_place", place_also_there),
-    ):
-        yield
+def fit(store: PatchStore, recipe: Recipe, title: str) -> keras.Model:
+    return fitting.fit(store, recipe, title=title).model
 
 
 class Ensemble(Predictor):
@@ -161,8 +171,8 @@ class Row:
     ----------
     changes
         Keys of the recipe; the patches of all epochs together stay as many.
-    within
-        The code that it runs within.
+    fit
+        Fits a model by a recipe, on patches, under a title.
     size
         Pixels of a patch along y and x.
     members
@@ -170,7 +180,7 @@ class Row:
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    fit: Callable[[PatchStore, Recipe, str], keras.Model] = fit
     size: int | None = None
     members: int = 1
 
@@ -192,11 +202,11 @@ ROWS = {
     "a level less": Row({"depth": 3}),
     "residual blocks": Row({"network": "residual"}),
     "group normalisation": Row({"network": "group_normalised"}),
-    "a moving average of the weights": Row(within=partial(mock.patch.object, fitting, "_Progress", Averaging)),
+    "a moving average of the weights": Row(fit=fit_averaged),
     "larger crops, as many pixels": Row(size=384),
     "deep supervision": Row({"network": "deeply_supervised", "loss": "bce_dice_of_all_levels"}),
     "two halves, the second without hard negatives": Row({"epochs": 2}),
-    "two halves, the second with hard negatives": Row({"epochs": 2}, within=hard_negatives),
+    "two halves, the second with hard negatives": Row({"epochs": 2}, fit=fit_with_hard_negatives),
     "three of them averaged": Row(members=3),
 }
 
@@ -230,8 +240,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
     started = time.process_time()
     models = []
     for seed in range(recipe.seed, recipe.seed + row.members):
-        with row.within():
-            fitted = fitting.fit(store, dataclasses.replace(recipe, seed=seed), title=f"{title}, seed {seed}").model
+        fitted = row.fit(store, dataclasses.replace(recipe, seed=seed), f"{title}, seed {seed}")
         models.append(keras.Model(fitted.input, fitted.get_layer("logits").output))
     seconds = time.process_time() - started
     settings = Settings(

@@ -36,7 +36,7 @@ from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.training import fitting
-from mitoflow.training.fitting import Recipe
+from mitoflow.training.recipe import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "finetune.json"
 LABELLED = 4

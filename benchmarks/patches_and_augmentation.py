@@ -37,14 +37,14 @@ def mitoflow(data: Path, lap: Lap) -> None:
     from mitoflow.config.params import Patch
     from mitoflow.data.pairs import read_pairs
     from mitoflow.data.patches import PatchStore
-    from mitoflow.training import fitting
+    from mitoflow.training.batches import TrainPatches
 
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
     training_recipe = recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
     while True:
         pairs = read_pairs(data / "train")
         store = PatchStore.write(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
-        batches = fitting.TrainPatches(store.train, store.bit_depth, training_recipe)
+        batches = TrainPatches(store.train, store.bit_depth, training_recipe)
         with ThreadPoolExecutor(batches.workers) as threads:
             for _ in threads.map(batches.__getitem__, range(len(batches))):
                 pass

@@ -17,7 +17,7 @@ from benchmarks.measure import Contender, Lap, Series, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
-    from mitoflow.training.fitting import Recipe
+    from mitoflow.training.recipe import Recipe
 
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
@@ -79,7 +79,7 @@ def write_patches(folder: Path) -> Path:
 
 def recipe(**changes: Any) -> Recipe:
     """Return the recipe of the preset, which trains for ever."""
-    from mitoflow.training.fitting import Recipe
+    from mitoflow.training.recipe import Recipe
 
     endless = {"epochs": 1_000_000, "patience": 1_000_000, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH}
     return Recipe(**preset(PRESET) | endless | changes)
@@ -96,11 +96,13 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:
+    from keras.callbacks import LambdaCallback
+
     from mitoflow.data.patches import PatchStore
     from mitoflow.training import fitting
 
-    store = PatchStore.open(patches)
-    fitting.fit(store, recipe(**changes), on_epoch=lambda epoch, logs: lap(STEPS * BATCH))
+    lapping = LambdaCallback(on_epoch_end=lambda epoch, logs: lap(STEPS * BATCH))
+    fitting.fit(PatchStore.open(patches), recipe(**changes), callbacks=[lapping])
 
 
 def keras(base_width: int, steps: int, lap: Lap) -> None:

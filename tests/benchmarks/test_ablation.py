@@ -1,5 +1,4 @@
 import dataclasses
-from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks import ablation, train_step
@@ -14,9 +13,7 @@ def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dat
     lengths = {"epochs": 2, "patience": 2, "patches_per_epoch": 16, "batch_size": 4}
     recipe = train_step.recipe(**lengths, orthoplanes=False, depth=3, base_width=4, context=1, precision="float32")
     changed = ["sections along y and x too, judged on slices"]
-    changed += [
-        name for name, row in ablation.ROWS.items() if row.within is not nullcontext or "network" in row.changes
-    ]
+    changed += [name for name, row in ablation.ROWS.items() if row.fit is not ablation.fit or "network" in row.changes]
     scores = {}
     for name in ["the recipe", *changed]:
         row = ablation.ROWS[name]

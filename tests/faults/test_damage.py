@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from keras.callbacks import LambdaCallback
 
 from mitoflow.config.params import Patch
 from mitoflow.core import files
@@ -25,6 +26,7 @@ from mitoflow.data.patches import SPLITS, Patches, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.models import unet
 from mitoflow.training import fitting
+from mitoflow.training.callbacks import Logs
 from tests.test_training import RECIPE
 
 from .injection import examples, fault
@@ -72,12 +74,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, store: PatchStore) -> 
     """What a fit leaves that is killed after its second epoch."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
-    def kill(epoch: int, logs: fitting.Logs) -> None:
+    def kill(epoch: int, logs: Logs) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fitting.fit(store, RECIPE, checkpoints=folder, on_epoch=kill)
+        fitting.fit(store, RECIPE, checkpoints=folder, callbacks=[LambdaCallback(on_epoch_end=kill)])
     return folder
 
 

@@ -6,6 +6,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+import keras
+
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import PatchStore
@@ -13,6 +15,7 @@ from mitoflow.models import losses, unet
 from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
 from mitoflow.tracking import pretrained, runs
 from mitoflow.training import fitting
+from mitoflow.training.recipe import Recipe, as_dict
 
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
@@ -24,10 +27,10 @@ def main() -> None:
     values = settings.train.model_dump(exclude={"init_from"})
     tuned = [key for key, value in values.items() if value == "tuned"]
     best = files.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
-    recipe = fitting.Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
+    recipe = Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
-    decides = [fitting.as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
+    decides = [as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
     fingerprint = files.fingerprint(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
@@ -35,24 +38,25 @@ def main() -> None:
         _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
         with runs.start("train", "train", key=_run_key(checkpoints)) as run:
-            run.params(settings.model_dump(by_alias=True) | {"recipe": fitting.as_dict(recipe), "initial": origin})
+            run.params(settings.model_dump(by_alias=True) | {"recipe": as_dict(recipe), "initial": origin})
             for side, patches in (("training", store.train), ("validation", store.validation)):
                 profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
                 run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
+            reporting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: run.metrics(logs, step=epoch))
             fitted = fitting.fit(
                 store,
                 recipe,
                 initial=unet.load_model(initial.path) if initial else None,
                 strategy=settings.machine.strategy,
                 checkpoints=checkpoints,
-                on_epoch=lambda epoch, logs: run.metrics(logs, step=epoch),
+                callbacks=[reporting],
             )
             unet.save_model(fitted.model, MODEL)
             facts = {
                 "bit_depth": store.bit_depth,
                 "divisor": 2**recipe.depth,
                 "parameters": fitted.model.count_params(),
-                "recipe": fitting.as_dict(recipe),
+                "recipe": as_dict(recipe),
                 "initial": origin,
             }
             files.write_yaml(MODEL_FACTS, facts)

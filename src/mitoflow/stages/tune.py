@@ -13,7 +13,7 @@ from mitoflow.core import files, provenance
 from mitoflow.models import losses
 from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
 from mitoflow.tracking import runs
-from mitoflow.training import fitting
+from mitoflow.training.recipe import as_dict
 from mitoflow.tuning import optuna_study
 from mitoflow.tuning.trial import Trial
 
@@ -83,7 +83,7 @@ class Tracked:
     def began(self, number: int, values: dict[str, Any]) -> None:
         """Start its run, which ends with the study if nothing else ends it."""
         self._runs[number] = self._open.enter_context(_child(self._run, number))
-        self._runs[number].params(fitting.as_dict(self._trial.recipe(values)))
+        self._runs[number].params(as_dict(self._trial.recipe(values)))
 
     def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
         """Log its curves."""

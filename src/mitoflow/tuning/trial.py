@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from mitoflow import __version__
 from mitoflow.core import cluster
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.training import fitting
+from mitoflow.training.callbacks import Logs
+from mitoflow.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class Trial:
         """Return the trial on the patch store and with the code that are here."""
         return cls(patches.absolute(), (PatchStore.open(patches).digest, fitting.code_digest()), shared)
 
-    def recipe(self, values: dict[str, Any]) -> fitting.Recipe:
+    def recipe(self, values: dict[str, Any]) -> Recipe:
         """Return the recipe with the sampled values."""
-        return fitting.Recipe(**values, **self.shared)
+        return Recipe(**values, **self.shared)
 
-    def __call__(self, name: str, values: dict[str, Any], report: Callable[[int, fitting.Logs], None]) -> float:
+    def __call__(self, name: str, values: dict[str, Any], report: Callable[[int, Logs], None]) -> float:
         """Fit with `values` and return the best validation Dice; see `tuning.Objective`.
 
         Raises
@@ -59,5 +63,7 @@ class Trial:
                 remedy = f"use the same files and mitoflow {__version__} on all machines"
                 raise InputError(what, f"{found[:8]} on {socket.gethostname()}", f"{expected[:8]} of the study", remedy)
         with cluster.alone:
-            fitted = fitting.fit(store, self.recipe(values), on_epoch=report, title=name)
+            fitted = fitting.fit(
+                store, self.recipe(values), callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)], title=name
+            )
         return fitted.history[fitted.best_epoch]["val_dice"]

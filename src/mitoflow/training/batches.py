@@ -1,0 +1,150 @@
+"""Batches for Keras: augmented crops that train, whole patches that validate."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import numpy as np
+
+from mitoflow.data.network_input import neighbours, to_unit
+from mitoflow.data.patches import Patches
+from mitoflow.errors import InputError
+from mitoflow.training import augmentation
+from mitoflow.training.recipe import Recipe
+
+
+def feeding(devices: int) -> dict[str, int]:
+    """Return how many threads make batches beside the training, and how many batches they make ahead.
+
+    With a single one Keras leaves that to tf.data's autotuning, which sleeps until a clock that jumped back has caught
+    up. But where devices share batches Keras draws some to build with, and what several threads have made by then it
+    serves in the next epoch.
+    """
+    return {"workers": 2 if devices == 1 else 1, "max_queue_size": 4}
+
+
+class TrainPatches(keras.utils.PyDataset):
+    """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
+
+    With orthogonal planes, batches alternate between slices and the planes perpendicular to y and to x, which one
+    network learns alike. A stack is seldom as deep as a patch is high, so crops of these planes are as high as the
+    deepest stack allows, and a batch has as many more of them as they are smaller.
+
+    A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
+    one would have seen; `begin` says which epoch it is.
+
+    A batch is images (N, Y, X, 2 context + 1) float32 in [0, 1] and masks (N, Y, X, 1) float32 in {0, 1}; of slices,
+    N is the batch size, and Y and X are that of a patch.
+
+    Raises
+    ------
+    InputError
+        Orthogonal planes are asked for, and no stack is deep enough for the network to see one.
+    """
+
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
+        super().__init__(**feeding(devices))
+        self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
+        divisor, depths = 1 << recipe.depth, {stack: len(held) for stack, held in patches.ranges.items()}
+        deepest = max(depths.values())
+        if recipe.orthoplanes and deepest < divisor:
+            found = f"true, and stacks of at most {deepest} training slices"
+            raise InputError("train.orthoplanes", found, f"at least {divisor} slices", "set it to false")
+        self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
+        # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for sections.
+        deep, foreground = [depths[stack] >= divisor for stack in patches.index[:, 0].tolist()], patches.foreground()
+        self._rows = np.arange(len(patches)), np.flatnonzero(deep)
+        self._pixels = tuple(foreground[rows].cumsum() for rows in self._rows)
+
+    def begin(self, epoch: int) -> None:
+        """Make the batches of this epoch, counted from 0, from now on."""
+        # Not Keras' own hook of a dataset, which is also called before the first epoch, when it looks at a batch.
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.recipe.patches_per_epoch // self.recipe.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
+        axis = step % (3 if self.recipe.orthoplanes else 1)
+        # A whole number of times the batch size, which the devices can share.
+        count = self.recipe.batch_size * (self.patches.size // self._sides[axis > 0][0])
+        crops = [self.crop(axis, rng) for _ in range(count)]
+        images, masks = (np.stack(arrays) for arrays in zip(*crops, strict=True))
+        return images, masks.astype(np.float32)
+
+    def crop(self, axis: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a crop of a plane perpendicular to an axis, and its mask."""
+        sides, strength = self._sides[axis > 0], self.recipe.augment_strength
+        stack, place, corner = self.place(axis, rng)
+        is_affine = rng.random() < self.recipe.affine_fraction and strength > 0
+        transform = augmentation.random_map(sides, strength, rng) if is_affine else None
+        length, *shape = self._turned(stack, axis)
+        crop = augmentation.Crop(corner, sides, transform, (shape[0], shape[1]))
+        near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
+        if rng.random() < self.recipe.context_dropout:
+            near = [place] * len(near)
+        images = [crop.image(functools.partial(self.patches.section, "images", stack, axis, at)) for at in near]
+        image = to_unit(np.stack(images, axis=-1), self.bit_depth)
+        mask = crop.mask(functools.partial(self.patches.section, "masks", stack, axis, place))[..., None]
+        if strength > 0:
+            turn = augmentation.random_turn(sides, rng)
+            image, mask = turn(image), turn(mask)
+            if rng.random() < 0.5:  # no end of a stack is the upper one
+                image = image[..., ::-1]
+        return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
+
+    def _turned(self, stack: int, axis: int) -> tuple[int, ...]:
+        """Return how many sections perpendicular to an axis the slices held of a stack give, and their shape."""
+        shape = [len(self.patches.ranges[stack]), *self.patches.shapes[stack][1:]]
+        return shape.pop(axis), *shape
+
+    def place(self, axis: int, rng: np.random.Generator) -> tuple[int, int, tuple[int, int]]:
+        """Draw a stack, a section of it, and the corner there of a crop that holds a voxel drawn at random.
+
+        The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held.
+        """
+        rows, pixels = self._rows[axis > 0], self._pixels[axis > 0]
+        on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground_fraction
+        if on_foreground:
+            row = rows[np.searchsorted(pixels, rng.integers(pixels[-1]), side="right")]
+        else:
+            row = rows[rng.integers(len(rows))]
+        stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
+        owned = self.patches.masks[row, y0:y1, x0:x1]
+        places = np.flatnonzero(owned) if on_foreground else range(owned.size)
+        inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
+        voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
+        place, sides = voxel.pop(axis), np.array(self._sides[axis > 0])
+        corner = voxel - rng.integers(sides // 8, sides - sides // 8)
+        # Where the section is large enough, a crop lies inside it; where it is smaller, around it.
+        room = np.array(self._turned(stack, axis)[1:]) - sides
+        corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
+        return stack, place, (int(corner[0]), int(corner[1]))
+
+
+class ValidationPatches(keras.utils.PyDataset):
+    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others.
+
+    Where devices share a batch none may go without a patch: the last one is then repeated, with weight 0. That leaves
+    Dice as it is, and has the mean loss count the last batch as a slightly larger one.
+    """
+
+    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
+        super().__init__(**feeding(devices))
+        self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
+
+    def __len__(self) -> int:
+        return -(-len(self.patches) // self.recipe.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first = step * self.recipe.batch_size
+        last = min(first + self.recipe.batch_size, len(self.patches))
+        repeated = (first - last) % self.devices
+        rows = np.append(np.arange(first, last), [last - 1] * repeated).astype(int)
+        images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
+        masks = self.patches.masks[rows][..., None].astype(np.float32)
+        weights = self.patches.owned(rows)[..., None].astype(np.float32)
+        weights[last - first :] = 0
+        return to_unit(images, self.bit_depth), masks, weights

@@ -1,0 +1,147 @@
+"""Keras callbacks of every fit: its history and best weights, checkpoints, a progress bar."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from mitoflow.core import files
+
+#: What an epoch ended with: loss, dice, val_loss, val_dice.
+Logs = dict[str, float]
+
+DIGITS = 6  # of the logs
+
+
+def best_epoch(history: list[Logs]) -> int:
+    """Return the first epoch, counted from 0, with the highest validation Dice."""
+    return int(np.argmax([logs["val_dice"] for logs in history]))
+
+
+class BestEpoch(keras.callbacks.Callback):
+    """Keeps the history and the weights of the best epoch; stops a fit whose validation Dice gets no better.
+
+    It comes before other callbacks, which get the logs rounded as the history has them. The history decides everything:
+    the best epoch and when to stop follow from it, also where it comes from a checkpoint.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the whole fit.
+    patience
+        Epochs without a better validation Dice after which it stops.
+
+    Attributes
+    ----------
+    history
+        The `Logs` of every epoch.
+    weights
+        Of the best epoch, as `Model.get_weights` returns them.
+    """
+
+    def __init__(self, epochs: int, patience: int) -> None:
+        super().__init__()
+        self.epochs, self.patience = epochs, patience
+        self.history: list[Logs] = []
+        self.weights: list[np.ndarray] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or the last ones brought no better validation Dice."""
+        done = len(self.history)
+        return done >= self.epochs or (done > 0 and done - 1 - best_epoch(self.history) >= self.patience)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Round the logs, and keep what is to be kept."""
+        for name, value in logs.items():
+            logs[name] = round(float(value), DIGITS)
+        self.history.append(dict(logs))
+        if best_epoch(self.history) == epoch:
+            self.weights = self.model.get_weights()
+        self.model.stop_training = self.finished
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Advances a bar batch by batch, and shows the epoch and its validation Dice."""
+
+    def __init__(self, bar: tqdm) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Advance by a batch."""
+        self.bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Show the epoch, counted from 1."""
+        self.bar.set_postfix(epoch=epoch + 1, val_dice=f"{logs['val_dice']:.4f}", refresh=False)
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Writes a checkpoint after each epoch, with which a fit that was cut off goes on.
+
+    A checkpoint is ``epoch-N.npz``: weights, state of the optimiser and the history until then, with zip's checksums.
+    Only the last and the best epoch keep their files. It comes after the callbacks that report an epoch: where one of
+    them ends the fit, the epoch has no checkpoint and is done again.
+
+    Parameters
+    ----------
+    folder
+        Where the checkpoints are.
+    best
+        What the fit keeps of its epochs.
+    """
+
+    def __init__(self, folder: Path, best: BestEpoch) -> None:
+        super().__init__()
+        self.folder, self.best = folder, best
+
+    def restore(self, model: keras.Model) -> None:
+        """Load the last checkpoint, if there is one, into a compiled model, its optimiser and `best`.
+
+        Where the last one is damaged, it is the best one; where both are, the fit starts from the beginning.
+        """
+        for epoch in sorted(self._epochs(), reverse=True):
+            try:
+                history, state = self._read(epoch)
+                _, best = self._read(best_epoch(history))
+            except Exception as error:  # what damage raises depends on the byte
+                line = f"mitoflow: {self._file(epoch)}: a damaged checkpoint ({error}); it is left out"
+                tqdm.write(line, file=sys.stderr)
+                continue
+            for variable, value in zip(_state(model), state, strict=True):
+                variable.assign(value)
+            self.best.history, self.best.weights = history, best[: len(model.weights)]
+            return
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write the checkpoint, and remove those that are no longer needed."""
+        state = [keras.ops.convert_to_numpy(variable) for variable in _state(self.model)]
+        content = io.BytesIO()  # a zip that a full disk cuts short would complain on its own, in a traceback
+        np.savez(content, np.array(json.dumps(self.best.history)), *state)
+        with files.replacing(self._file(epoch)) as beside:
+            beside.write_bytes(content.getbuffer())
+        for earlier in set(self._epochs()) - {epoch, best_epoch(self.best.history)}:
+            self._file(earlier).unlink()
+
+    def _file(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}.npz"
+
+    def _epochs(self) -> list[int]:
+        return [int(file.stem.removeprefix("epoch-")) for file in self.folder.glob("epoch-*.npz")]
+
+    def _read(self, epoch: int) -> tuple[list[Logs], list[np.ndarray]]:
+        with np.load(self._file(epoch), allow_pickle=False) as arrays:
+            history, *state = (arrays[name] for name in arrays.files)
+        return json.loads(str(history)), state
+
+
+def _state(model: keras.Model) -> list[Any]:
+    return [*model.weights, *model.optimizer.variables]

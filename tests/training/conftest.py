@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from mitoflow.config.params import Patch
+from mitoflow.data.pairs import read_pairs
+from mitoflow.data.patches import PatchStore
+from mitoflow.training.recipe import Recipe
+
+RECIPE = Recipe(
+    learning_rate=0.01,
+    depth=2,
+    augment_strength=0.5,
+    affine_fraction=0.5,
+    intensity_strength=0.5,
+    foreground_fraction=0.5,
+    orthoplanes=False,
+    context=1,
+    context_step=2,
+    context_dropout=0.0,
+    base_width=4,
+    loss="bce",
+    precision="float32",
+    batch_size=4,
+    epochs=3,
+    patches_per_epoch=24,
+    patience=3,
+    seed=1,
+)
+
+
+@pytest.fixture(scope="module")
+def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    pairs = read_pairs(small_dataset / "train")
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    folder = tmp_path_factory.mktemp("store") / "patches"
+    return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)

@@ -1,0 +1,124 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mitoflow.data.network_input import neighbours
+from mitoflow.data.patches import PatchStore
+from mitoflow.errors import InputError
+from mitoflow.training import fitting
+from mitoflow.training.batches import TrainPatches, ValidationPatches
+
+from .conftest import RECIPE
+
+
+def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
+    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0)
+    dataset = TrainPatches(store.train, 8, plain)
+    rng = np.random.default_rng(7)
+    stack, z, (y, x) = dataset.place(0, rng)
+    image, mask = dataset.crop(0, np.random.default_rng(7))
+    box = (y, y + 64, x, x + 64)
+    for channel, near in enumerate(neighbours(z, 1, 2, store.train.ranges[stack])):
+        assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
+    assert np.array_equal(mask[..., 0], store.train.mask(stack, z, box))
+
+
+def test_without_its_neighbours_a_slice_stands_for_them(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, intensity_strength=0.0, context_dropout=1.0)
+    images, _ = TrainPatches(store.train, 8, recipe)[0]
+    assert np.array_equal(images[..., 0], images[..., 1])
+    seeing = dataclasses.replace(recipe, context_dropout=0.0)
+    images, _ = TrainPatches(store.train, 8, seeing)[0]
+    assert not np.array_equal(images[..., 0], images[..., 1])
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: float) -> None:
+    """With the masks in the place of the images, both come out equal, up to interpolation at the edges."""
+    twice = dataclasses.replace(store.train, images=store.train.masks * np.uint8(255))
+    recipe = dataclasses.replace(
+        RECIPE,
+        augment_strength=strength,
+        affine_fraction=1.0,
+        intensity_strength=0.0,
+        context=0,
+        foreground_fraction=1.0,
+    )
+    images, masks = TrainPatches(twice, 8, recipe)[0]
+    assert np.mean((images > 0.5) != (masks > 0.5)) < 0.02 * strength + 1e-9
+    assert masks.mean() > 0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
+    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0, orthoplanes=True)
+    dataset = TrainPatches(store.train, 8, plain)
+    stack, place, (row, column) = dataset.place(axis, np.random.default_rng(7))
+    image, mask = dataset.crop(axis, np.random.default_rng(7))
+    held = store.train.ranges[stack]
+    whole, truth = (np.stack([get(stack, z) for z in held]) for get in (store.train.image, store.train.mask))
+    height = len(held) // 4 * 4
+    assert mask.shape == (height, 64, 1)
+    box = slice(row, row + height), slice(column, column + 64)
+    for channel, near in enumerate(neighbours(place, 1, 2, range(whole.shape[axis]))):
+        assert np.array_equal(image[..., channel], whole.take(near, axis)[box] / np.float32(255))
+    assert np.array_equal(mask[..., 0], truth.take(place, axis)[box])
+
+
+def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, orthoplanes=True)
+    dataset = TrainPatches(store.train, 8, recipe)
+    height = dataset[1][0].shape[1]
+    assert height < 64
+    shapes = [dataset[step][0].shape[:3] for step in range(4)]
+    assert shapes == [(4, 64, 64), (4 * 64 // height, height, 64), (4 * 64 // height, height, 64), (4, 64, 64)]
+    fitted = fitting.fit(store, dataclasses.replace(recipe, epochs=1))
+    assert fitted.model.input_shape[-1] == 3
+
+
+def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: PatchStore) -> None:
+    depths = {stack: len(held) for stack, held in store.train.ranges.items()}
+    height = max(depths.values()) // 4 * 4
+    for batch_size in (2, 6, 8):
+        dataset = TrainPatches(store.train, 8, dataclasses.replace(RECIPE, orthoplanes=True, batch_size=batch_size))
+        assert len(dataset[1][0]) == batch_size * (64 // height)  # so that devices which share it all get some
+
+
+def test_stacks_without_sections_are_told(store: PatchStore) -> None:
+    shallow = dataclasses.replace(RECIPE, orthoplanes=True, depth=6)
+    with pytest.raises(InputError, match="train.orthoplanes: found true"):
+        TrainPatches(store.train, 8, shallow)
+
+
+def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground_fraction=1.0, batch_size=64)
+    _, masks = TrainPatches(store.train, 8, recipe)[0]
+    assert masks.any(axis=(1, 2, 3)).all()
+
+
+def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
+    dataset = TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground_fraction=0.0))
+    corners = np.array([dataset.place(0, np.random.default_rng(seed))[2] for seed in range(400)])
+    height, width = store.train.shapes[0][1:]
+    assert corners.min(axis=0).tolist() == [0, 0]
+    assert corners.max(axis=0).tolist() == [height - 64, width - 64]
+
+
+def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> None:
+    first, again = (TrainPatches(store.train, 8, RECIPE) for _ in range(2))
+    first.epoch = again.epoch = 1
+    again[0]
+    assert np.array_equal(first[2][0], again[2][0])
+    again.epoch = 2
+    assert not np.array_equal(first[2][0], again[2][0])
+
+
+def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=7)
+    alone, shared = (ValidationPatches(store.validation, 8, recipe, devices) for devices in (1, 4))
+    assert [len(images) for images, _, _ in alone] == [7, 7, 7, 3]
+    assert [len(images) for images, _, _ in shared] == [8, 8, 8, 4]
+    for mine, theirs in zip(shared, alone, strict=True):
+        assert all(np.array_equal(some[: len(all_)], all_) for some, all_ in zip(mine, theirs, strict=True))
+        assert not mine[2][len(theirs[2]) :].any()

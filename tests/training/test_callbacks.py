@@ -1,0 +1,73 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras.callbacks import Callback, LambdaCallback
+
+from mitoflow.data.patches import PatchStore
+from mitoflow.training import fitting
+from mitoflow.training.callbacks import Logs, best_epoch
+
+from .conftest import RECIPE
+
+
+def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: Path) -> None:
+    undisturbed = fitting.fit(store, RECIPE)
+
+    def cut_off(epoch: int, logs: Logs) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fit(store, RECIPE, checkpoints=tmp_path, callbacks=[LambdaCallback(on_epoch_end=cut_off)])
+    seen: list[int] = []
+    watching = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    resumed = fitting.fit(store, RECIPE, checkpoints=tmp_path, callbacks=[watching])
+    assert seen == [1, 2]
+    assert resumed.history == undisturbed.history
+    for mine, theirs in zip(resumed.model.get_weights(), undisturbed.model.get_weights(), strict=True):
+        assert np.array_equal(mine, theirs)
+    # Once more: nothing is left to do, and the result is the same.
+    finished = fitting.fit(store, RECIPE, checkpoints=tmp_path, callbacks=[watching])
+    assert seen == [1, 2]
+    assert np.array_equal(finished.model.get_weights()[0], undisturbed.model.get_weights()[0])
+
+
+def test_it_stops_when_validation_gets_no_better(store: PatchStore) -> None:
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-9, epochs=9, patches_per_epoch=4, patience=2)
+    history = fitting.fit(store, recipe).history
+    assert len(history) < 9
+    assert len(history) - 1 - best_epoch(history) == 2
+
+
+class Watching(Callback):
+    """Notes the logs of each epoch, and stops the fit after two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Logs] = []
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self.seen.append(dict(logs or {}))
+        self.model.stop_training = epoch == 1
+
+
+def test_a_callback_sees_what_the_history_says_and_may_stop_the_fit(store: PatchStore) -> None:
+    watching = Watching()
+    history = fitting.fit(store, RECIPE, callbacks=[watching]).history
+    assert len(history) == 2 < RECIPE.epochs
+    assert watching.seen == history
+    assert all(set(logs) == {"loss", "dice", "val_loss", "val_dice"} for logs in history)
+
+
+def test_the_model_has_the_weights_of_the_best_epoch(store: PatchStore) -> None:
+    weights: list[list[np.ndarray]] = []
+    keeping = Callback()
+    keeping.on_epoch_end = lambda epoch, logs=None: weights.append(keeping.model.get_weights())
+    # At this rate the third epoch is worse than the second one.
+    fitted = fitting.fit(store, dataclasses.replace(RECIPE, learning_rate=0.3, epochs=4), callbacks=[keeping])
+    assert fitted.best_epoch < len(fitted.history) - 1
+    for mine, best, last in zip(fitted.model.get_weights(), weights[fitted.best_epoch], weights[-1], strict=True):
+        assert np.array_equal(mine, best)
+        assert not np.array_equal(mine, last)
