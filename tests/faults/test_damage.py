@@ -27,7 +27,7 @@ from mitoflow.errors import InputError
 from mitoflow.models import unet
 from mitoflow.training import fitting
 from mitoflow.training.callbacks import Logs
-from tests.test_training import RECIPE
+from tests.training.conftest import RECIPE
 
 from .injection import examples, fault
 from .namespace import PRIVATE_MOUNTS, UNSHARE
