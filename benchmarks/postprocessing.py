@@ -23,7 +23,7 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
-from mitoflow.inference import instances
+from mitoflow.inference import components
 from mitoflow.inference.predictor import TTA, Predictor, median_along_z
 from mitoflow.io import tiff
 from mitoflow.stages import DATA
@@ -59,7 +59,7 @@ def best(stacks: list[Stack]) -> float:
 
 def without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:
     """Return a mask without the components that have fewer voxels."""
-    labels = instances.label(mask.astype(np.uint8))
+    labels = components.label(mask.astype(np.uint8))
     sizes = np.bincount(labels.ravel())
     kept = sizes >= smallest
     kept[0] = False

@@ -1,4 +1,4 @@
-"""Components against scipy's, and pairs of instances against all pairs, one by one."""
+"""Pairs of instances against all pairs, one by one."""
 
 from __future__ import annotations
 
@@ -8,37 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mitoflow.evaluation import instance_scores, metrics
 from mitoflow.evaluation.bootstrap import bootstrap_interval
-from mitoflow.inference import instances
+from mitoflow.inference.components import label
 
-masks = hnp.arrays(bool, (3, 5, 6))
 labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 5]))
-
-
-@given(masks)
-def test_components_are_those_that_scipy_connects_over_26_neighbours(mask):
-    found = instances.label(mask)
-    expected, number = ndimage.label(mask, np.ones((3, 3, 3)))
-    assert len(np.unique(np.stack([found, expected]).reshape(2, -1), axis=1).T) == len(np.unique(expected))
-    assert np.array_equal(np.unique(found[mask]), np.arange(1, number + 1))
-    assert not found[~mask].any()
-
-
-def test_a_shared_corner_connects():
-    mask = np.zeros((2, 2, 2), np.uint8)
-    mask[0, 0, 0] = mask[1, 1, 1] = 1
-    assert instances.label(mask).max() == 1
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (1, 9, 9), (3, 3, 3)])
-def test_as_many_components_as_there_can_be(shape):
-    corners, faces = np.zeros(shape, bool), np.indices(shape).sum(0) % 2 == 0
-    corners[::2, ::2, ::2] = True
-    assert instances.label(corners).max() == corners.sum()
-    assert instances.label(faces, connectivity=6).max() == faces.sum()
 
 
 def every_pair(truth: NDArray[np.uint16], prediction: NDArray[np.uint16]) -> dict[tuple[int, int], float]:
@@ -90,7 +65,7 @@ def blocks(*places: int) -> NDArray[np.uint8]:
 
 
 def score(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> tuple[float, ...]:
-    total = instance_scores.match(instances.label(truth), instances.label(prediction)).objects().sum(0)
+    total = instance_scores.match(label(truth), label(prediction)).objects().sum(0)
     return tuple(
         float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, instance_scores.panoptic_quality)
     )
@@ -115,11 +90,11 @@ def test_a_bridge_that_dice_hardly_sees_costs_two_instances():
 
 def test_just_a_half_is_no_pair():
     truth, prediction = blocks(0, 4), blocks(0)  # four of eight layers
-    assert instance_scores.match(instances.label(truth), instances.label(prediction)).iou.tolist() == []
+    assert instance_scores.match(label(truth), label(prediction)).iou.tolist() == []
 
 
 def test_few_instances_have_a_wide_interval_and_many_a_narrow_one():
-    rows = instance_scores.match(instances.label(blocks(0, 10, 20)), instances.label(blocks(0, 11, 30))).objects()
+    rows = instance_scores.match(label(blocks(0, 10, 20)), label(blocks(0, 11, 30))).objects()
     few, many = (
         bootstrap_interval(objects, instance_scores.panoptic_quality, block=1, resamples=1000, seed=0)
         for objects in (rows, np.tile(rows, (50, 1)))

@@ -13,7 +13,7 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results
 from mitoflow.evaluation.bootstrap import Interval
-from mitoflow.inference import instances
+from mitoflow.inference import components
 from mitoflow.inference.predictor import Predictor, Settings
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
@@ -64,7 +64,7 @@ def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     scores = results.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
     assert scores["instance_f1_50"] == Interval(1, 0, 1)
-    assert instance_scores.match(instances.label(empty), instances.label(empty)).objects().shape == (0, 4)
+    assert instance_scores.match(components.label(empty), components.label(empty)).objects().shape == (0, 4)
 
 
 def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: Path):

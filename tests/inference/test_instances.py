@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.inference import instances
+from mitoflow.inference import components
 from mitoflow.inference.blocks import shape_of
-from mitoflow.inference.instances import Criteria, Separation, fill_holes, split
+from mitoflow.inference.instances import Criteria, Separation, distance_to_background, fill_holes, split_at_necks
 
 EVERYTHING = Criteria(smallest_nm3=0, smallest_voxels=0, neck=0)
 
@@ -60,7 +60,7 @@ def in_one_piece(mask: NDArray[np.bool_], smallest: int, neck: float) -> NDArray
     for component in range(1, number + 1):
         alone = found == component
         if alone.sum() >= smallest:
-            parts = split(alone, neck, smallest)
+            parts = split_at_necks(alone, neck, smallest)
             labels[alone] = parts[alone] + labels.max()
     return labels
 
@@ -88,6 +88,16 @@ def test_labels_do_not_depend_on_the_blocks(mask, block, smallest, neck, largest
     }
 
 
+@given(masks, st.tuples(*[st.floats(0.5, 50)] * 3))
+def test_distances_are_those_of_scipy(mask, voxel_size):
+    assume(not mask.all())
+    expected = ndimage.distance_transform_edt(mask, sampling=voxel_size)
+    np.testing.assert_allclose(distance_to_background(mask, voxel_size), expected, rtol=1e-6)
+    flipped, expected = (np.moveaxis(array, 0, 2)[:, ::-1] for array in (mask, expected))  # not contiguous
+    turned = (*voxel_size[1:], voxel_size[0])
+    np.testing.assert_allclose(distance_to_background(flipped, turned), expected, rtol=1e-6)
+
+
 def ball(shape, centre, radius) -> NDArray[np.bool_]:
     return (
         sum((axis - at) ** 2 for axis, at in zip(np.ogrid[tuple(map(slice, shape))], centre, strict=True)) <= radius**2
@@ -102,7 +112,7 @@ def dumbbell(distance: float, radius: int = 8, thinner: int | None = None) -> ND
 
 def test_touching_balls_are_two_and_a_waist_is_not():
     touching, waisted = dumbbell(15.5), dumbbell(10)
-    assert instances.label(touching).max() == 1
+    assert components.label(touching).max() == 1
     labels, _ = separate(touching)
     assert labels.max() == 2
     for block in ((8, 7, 9), (20, 20, 20), (3, 30, 50)):
@@ -117,12 +127,12 @@ def test_touching_balls_are_two_and_a_waist_is_not():
 @pytest.mark.parametrize(("neck", "number"), [(0.4, 1), (0.7, 2)])
 def test_the_neck_is_compared_with_the_thinner_part(neck, number):
     # The neck is 2 voxels thick, half of the 4 of the thinner ball and a quarter of the 8 of the other.
-    assert split(dumbbell(11.6, thinner=4), neck).max() == number
+    assert split_at_necks(dumbbell(11.6, thinner=4), neck).max() == number
 
 
 def test_a_neck_means_the_same_in_thin_voxels_and_in_thick_ones():
     touching, waisted = dumbbell(15.5)[::4], dumbbell(10)[::4]
-    assert [split(mask, 0.5, voxel_size=(4, 1, 1)).max() for mask in (touching, waisted)] == [2, 1]
+    assert [split_at_necks(mask, 0.5, voxel_size=(4, 1, 1)).max() for mask in (touching, waisted)] == [2, 1]
     nm = {"voxel_size": (40.0, 10.0, 10.0), "criteria": Criteria(smallest_nm3=1e5)}
     assert [separate(mask, **nm)[0].max() for mask in (touching, waisted)] == [2, 1]
 
@@ -130,16 +140,16 @@ def test_a_neck_means_the_same_in_thin_voxels_and_in_thick_ones():
 def test_equal_heights_along_a_tube_are_one_mitochondrion():
     places = np.arange(60)
     tube = np.hypot(*np.ogrid[-10:11, -10:11])[..., None] <= 6 + (places % 10 < 5)
-    assert split(np.pad(tube, ((0, 0), (0, 0), (1, 1))), 0.5).max() == 1
+    assert split_at_necks(np.pad(tube, ((0, 0), (0, 0), (1, 1))), 0.5).max() == 1
 
 
 def test_parts_too_small_stay_with_their_neighbour():
     mask = dumbbell(11.2, thinner=3)
-    parts = np.bincount(split(mask, 0.9)[mask])[1:]
+    parts = np.bincount(split_at_necks(mask, 0.9)[mask])[1:]
     assert len(parts) == 2
-    assert split(mask, 0.9, smallest=min(parts)).max() == 2
-    assert split(mask, 0.9, smallest=min(parts) + 1).max() == 1
-    assert np.array_equal(split(mask, 0.9, smallest=min(parts) + 1) > 0, mask)
+    assert split_at_necks(mask, 0.9, smallest=min(parts)).max() == 2
+    assert split_at_necks(mask, 0.9, smallest=min(parts) + 1).max() == 1
+    assert np.array_equal(split_at_necks(mask, 0.9, smallest=min(parts) + 1) > 0, mask)
 
 
 def test_what_the_border_cuts_is_not_thinner_there():
