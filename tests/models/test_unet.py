@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -6,8 +8,11 @@ import keras
 import numpy as np
 import pytest
 
+from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.models import unet
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_is_the_u_net_of_the_readme() -> None:
@@ -57,6 +62,27 @@ def test_same_weights_give_the_same_file(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
     assert np.array_equal(model.predict_on_batch(x), unet.load_model(tmp_path / "two.keras").predict_on_batch(x))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.keras", "two.keras"]
+
+
+def test_the_released_model_is_written_with_the_same_bytes_and_loads_in_a_new_process(tmp_path: Path) -> None:
+    released = ROOT / "pretrained/epfl/unet.keras"
+    model = unet.load_model(released)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        again = unet.build_unet(depth=4, base_width=16, channels=5)
+    finally:
+        keras.config.set_dtype_policy(before)
+    again.set_weights(model.get_weights())
+    unet.save_model(again, tmp_path / "again.keras")
+    assert provenance.file_sha256(tmp_path / "again.keras") == provenance.file_sha256(released)
+    load = (
+        "import sys, pathlib; from mitoflow.models import unet; print(unet.load_model(pathlib.Path(sys.argv[1])).name)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", load, tmp_path / "again.keras"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "unet\n"
 
 
 def test_a_model_with_code_in_it_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ NETWORKS: Choices[Callable[[int, int, int], keras.Model]] = Choices("params.yaml
 #: Adds the layers of one level to x, (N, Y, X, C), under names that begin with `name`; returns (N, Y, X, width).
 Block = Callable[[Any, int, str], Any]
 
+#: What archives name as the module of the layers here. Keras finds these by their registered names and imports no
+#: module; with another name, equal models would have other digests than those that mitoflow 0.1 wrote.
+MODULE = "mitoflow.unet"
+
 MOMENTUM = 0.9  # of the moving statistics: the first epochs of a short trial must not be judged by their initial values
 
 
@@ -157,7 +161,7 @@ def save_model(model: keras.Model, path: Path) -> None:
                     if name == "metadata.json":
                         content = json.dumps({**json.loads(content), "date_saved": ""}, sort_keys=True).encode()
                     if name == "config.json":
-                        content = _number_shared_objects(content)
+                        content = _number_shared_objects(content).replace(__name__.encode(), MODULE.encode())
                     target.writestr(zipfile.ZipInfo(name), content)
             beside.write_bytes(buffer.getvalue())
         finally:
