@@ -23,6 +23,7 @@ DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that 
 def main() -> None:
     settings = params.load()
     losses.LOSSES.require(settings.train.loss)
+    unet.NETWORKS.require(settings.train.network)
     store = PatchStore.open(PATCHES)
     values = settings.train.model_dump(exclude={"init_from"})
     tuned = [key for key, value in values.items() if value == "tuned"]

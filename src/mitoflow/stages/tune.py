@@ -10,7 +10,7 @@ from typing import Any
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance
-from mitoflow.models import losses
+from mitoflow.models import losses, unet
 from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
 from mitoflow.tracking import runs
 from mitoflow.training.recipe import as_dict
@@ -21,6 +21,7 @@ from mitoflow.tuning.trial import Trial
 def main() -> None:
     settings = params.load()
     losses.LOSSES.require(settings.train.loss)
+    unet.NETWORKS.require(settings.train.network)
     tune = settings.tune
     searched = tune.model_dump(exclude={"trials"})
     of_a_fit = {
