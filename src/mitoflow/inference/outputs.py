@@ -180,7 +180,7 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
         with lock:
             try:
                 workspace.lock(lock, wait=False)
-            except (BlockingIOError, PermissionError):  # as file systems of other machines say it
+            except BlockingIOError:
                 remedy = "wait for it, or choose another name"
                 raise InputError(output, "another process that is making it", "one at a time", remedy) from None
             except InputError:

@@ -207,7 +207,7 @@ def _read(folder: Path, position: int = 0) -> Iterator[tuple[Event, int]]:
             position += len(line)
             try:
                 event = json.loads(line)
-                if event.pop(CHECKSUM, None) not in (None, _checksum(event)):  # lines of older versions have none
+                if event.pop(CHECKSUM, None) != _checksum(event):
                     raise ValueError(line)
             except (ValueError, AttributeError, TypeError):
                 remedy = "the file has changed since it was written; remove its folder, and that run ends there"
