@@ -38,7 +38,7 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import protocols
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.models import losses, unet
-from mitoflow.stages import CONVENTIONS, DATA, PATCHES
+from mitoflow.stages.paths import CONVENTIONS, DATA, PATCHES
 from mitoflow.training import fitting
 from mitoflow.training.batches import TrainPatches
 from mitoflow.training.recipe import Recipe

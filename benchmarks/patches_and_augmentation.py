@@ -34,12 +34,15 @@ def rows(rounds: int) -> list[Row]:
 
 
 def mitoflow(data: Path, lap: Lap) -> None:
+    import cv2
+
     from mitoflow.config.params import Patch
     from mitoflow.data.pairs import read_pairs
     from mitoflow.data.patches import PatchStore
     from mitoflow.training.batches import TrainPatches
 
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    cv2.setNumThreads(1)  # as a fit does
     training_recipe = recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
     while True:
         pairs = read_pairs(data / "train")

@@ -26,7 +26,7 @@ from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.inference import components
 from mitoflow.inference.predictor import TTA, Predictor, median_along_z
 from mitoflow.io import tiff
-from mitoflow.stages import DATA
+from mitoflow.stages.paths import DATA
 from mitoflow.tracking import model_lookup
 
 RESULTS = Path(__file__).with_name("results") / "postprocessing.json"

@@ -27,7 +27,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def stage(project: Project, name: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return project.run(sys.executable, "-m", f"mitoflow.stages.{name}", check=False, **variables)
+    return project.run(sys.executable, "-m", "mitoflow.stages", name, check=False, **variables)
 
 
 def without_mask(folder: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
         mkdir -p {disk}/reports && cp -r {finished.folder}/reports/validate {disk}/reports/validate || exit 1
         rm {disk}/reports/validate/report.html
         cp -r {finished.folder}/data {finished.folder}/params.yaml {disk} && cd {disk} || exit 1
-        {sys.executable} -m mitoflow.stages.patch; code=$?
+        {sys.executable} -m mitoflow.stages patch; code=$?
         ls -A {disk} >&2; exit $code
     """
     done = finished.run(
@@ -144,7 +144,7 @@ def test_a_place_where_one_may_not_write_is_one_line(finished: Project) -> None:
         if not path.is_symlink():
             path.chmod(0o555 if path.is_dir() else 0o444)
     plain = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-    done = finished.run(*plain, sys.executable, "-m", "mitoflow.stages.patch", check=False)
+    done = finished.run(*plain, sys.executable, "-m", "mitoflow.stages", "patch", check=False)
     for path in (finished.folder, *finished.folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -78,7 +78,7 @@ def _stage(process: subprocess.Popen[str], stage: str) -> psutil.Process:
         assert process.poll() is None, "DVC ended before the stage began"
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error):
-                if f"mitoflow.stages.{stage}" in child.cmdline():
+                if child.cmdline()[-2:] == ["mitoflow.stages", stage]:
                     return child
         time.sleep(0.02)
     raise TimeoutError(stage)

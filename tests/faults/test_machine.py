@@ -48,7 +48,7 @@ def test_full_disk(finished: Project, chance: random.Random, stage: str, attempt
     with disk(finished.folder, "1g") as small:
         for left in (chance.randrange(0, 200) * 4096, 0):
             small.fill(left)
-            done = finished.run(*small.enter, "python", "-m", f"mitoflow.stages.{stage}", check=False)
+            done = finished.run(*small.enter, "python", "-m", "mitoflow.stages", stage, check=False)
             small.empty()
             if done.returncode:  # or what was left was enough
                 break
@@ -65,7 +65,7 @@ def test_read_only(finished: Project, stage: str, attempt: int) -> None:
     forget(finished, stage)
     with disk(finished.folder, "1g") as small:
         small.read_only(True)
-        done = finished.run(*small.enter, "python", "-m", f"mitoflow.stages.{stage}", check=False)
+        done = finished.run(*small.enter, "python", "-m", "mitoflow.stages", stage, check=False)
         check_one_line(done, "no permission")
         small.read_only(False)
         finished.run(*small.enter, "dvc", "repro")
@@ -79,7 +79,7 @@ def test_too_little_memory(finished: Project, chance: random.Random, stage: str,
     forget(finished, stage)
     most = 5e9 if stage in ("tune", "train", "evaluate") else 1.2e9
     limit = f"--as={int(chance.uniform(0.1, 1) * most)}"
-    done = finished.run("prlimit", limit, "python", "-m", f"mitoflow.stages.{stage}", check=False)
+    done = finished.run("prlimit", limit, "python", "-m", "mitoflow.stages", stage, check=False)
     print(limit, done.returncode, done.stderr[-300:])
     # What is written in C++ ends by a signal where it gets no memory, as if it was killed.
     if done.returncode not in (0, -signal.SIGABRT, -signal.SIGSEGV):
@@ -139,7 +139,7 @@ def test_two_trainings(finished: Project, chance: random.Random, attempt: int) -
     """Without DVC's lock between them, as where a killed `dvc repro` left its stage behind."""
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, "train")
-    train = ("python", "-m", "mitoflow.stages.train")
+    train = ("python", "-m", "mitoflow.stages", "train")
     with finished.started(*train) as first, finished.started(*train) as second:
         while not list(finished.folder.glob(".mitoflow/checkpoints/*/run")):
             time.sleep(0.05)

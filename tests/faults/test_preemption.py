@@ -50,7 +50,7 @@ def test_killed_before_dvc_records_it(finished: Project, stage: str, attempt: in
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
     before = len(runs(finished))
-    finished.run("python", "-m", f"mitoflow.stages.{stage}")
+    finished.run("python", "-m", "mitoflow.stages", stage)
     once = len(runs(finished))
     assert once > before
     go_on(finished)
@@ -102,7 +102,7 @@ def test_it_says_how_it_ended(finished: Project, chance: random.Random, attempt:
     for longest in (8, 4, 1, 0):  # seconds; a training that ended before the notice says nothing
         forget(finished, "train")
         (finished.folder / "reports/train/metrics.json").unlink()
-        with finished.started("python", "-m", "mitoflow.stages.train", stderr=subprocess.PIPE) as process:
+        with finished.started("python", "-m", "mitoflow.stages", "train", stderr=subprocess.PIPE) as process:
             while not list(finished.folder.glob(".mitoflow/checkpoints/*/run")):
                 time.sleep(0.05)
             time.sleep(chance.uniform(0, longest))

@@ -23,7 +23,8 @@ from mitoflow.core import files, provenance
 from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.models import unet
-from mitoflow.stages import BEST_PARAMS, evaluate, patch, release, train, validate
+from mitoflow.stages import evaluate, patch, release, train, validate
+from mitoflow.stages.paths import BEST_PARAMS
 from mitoflow.tracking import pretrained, registration, registry, runs, store
 from mitoflow.tracking import release as releases
 from mitoflow.tracking.pretrained import Pretrained, initial_weights

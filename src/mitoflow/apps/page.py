@@ -22,6 +22,7 @@ import numpy as np
 import streamlit as st
 import zarr
 
+from mitoflow.core import process
 from mitoflow.errors import InputError, mendable
 from mitoflow.inference import overlay, prediction
 from mitoflow.inference.prediction import Request
@@ -209,6 +210,7 @@ def show(answer: Answer, model: TrainedModel, name: str) -> None:
 
 
 if __name__ == "__main__":
+    process.silence_libraries()
     try:
         main()
     except (InputError, OSError) as error:

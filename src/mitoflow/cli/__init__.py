@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import click
 from mitoflow import __version__
 from mitoflow.cli import data, export, models, pipeline, predict, promotion, serve, tracking
 from mitoflow.cli._click import OrderedGroup
+from mitoflow.core import process
 from mitoflow.errors import InputError, fail, one_line
 
 
 def main() -> None:
     """Run the command; an error of the user is one line on stderr and exit code 2."""
-    # TensorFlow reports every processor feature and missing GPU library before it says anything useful.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    process.silence_libraries()
     one_line(_run)
 
 

@@ -64,7 +64,7 @@ def compare(a: str, b: str, html: Path | None) -> None:
     if html and html.suffix != ".html":
         raise InputError("--html", html, "a name that ends with .html", "take another name")
     from mitoflow.evaluation import report
-    from mitoflow.stages import CONVENTIONS, DATA
+    from mitoflow.stages.paths import CONVENTIONS, DATA
     from mitoflow.tracking import model_comparison
 
     compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)

@@ -53,13 +53,11 @@ def tune(dask: str | None) -> None:
 
     A study that was interrupted goes on where it was, whoever fits its trials.
     """
-    from mitoflow.stages import DASK
-
     if dask:
         from mitoflow.core import cluster
 
         with cluster.connected(dask):  # a wrong address fails here, before DVC starts
-            os.environ[DASK] = dask
+            os.environ[cluster.DASK] = dask
     raise SystemExit(subprocess.run([sys.executable, "-m", "dvc", "repro", "tune"], check=False).returncode)
 
 
@@ -68,7 +66,7 @@ def summary() -> None:
     """Show the measured model and what became of it."""
     from mitoflow.core import files, provenance
     from mitoflow.evaluation.bootstrap import Interval
-    from mitoflow.stages import EVALUATE_REPORTS, MODEL
+    from mitoflow.stages.paths import EVALUATE_REPORTS, MODEL
     from mitoflow.tracking import registry
 
     path = EVALUATE_REPORTS / "metrics.json"

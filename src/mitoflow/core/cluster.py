@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitoflow import __version__
+from mitoflow.core import process
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+#: Names the environment variable with the address of a Dask scheduler, whose workers then fit the trials of `tune`.
+DASK = "MITOFLOW_DASK"
 
 PATIENCE = 60  # seconds for a scheduler, and for its first worker, to answer
 
@@ -28,6 +32,7 @@ def dask_setup(worker: Any) -> None:
 
     Dask calls it by this name in each of them, also in one that follows one that died, before a framework is imported.
     """
+    process.silence_libraries()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
     gpus = found if given is None else [gpu for gpu in given.split(",") if gpu]
@@ -64,8 +69,7 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
 
     if address is None:
         threads = str(max(1, (os.cpu_count() or 1) // (workers or 1)))
-        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TQDM_DISABLE": "1"}
-        shared = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
+        settings = {"TQDM_DISABLE": "1", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
         own = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -73,7 +77,7 @@ def _client(address: str | None, workers: int | None) -> Iterator[Client]:
             dashboard_address=None,
             memory_limit=0,
             silence_logs=logging.CRITICAL,
-            env=quiet | shared,
+            env=settings,
             preload=__name__,
         )
         with own, Client(own, set_as_default=False) as client:

@@ -25,7 +25,7 @@ from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import spacing
 from mitoflow.models import unet
-from mitoflow.stages import (
+from mitoflow.stages.paths import (
     CONVENTIONS,
     CURVES,
     DATA,
@@ -38,7 +38,6 @@ from mitoflow.stages import (
     MODEL_FACTS,
     PATCHES,
     TRAIN_REPORTS,
-    as_process,
 )
 from mitoflow.tracking import registration, runs
 from mitoflow.tracking.gate import Gate
@@ -224,7 +223,3 @@ def _picture(measured: protocols.Measured, pairs: Sequence[Pair], results: Resul
     stack = next(stack for stack in measured.stacks if stack.name == name)
     image = next(pair.image for pair in pairs if pair.name == name).slice(z)
     return report.PredictedSlice(name, z, image, stack.truth[z], stack.mask[z])
-
-
-if __name__ == "__main__":
-    as_process(main)

@@ -6,7 +6,7 @@ from mitoflow.config import params
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
-from mitoflow.stages import CONVENTIONS, DATA, PATCHES, as_process
+from mitoflow.stages.paths import CONVENTIONS, DATA, PATCHES
 from mitoflow.tracking import runs
 
 
@@ -22,7 +22,3 @@ def main() -> None:
         run.metrics({"patches.train": len(store.train), "patches.validation": len(store.validation)})
         run.artifact(PATCHES / "store.json")
     print(f"{PATCHES}: {len(store.train)} training and {len(store.validation)} validation patches")
-
-
-if __name__ == "__main__":
-    as_process(main)

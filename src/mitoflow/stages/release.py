@@ -13,7 +13,7 @@ from mitoflow.data.fingerprint import Domain
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
-from mitoflow.stages import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
+from mitoflow.stages.paths import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
 from mitoflow.tracking import pretrained, registry, release
 
 

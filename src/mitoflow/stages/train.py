@@ -12,7 +12,7 @@ from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import PatchStore
 from mitoflow.models import losses, unet
-from mitoflow.stages import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS, as_process
+from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 from mitoflow.tracking import pretrained, runs
 from mitoflow.training import fitting
 from mitoflow.training.recipe import Recipe, as_dict
@@ -96,7 +96,3 @@ def _run_key(checkpoints: Path) -> str:
     if not file.exists():
         files.write_text(file, f"train-{uuid.uuid4().hex}")
     return file.read_text(encoding="utf-8")
-
-
-if __name__ == "__main__":
-    as_process(main)

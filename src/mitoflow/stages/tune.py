@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from mitoflow.config import params
-from mitoflow.core import files, provenance
+from mitoflow.core import cluster, files, provenance
 from mitoflow.models import losses, unet
-from mitoflow.stages import BEST_PARAMS, DASK, PATCHES, TUNE_REPORTS, as_process
+from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
 from mitoflow.tracking import runs
 from mitoflow.training.recipe import as_dict
 from mitoflow.tuning import optuna_study
@@ -52,7 +52,7 @@ def main() -> None:
             for number in optuna_study.recover(study):
                 _child(run, number).end("KILLED")
             search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials))
-            address = os.environ.get(DASK)
+            address = os.environ.get(cluster.DASK)
             if address or settings.machine.workers > 1:
                 search.on_cluster(trial, address=address, workers=settings.machine.workers)
             else:
@@ -101,7 +101,3 @@ class Tracked:
 
 def _child(run: runs.Run, number: int) -> runs.Run:
     return run.child(f"trial {number}", key=f"{run.key}-{number}")
-
-
-if __name__ == "__main__":
-    as_process(main)

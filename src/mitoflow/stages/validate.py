@@ -8,7 +8,7 @@ from mitoflow.data import validation
 from mitoflow.data.conventions import Conventions
 from mitoflow.errors import InputError
 from mitoflow.evaluation import report
-from mitoflow.stages import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS, as_process
+from mitoflow.stages.paths import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
 from mitoflow.tracking import runs
 
 
@@ -36,7 +36,3 @@ def main() -> None:
     assert findings.mask_rule is not None
     Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
     print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")
-
-
-if __name__ == "__main__":
-    as_process(main)

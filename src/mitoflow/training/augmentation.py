@@ -28,8 +28,6 @@ GAMMA_SHARE, CONTRAST_SHARE, SLICE_SHARE, BLUR_SHARE, NOISE_SHARE = 0.5, 0.8, 0.
 #: Reads the box ``y0, y1, x0, x1`` of a slice, (Y, X).
 Read = Callable[[tuple[int, int, int, int]], np.ndarray]
 
-cv2.setNumThreads(1)  # the cores belong to the training step
-
 
 def random_map(sides: tuple[int, int], strength: float, rng: np.random.Generator) -> np.ndarray:
     """Draw a random affine map about the centre of a crop.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import keras
 import numpy as np
 from tqdm import tqdm
@@ -182,7 +183,8 @@ def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:
 
 
 def prepare_backend(recipe: Recipe) -> None:
-    """Set precision and seeds, free earlier models, and have TensorFlow compute the same thing twice."""
+    """Set precision, seeds and threads, free earlier models, and have TensorFlow compute the same thing twice."""
+    cv2.setNumThreads(1)  # batches are made in threads of Keras, and the other cores belong to the training step
     keras.utils.clear_session()
     keras.config.set_dtype_policy(recipe.precision)
     keras.utils.set_random_seed(recipe.seed)

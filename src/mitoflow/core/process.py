@@ -1,0 +1,94 @@
+"""What belongs to a whole process: memory, signals and the noise of libraries.
+
+Stages, commands and the page call this, because the process is theirs. Importing mitoflow, or reading an image, sets
+none of it: there the process is the user's.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+from threading import Barrier
+from types import FrameType
+
+from mitoflow.errors import one_line
+
+BLAS_THREADS = 4  # of a stage that may multiply matrices at the same time: its own, those that make batches, MLflow's
+BLAS_MEMORY = 640 << 20  # bytes for the buffers of these threads, and for the threads
+GRACE = 20  # seconds from SIGTERM to the end; schedulers kill after 30
+
+
+def silence_libraries() -> None:
+    """Keep TensorFlow and tifffile from writing to stderr, where one line of mitoflow says what is wrong."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage as a process; errors that a user can correct are one line, see `mitoflow.errors.one_line`.
+
+    On SIGTERM, by which a scheduler announces that it takes the machine away, the stage ends in order within 20
+    seconds, with exit code 143: its run in MLflow is KILLED, and no output is half-written.
+    """
+    silence_libraries()
+    signal.signal(signal.SIGTERM, _end)
+    one_line(main)
+
+
+def require_memory(size: int, protection: int = mmap.PROT_READ) -> None:
+    """Raise `MemoryError` unless the process may take `size` more bytes of address space, or of memory to write to."""
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=protection).close()
+    except OSError as error:
+        raise MemoryError(f"not {size >> 20} MiB left") from error
+
+
+def reserve_blas() -> None:
+    """Multiply matrices in several threads at once, so that OpenBLAS takes its buffers while there is memory.
+
+    It takes one buffer for each thread that multiplies beside others, and waits for ever where it gets none
+    (`blas_memory_alloc` of the release in numpy 1.26).
+
+    Raises
+    ------
+    MemoryError, RuntimeError
+        There is no memory for the buffers, or for the threads.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    require_memory(BLAS_MEMORY, mmap.PROT_READ | mmap.PROT_WRITE)
+    square, together = np.ones((256, 256)), Barrier(BLAS_THREADS)
+
+    def multiply() -> None:
+        together.wait()
+        np.matmul(square, square)
+
+    with ThreadPoolExecutor(BLAS_THREADS) as pool:
+        try:
+            products = [pool.submit(multiply) for _ in range(BLAS_THREADS)]
+        except RuntimeError:  # a thread cannot be started: those that wait for it must end
+            together.abort()
+            raise
+    for product in products:
+        product.result()
+
+
+def _end(_: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it more than once
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":  # Python ignores what is raised in a finaliser: try again soon
+            signal.signal(signal.SIGALRM, _end)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            return
+        frame = frame.f_back
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(GRACE)  # ends the process where a library does not let it end in order
+    # On a line of its own below the progress bar, and not by `print`, which the signal may have interrupted.
+    os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
+    raise SystemExit(128 + signal.SIGTERM)
