@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,7 @@ def measure(labelled: Volume, judged: Volume, model_folder: Path) -> dict[str, A
             seconds = time.perf_counter() - started
             predictor = Predictor(fitted.model, settings)
             chosen = protocols.choose(predictor, store.validation, [settings.median]).threshold
-            predictor = Predictor(fitted.model, Settings(**{**settings.__dict__, "threshold": chosen}))
-            found[name] = score(predictor, judged)
+            found[name] = score(predictor.with_settings(replace(settings, threshold=chosen)), judged)
             found[f"{name}, seconds"] = round(seconds)
     return found
 

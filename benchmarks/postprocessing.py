@@ -82,7 +82,7 @@ def main() -> None:
     ]:
         settings = replace(model.settings, orthoplanes=orthoplanes, tta=tta)
         started = time.perf_counter()
-        stacks = predict(Predictor(model.model, settings), validation, images)
+        stacks = predict(model.with_settings(settings), validation, images)
         seconds = (time.perf_counter() - started) / sum(len(truth) for truth, _ in stacks)
         for median in MEDIANS:
             filtered = [(truth, np.stack([*median_along_z(iter(maps), median)])) for truth, maps in stacks]

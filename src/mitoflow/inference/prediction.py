@@ -23,7 +23,7 @@ from mitoflow.inference.instances import LARGEST_BOX, Separation
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import Partial
-from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Predictor, Settings
+from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing, is_elongated
@@ -207,7 +207,7 @@ def predict(
         job = replace(job, folder=making.folder.absolute())
         for name in job.products:
             _array(making, name, request, part, description)
-        prediction = Prediction(scan, whole.shape[1:], Predictor(model.predictor.model, settings))
+        prediction = Prediction(scan, whole.shape[1:], model.predictor.with_settings(settings))
         work = Work(prediction, part, job.arrays(), making)
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -231,6 +232,12 @@ class Predictor:
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
         """Read a model and its settings; raises `InputError` where one is missing or broken."""
         return cls(unet.load_model(Path(model_path)), Settings.read(Path(settings_path)))
+
+    def with_settings(self, settings: Settings) -> Predictor:
+        """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """Return (Z, Y, X) uint8 in {0, 1} for a stack (Z, Y, X); see `probabilities`."""

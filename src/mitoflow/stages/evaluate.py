@@ -83,8 +83,8 @@ def main() -> None:
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
-        choice, inference = _choose(model, facts, settings.evaluate, store)
-        measured = protocols.measure(Predictor(model, inference), pairs, rule, store.size)
+        choice, predictor = _choose(model, facts, settings.evaluate, store)
+        measured = protocols.measure(predictor, pairs, rule, store.size)
         bootstrap = {
             "block": settings.evaluate.bootstrap_block,
             "resamples": settings.evaluate.bootstrap_resamples,
@@ -99,7 +99,7 @@ def main() -> None:
             boundaries=results.boundaries.tolist(),
             **bootstrap,
         )
-        inference.write(INFERENCE)
+        predictor.settings.write(INFERENCE)
         _look_at_training(store, settings.data.name).write(DOMAIN)
         evaluation.write(EVALUATED)
         _write_results(results)
@@ -161,8 +161,8 @@ def register() -> Verdict | None:
 
 def _choose(
     model: keras.Model, facts: Mapping[str, Any], wanted: params.Evaluate, store: PatchStore
-) -> tuple[protocols.Choice, Settings]:
-    """Return what the validation slices decide, and with it the settings of inference."""
+) -> tuple[protocols.Choice, Predictor]:
+    """Return what the validation slices decide, and the model with these settings."""
     settings = Settings(
         bit_depth=facts["bit_depth"],
         divisor=facts["divisor"],
@@ -175,8 +175,10 @@ def _choose(
         threshold=0.5,
     )
     stacks = [pair.image for pair in read_pairs(DATA / "train")]
-    choice = protocols.choose(Predictor(model, settings), store.validation, wanted.medians, stacks)
-    return choice, dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
+    predictor = Predictor(model, settings)
+    choice = protocols.choose(predictor, store.validation, wanted.medians, stacks)
+    chosen = dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
+    return choice, predictor.with_settings(chosen)
 
 
 def _read_facts() -> dict[str, Any]:
