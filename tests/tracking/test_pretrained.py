@@ -321,7 +321,11 @@ def test_a_lab_releases_its_own_model_and_says_the_terms(project: Path) -> None:
     assert [model.name for model in pretrained.models()] == ["cortex", "phantom"]
 
 
-def test_a_wheel_brings_the_models(finished: Path, tmp_path: Path) -> None:
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+def test_a_wheel_brings_every_file_and_the_models(finished: Path, tmp_path: Path) -> None:
     """Built from the sources with a model of the name that they list, and installed into an environment of its own."""
     sources, environment = tmp_path / "sources", tmp_path / "environment"
     shutil.copytree(ROOT / "src/mitoflow", sources / "src/mitoflow", ignore=shutil.ignore_patterns("__pycache__"))
@@ -334,7 +338,10 @@ def test_a_wheel_brings_the_models(finished: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin/python"
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    install = ["install", "--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([*pip, "--python", python, *install, wheel], check=True)
+    (package,) = environment.glob("lib/python*/site-packages/mitoflow")
+    assert files_of(sources / "src/mitoflow") == files_of(package)
 
     # The dependencies come from here; the package itself does not, because a path that is given so reads no .pth file.
     project = tmp_path / "project"
