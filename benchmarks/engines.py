@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.measure import Contender, Lap, alternate, quartiles, ratio
+from benchmarks.measure import Candidate, Lap, alternate, quartiles, ratio
 
 RESULTS = Path(__file__).with_name("results") / "engines.json"
 SLICES = 8  # judged
@@ -79,11 +79,11 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
     make = ENGINES[name]
     run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
 
-    class Elsewhere(Predictor):
+    class NonInferiorityDataset(Predictor):
         def _run(self, batch: np.ndarray) -> np.ndarray:
             return np.asarray(run(batch))[..., 0] if run else super()._run(batch)
 
-    images, predictor = np.load(folder / "images.npy"), Elsewhere(loaded.model, loaded.settings)
+    images, predictor = np.load(folder / "images.npy"), NonInferiorityDataset(loaded.model, loaded.settings)
     np.save(folder / f"{name}.npy", predictor.probabilities(images))
     while True:
         predictor.masks(images)
@@ -147,7 +147,7 @@ def main() -> None:
         folder = Path(name)
         np.save(folder / "images.npy", image[-SLICES:])
         write_networks(folder, options.model, image[:-20])
-        contenders: dict[str, Contender] = {name: partial(contender, folder, options.model, name) for name in ENGINES}
+        contenders: dict[str, Candidate] = {name: partial(contender, folder, options.model, name) for name in ENGINES}
         series = alternate(contenders, options.rounds)
         maps = {name: np.load(folder / f"{name}.npy") for name in series}
     rows: dict[str, dict[str, Any]] = {}

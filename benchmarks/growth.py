@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.inference import predictor
-from benchmarks.measure import Contender, Lap, Series, alternate, quartiles
+from benchmarks.measure import Candidate, Lap, Series, alternate, quartiles
 from benchmarks.table import Row
 
 COMMAND = "python -m benchmarks growth"
@@ -27,7 +27,7 @@ def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         write_stacks(data)
-        contenders: dict[str, Contender] = {str(count): partial(segment, data, count) for count in SLICES}
+        contenders: dict[str, Candidate] = {str(count): partial(segment, data, count) for count in SLICES}
         series = alternate(contenders, rounds)
     time = {count: quartiles(series[str(count)].seconds).median for count in SLICES}
     memory = {count: series[str(count)].peak_mib for count in SLICES}

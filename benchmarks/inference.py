@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import baselines
-from benchmarks.measure import Contender, Lap, alternate
+from benchmarks.measure import Candidate, Lap, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SIZE = 256  # of a patch
 
 
 def rows(rounds: int) -> list[Row]:
-    contenders: dict[str, Contender] = {"mitoflow": mitoflow, "Keras": keras, "PyTorch": pytorch}
+    contenders: dict[str, Candidate] = {"mitoflow": mitoflow, "Keras": keras, "PyTorch": pytorch}
     series = alternate(contenders, rounds)
     what = "whole-volume inference, the same U-Net"
     return [

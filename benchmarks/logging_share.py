@@ -13,7 +13,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import Contender, Lap, alternate, ratio
+from benchmarks.measure import Candidate, Lap, alternate, ratio
 from benchmarks.table import Row, share
 from benchmarks.train_step import PRESET, mitoflow, preset, write_patches
 
@@ -24,7 +24,7 @@ def rows(rounds: int) -> list[Row]:
     settings = preset(PRESET)
     epochs, patches = settings["epochs"], settings["epochs"] * settings["patches_per_epoch"]
     with tempfile.TemporaryDirectory() as folder:
-        contenders: dict[str, Contender] = {
+        contenders: dict[str, Candidate] = {
             "training": partial(mitoflow, write_patches(Path(folder)), {}),
             "logging": partial(log, Path(folder), epochs),
         }

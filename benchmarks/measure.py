@@ -36,7 +36,7 @@ class Lap:
         self._start = time.perf_counter()
 
 
-Contender = Callable[[Lap], object]
+Candidate = Callable[[Lap], object]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def ratio(ours: Series, theirs: Series) -> Interval:
     return Interval(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def alternate(contenders: Mapping[str, Contender], rounds: int) -> dict[str, Series]:
+def alternate(contenders: Mapping[str, Candidate], rounds: int) -> dict[str, Series]:
     """Let the contenders work in turn, `rounds` times each after a first piece that does not count.
 
     One that lacks an optional library is left out, and a line on stderr says so.
@@ -134,7 +134,7 @@ class _Process:
     """A contender at work in a fresh interpreter."""
 
     name: str
-    contender: Contender
+    contender: Candidate
     pieces: list[Piece] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class _Process:
         self._process.join()
 
 
-def _contend(contender: Contender, connection: Connection) -> None:
+def _contend(contender: Candidate, connection: Connection) -> None:
     try:
         contender(Lap(connection))
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import baselines
-from benchmarks.measure import Contender, Lap, alternate
+from benchmarks.measure import Candidate, Lap, alternate
 from benchmarks.table import Row, compare
 from benchmarks.train_step import BATCH, LIKE_THE_SEED, SIZE, recipe
 
@@ -27,7 +27,7 @@ def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         write_phantom(data, train=STACK, test=(1, 64, 64))
-        contenders: dict[str, Contender] = {"mitoflow": partial(mitoflow, data), "the seed": partial(seed, data)}
+        contenders: dict[str, Candidate] = {"mitoflow": partial(mitoflow, data), "the seed": partial(seed, data)}
         series = alternate(contenders, rounds)
     baseline = "`patchify` and two `ImageDataGenerator`s"
     return [compare("patch store and augmentation alone", "patches/s", series, "the seed", baseline, 5, COMMAND)]

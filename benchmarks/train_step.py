@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import baselines
-from benchmarks.measure import Contender, Lap, Series, alternate
+from benchmarks.measure import Candidate, Lap, Series, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ SEED = "the seed's own model (31 M parameters) and loop, 25 epochs"
 def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         patches = write_patches(Path(folder))
-        same: dict[str, Contender] = {
+        same: dict[str, Candidate] = {
             "mitoflow": partial(mitoflow, patches, LIKE_THE_SEED),
             "Keras": partial(keras, 16, STEPS),
             "PyTorch": pytorch,
         }
         same_unet = alternate(same, rounds)
         # By themselves: the seed's model needs the memory that the others would hold.
-        own: dict[str, Contender] = {
+        own: dict[str, Candidate] = {
             "mitoflow": partial(mitoflow, patches, {}),
             "the seed": partial(keras, SEED_WIDTH, 1),
         }

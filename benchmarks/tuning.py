@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Contender, Lap, Series, alternate
+from benchmarks.measure import Candidate, Lap, Series, alternate
 from benchmarks.table import Row, compare, limit
 from benchmarks.train_step import preset, write_patches
 
@@ -34,11 +34,11 @@ RECIPE = {"epochs": 1, "patches_per_epoch": 8, "patience": 1, "base_width": 4}
 def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         write_patches(Path(folder))
-        real: dict[str, Contender] = {
+        real: dict[str, Candidate] = {
             name: partial(fit, Path(folder), workers) for name, workers in (("mitoflow", 2), ("one worker", 1))
         }
         trials = alternate(real, rounds)
-        simulated: dict[str, Contender] = {str(workers): partial(simulate, Path(folder), workers) for workers in EACH}
+        simulated: dict[str, Candidate] = {str(workers): partial(simulate, Path(folder), workers) for workers in EACH}
         series = alternate(simulated, min(rounds, 3))
     what = "trials an hour, two workers that share the cores"
     return [

@@ -100,4 +100,4 @@ def shared(client: MlflowClient) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    errors.one_line(main)
+    errors.run_as_command(main)

@@ -53,7 +53,7 @@ def fail(error: Exception) -> NoReturn:
     raise SystemExit(2)
 
 
-def one_line(main: Callable[[], None]) -> None:
+def run_as_command(main: Callable[[], None]) -> None:
     """Run ``main`` and turn what a person can mend into one line on stderr and exit code 2.
 
     Besides `InputError` this is what a machine refuses: writing where one may not, a full disk, and more memory.
@@ -61,14 +61,14 @@ def one_line(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
-        if not (told := mendable(error)):
+        if not (told := as_user_error(error)):
             raise
         fail(told)
 
 
-def mendable(error: Exception) -> InputError | None:
+def as_user_error(error: Exception) -> InputError | None:
     """Return what a person can mend about an error, if anything; libraries wrap what the machine said in their own."""
-    return next(filter(None, map(_mendable, _chain(error))), None)
+    return next(filter(None, map(_as_user_error, _chain(error))), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -77,7 +77,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _mendable(error: BaseException) -> InputError | None:
+def _as_user_error(error: BaseException) -> InputError | None:
     said = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
     number = error.errno if isinstance(error, OSError) else None
     where = (error.filename if isinstance(error, OSError) else None) or Path.cwd()

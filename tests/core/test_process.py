@@ -120,7 +120,7 @@ def test_sigterm_ends_a_stage_in_order(lines: dict[str, str]) -> None:
 )
 def test_memory_that_a_library_does_not_get_is_one_line(error: Exception, found: str) -> None:
     line = f"memory: found {found}, expected enough for this step; use a machine that has more"
-    assert str(errors.mendable(error)) == line
+    assert str(errors.as_user_error(error)) == line
 
 
 STATE = """
@@ -142,10 +142,10 @@ HEAVY = "tensorflow", "keras", "mlflow", "patchify", "pydantic", "cv2", "matplot
         "import mitoflow, mitoflow.stages, mitoflow.stages.paths, mitoflow.core.process",
         """
     from mitoflow.io import volumes
-    scan = volumes.open_scan("stack.tif")
-    assert scan.read(2, (0, 8, 0, 8)).tolist() == [[2] * 8] * 8
+    volume = volumes.open_volume("stack.tif")
+    assert volume.read(2, (0, 8, 0, 8)).tolist() == [[2] * 8] * 8
     try:
-        volumes.open_scan("damaged.tif")
+        volumes.open_volume("damaged.tif")
     except mitoflow.errors.InputError:
         print("one error")
         """,

@@ -18,7 +18,7 @@ from mitoflow.errors import InputError
 HOLD = """
 import sys
 from mitoflow.core import workspace
-with workspace.only_one("work"):
+with workspace.exclusive("work"):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -43,7 +43,7 @@ def test_one_process_at_a_time_and_a_kill_releases_the_lock(checkout: Path) -> N
     path, entered = checkout / ".mitoflow" / "work.lock", threading.Event()
 
     def enter() -> None:
-        with workspace.only_one("work"):
+        with workspace.exclusive("work"):
             entered.set()
 
     with holder() as process:
@@ -60,7 +60,7 @@ def test_one_process_at_a_time_and_a_kill_releases_the_lock(checkout: Path) -> N
 
 
 def test_locks_of_different_names_are_independent(checkout: Path) -> None:
-    with workspace.only_one("one"), workspace.only_one("other"):
+    with workspace.exclusive("one"), workspace.exclusive("other"):
         pass
 
 

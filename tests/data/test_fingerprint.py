@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from mitoflow.data import fingerprint
-from mitoflow.data.fingerprint import Domain, differences, look_at
+from mitoflow.data.fingerprint import Fingerprint, differences, measure
 from mitoflow.errors import InputError
 
 
@@ -26,8 +26,8 @@ def draw(seed: int, size: int = 128, scale: float = 1.0, noise: float = 0.03) ->
 
 
 @pytest.fixture(scope="module")
-def trained() -> Domain:
-    return look_at((draw(seed) for seed in range(24)), {})
+def trained() -> Fingerprint:
+    return measure((draw(seed) for seed in range(24)), {})
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +35,24 @@ def patches() -> list[np.ndarray]:
     return [draw(seed) for seed in range(100, 116)]
 
 
-def test_images_like_those_of_training_raise_no_word(trained: Domain, patches: list[np.ndarray]) -> None:
-    assert differences(trained, look_at(patches, {})) == []
+def test_images_like_those_of_training_raise_no_word(trained: Fingerprint, patches: list[np.ndarray]) -> None:
+    assert differences(trained, measure(patches, {})) == []
 
 
-def test_contrast_that_is_inverted_is_said(trained: Domain, patches: list[np.ndarray]) -> None:
-    found = differences(trained, look_at([1 - patch for patch in patches], {}))
+def test_contrast_that_is_inverted_is_said(trained: Fingerprint, patches: list[np.ndarray]) -> None:
+    found = differences(trained, measure([1 - patch for patch in patches], {}))
     assert "contrast is inverted" in found[0]
 
 
-def test_coarser_pixels_are_said(trained: Domain) -> None:
+def test_coarser_pixels_are_said(trained: Fingerprint) -> None:
     coarse = [draw(seed, scale=1 / 3) for seed in range(100, 116)]
-    (found,) = [line for line in differences(trained, look_at(coarse, {})) if "pixels are" in line]
+    (found,) = [line for line in differences(trained, measure(coarse, {})) if "pixels are" in line]
     times = float(found.split("about ")[1].split(" x coarser")[0])
     assert 2 < times < 4.5
 
 
-def test_known_voxel_sizes_are_compared(trained: Domain, patches: list[np.ndarray]) -> None:
-    known, seen = replace(trained, spacing={"y": 5.0, "x": 5.0}), look_at(patches, {"y": 15.0, "x": 15.0})
+def test_known_voxel_sizes_are_compared(trained: Fingerprint, patches: list[np.ndarray]) -> None:
+    known, seen = replace(trained, spacing={"y": 5.0, "x": 5.0}), measure(patches, {"y": 15.0, "x": 15.0})
     assert differences(known, seen) == [
         "its pixels are about 3.0 x coarser (15 nm, 5 nm in the training images; --rescale resamples it)"
     ]
@@ -68,9 +68,9 @@ def test_known_voxel_sizes_are_compared(trained: Domain, patches: list[np.ndarra
         (lambda patch: ndimage.gaussian_filter(patch, 1.2), "it is smoother"),
     ],
 )
-def test_other_differences_are_said(trained: Domain, patches: list[np.ndarray], change: object, said: str) -> None:
+def test_other_differences_are_said(trained: Fingerprint, patches: list[np.ndarray], change: object, said: str) -> None:
     assert callable(change)
-    found = differences(trained, look_at([change(patch) for patch in patches], {}))
+    found = differences(trained, measure([change(patch) for patch in patches], {}))
     assert any(line.startswith(said) for line in found), found
     assert not any("inverted" in line for line in found)
 
@@ -92,20 +92,20 @@ def test_texture_grows_with_the_image_and_not_with_noise() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 3), (32, 32)])
 def test_constant_and_tiny_images_do_no_harm(shape: tuple[int, int]) -> None:
     with np.errstate(all="raise"):
-        seen = look_at([np.full(shape, 0.5, np.float32)], {})
+        seen = measure([np.full(shape, 0.5, np.float32)], {})
     assert seen.noise == [0, 0, 0]
     assert seen.contrast == [0, 0, 0]
 
 
 def test_quantiles_come_from_the_histogram() -> None:
-    seen = look_at([np.linspace(0.25, 0.75, 6400, dtype=np.float32).reshape(80, 80)], {})
+    seen = measure([np.linspace(0.25, 0.75, 6400, dtype=np.float32).reshape(80, 80)], {})
     assert seen.quantile(0.5) == pytest.approx(0.5, abs=0.01)
     assert seen.quantile(0.005) == pytest.approx(0.25, abs=0.01)
 
 
-def test_a_fingerprint_survives_its_file(tmp_path: Path, trained: Domain) -> None:
+def test_a_fingerprint_survives_its_file(tmp_path: Path, trained: Fingerprint) -> None:
     trained.write(tmp_path / "domain.yaml")
-    assert Domain.read(tmp_path / "domain.yaml") == trained
+    assert Fingerprint.read(tmp_path / "domain.yaml") == trained
     (tmp_path / "domain.yaml").write_text("size: 3")
     with pytest.raises(InputError, match="domain.yaml: histogram: found no such key"):
-        Domain.read(tmp_path / "domain.yaml")
+        Fingerprint.read(tmp_path / "domain.yaml")

@@ -17,7 +17,7 @@ from .conftest import Project
 IMAGE, MASK = Path("data/train/images/phantom.tif"), Path("data/train/masks/phantom.tif")
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
+def run_as_command(done: subprocess.CompletedProcess[str]) -> str:
     """Return the only line that the command said of its own on stderr."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -86,7 +86,7 @@ def test_data_that_cannot_be_used_ends_the_pipeline(
     fresh: Project, damage: Callable[[Path], None], where: str, said: str
 ) -> None:
     damage(fresh.folder)
-    line = one_line(stage(fresh, "validate"))
+    line = run_as_command(stage(fresh, "validate"))
     assert where in line
     assert said in line
     assert not (fresh.folder / "reports/validate/conventions.yaml").exists()
@@ -106,12 +106,12 @@ def test_parameters_are_checked_before_anything_runs(fresh: Project, old: str, n
     text = fresh.read("params.yaml")
     assert old in text
     (fresh.folder / "params.yaml").write_text(text.replace(old, new, 1))
-    assert said in one_line(stage(fresh, "validate"))
+    assert said in run_as_command(stage(fresh, "validate"))
     assert not (fresh.folder / "reports").exists()
 
 
 def test_an_unknown_dataset_is_one_line(fresh: Project) -> None:
-    assert "phantom, epfl, import or verify" in one_line(fresh.run("mitoflow", "data", "epfi", check=False))
+    assert "phantom, epfl, import or verify" in run_as_command(fresh.run("mitoflow", "data", "epfi", check=False))
 
 
 def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
     )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("this machine lets nobody make a file system")
-    assert "no space left" in one_line(done)
+    assert "no space left" in run_as_command(done)
     assert done.stderr.splitlines()[-3:] == ["data", "params.yaml", "reports"]
 
 
@@ -148,14 +148,14 @@ def test_a_place_where_one_may_not_write_is_one_line(finished: Project) -> None:
     for path in (finished.folder, *finished.folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() else 0o644)
-    assert "no permission" in one_line(done)
+    assert "no permission" in run_as_command(done)
 
 
 def test_a_model_of_another_bit_depth_is_refused(finished: Project) -> None:
     image = finished.folder / "data/test/images/phantom.tif"
     tifffile.imwrite(image, tifffile.imread(image).astype(np.uint16) * 16)
     before = finished.read("reports/evaluate/metrics.json")
-    line = one_line(stage(finished, "evaluate"))
+    line = run_as_command(stage(finished, "evaluate"))
     assert "uint16" in line
     assert "trained on 8-bit" in line
     assert finished.read("reports/evaluate/metrics.json") == before
@@ -164,9 +164,9 @@ def test_a_model_of_another_bit_depth_is_refused(finished: Project) -> None:
 @pytest.mark.parametrize("command", [["models"], ["promote", "1"], ["rollback"], ["lineage", "1"]])
 def test_a_registry_that_does_not_answer_is_one_line(fresh: Project, command: list[str]) -> None:
     uri = "http://127.0.0.1:9"
-    assert uri in one_line(fresh.run("mitoflow", *command, check=False, MLFLOW_TRACKING_URI=uri))
+    assert uri in run_as_command(fresh.run("mitoflow", *command, check=False, MLFLOW_TRACKING_URI=uri))
 
 
 def test_missing_results_are_one_line(fresh: Project) -> None:
     for name in ("patch", "tune", "train", "evaluate"):
-        assert "dvc repro" in one_line(stage(fresh, name))
+        assert "dvc repro" in run_as_command(stage(fresh, name))

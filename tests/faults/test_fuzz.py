@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from mitoflow import cli
 from mitoflow.config import params
-from mitoflow.errors import InputError, mendable
+from mitoflow.errors import InputError, as_user_error
 from mitoflow.io import tiff, volumes
 
 from .injection import ROOT, examples, fault
@@ -73,10 +73,12 @@ def written_tiffs(draw: st.DrawFn) -> tuple[np.ndarray, bytes]:
 def read_in_both_ways(path: Path) -> list[np.ndarray]:
     """Read a stack slice by slice, as the pipeline does, and box by box, as `predict` does."""
     stack = tiff.open_stack(path)
-    scan = volumes.open_scan(str(path))
-    assert scan.shape == stack.shape
+    volume = volumes.open_volume(str(path))
+    assert volume.shape == stack.shape
     whole = (0, stack.shape[1], 0, stack.shape[2])
-    return [np.stack([read(z) for z in range(stack.shape[0])]) for read in (stack.slice, lambda z: scan.read(z, whole))]
+    return [
+        np.stack([read(z) for z in range(stack.shape[0])]) for read in (stack.slice, lambda z: volume.read(z, whole))
+    ]
 
 
 @fault("fuzzing: TIFF files of any layout", long=1)
@@ -274,6 +276,6 @@ def check_command(arguments: list[str]) -> None:
     if error is None or isinstance(error, SystemExit):  # click's own complaints
         assert result.exit_code in (0, 2), arguments
     else:
-        told = mendable(error) if isinstance(error, Exception) else None
+        told = as_user_error(error) if isinstance(error, Exception) else None
         assert told is not None, (arguments, error)
         assert "\n" not in str(told)

@@ -51,7 +51,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "params.yaml").touch()
     (folder / "model").mkdir()
     write_model(folder / "model", SETTINGS, STACK[:3])
-    seen = fingerprint.look_at([network_input.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
+    seen = fingerprint.measure([network_input.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
     seen.write(folder / "model/domain.yaml")
     tifffile.imwrite(folder / "cell.ome.tif", STACK, metadata=KNOWN)
     return folder
@@ -242,12 +242,12 @@ def test_a_killed_process_is_continued_at_the_first_missing_block(
 import os, signal, sys
 from mitoflow import cli
 from mitoflow.io import volumes
-read = volumes.TiffScan.read
-def read_or_die(scan, z, box):
+read = volumes.TiffVolume.read
+def read_or_die(volume, z, box):
     if z == 22:  # of the third block, and of no sample
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(scan, z, box)
-volumes.TiffScan.read = read_or_die
+    return read(volume, z, box)
+volumes.TiffVolume.read = read_or_die
 sys.argv = ["mitoflow", "predict", "cell.ome.tif", "{output}", "--model", "model/unet.keras"]
 cli.main()
 """

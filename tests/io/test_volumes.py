@@ -12,7 +12,7 @@ import zarr
 
 from mitoflow.errors import InputError
 from mitoflow.io import volumes
-from mitoflow.io.volumes import Levels, Regraded, Resampled, open_scan
+from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, open_volume
 
 STACK = np.random.default_rng(0).integers(0, 256, (5, 70, 90), np.uint8)
 WHOLE = (0, 70, 0, 90)
@@ -34,44 +34,44 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def test_boxes_of_a_tiff(tmp_path: Path, layout: str, dtype: type) -> None:
     stack = STACK.astype(dtype) * (1 if dtype is np.uint8 else 200)
     tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", **LAYOUTS[layout])
-    scan = open_scan(str(tmp_path / "s.tif"))
-    assert (scan.axes, scan.shape, scan.dtype) == ("zyx", stack.shape, dtype)
+    volume = open_volume(str(tmp_path / "s.tif"))
+    assert (volume.axes, volume.shape, volume.dtype) == ("zyx", stack.shape, dtype)
     for z in (4, 0, 2):
-        np.testing.assert_array_equal(scan.read(z, BOX), stack[z, 10:65, 3:77])
-        np.testing.assert_array_equal(scan.read(z, WHOLE), stack[z])
+        np.testing.assert_array_equal(volume.read(z, BOX), stack[z, 10:65, 3:77])
+        np.testing.assert_array_equal(volume.read(z, WHOLE), stack[z])
 
 
 def test_pages_that_were_appended_one_by_one(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "s.tif") as file:
         for page in STACK:
             file.write(page, compression="zlib", contiguous=False)
-    scan = open_scan(str(tmp_path / "s.tif"))
-    np.testing.assert_array_equal(np.stack([scan.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
+    volume = open_volume(str(tmp_path / "s.tif"))
+    np.testing.assert_array_equal(np.stack([volume.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_where_0_is_white_grey_values_are_read_inverted(tmp_path: Path, compression: str | None) -> None:
     volume = np.random.default_rng(0).integers(0, 200, (2, 64, 64)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", 255 - volume, photometric="miniswhite", compression=compression)
-    found = open_scan(str(tmp_path / "a.tif")).read(1, (3, 50, 7, 61))
+    found = open_volume(str(tmp_path / "a.tif")).read(1, (3, 50, 7, 61))
     np.testing.assert_array_equal(found, volume[1, 3:50, 7:61], strict=True)
 
 
 def test_threads_may_read_at_the_same_time(tmp_path: Path) -> None:
     stack = np.random.default_rng(0).integers(0, 256, (40, 64, 64), np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", stack, compression="zlib", photometric="minisblack")
-    scan = open_scan(str(tmp_path / "s.tif"))
+    volume = open_volume(str(tmp_path / "s.tif"))
     with ThreadPoolExecutor(4) as threads:
-        read = threads.map(lambda z: scan.read(z % 40, (0, 64, 0, 64)), range(400))
+        read = threads.map(lambda z: volume.read(z % 40, (0, 64, 0, 64)), range(400))
         for z, image in enumerate(read):
             np.testing.assert_array_equal(image, stack[z % 40])
 
 
 def test_a_single_page_is_a_slice(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", STACK[3])
-    scan = open_scan(str(tmp_path / "s.tif"))
-    assert (scan.axes, scan.shape) == ("yx", (1, 70, 90))
-    np.testing.assert_array_equal(scan.read(0, BOX), STACK[3, 10:65, 3:77])
+    volume = open_volume(str(tmp_path / "s.tif"))
+    assert (volume.axes, volume.shape) == ("yx", (1, 70, 90))
+    np.testing.assert_array_equal(volume.read(0, BOX), STACK[3, 10:65, 3:77])
 
 
 @pytest.mark.parametrize("source", ["slices", "slices/s*.tif"])
@@ -79,9 +79,9 @@ def test_a_folder_or_glob_of_slices_in_natural_order(tmp_path: Path, source: str
     (tmp_path / "slices").mkdir()
     for z, page in enumerate(STACK):
         tifffile.imwrite(tmp_path / f"slices/s{z + 8}.tif", page)
-    scan = open_scan(str(tmp_path / source))
-    assert (scan.axes, scan.shape) == ("zyx", STACK.shape)
-    np.testing.assert_array_equal(np.stack([scan.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
+    volume = open_volume(str(tmp_path / source))
+    assert (volume.axes, volume.shape) == ("zyx", STACK.shape)
+    np.testing.assert_array_equal(np.stack([volume.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
 
 
 def write_zarr(
@@ -106,35 +106,35 @@ def test_boxes_of_a_zarr_whatever_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, slab: int
 ) -> None:
     monkeypatch.setattr(volumes, "SLAB", slab)
-    scan = open_scan(str(write_zarr(tmp_path / "s.zarr", STACK, version=version)))
-    assert (scan.axes, scan.shape, scan.spacing) == ("zyx", STACK.shape, {"z": 30, "y": 5, "x": 5})
+    volume = open_volume(str(write_zarr(tmp_path / "s.zarr", STACK, version=version)))
+    assert (volume.axes, volume.shape, volume.spacing) == ("zyx", STACK.shape, {"z": 30, "y": 5, "x": 5})
     for z in (0, 1, 2, 3, 4, 1):
-        np.testing.assert_array_equal(scan.read(z, BOX), STACK[z, 10:65, 3:77])
+        np.testing.assert_array_equal(volume.read(z, BOX), STACK[z, 10:65, 3:77])
 
 
 def test_single_channels_and_times_are_left_out(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK[None, None], "tczyx", (1, 1, 4, 32, 32))
-    scan = open_scan(str(path))
-    assert (scan.axes, scan.shape) == ("zyx", STACK.shape)
-    np.testing.assert_array_equal(scan.read(4, BOX), STACK[4, 10:65, 3:77])
-    flat = open_scan(str(write_zarr(tmp_path / "f.zarr", STACK[0].astype(">u2"), "yx", (32, 32))))
+    volume = open_volume(str(path))
+    assert (volume.axes, volume.shape) == ("zyx", STACK.shape)
+    np.testing.assert_array_equal(volume.read(4, BOX), STACK[4, 10:65, 3:77])
+    flat = open_volume(str(write_zarr(tmp_path / "f.zarr", STACK[0].astype(">u2"), "yx", (32, 32))))
     assert (flat.axes, flat.shape, flat.dtype) == ("yx", (1, 70, 90), np.dtype(np.uint16))
     np.testing.assert_array_equal(flat.read(0, BOX), STACK[0, 10:65, 3:77])
 
 
 def test_a_voxel_size_that_is_given_counts(tmp_path: Path) -> None:
     path = str(write_zarr(tmp_path / "s.zarr", STACK))
-    assert open_scan(path, spacing={"z": 1, "y": 2, "x": 3}).spacing == {"z": 1, "y": 2, "x": 3}
+    assert open_volume(path, spacing={"z": 1, "y": 2, "x": 3}).spacing == {"z": 1, "y": 2, "x": 3}
 
 
 def test_chunks_that_are_missing_are_an_error_unless_they_are_empty(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK)
     (path / "0/1/0/2").unlink()
     with pytest.raises(InputError, match=r"s.zarr/0: found 1 missing chunks, the first 1/0/2.*give --fill-missing"):
-        open_scan(str(path))
-    scan = open_scan(str(path), fill_missing=True)
-    assert not scan.read(4, (0, 32, 64, 90)).any()
-    np.testing.assert_array_equal(scan.read(3, WHOLE), STACK[3])
+        open_volume(str(path))
+    volume = open_volume(str(path), fill_missing=True)
+    assert not volume.read(4, (0, 32, 64, 90)).any()
+    np.testing.assert_array_equal(volume.read(3, WHOLE), STACK[3])
 
 
 def test_damage_is_told_when_it_is_met(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_damage_is_told_when_it_is_met(tmp_path: Path) -> None:
     content[start : start + count] = bytes(count)
     (tmp_path / "s.tif").write_bytes(content)
     for name in ("s.zarr", "s.tif"):
-        scan = open_scan(str(tmp_path / name))
-        np.testing.assert_array_equal(scan.read(3, BOX), STACK[3, 10:65, 3:77])
+        volume = open_volume(str(tmp_path / name))
+        np.testing.assert_array_equal(volume.read(3, BOX), STACK[3, 10:65, 3:77])
         with pytest.raises(InputError, match="slice 4 that cannot be|cannot be read .z 4 to 4"):
-            scan.read(4, WHOLE)
+            volume.read(4, WHOLE)
 
 
 def two_sizes(folder: Path) -> str:
@@ -203,32 +203,32 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
     make, said = BAD[kind]
     with pytest.raises(InputError, match=said):
-        open_scan(make(tmp_path))
+        open_volume(make(tmp_path))
 
 
 def test_levels_are_mapped_and_clipped(tmp_path: Path) -> None:
     stack = np.array([[[0, 1000, 2000, 3000, 65535]]], np.uint16).repeat(70, 1).repeat(14, 2)
     tifffile.imwrite(tmp_path / "s.tif", stack)
-    plain = open_scan(str(tmp_path / "s.tif"))
-    scan = Regraded(plain, Levels(1000, 3000, 0.2, 0.6, 8))
-    assert scan.dtype == np.uint8
-    assert scan.read(0, (0, 1, 0, 70))[0, ::14].tolist() == [0, 51, 102, 153, 255]
-    assert scan.state() != plain.state()
+    plain = open_volume(str(tmp_path / "s.tif"))
+    volume = RegradedVolume(plain, Levels(1000, 3000, 0.2, 0.6, 8))
+    assert volume.dtype == np.uint8
+    assert volume.read(0, (0, 1, 0, 70))[0, ::14].tolist() == [0, 51, 102, 153, 255]
+    assert volume.state() != plain.state()
 
 
 def test_a_resampled_scan_has_no_seams(tmp_path: Path) -> None:
-    scan = Resampled(open_scan(str(write_zarr(tmp_path / "s.zarr", STACK))), {"y": 7.0, "x": 2.5})
-    assert scan.shape == (5, 50, 180)
-    assert scan.spacing == {"z": 30, "y": 7, "x": 2.5}
-    whole = scan.read(2, (0, 50, 0, 180))
+    volume = ResampledVolume(open_volume(str(write_zarr(tmp_path / "s.zarr", STACK))), {"y": 7.0, "x": 2.5})
+    assert volume.shape == (5, 50, 180)
+    assert volume.spacing == {"z": 30, "y": 7, "x": 2.5}
+    whole = volume.read(2, (0, 50, 0, 180))
     assert abs(whole.mean() - STACK[2].mean()) < 2
     for y0, y1, x0, x1 in [(0, 20, 0, 99), (20, 50, 0, 99), (0, 50, 99, 180), (49, 50, 179, 180)]:
-        np.testing.assert_array_equal(scan.read(2, (y0, y1, x0, x1)), whole[y0:y1, x0:x1])
+        np.testing.assert_array_equal(volume.read(2, (y0, y1, x0, x1)), whole[y0:y1, x0:x1])
 
 
 def test_the_state_tells_files_apart(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", STACK)
-    before = open_scan(str(tmp_path / "s.tif")).state()
-    assert open_scan(str(tmp_path / "s.tif")).state() == before
+    before = open_volume(str(tmp_path / "s.tif")).state()
+    assert open_volume(str(tmp_path / "s.tif")).state() == before
     tifffile.imwrite(tmp_path / "s.tif", STACK, compression="zlib")
-    assert open_scan(str(tmp_path / "s.tif")).state() != before
+    assert open_volume(str(tmp_path / "s.tif")).state() != before

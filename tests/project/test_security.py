@@ -74,7 +74,7 @@ class _Payload:
 def test_pickles_in_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     layout = {"format": 3, "bit_depth": 8, "size": 64, "step": 64, "stacks": [], "sha256": {}}
-    layout["sha256"]["layout"] = files.fingerprint(layout)
+    layout["sha256"]["layout"] = files.short_digest(layout)
     for side in ("train", "validation"):
         Path(side).mkdir()
         for name in ("images", "masks", "index"):
@@ -111,22 +111,22 @@ def test_a_zarr_names_no_array_elsewhere(image: Path, to: str) -> None:
     multiscales[0]["datasets"][0]["path"] = to.format(parent=image.parent)
     group.attrs["multiscales"] = multiscales
     with pytest.raises(InputError, match="which is outside of it, expected an image in one folder"):
-        volumes.open_scan(str(image))
+        volumes.open_volume(str(image))
 
 
 @pytest.mark.parametrize("linked", ["0", "0/0", "0/0/0/0", "0/.zarray"])
 def test_links_do_not_lead_out_of_a_zarr(image: Path, linked: str) -> None:
-    assert volumes.open_scan(str(image)).shape == (1, 64, 64)
+    assert volumes.open_volume(str(image)).shape == (1, 64, 64)
     (image / linked).rename(image.parent / "aside")
     (image / linked).symlink_to(image.parent / "secret.ome.zarr" / linked)
     with pytest.raises(InputError, match="which is outside of it"):
-        volumes.open_scan(str(image))
+        volumes.open_volume(str(image))
     # The folder itself may be reached by a link, and one may be inside it.
     (image / linked).unlink()
     (image.parent / "aside").rename(image / "moved")
     (image / linked).symlink_to(image / "moved")
     (image.parent / "link.ome.zarr").symlink_to(image)
-    assert volumes.open_scan(str(image.parent / "link.ome.zarr")).shape == (1, 64, 64)
+    assert volumes.open_volume(str(image.parent / "link.ome.zarr")).shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize("command", ["app", "serve"])

@@ -18,7 +18,7 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
-from mitoflow.tracking.gate import Contender, Elsewhere, Gate, Required
+from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset, Required
 from tests.parts import write_model
 
 COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
@@ -36,12 +36,12 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def contender(version: int, weights: Path, right: int = 800, boundaries: bool = True) -> Contender:
+def contender(version: int, weights: Path, right: int = 800, boundaries: bool = True) -> Candidate:
     """Twenty slices of 1000 foreground pixels of which `right` are found, and half of the boundary."""
     counts = [[right + z, 50, 1000 - right - z, 9000] for z in range(20)]
     outlines = [[10, 5, 10, 5, 9, 3]] * 20 if boundaries else []
     evaluated = Evaluation(provenance.file_sha256(weights), "a" * 64, ["s"] * 20, counts, 5, 200, 1, outlines)
-    return Contender(version, lambda: evaluated, lambda: weights)
+    return Candidate(version, lambda: evaluated, lambda: weights)
 
 
 def asked(folder: Path, old: str, new: str) -> Path:
@@ -135,8 +135,8 @@ def test_how_sure_it_must_be_is_not_for_the_challenger_to_say(folder: Path) -> N
 
     def told(block: int, resamples: int) -> Verdict:
         ours, theirs = (Evaluation("m", "t", ["s"] * 40, counts, block, resamples, 1) for counts in (luck, even))
-        champion = Contender(1, lambda: theirs, lambda: weights)
-        return Gate().decide(Contender(2, lambda: ours, lambda: weights), champion)
+        champion = Candidate(1, lambda: theirs, lambda: weights)
+        return Gate().decide(Candidate(2, lambda: ours, lambda: weights), champion)
 
     assert told(1, 1) == told(10, 2000)
     assert not told(1, 1).promoted
@@ -178,7 +178,7 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     shutil.copy(folder / "unet.keras", worse)
     guessed = Settings.read(folder / "inference.yaml")
     replace(guessed, threshold=1.0).write(worse / "inference.yaml")  # finds nothing
-    wanted = Gate(non_inferiority=[Elsewhere(name="liver", folder="liver")])
+    wanted = Gate(non_inferiority=[NonInferiorityDataset(name="liver", folder="liver")])
     champion = contender(1, folder / "unet.keras")
     verdict = wanted.decide(contender(2, worse / "unet.keras", 900), champion)
     assert not verdict.promoted

@@ -84,7 +84,7 @@ def train(rate: float) -> None:
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
     stacks, counts = protocols.count(Predictor(network, settings), pairs, "nonzero")
-    hashed = files.fingerprint("nonzero", PART)
+    hashed = files.short_digest("nonzero", PART)
     measured = Evaluation(
         provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
     )

@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         in_folder(folder, monkeypatch)
         unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
         Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.4).write(REPORTS / "inference.yaml")
-        fingerprint.look_at([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
+        fingerprint.measure([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
         evaluation = Evaluation(
             provenance.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
         )
@@ -68,7 +68,7 @@ def test_every_name_of_a_version_means_it(here: Path) -> None:
         model = model_lookup.find(name)
         assert model.name == "mitoflow version 1"
         assert model.predictor.settings.threshold == 0.4
-        assert model.domain == fingerprint.Domain.read(REPORTS / "domain.yaml")
+        assert model.domain == fingerprint.Fingerprint.read(REPORTS / "domain.yaml")
         assert (model.lineage["model"], model.lineage["version"], model.lineage["run"]) == ("mitoflow", "1", run)
         assert model.lineage["model_sha256"] == provenance.file_sha256(MODEL)
         assert "platform" not in model.lineage

@@ -437,6 +437,6 @@ def test_where_there_are_no_locks_it_says_so(checkout: Path, monkeypatch: pytest
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for begin in (lambda: runs.start("train", "unet"), workspace.only_one("train").__enter__):
+    for begin in (lambda: runs.start("train", "unet"), workspace.exclusive("train").__enter__):
         with pytest.raises(InputError, match=r"\.mitoflow.*: found a file system without locks, expected one that has"):
             begin()

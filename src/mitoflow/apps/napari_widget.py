@@ -103,14 +103,14 @@ def _data(image: napari.layers.Image) -> Any:
 def _shows(data: Any, path: str) -> bool:
     """Tell whether a layer shows a file that can be read: the same voxels, all of them."""
     try:
-        scan = volumes.open_scan(path)
+        volume = volumes.open_volume(path)
     except InputError:
         return False
-    if scan.shape != (1, *data.shape)[-3:]:
+    if volume.shape != (1, *data.shape)[-3:]:
         return False
-    whole = (0, scan.shape[1], 0, scan.shape[2])
+    whole = (0, volume.shape[1], 0, volume.shape[2])
     slices = data if data.ndim == 3 else data[None]
-    return all(np.array_equal(scan.read(z, whole), np.asarray(slices[z])) for z in range(scan.shape[0]))
+    return all(np.array_equal(volume.read(z, whole), np.asarray(slices[z])) for z in range(volume.shape[0]))
 
 
 def voxel_size(image: napari.layers.Image) -> Spacing:

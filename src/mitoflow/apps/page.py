@@ -23,12 +23,12 @@ import streamlit as st
 import zarr
 
 from mitoflow.core import process
-from mitoflow.errors import InputError, mendable
+from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import overlay, prediction
 from mitoflow.inference.prediction import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, spacing, volumes
-from mitoflow.io.volumes import Scan
+from mitoflow.io.volumes import Volume
 from mitoflow.tracking import model_lookup
 
 LARGEST = 2**31  # voxels of a file
@@ -54,7 +54,7 @@ class Answer:
     """
 
     folder: tempfile.TemporaryDirectory[str]
-    image: Scan
+    image: Volume
     probability: zarr.Array[Any]
     description: ome.Description
     notes: list[str]
@@ -122,8 +122,8 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
     image.write_bytes(content)
     try:
         known = spacing.parse(voxel_size) if voxel_size.strip() else None
-        scan = volumes.open_scan(str(image), spacing=known)
-        if (voxels := math.prod(scan.shape)) > LARGEST:
+        volume = volumes.open_volume(str(image), spacing=known)
+        if (voxels := math.prod(volume.shape)) > LARGEST:
             remedy = "use `mitoflow predict`, which takes stacks of any size"
             raise InputError(image, f"{voxels / 1e9:.1f} Gvoxel", f"at most {LARGEST / 1e9:.1f} on this page", remedy)
         notes: list[str] = []
@@ -132,9 +132,9 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
     except InputError as error:
         where = str(error.where).replace(str(image), name)
         raise InputError(where, error.found, error.expected, error.remedy) from None
-    described = ome.Description(scan.axes, scan.spacing, lineage=ome.read_lineage(output))
+    described = ome.Description(volume.axes, volume.spacing, lineage=ome.read_lineage(output))
     probability = ome.open_multiscale(request.images["probability"]).array
-    return Answer(folder, scan, probability, described, [note.replace(str(image), name) for note in notes])
+    return Answer(folder, volume, probability, described, [note.replace(str(image), name) for note in notes])
 
 
 def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) -> None:
@@ -214,6 +214,6 @@ if __name__ == "__main__":
     try:
         main()
     except (InputError, OSError) as error:
-        if not (line := mendable(error)):
+        if not (line := as_user_error(error)):
             raise
         st.error(str(line))

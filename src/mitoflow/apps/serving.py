@@ -141,7 +141,7 @@ def _require_grey_values(body: bytes, bit_depth: int) -> None:
 
 
 def _pixels(path: Path) -> int:
-    depth, height, width = volumes.open_scan(str(path)).shape
+    depth, height, width = volumes.open_volume(str(path)).shape
     return depth * height * width
 
 

@@ -11,13 +11,13 @@ from mitoflow import __version__
 from mitoflow.cli import data, export, models, pipeline, predict, promotion, serve, tracking
 from mitoflow.cli._click import OrderedGroup
 from mitoflow.core import process
-from mitoflow.errors import InputError, fail, one_line
+from mitoflow.errors import InputError, fail, run_as_command
 
 
 def main() -> None:
     """Run the command; an error of the user is one line on stderr and exit code 2."""
     process.silence_libraries()
-    one_line(_run)
+    run_as_command(_run)
 
 
 def _run() -> None:

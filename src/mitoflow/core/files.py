@@ -104,7 +104,7 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(settings: object, *files: Path) -> str:
+def short_digest(settings: object, *files: Path) -> str:
     """Return 16 hexadecimal digits that change with `settings` (anything JSON can hold) or the content of `files`."""
     text = json.dumps(settings, sort_keys=True) + "".join(file_digest(file) for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

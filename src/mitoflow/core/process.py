@@ -15,7 +15,7 @@ from collections.abc import Callable
 from threading import Barrier
 from types import FrameType
 
-from mitoflow.errors import one_line
+from mitoflow.errors import run_as_command
 
 BLAS_THREADS = 4  # of a stage that may multiply matrices at the same time: its own, those that make batches, MLflow's
 BLAS_MEMORY = 640 << 20  # bytes for the buffers of these threads, and for the threads
@@ -29,14 +29,14 @@ def silence_libraries() -> None:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage as a process; errors that a user can correct are one line, see `mitoflow.errors.one_line`.
+    """Run a stage as a process; errors that a user can correct are one line, see `mitoflow.errors.run_as_command`.
 
     On SIGTERM, by which a scheduler announces that it takes the machine away, the stage ends in order within 20
     seconds, with exit code 143: its run in MLflow is KILLED, and no output is half-written.
     """
     silence_libraries()
     signal.signal(signal.SIGTERM, _end)
-    one_line(main)
+    run_as_command(main)
 
 
 def require_memory(size: int, protection: int = mmap.PROT_READ) -> None:

@@ -32,7 +32,7 @@ def state_dir() -> Path:
 
 
 @contextmanager
-def only_one(name: str) -> Iterator[None]:
+def exclusive(name: str) -> Iterator[None]:
     """Run the block in one process of this checkout at a time; others wait."""
     with (state_dir() / f"{name}.lock").open("w") as stream:
         lock(stream, wait=True)

@@ -28,7 +28,7 @@ Spread = list[float]
 
 
 @dataclass(frozen=True)
-class Domain:
+class Fingerprint:
     """What patches of images look like; grey values are in [0, 1].
 
     Attributes
@@ -63,7 +63,7 @@ class Domain:
         files.write_yaml(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> Domain:
+    def read(cls, path: Path) -> Fingerprint:
         """Read what `write` wrote; raises `InputError` where it is missing or not whole."""
         names = [each.name for each in fields(cls)]
         values = files.read_yaml(path, REMEDY, names)
@@ -75,7 +75,7 @@ class Domain:
         return float(np.interp(share, np.concatenate([[0], np.cumsum(self.histogram)]), edges))
 
 
-def look_at(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Domain:
+def measure(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Fingerprint:
     """Return what patches look like.
 
     Parameters
@@ -83,7 +83,7 @@ def look_at(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Doma
     patches
         (Y, X) float in [0, 1], at least one; those with a side below 32 pixels tell little.
     spacing
-        See `Domain`.
+        See `Fingerprint`.
     """
     histogram, rows, size = np.zeros(BINS), [], 0
     for patch in patches:
@@ -93,7 +93,7 @@ def look_at(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Doma
     spreads = np.percentile(np.array(rows, np.float64), [5, 50, 95], axis=0).T.round(6).tolist()
     shares = (histogram / histogram.sum()).round(6).tolist()
     brightness, contrast, noise, texture, *odd = spreads
-    return Domain(size, shares, brightness, contrast, noise, texture, odd, dict(spacing))
+    return Fingerprint(size, shares, brightness, contrast, noise, texture, odd, dict(spacing))
 
 
 def noise_scale(image: np.ndarray) -> float:
@@ -152,7 +152,7 @@ def _skewness(values: np.ndarray) -> float:
     return float((deviation**3).mean() / spread**3) if spread > 0 else 0.0
 
 
-def differences(trained: Domain, seen: Domain) -> list[str]:
+def differences(trained: Fingerprint, seen: Fingerprint) -> list[str]:
     """Say in plain words in what images differ from those of training; nothing where they look alike.
 
     The typical patch is compared with 90 % of the training patches.
@@ -175,7 +175,7 @@ def differences(trained: Domain, seen: Domain) -> list[str]:
     return found
 
 
-def _pixel_size(trained: Domain, seen: Domain) -> list[str]:
+def _pixel_size(trained: Fingerprint, seen: Fingerprint) -> list[str]:
     """Compare the pixels by their size where it is known, and else by that of the structures."""
     if "x" in trained.spacing and "x" in seen.spacing:
         wide, usual = seen.spacing["x"], trained.spacing["x"]
@@ -204,7 +204,7 @@ def _ratio(change: float) -> str:
     return f"{change:.1f} x" if change >= 0.1 else "less than 0.1 x"
 
 
-def _inverted(trained: Domain, seen: Domain) -> bool:
+def _inverted(trained: Fingerprint, seen: Fingerprint) -> bool:
     """Tell whether the features of `polarity` are far from those of training, and near when their sign is changed."""
     low, usual, high = np.array(trained.polarity).T
     width = np.maximum(high - low, 0.1) / 2

@@ -324,7 +324,7 @@ class PatchStore:
                 "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
                 "sha256": digests,
             }
-            header["sha256"]["layout"] = files.fingerprint(header)
+            header["sha256"]["layout"] = files.short_digest(header)
             (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         return cls.open(folder, verify=False)
 
@@ -349,7 +349,7 @@ class PatchStore:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}")
             digests = header["sha256"]
-            if digests.pop("layout") != files.fingerprint(header):
+            if digests.pop("layout") != files.short_digest(header):
                 raise ValueError("store.json has changed since it was written")
             shapes = [tuple(stack["shape"]) for stack in header["stacks"]]
             train, validation = (

@@ -88,40 +88,42 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, ort
         Whether planes along z are to be learned, which needs voxels about as long as they are wide.
     """
     findings = Findings()
-    scans: dict[str, list[_Scan]] = {part: [] for part in PARTS}
+    summaries: dict[str, list[_StackSummary]] = {part: [] for part in PARTS}
     for part in PARTS:
         with findings.collecting():
             last: Array | None = None
             for pair in read_pairs(data / part):
-                scans[part].append(_Scan(pair))
+                summaries[part].append(_StackSummary(pair))
                 with findings.collecting():
-                    last = scans[part][-1].read(after=last)
+                    last = summaries[part][-1].read(after=last)
     if findings.errors:
         return findings
 
-    both = scans["train"] + scans["test"]
+    both = summaries["train"] + summaries["test"]
     with findings.collecting():
-        eight_bit = require_one_dtype([scan.pair for scan in both]) == np.uint8
-        findings.bit_depth = 8 if eight_bit else camera_depth(max(scan.maximum for scan in scans["train"]))
-        for scan in scans["test"]:
-            if scan.maximum >= 1 << findings.bit_depth:
-                found = f"grey values up to {scan.maximum}"
+        eight_bit = require_one_dtype([summary.pair for summary in both]) == np.uint8
+        findings.bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
+        for summary in summaries["test"]:
+            if summary.maximum >= 1 << findings.bit_depth:
+                found = f"grey values up to {summary.maximum}"
                 expected = f"at most {findings.bit_depth} bits, as in the training images"
-                findings.errors.append(Finding(str(scan.pair.image.path), found, expected, "scale both parts alike"))
+                findings.errors.append(Finding(str(summary.pair.image.path), found, expected, "scale both parts alike"))
     with findings.collecting():
-        findings.mask_rule = agree_on_rule(scan.mask_values for scan in both) if mask_rule == "auto" else mask_rule
+        findings.mask_rule = (
+            agree_on_rule(summary.mask_values for summary in both) if mask_rule == "auto" else mask_rule
+        )
     for part in PARTS:
         if orthoplanes:
-            _check_voxels(findings, scans[part])
-        _check_images(findings, data / part / "images", scans[part], near_duplicate)
+            _check_voxels(findings, summaries[part])
+        _check_images(findings, data / part / "images", summaries[part], near_duplicate)
         if findings.mask_rule:
-            _check_masks(findings, data / part / "masks", scans[part], findings.mask_rule)
-            findings.facts[part] = _facts(scans[part], findings.mask_rule, near_duplicate)
-    _check_leak(findings, data / "test" / "images", scans["train"], scans["test"])
+            _check_masks(findings, data / part / "masks", summaries[part], findings.mask_rule)
+            findings.facts[part] = _facts(summaries[part], findings.mask_rule, near_duplicate)
+    _check_leak(findings, data / "test" / "images", summaries["train"], summaries["test"])
     return findings
 
 
-class _Scan:
+class _StackSummary:
     """What one pass over a pair gathers: a few numbers a slice, so that memory holds two slices at a time."""
 
     def __init__(self, pair: Pair) -> None:
@@ -182,39 +184,41 @@ def correlation(one: Array, other: Array) -> float | None:
     return covariance / math.sqrt(variance_one * variance_other) if variance_one and variance_other else None
 
 
-def _check_images(findings: Findings, folder: Path, scans: Sequence[_Scan], near_duplicate: float) -> None:
-    constant = [_named(scan, z) for scan in scans for z in scan.constant]
+def _check_images(findings: Findings, folder: Path, summaries: Sequence[_StackSummary], near_duplicate: float) -> None:
+    constant = [_named(summary, z) for summary in summaries for z in summary.constant]
     if constant:
         found, expected = f"one value in every pixel of {_counted(constant)}", "an EM image in every slice"
         remedy = "take the slices out, with their masks"
-        everything = len(constant) == sum(len(scan.digests) for scan in scans)
+        everything = len(constant) == sum(len(summary.digests) for summary in summaries)
         kind = findings.errors if everything else findings.warnings
         kind.append(Finding(str(folder), found, expected, remedy))
-    alike = [_named(scan, z) for scan in scans for z in scan.near_duplicates(near_duplicate)]
+    alike = [_named(summary, z) for summary in summaries for z in summary.near_duplicates(near_duplicate)]
     if alike:
         found = f"near-duplicates of the slice before them: {_counted(alike)}"
         remedy = "look whether slices were doubled or interpolated"
         findings.warnings.append(Finding(str(folder), found, f"a correlation below {near_duplicate}", remedy))
 
 
-def _check_voxels(findings: Findings, scans: Sequence[_Scan]) -> None:
-    for scan in scans:
-        if is_elongated(known := read_tiff_spacing(scan.pair.image.path)):
+def _check_voxels(findings: Findings, summaries: Sequence[_StackSummary]) -> None:
+    for summary in summaries:
+        if is_elongated(known := read_tiff_spacing(summary.pair.image.path)):
             found = f"voxels of {known['z']:g} x {known['y']:g} x {known['x']:g} nm (z, y, x)"
             expected, remedy = "about as long as they are wide, as train.orthoplanes needs", "set it to false"
-            findings.errors.append(Finding(str(scan.pair.image.path), found, expected, remedy))
+            findings.errors.append(Finding(str(summary.pair.image.path), found, expected, remedy))
 
 
-def _check_leak(findings: Findings, folder: Path, train: Sequence[_Scan], test: Sequence[_Scan]) -> None:
+def _check_leak(
+    findings: Findings, folder: Path, train: Sequence[_StackSummary], test: Sequence[_StackSummary]
+) -> None:
     """Find test slices that are training slices too; constant ones, as padding is, do not count."""
-    seen = {digest: _named(scan, z) for scan in train for z, digest in enumerate(scan.digests)}
-    for scan in train:
-        for z in scan.constant:
-            seen.pop(scan.digests[z], None)
+    seen = {digest: _named(summary, z) for summary in train for z, digest in enumerate(summary.digests)}
+    for summary in train:
+        for z in summary.constant:
+            seen.pop(summary.digests[z], None)
     shared = [
-        f"{_named(scan, z)} is {seen[digest]} of train"
-        for scan in test
-        for z, digest in enumerate(scan.digests)
+        f"{_named(summary, z)} is {seen[digest]} of train"
+        for summary in test
+        for z, digest in enumerate(summary.digests)
         if digest in seen
     ]
     if shared:
@@ -223,25 +227,25 @@ def _check_leak(findings: Findings, folder: Path, train: Sequence[_Scan], test: 
         findings.errors.append(Finding(str(folder), found, expected, remedy))
 
 
-def _check_masks(findings: Findings, folder: Path, scans: Sequence[_Scan], rule: Rule) -> None:
-    many = [scan.name for scan in scans if len(scan.mask_values.values) > 2]
+def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSummary], rule: Rule) -> None:
+    many = [summary.name for summary in summaries if len(summary.mask_values.values) > 2]
     if many:
         reading = "above 0" if rule == "nonzero" else "from half range on"
         found, remedy = f"more than two values in {_counted(many)}", "give --mask-rule if that is not so"
         expected = f"masks that mean mitochondrion {reading}"
         findings.warnings.append(Finding(str(folder), found, expected, remedy))
     remedy = "look at the masks, or give --mask-rule"
-    full = [scan.name for scan in scans if sum(scan.foreground[rule]) == scan.pixels]
+    full = [summary.name for summary in summaries if sum(summary.foreground[rule]) == summary.pixels]
     if full:
         findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", remedy))
-    empty = [scan.name for scan in scans if not any(scan.foreground[rule])]
+    empty = [summary.name for summary in summaries if not any(summary.foreground[rule])]
     if empty:
-        kind = findings.errors if len(empty) == len(scans) else findings.warnings
+        kind = findings.errors if len(empty) == len(summaries) else findings.warnings
         kind.append(Finding(str(folder), f"no mitochondrion in {_counted(empty)}", "some foreground", remedy))
 
 
-def _named(scan: _Scan, z: int) -> str:
-    return f"slice {z} of {scan.name}" if len(scan.digests) > 1 else scan.name
+def _named(summary: _StackSummary, z: int) -> str:
+    return f"slice {z} of {summary.name}" if len(summary.digests) > 1 else summary.name
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -249,28 +253,31 @@ def _counted(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}, ... ({len(names)} in all)" if len(names) > 3 else ", ".join(names)
 
 
-def _facts(scans: Sequence[_Scan], rule: Rule, near_duplicate: float) -> dict[str, Any]:
-    foreground, pixels = sum(sum(scan.foreground[rule]) for scan in scans), sum(scan.pixels for scan in scans)
+def _facts(summaries: Sequence[_StackSummary], rule: Rule, near_duplicate: float) -> dict[str, Any]:
+    foreground, pixels = (
+        sum(sum(summary.foreground[rule]) for summary in summaries),
+        sum(summary.pixels for summary in summaries),
+    )
     return {
-        "slices": sum(len(scan.digests) for scan in scans),
+        "slices": sum(len(summary.digests) for summary in summaries),
         "foreground": foreground / pixels,
         "stacks": [
             {
-                "name": scan.pair.name,
-                "shape": list(scan.pair.image.shape),
-                "dtype": str(scan.pair.image.dtype),
-                "mask_dtype": str(scan.pair.mask.dtype),
-                "mask_values": sorted(scan.mask_values.values) if len(scan.mask_values.values) <= 2 else "many",
-                "minimum": scan.minimum,
-                "maximum": scan.maximum,
-                "mean": scan.total / scan.pixels,
-                "constant_slices": scan.constant,
-                "near_duplicates": scan.near_duplicates(near_duplicate),
-                "median_correlation": _median(scan.correlations),
-                "foreground": sum(scan.foreground[rule]) / scan.pixels,
-                "slices_without_foreground": [z for z, count in enumerate(scan.foreground[rule]) if not count],
+                "name": summary.pair.name,
+                "shape": list(summary.pair.image.shape),
+                "dtype": str(summary.pair.image.dtype),
+                "mask_dtype": str(summary.pair.mask.dtype),
+                "mask_values": sorted(summary.mask_values.values) if len(summary.mask_values.values) <= 2 else "many",
+                "minimum": summary.minimum,
+                "maximum": summary.maximum,
+                "mean": summary.total / summary.pixels,
+                "constant_slices": summary.constant,
+                "near_duplicates": summary.near_duplicates(near_duplicate),
+                "median_correlation": _median(summary.correlations),
+                "foreground": sum(summary.foreground[rule]) / summary.pixels,
+                "slices_without_foreground": [z for z, count in enumerate(summary.foreground[rule]) if not count],
             }
-            for scan in scans
+            for summary in summaries
         ],
     }
 

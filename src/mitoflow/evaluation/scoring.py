@@ -65,7 +65,7 @@ def score(prediction: str, truth: str) -> dict[str, float]:
 
 
 def _read(source: str) -> NDArray[Any]:
-    """Return (Z, Y, X) unsigned integers; labels may need more bits than a scan has."""
+    """Return (Z, Y, X) unsigned integers; labels may need more bits than a volume has."""
     path = Path(source)
     if ome.is_zarr(path):
         image = ome.open_multiscale(path)
@@ -76,8 +76,10 @@ def _read(source: str) -> NDArray[Any]:
     elif path.is_file():
         voxels = _read_mask(path)
     else:
-        scan = volumes.open_scan(source)
-        voxels = np.stack([scan.read(z, (0, *scan.shape[1:2], 0, *scan.shape[2:])) for z in range(scan.shape[0])])
+        volume = volumes.open_volume(source)
+        voxels = np.stack(
+            [volume.read(z, (0, *volume.shape[1:2], 0, *volume.shape[2:])) for z in range(volume.shape[0])]
+        )
     if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
         found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
         raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")

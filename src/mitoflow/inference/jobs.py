@@ -19,12 +19,12 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow.core import cluster
-from mitoflow.inference.outputs import Partial
+from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.predictor import OnSections, Predictor, Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.tiff import Box
-from mitoflow.io.volumes import Levels, Regraded, Resampled, Scan
+from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, Volume
 from mitoflow.models import unet
 
 DEPTH = 8  # slices of a block
@@ -95,40 +95,40 @@ class Prediction:
 
     Attributes
     ----------
-    scan
+    volume
         The slices as the model is to see them.
     plane
-        (Y, X) of the maps: those of the scan, or of the slices that it was resampled from.
+        (Y, X) of the maps: those of the volume, or of the slices that it was resampled from.
     predictor
         The model.
     """
 
-    scan: Scan
+    volume: Volume
     plane: tuple[int, int]
     predictor: Predictor
 
     @property
     def side(self) -> int:
         """The largest side of a block, which the model may see as more pixels than it is made of."""
-        return int(SIDE * min(1, self.plane[0] / self.scan.shape[1], self.plane[1] / self.scan.shape[2]))
+        return int(SIDE * min(1, self.plane[0] / self.volume.shape[1], self.plane[1] / self.volume.shape[2]))
 
     def maps(self, part: Part, on_sections: OnSections | None = None) -> Iterator[np.ndarray]:
         """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`."""
-        if self.plane == self.scan.shape[1:]:
+        if self.plane == self.volume.shape[1:]:
             return self._maps(part, on_sections)
         y0, y1, x0, x1 = part.box
-        rows = resampling.weights(self.scan.shape[1], self.plane[0], y0, y1)
-        across = resampling.weights(self.scan.shape[2], self.plane[1], x0, x1)
+        rows = resampling.weights(self.volume.shape[1], self.plane[0], y0, y1)
+        across = resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
         seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
         return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen, on_sections))
 
     def _maps(self, part: Part, on_sections: OnSections | None) -> Iterator[np.ndarray]:
-        region = self.predictor.region(self.scan.shape[1:], part.box)
+        region = self.predictor.region(self.volume.shape[1:], part.box)
 
         def read(z: int) -> np.ndarray:
-            return self.scan.read(z, region.source)
+            return self.volume.read(z, region.source)
 
-        return self.predictor.stream(read, range(self.scan.shape[0]), part.slices, region, on_sections)
+        return self.predictor.stream(read, range(self.volume.shape[0]), part.slices, region, on_sections)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Work:
     prediction: Prediction
     part: Part
     arrays: Mapping[str, zarr.Array[Any]]
-    making: Partial
+    making: PendingOutput
 
     def missing(self) -> list[list[Part]]:
         """Return the blocks that are not done, as runs along z."""
@@ -252,11 +252,11 @@ class Job:
     products: tuple[str, ...]
     folder: Path
 
-    def seen(self, scan: Scan) -> Scan:
+    def seen(self, volume: Volume) -> Volume:
         """Return the stack as the model is to see it."""
         if self.levels:
-            scan = Regraded(scan, self.levels)
-        return Resampled(scan, self.rescaled) if self.rescaled else scan
+            volume = RegradedVolume(volume, self.levels)
+        return ResampledVolume(volume, self.rescaled) if self.rescaled else volume
 
     def arrays(self) -> dict[str, zarr.Array[Any]]:
         """Return what the products are written to."""
@@ -265,10 +265,10 @@ class Job:
     def open(self) -> Work:
         """Return the work; raises `InputError` where a file cannot be seen from here."""
         cluster.refuse_unseen(self.folder, self.weights)
-        whole = volumes.open_scan(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
+        whole = volumes.open_volume(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
         predictor = Predictor(unet.load_model(self.weights), self.settings)
         prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
-        return Work(prediction, self.part, self.arrays(), Partial(self.folder))
+        return Work(prediction, self.part, self.arrays(), PendingOutput(self.folder))
 
 
 def here(work: Work, advance: Callable[[int], object] | None = None) -> None:

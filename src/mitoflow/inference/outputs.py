@@ -18,7 +18,7 @@ PUBLISHING = "publishing.json"
 LOCK = "lock"
 
 
-class Partial:
+class PendingOutput:
     """The folder in which an output is made, ``.NAME.partial/REQUEST``, hidden beside it.
 
     It holds an empty file for each block that is done, and the files that the blocks go to. A block is marked after it
@@ -116,7 +116,7 @@ def _refuse(files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()) -> Iterator[Partial]:
+def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()) -> Iterator[PendingOutput]:
     """Yield the folder in which `output` is made, as an earlier process left it where that was asked for the same.
 
     What was made for anything else is thrown away. Where the block raises before a block is done, nothing stays, and
@@ -147,7 +147,7 @@ def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()
                 if other.is_dir() and other.name != name:
                     shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
             (folder / name).mkdir(exist_ok=True)
-            partial = Partial(folder / name)
+            partial = PendingOutput(folder / name)
             try:
                 yield partial
             except BaseException as error:

@@ -15,19 +15,19 @@ from tqdm import tqdm
 
 from mitoflow import __version__
 from mitoflow.data import fingerprint, network_input
-from mitoflow.data.fingerprint import Domain
+from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.inference import jobs, morphometry, outputs, overlay
 from mitoflow.inference.blocks import Region, Shape, shape_of
 from mitoflow.inference.instances import LARGEST_BOX, Separation
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.morphometry import Measurements
-from mitoflow.inference.outputs import Partial
+from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing, is_elongated
-from mitoflow.io.volumes import Levels, Scan
+from mitoflow.io.volumes import Levels, Volume
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
@@ -46,7 +46,7 @@ class Request:
     Attributes
     ----------
     source
-        The stack; see `mitoflow.io.volumes.open_scan`.
+        The stack; see `mitoflow.io.volumes.open_volume`.
     output
         Where the mask goes: 255 for mitochondrion, 0 for background; a TIFF or a Zarr by its ending.
     threshold
@@ -68,7 +68,7 @@ class Request:
     rescale
         Whether the slices are resampled to the pixel size that the model was trained on.
     spacing, fill_missing
-        See `mitoflow.io.volumes.open_scan`.
+        See `mitoflow.io.volumes.open_volume`.
     overwrite
         Whether outputs that exist are replaced.
     workers
@@ -154,7 +154,7 @@ def predict(
         raise InputError("--threshold", request.threshold, "a probability between 0 and 1", "change it")
     if request.dask and request.workers:
         raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
-    whole = volumes.open_scan(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
+    whole = volumes.open_volume(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     _require_outputs(request, whole.files)
     part = parse_roi(request.roi, whole)
     settings = model.predictor.settings
@@ -174,9 +174,9 @@ def predict(
         products=tuple(name for name in request.images if name in PRODUCTS),
         folder=Path(),
     )
-    scan = job.seen(whole)
-    _compare(scan, request, model, notify)
-    settings = replace(settings, orthoplanes=_uses_orthoplanes(scan, request, settings, notify))
+    volume = job.seen(whole)
+    _compare(volume, request, model, notify)
+    settings = replace(settings, orthoplanes=_uses_orthoplanes(volume, request, settings, notify))
     job = replace(job, settings=settings)
     places = part.place[-len(whole.axes) :]
     origin = tuple(place.start for place in places)
@@ -190,7 +190,7 @@ def predict(
     begin = tuple(first + start for first, start in zip(whole.origin, origin, strict=True))
     description = ome.Description(whole.axes, whole.spacing, begin, lineage)
     asked_for = {
-        "scan": scan.state(),
+        "volume": volume.state(),
         "part": [*part.shape, *origin, *begin],
         "settings": asdict(settings),
         "spacing": whole.spacing,
@@ -207,7 +207,7 @@ def predict(
         job = replace(job, folder=making.folder.absolute())
         for name in job.products:
             _array(making, name, request, part, description)
-        prediction = Prediction(scan, whole.shape[1:], model.predictor.with_settings(settings))
+        prediction = Prediction(volume, whole.shape[1:], model.predictor.with_settings(settings))
         work = Work(prediction, part, job.arrays(), making)
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
@@ -236,7 +236,7 @@ def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
         outputs.refuse_existing(request.output, request.outputs)
 
 
-def parse_roi(text: str | None, scan: Scan) -> Part:
+def parse_roi(text: str | None, volume: Volume) -> Part:
     """Return the part of a stack that ``z0:z1,y0:y1,x0:x1`` means, without z for a slice; all of it for None.
 
     A start or end that is left out is that of the stack.
@@ -246,11 +246,11 @@ def parse_roi(text: str | None, scan: Scan) -> Part:
     InputError
         It is written in another way, or does not lie within the stack.
     """
-    lengths = scan.shape[-len(scan.axes) :]
+    lengths = volume.shape[-len(volume.axes) :]
     limits = [(0, length) for length in lengths]
     if text is not None:
-        expected = ",".join(f"{axis}0:{axis}1" for axis in scan.axes)
-        within = ", ".join(f"{axis} up to {length}" for axis, length in zip(scan.axes, lengths, strict=True))
+        expected = ",".join(f"{axis}0:{axis}1" for axis in volume.axes)
+        within = ", ".join(f"{axis} up to {length}" for axis, length in zip(volume.axes, lengths, strict=True))
         try:
             ends = [[end.strip() for end in side.split(":")] for side in text.split(",")]
             limits = [
@@ -264,10 +264,10 @@ def parse_roi(text: str | None, scan: Scan) -> Part:
     return Part(range(z0, z1), (y0, y1, x0, x1))
 
 
-def _levels(scan: Scan, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> Levels | None:
-    """Return what brings the grey values of a scan to where those of training are, and tell it."""
+def _levels(volume: Volume, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> Levels | None:
+    """Return what brings the grey values of a volume to where those of training are, and tell it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
-    levels = match_levels(sample(scan, known.size if known else SAMPLE_SIDE), known, bit_depth)
+    levels = match_levels(sample(volume, known.size if known else SAMPLE_SIDE), known, bit_depth)
     if levels and not levels.only_clips:
         notify(
             f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
@@ -276,29 +276,31 @@ def _levels(scan: Scan, request: Request, model: TrainedModel, notify: Callable[
     return levels
 
 
-def _compare(scan: Scan, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> None:
-    """Tell in what a scan, as the model is to see it, differs from the training images."""
+def _compare(volume: Volume, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> None:
+    """Tell in what a volume, as the model is to see it, differs from the training images."""
     known = model.domain
     if known is None:
         notify(
             "note: the model does not say what its training images look like, so the input is not compared with them"
         )
-    elif min(known.size, *scan.shape[1:]) >= fingerprint.SMALLEST:
-        seen = [network_input.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(scan, known.size)]
-        if found := fingerprint.differences(known, fingerprint.look_at(seen, scan.spacing)):
+    elif min(known.size, *volume.shape[1:]) >= fingerprint.SMALLEST:
+        seen = [
+            network_input.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(volume, known.size)
+        ]
+        if found := fingerprint.differences(known, fingerprint.measure(seen, volume.spacing)):
             notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
 
 
-def _uses_orthoplanes(scan: Scan, request: Request, settings: Settings, notify: Callable[[str], object]) -> bool:
-    """Return whether a scan is predicted in orthogonal planes, and report why not where the model would."""
-    if not settings.orthoplanes or scan.shape[0] == 1:
+def _uses_orthoplanes(volume: Volume, request: Request, settings: Settings, notify: Callable[[str], object]) -> bool:
+    """Return whether a volume is predicted in orthogonal planes, and report why not where the model would."""
+    if not settings.orthoplanes or volume.shape[0] == 1:
         return False
-    if is_elongated(scan.spacing):
+    if is_elongated(volume.spacing):
         why = "voxels that are not about as long as they are wide"
-    elif not settings.uses_orthoplanes(scan.shape):
+    elif not settings.uses_orthoplanes(volume.shape):
         why = f"fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
     else:
-        if not {*"zyx"} <= scan.spacing.keys():
+        if not {*"zyx"} <= volume.spacing.keys():
             notify(
                 f"note: {request.source} does not say its voxel size: voxels count as cubes; if not, give --voxel-size"
             )
@@ -307,29 +309,29 @@ def _uses_orthoplanes(scan: Scan, request: Request, settings: Settings, notify: 
     return False
 
 
-def _trained_spacing(scan: Scan, known: Domain | None) -> Spacing:
+def _trained_spacing(volume: Volume, known: Fingerprint | None) -> Spacing:
     trained_on = known.spacing if known else {}
     for where, spacing, remedy in (
-        ("INPUT", scan.spacing, "give --voxel-size"),
+        ("INPUT", volume.spacing, "give --voxel-size"),
         ("model", trained_on, "predict without --rescale"),
     ):
         if not {"y", "x"} <= spacing.keys():
             raise InputError("--rescale", f"no voxel size of the {where}", "one along y and x", remedy)
     for axis in "yx":
-        if not 1 / LARGEST_CHANGE <= scan.spacing[axis] / trained_on[axis] <= LARGEST_CHANGE:
-            found = f"{scan.spacing[axis]:g} nm along {axis}"
+        if not 1 / LARGEST_CHANGE <= volume.spacing[axis] / trained_on[axis] <= LARGEST_CHANGE:
+            found = f"{volume.spacing[axis]:g} nm along {axis}"
             raise InputError("--rescale", found, f"about {trained_on[axis]:g}, as in training", "give --voxel-size")
     return trained_on
 
 
-def sample(scan: Scan, size: int) -> list[np.ndarray]:
+def sample(volume: Volume, size: int) -> list[np.ndarray]:
     """Return patches from all over a stack, (Y, X) as stored, of `size` pixels a side or what there is."""
-    depth, height, width = scan.shape
+    depth, height, width = volume.shape
     slices = _spread(depth - 1, 4)
     across = math.isqrt(SAMPLES // len(slices))
     tall, wide = min(size, height), min(size, width)
     places = product(slices, _spread(height - tall, across), _spread(width - wide, across))
-    return [scan.read(z, (y, y + tall, x, x + wide)) for z, y, x in places]
+    return [volume.read(z, (y, y + tall, x, x + wide)) for z, y, x in places]
 
 
 def _spread(last: int, count: int) -> list[int]:
@@ -337,7 +339,7 @@ def _spread(last: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, last, count + 2)[1:-1].tolist()})
 
 
-def match_levels(patches: Sequence[np.ndarray], known: Domain | None, bit_depth: int) -> Levels | None:
+def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_depth: int) -> Levels | None:
     """Return the linear map that brings the grey values of patches to where those of training are.
 
     None where the patches are of the bit depth that the model was trained on. Where a pixel can hold more than that
@@ -351,7 +353,7 @@ def match_levels(patches: Sequence[np.ndarray], known: Domain | None, bit_depth:
     return Levels(float(low), float(high), low_to, high_to, bit_depth)
 
 
-def _array(making: Partial, name: str, request: Request, part: Part, description: ome.Description) -> None:
+def _array(making: PendingOutput, name: str, request: Request, part: Part, description: ome.Description) -> None:
     """Begin the array that a product is written to, or clean up what was left of it."""
     folder = making.folder / f"{name}.zarr"
     if making.resumed:
@@ -367,7 +369,7 @@ def _tell_apart(
     request: Request,
     part: Part,
     description: ome.Description,
-    making: Partial,
+    making: PendingOutput,
     notify: Callable[[str], object],
 ) -> None:
     """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
@@ -425,13 +427,18 @@ def _told(measured: Measurements) -> str:
 
 
 def _finish(
-    mask: zarr.Array[Any], request: Request, scan: Scan, part: Part, description: ome.Description, making: Partial
+    mask: zarr.Array[Any],
+    request: Request,
+    volume: Volume,
+    part: Part,
+    description: ome.Description,
+    making: PendingOutput,
 ) -> None:
     """Make of the arrays what was asked for, and let it be seen."""
     names = {}
     if request.overlay:
         names[request.overlay] = "overlay.png"
-        (making.folder / "overlay.png").write_bytes(_overlay(mask, scan, part))
+        (making.folder / "overlay.png").write_bytes(_overlay(mask, volume, part))
     names |= {path: f"{name}.csv" for name, path in request.tables.items()}
     for name, path in request.images.items():
         folder = making.folder / f"{name}.zarr"
@@ -444,13 +451,13 @@ def _finish(
     making.publish(names)
 
 
-def _overlay(mask: zarr.Array[Any], scan: Scan, part: Part) -> bytes:
+def _overlay(mask: zarr.Array[Any], volume: Volume, part: Part) -> bytes:
     """Draw slices from all over a part; of large ones the middle."""
     (top, bottom), (left, right) = (_middle(length) for length in part.shape[1:])
     z0, (y0, _, x0, _) = part.slices.start, part.box
     panels = []
     for z in _spread(len(part.slices) - 1, SHOWN):
-        image = scan.read(z0 + z, (y0 + top, y0 + bottom, x0 + left, x0 + right))
+        image = volume.read(z0 + z, (y0 + top, y0 + bottom, x0 + left, x0 + right))
         plane = np.asarray(mask[(z, slice(top, bottom), slice(left, right))[-mask.ndim :]])
         panels.append((image, (plane > 0).astype(np.uint8)))
     return overlay.contours_png(panels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mitoflow.data.fingerprint import Domain
+from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
@@ -57,10 +57,10 @@ class TrainedModel:
         return loaded
 
     @property
-    def domain(self) -> Domain | None:
+    def domain(self) -> Fingerprint | None:
         """What its training images look like; None where that was not recorded."""
         path = self.folder / model_files.DOMAIN
-        return Domain.read(path) if path.is_file() else None
+        return Fingerprint.read(path) if path.is_file() else None
 
     @property
     def lineage(self) -> dict[str, str]:

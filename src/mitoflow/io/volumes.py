@@ -22,7 +22,7 @@ KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
 
 
-class Scan(Protocol):
+class Volume(Protocol):
     """A stack that can be read box by box.
 
     Attributes
@@ -58,10 +58,10 @@ class Scan(Protocol):
         """
 
     def state(self) -> list[Any]:
-        """Return what tells one scan from another: names, sizes and times of files, and what is made of them."""
+        """Return what tells one volume from another: names, sizes and times of files, and what is made of them."""
 
 
-def open_scan(source: str, *, spacing: Spacing | None = None, fill_missing: bool = False) -> Scan:
+def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bool = False) -> Volume:
     """Open a TIFF of any kind, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
 
     Parameters
@@ -80,13 +80,13 @@ def open_scan(source: str, *, spacing: Spacing | None = None, fill_missing: bool
     """
     path = Path(source)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return ZarrScan(path, spacing, fill_missing=fill_missing)
+        return ZarrVolume(path, spacing, fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
-    return TiffScan([open_stack(file) for file in find_tiffs("INPUT", [source])], spacing)
+    return TiffVolume([open_stack(file) for file in find_tiffs("INPUT", [source])], spacing)
 
 
-class TiffScan:
+class TiffVolume:
     """A TIFF with all slices, or one TIFF for each.
 
     Parameters
@@ -117,7 +117,7 @@ class TiffScan:
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
 
     def read(self, z: int, box: Box) -> Array:
-        """See `Scan`."""
+        """See `Volume`."""
         stack, page = (self._stacks[0], z) if len(self._stacks) == 1 else (self._stacks[z], 0)
         try:
             return stack.shown(self._pages(stack.path, stack.shape).read(page, box).astype(self.dtype, copy=False))
@@ -128,7 +128,7 @@ class TiffScan:
             raise InputError(stack.path, found, "an intact TIFF", "copy or export the file again") from None
 
     def state(self) -> list[Any]:
-        """See `Scan`."""
+        """See `Volume`."""
         return [_state(stack.path) for stack in self._stacks]
 
 
@@ -164,13 +164,13 @@ class _TiffPages:
             return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
 
 
-class ZarrScan:
+class ZarrVolume:
     """An OME-Zarr image; axes t and c of length 1 are left out.
 
     Parameters
     ----------
     path, spacing, fill_missing
-        See `open_scan`.
+        See `open_volume`.
 
     Raises
     ------
@@ -206,7 +206,7 @@ class ZarrScan:
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
     def read(self, z: int, box: Box) -> Array:
-        """See `Scan`; slices are kept for the next call as far as they are in the same chunks."""
+        """See `Volume`; slices are kept for the next call as far as they are in the same chunks."""
         slab = self._slab  # another thread may put its own there
         if not slab.holds(z, box):
             slab = self._slab = self._read_slab(z, box)
@@ -223,7 +223,7 @@ class ZarrScan:
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
     def state(self) -> list[Any]:
-        """See `Scan`; of the metadata and of which chunks there are, not of every chunk."""
+        """See `Volume`; of the metadata and of which chunks there are, not of every chunk."""
         names = (".zarray", "zarr.json")
         files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
         return [*files, self._lost]
@@ -273,55 +273,55 @@ class Levels:
         return np.asarray(np.rint(unit * (2**self.bit_depth - 1)), np.uint8 if self.bit_depth == 8 else np.uint16)
 
 
-class Regraded:
-    """A scan with other grey values."""
+class RegradedVolume:
+    """A volume with other grey values."""
 
-    def __init__(self, scan: Scan, levels: Levels) -> None:
-        self._scan, self._levels = scan, levels
-        self.axes, self.shape, self.spacing, self.files = scan.axes, scan.shape, scan.spacing, scan.files
-        self.origin = scan.origin
+    def __init__(self, volume: Volume, levels: Levels) -> None:
+        self._volume, self._levels = volume, levels
+        self.axes, self.shape, self.spacing, self.files = volume.axes, volume.shape, volume.spacing, volume.files
+        self.origin = volume.origin
         self.dtype = np.dtype(np.uint8 if levels.bit_depth == 8 else np.uint16)
 
     def read(self, z: int, box: Box) -> Array:
-        """See `Scan`."""
-        return self._levels.apply(self._scan.read(z, box))
+        """See `Volume`."""
+        return self._levels.apply(self._volume.read(z, box))
 
     def state(self) -> list[Any]:
-        """See `Scan`."""
-        return [*self._scan.state(), asdict(self._levels)]
+        """See `Volume`."""
+        return [*self._volume.state(), asdict(self._levels)]
 
 
-class Resampled:
-    """A scan with pixels of another size along y and x; see `mitoflow.io.resampling.weights`.
+class ResampledVolume:
+    """A volume with pixels of another size along y and x; see `mitoflow.io.resampling.weights`.
 
     Parameters
     ----------
-    scan
+    volume
         With a voxel size that is known along y and x.
     spacing
         Nanometres of the new pixels along ``y`` and ``x``.
     """
 
-    def __init__(self, scan: Scan, spacing: Spacing) -> None:
-        self._scan = scan
-        depth, *sides = scan.shape
+    def __init__(self, volume: Volume, spacing: Spacing) -> None:
+        self._volume = volume
+        depth, *sides = volume.shape
         height, width = (
-            max(1, round(side * scan.spacing[axis] / spacing[axis])) for axis, side in zip("yx", sides, strict=True)
+            max(1, round(side * volume.spacing[axis] / spacing[axis])) for axis, side in zip("yx", sides, strict=True)
         )
         self.shape = (depth, height, width)
-        self.spacing = {**scan.spacing, "y": spacing["y"], "x": spacing["x"]}
-        self.axes, self.dtype, self.files = scan.axes, scan.dtype, scan.files
+        self.spacing = {**volume.spacing, "y": spacing["y"], "x": spacing["x"]}
+        self.axes, self.dtype, self.files = volume.axes, volume.dtype, volume.files
         factors = {"z": 1.0, "y": height / sides[0], "x": width / sides[1]}
-        self.origin = tuple(start * factors[axis] for axis, start in zip(scan.axes, scan.origin, strict=True))
+        self.origin = tuple(start * factors[axis] for axis, start in zip(volume.axes, volume.origin, strict=True))
 
     def read(self, z: int, box: Box) -> Array:
-        """See `Scan`."""
+        """See `Volume`."""
         y0, y1, x0, x1 = box
-        rows = resampling.weights(self._scan.shape[1], self.shape[1], y0, y1)
-        columns = resampling.weights(self._scan.shape[2], self.shape[2], x0, x1)
-        image = self._scan.read(z, (rows.first, rows.last, columns.first, columns.last))
+        rows = resampling.weights(self._volume.shape[1], self.shape[1], y0, y1)
+        columns = resampling.weights(self._volume.shape[2], self.shape[2], x0, x1)
+        image = self._volume.read(z, (rows.first, rows.last, columns.first, columns.last))
         return np.asarray(np.rint(resampling.resample(image, rows, columns)), self.dtype)
 
     def state(self) -> list[Any]:
-        """See `Scan`."""
-        return [*self._scan.state(), self.shape]
+        """See `Volume`."""
+        return [*self._volume.state(), self.shape]

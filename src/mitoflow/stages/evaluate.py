@@ -93,7 +93,7 @@ def main() -> None:
         results = score(measured, choice, **bootstrap)
         evaluation = Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
-            test_hash=files.fingerprint(rule, DATA / "test"),
+            test_hash=files.short_digest(rule, DATA / "test"),
             stacks=list(results.stacks),
             counts=results.counts.tolist(),
             boundaries=results.boundaries.tolist(),
@@ -212,12 +212,12 @@ def _write_results(results: Results) -> None:
     files.write_csv(SLICES, tuple(columns), zip(*columns.values(), strict=True))
 
 
-def _look_at_training(store: PatchStore, name: str) -> fingerprint.Domain:
+def _look_at_training(store: PatchStore, name: str) -> fingerprint.Fingerprint:
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
     first = read_pairs(DATA / "train")[0].image.path
     known = spacing.read_tiff_spacing(first) or spacing.PUBLISHED.get(name, {})
-    return fingerprint.look_at((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
+    return fingerprint.measure((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
 def _picture(measured: protocols.Measured, pairs: Sequence[Pair], results: Results, row: int) -> report.PredictedSlice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import datasets
-from mitoflow.data.fingerprint import Domain
+from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
@@ -43,6 +43,6 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
         parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
         origin=registry.origin(str(MODEL)) | measured_with,
-        domain=Domain.read(DOMAIN),
+        domain=Fingerprint.read(DOMAIN),
     )
     return release.release(pretrained.HERE / name, trained)

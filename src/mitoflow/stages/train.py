@@ -32,10 +32,10 @@ def main() -> None:
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
     decides = [as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
-    fingerprint = files.fingerprint(decides)
+    fingerprint = files.short_digest(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
-    with workspace.only_one(f"train-{fingerprint}"):
+    with workspace.exclusive(f"train-{fingerprint}"):
         _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
         with runs.start("train", "train", key=_run_key(checkpoints)) as run:

@@ -42,7 +42,7 @@ def main() -> None:
         "seed": tune.seed,
     }
     trial = Trial.of(PATCHES, shared | of_a_trial)
-    name = "tune-" + files.fingerprint([searched, shared, *trial.digests])
+    name = "tune-" + files.short_digest([searched, shared, *trial.digests])
     with optuna_study.owned_study(name, provenance.recorded_md5("tune", BEST_PARAMS)) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)

@@ -43,7 +43,7 @@ class Required(Section):
     boundary_f1: Fraction | None = None
 
 
-class Elsewhere(Section):
+class NonInferiorityDataset(Section):
     """Another dataset with truth, on which a challenger must not be worse than the champion by `margin` in Dice."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -73,10 +73,10 @@ class Elsewhere(Section):
         """
         part, settings = self.part, weights.with_name(model_files.SETTINGS)
         pairs = read_pairs(part)
-        data = files.fingerprint(self.mask_rule, part / "images", part / "masks")
+        data = files.short_digest(self.mask_rule, part / "images", part / "masks")
         digest = provenance.file_sha256(weights)
         drawn = bootstrap.model_dump()
-        cached = workspace.state_dir() / "gate" / f"{files.fingerprint([digest, data, drawn], settings)}.json"
+        cached = workspace.state_dir() / "gate" / f"{files.short_digest([digest, data, drawn], settings)}.json"
         if not cached.is_file():
             from mitoflow.evaluation import protocols
             from mitoflow.inference.predictor import Predictor  # import Keras
@@ -101,7 +101,7 @@ class Gate(Section):
     bootstrap: Bootstrap = Bootstrap()
     max_model_mb: Above | None = None
     max_seconds_per_mpx: Above | None = None
-    non_inferiority: list[Elsewhere] = Field(default_factory=list)
+    non_inferiority: list[NonInferiorityDataset] = Field(default_factory=list)
 
     @classmethod
     def load(cls, path: Path = PATH) -> Gate:
@@ -121,7 +121,7 @@ class Gate(Section):
                 raise InputError(where, dataset.folder, expected, "change the value")
         return gate
 
-    def decide(self, challenger: Contender, champion: Contender | None) -> Verdict:
+    def decide(self, challenger: Candidate, champion: Candidate | None) -> Verdict:
         """Decide whether a challenger becomes the champion; nothing is changed.
 
         Parameters
@@ -139,7 +139,7 @@ class Gate(Section):
             challenger.version, gains and not failed, told, champion.version if champion else None, gain, checks
         )
 
-    def prepare(self, challenger: Contender, champion: Contender | None) -> None:
+    def prepare(self, challenger: Candidate, champion: Candidate | None) -> None:
         """Predict on the other datasets, which may take minutes, so that `decide` need not.
 
         Raises
@@ -154,7 +154,7 @@ class Gate(Section):
                 dataset.evaluate(each.weights(), self.bootstrap)
 
     def _gain(
-        self, challenger: Contender, champion: Contender | None, ours: Evaluation
+        self, challenger: Candidate, champion: Candidate | None, ours: Evaluation
     ) -> tuple[bool, str, Interval | None]:
         if champion is None:
             return True, "there was no champion", None
@@ -173,7 +173,7 @@ class Gate(Section):
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
         return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}", gain
 
-    def _checks(self, challenger: Contender, champion: Contender | None, measured: Evaluation) -> Iterator[Check]:
+    def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
         for score, least in self.required.model_dump(exclude_none=True).items():
             if score not in measured.scores:
                 yield Check(score, "unknown", f"at least {least:g}", False)
@@ -189,14 +189,14 @@ class Gate(Section):
                 what, wanted = f"gain in Dice on {dataset.name}", f"at least {0 - dataset.margin:g}"
                 yield _checked(what, wanted, partial(self._gain_on, dataset, challenger, champion))
 
-    def _gain_on(self, dataset: Elsewhere, challenger: Contender, champion: Contender) -> tuple[str, bool]:
+    def _gain_on(self, dataset: NonInferiorityDataset, challenger: Candidate, champion: Candidate) -> tuple[str, bool]:
         ours, theirs = (dataset.evaluate(each.weights(), self.bootstrap) for each in (challenger, champion))
         gain = ours.better_by(theirs, self.bootstrap)
         return f"{gain:+.4f}", gain.low >= -dataset.margin
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A version that the gate looks at.
 
     Attributes
@@ -249,11 +249,11 @@ def _seconds_per_megapixel(weights: Path) -> float:
     return planes * min(taken) / (TIMED_SIDE**2 / 1e6)
 
 
-def _size(challenger: Contender, limit: float) -> tuple[str, bool]:
+def _size(challenger: Candidate, limit: float) -> tuple[str, bool]:
     megabytes = challenger.weights().stat().st_size / 1e6
     return f"{megabytes:.1f}", megabytes <= limit
 
 
-def _speed(challenger: Contender, limit: float) -> tuple[str, bool]:
+def _speed(challenger: Candidate, limit: float) -> tuple[str, bool]:
     seconds = _seconds_per_megapixel(challenger.weights())
     return f"{seconds:.2f} ({platform.machine()}, {os.cpu_count()} cores)", seconds <= limit

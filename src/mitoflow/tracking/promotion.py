@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mitoflow.errors import InputError
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.tracking import promotion_log, store
-from mitoflow.tracking.promotion_log import Log, Promotion, TooLate
+from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
 
 NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -25,7 +25,7 @@ PROMOTION = "mitoflow.promotion"
 
 
 @dataclass(frozen=True)
-class Standing:
+class ChampionState:
     """The champion at one moment.
 
     Attributes
@@ -44,7 +44,7 @@ class Standing:
     stored: Mapping[str, int]
 
     @classmethod
-    def read(cls, client: MlflowClient) -> Standing:
+    def read(cls, client: MlflowClient) -> ChampionState:
         """Ask MLflow."""
         try:
             registered = client.get_registered_model(NAME)
@@ -77,24 +77,24 @@ def versions(client: MlflowClient) -> set[int]:
     return {int(version.version) for version in store.search_versions(client, NAME)}
 
 
-def settle(client: MlflowClient) -> Standing:
+def settle(client: MlflowClient) -> ChampionState:
     """Write down what follows from the log, and return how things stand.
 
     Whoever writes does so before and afterwards, so what a process left open when it died is done by the next one. A
     process that was held up may have written what is no longer true, so it looks again until nothing is left to do.
     """
     while True:
-        standing = Standing.read(client)
+        standing = ChampionState.read(client)
         if not (_point(client, standing) or _write_down(client, standing)):
             return standing
 
 
-def promote(client: MlflowClient, standing: Standing, verdict: Verdict, how: str, why: str) -> None:
+def promote(client: MlflowClient, standing: ChampionState, verdict: Verdict, how: str, why: str) -> None:
     """Make the version of a verdict the champion, if all is still as it was when it was decided; `settle` follows.
 
     Raises
     ------
-    TooLate
+    PromotionConflict
         It is not.
     """
     assert standing.log, "where there are versions there is a registered model"
@@ -102,12 +102,12 @@ def promote(client: MlflowClient, standing: Standing, verdict: Verdict, how: str
     standing.log.append(client, verdict.version, standing.champion, how=how, why=why, verdict=decided)
 
 
-def roll_back(client: MlflowClient, standing: Standing, why: str) -> tuple[int, int]:
+def roll_back(client: MlflowClient, standing: ChampionState, why: str) -> tuple[int, int]:
     """Make the previous champion the champion again, and return the versions (from, to); `settle` follows.
 
     Raises
     ------
-    TooLate
+    PromotionConflict
         There is another champion by now.
     InputError
         There is no previous champion.
@@ -129,7 +129,7 @@ def in_time(where: str) -> Iterator[None]:
     """Say in one line that somebody was faster."""
     try:
         yield
-    except TooLate as late:
+    except PromotionConflict as late:
         winner = late.winner
         found = f"version {winner.version}, which {winner.who} made the champion a moment ago"
         expected, remedy = "the champion that this was decided about", "look at `mitoflow history`, then decide again"
@@ -149,7 +149,7 @@ def record(client: MlflowClient, verdict: Verdict) -> None:
         client.set_model_version_tag(NAME, str(verdict.version), key, value)
 
 
-def _point(client: MlflowClient, standing: Standing) -> bool:
+def _point(client: MlflowClient, standing: ChampionState) -> bool:
     """Let the alias follow the log; False where it does."""
     champion, stored = standing.champion, standing.stored
     if champion is None or (stored.get(CHAMPION) == champion and stored.get(CHALLENGER) != champion):
@@ -160,7 +160,7 @@ def _point(client: MlflowClient, standing: Standing) -> bool:
     return True
 
 
-def _write_down(client: MlflowClient, standing: Standing) -> bool:
+def _write_down(client: MlflowClient, standing: ChampionState) -> bool:
     """Write what the last entry says on the version that it is about; False where that is done."""
     last = standing.log.last if standing.log else None
     if last is None or last.version != standing.champion:

@@ -59,7 +59,7 @@ class Promotion:
     counts: bool
 
 
-class TooLate(Exception):  # noqa: N818, it is an outcome
+class PromotionConflict(Exception):  # noqa: N818, it is an outcome
     """Somebody else was faster; ``winner`` is the entry that counts."""
 
     def __init__(self, winner: Promotion) -> None:
@@ -115,7 +115,7 @@ class Log:
 
         Raises
         ------
-        TooLate
+        PromotionConflict
             Somebody was.
         MlflowException, SQLAlchemyError, OSError
             MLflow did not take the entry, or gave no answer: `mitoflow.tracking.store.TROUBLE`.
@@ -143,7 +143,7 @@ class Log:
         last = self.last.number if self.last else 0
         winner = next((entry for entry in log.promotions if entry.counts and entry.number > last), None)
         if winner and (ours is None or winner.number != int(ours.version)):
-            raise TooLate(winner)
+            raise PromotionConflict(winner)
         if refusal and not winner:
             raise refusal
 

@@ -30,9 +30,9 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
 from mitoflow.tracking import promotion, promotion_log, store
-from mitoflow.tracking.gate import Contender, Gate
-from mitoflow.tracking.promotion import Standing
-from mitoflow.tracking.promotion_log import Promotion, TooLate
+from mitoflow.tracking.gate import Candidate, Gate
+from mitoflow.tracking.promotion import ChampionState
+from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
 
 NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALLENGER
 
@@ -98,33 +98,33 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
     if not (gate := Gate.load()).non_inferiority:
         return
     with suppress(InputError), _registry() as client:
-        champion = _champion(client, Standing.read(client))
-        gate.prepare(Contender(0, lambda: evaluation, lambda: weights), champion)
+        champion = _champion(client, ChampionState.read(client))
+        gate.prepare(Candidate(0, lambda: evaluation, lambda: weights), champion)
 
 
 def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
-    with workspace.only_one("registry"):
+    with workspace.exclusive("registry"):
         version = _find(client, tags) or _create(client, run_id, folder, tags)
         if VERDICT_TAG in version.tags:
             return
         client.set_registered_model_alias(NAME, CHALLENGER, version.version)
     weights = folder / "artifacts" / model_files.WEIGHTS
     evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
-    _decide(client, Contender(int(version.version), lambda: evaluation, lambda: weights))
+    _decide(client, Candidate(int(version.version), lambda: evaluation, lambda: weights))
 
 
-def _decide(client: MlflowClient, challenger: Contender) -> None:
+def _decide(client: MlflowClient, challenger: Candidate) -> None:
     """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
     gate = Gate.load()
     standing = promotion.settle(client)
     while VERDICT_TAG not in _get(client, challenger.version).tags:
-        with suppress(TooLate):  # then there is another champion to beat
+        with suppress(PromotionConflict):  # then there is another champion to beat
             _judge(client, gate, challenger, standing)
         standing = promotion.settle(client)
 
 
-def _judge(client: MlflowClient, gate: Gate, challenger: Contender, standing: Standing) -> None:
+def _judge(client: MlflowClient, gate: Gate, challenger: Candidate, standing: ChampionState) -> None:
     if standing.champion == challenger.version:
         promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
         return
@@ -151,7 +151,7 @@ def models() -> list[Row]:
         The registry cannot be reached; so in all functions below.
     """
     with _registry() as client:
-        aliases = Standing.read(client).aliases
+        aliases = ChampionState.read(client).aliases
         versions = store.search_versions(client, NAME)
     return [
         Row(
@@ -214,7 +214,7 @@ def rollback(reason: str = "") -> tuple[int, int]:
 def history() -> list[Promotion]:
     """Return who made which version the champion, when and why, oldest first; also those that came too late."""
     with _registry() as client:
-        return Standing.read(client).history
+        return ChampionState.read(client).history
 
 
 def champion() -> int:
@@ -226,7 +226,7 @@ def champion() -> int:
         There is none yet.
     """
     with _registry() as client:
-        version = Standing.read(client).champion
+        version = ChampionState.read(client).champion
     if version is None:
         remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
@@ -258,7 +258,11 @@ def find_version(what: str) -> int | None:
     """
     with _registry() as client:
         if not RUN_ID.fullmatch(what):
-            return int(_get(client, int(what)).version) if what.isdecimal() else Standing.read(client).aliases.get(what)
+            return (
+                int(_get(client, int(what)).version)
+                if what.isdecimal()
+                else ChampionState.read(client).aliases.get(what)
+            )
         versions = [int(version.version) for version in store.search_versions(client, NAME, f"run_id = '{what}'")]
     if not versions:
         raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
@@ -282,7 +286,7 @@ def model_file(version: int) -> Path:
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
-        folder = workspace.state_dir() / "weights" / files.fingerprint(chosen.source)
+        folder = workspace.state_dir() / "weights" / files.short_digest(chosen.source)
         if folder.is_dir() and provenance.file_sha256(folder / model_files.WEIGHTS) == digest:
             return folder / model_files.WEIGHTS
         with files.replacing(folder) as beside:
@@ -408,13 +412,13 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: M
     return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
 
 
-def _contender(client: MlflowClient, version: int) -> Contender:
+def _contender(client: MlflowClient, version: int) -> Candidate:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
     known = _get(client, version)
-    return Contender(version, lambda: _evaluation(client, known), lambda: model_file(version))
+    return Candidate(version, lambda: _evaluation(client, known), lambda: model_file(version))
 
 
-def _champion(client: MlflowClient, standing: Standing) -> Contender | None:
+def _champion(client: MlflowClient, standing: ChampionState) -> Candidate | None:
     return None if standing.champion is None else _contender(client, standing.champion)
 
 

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from mitoflow.core import files
-from mitoflow.data.fingerprint import Domain
+from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
@@ -62,7 +62,7 @@ class Trained:
     data: Mapping[str, str]
     parts: Mapping[str, Any]
     origin: Mapping[str, str]
-    domain: Domain
+    domain: Fingerprint
 
 
 def release(folder: Path, trained: Trained) -> Pretrained:

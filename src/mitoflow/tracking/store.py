@@ -69,7 +69,7 @@ def client(place: str) -> MlflowClient:
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
     if not is_database(place):
         return MlflowClient(place, registry)
-    with workspace.only_one("store"):  # MLflow does not guard the making of its tables against a second process
+    with workspace.exclusive("store"):  # MLflow does not guard the making of its tables against a second process
         return MlflowClient(place, registry)
 
 

@@ -197,4 +197,4 @@ def prepare_backend(recipe: Recipe) -> None:
 def code_digest() -> str:
     """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
     package = Path(__file__).parents[1]
-    return files.fingerprint(keras.backend.backend(), *(package / each for each in CODE))
+    return files.short_digest(keras.backend.backend(), *(package / each for each in CODE))

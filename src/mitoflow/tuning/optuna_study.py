@@ -77,7 +77,7 @@ def owned_study(name: str, recorded: str | None = None) -> Iterator[optuna.Study
         There is no such database, it went away, or a process of another checkout owns the study.
     """
     given = os.environ.get(STORAGE)
-    with workspace.only_one(name):
+    with workspace.exclusive(name):
         if not given:
             yield open_study(f"sqlite:///{workspace.state_dir() / 'optuna.db'}", name, recorded)
             return
