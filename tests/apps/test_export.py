@@ -175,7 +175,7 @@ def test_a_package_says_what_it_is(package: Path) -> None:
     with Image.open(package / "phantom.png") as cover:
         assert cover.width == 2 * cover.height
     readme = (package / "README.md").read_text()
-    assert "**The 3 channels are no colours.**" in readme
+    assert "**The 3 channels are not colours.**" in readme
     assert "From 0.430 on" in readme
     assert re.search(r"\| Dice \| 0\.8\d{3} \[0\.8\d{3}, 0\.8\d{3}\] \|", readme)
 
@@ -204,7 +204,7 @@ def test_deeper_grey_values_and_single_slices(tmp_path: Path) -> None:
     bioimageio_export.document(tmp_path / "README.md", model, settings, 1, onnx_export.Parity(1e-7, 1e-3))
     readme = (tmp_path / "README.md").read_text()
     assert "It has one channel: slice z." in readme
-    assert "was not measured, or was left behind" in readme
+    assert "No evaluation on a test part comes with this model." in readme
 
 
 def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -279,7 +279,7 @@ def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
     report.write_validation_report(tmp_path / "report.html", findings, samples)
     page = Page(tmp_path / "report.html")
     assert_self_contained(page)
-    assert "Nothing to complain about" in page.text
+    assert "No errors and no warnings" in page.text
     assert "5 × 64 × 80" in page.text
     assert "15.62 %" in page.text
     assert [sample.z for sample in samples["train"]] == [0, 2, 4]
