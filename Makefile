@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help
-help:  ## show this list
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
@@ -31,16 +31,16 @@ $(VENV)/installed-test: requirements-test.lock $(VENV)/installed
 	@touch $@
 
 .PHONY: install
-install: $(VENV)/installed  ## only install, into .venv
+install: $(VENV)/installed  ## install the locked dependencies into .venv
 
 .PHONY: repro
-repro: $(VENV)/installed  ## run the pipeline, on the embedded default dataset where data/ is empty
+repro: $(VENV)/installed  ## run the pipeline; where data/ is empty, on the phantom
 	@mitoflow data phantom --if-missing
 	@dvc repro
 	@mitoflow summary
 
 .PHONY: test
-test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
+test: $(VENV)/installed-test  ## run lint, types, import contracts and all tests
 	ruff check .
 	ruff format --check .
 	mypy
@@ -48,15 +48,15 @@ test: $(VENV)/installed-test  ## lint, types, import contracts, and every test
 	python -m pytest
 
 .PHONY: test-fast
-test-fast: $(VENV)/installed-test  ## the tests that are neither slow nor end-to-end, in under two minutes
+test-fast: $(VENV)/installed-test  ## run the tests that are neither slow nor end-to-end, in under two minutes
 	python -m pytest -m "not slow and not e2e"
 
 .PHONY: docs
 docs: $(VENV)/installed-test  ## build the documentation into site/; a broken link is an error
-	mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 .PHONY: test-faults
-test-faults: $(VENV)/installed-test  ## break everything many times, and write docs/reliability.md (about 20 minutes)
+test-faults: $(VENV)/installed-test  ## inject faults many times and write docs/reliability.md (about 20 minutes)
 	FAULT_COUNT=$${FAULT_COUNT:-1} FAULT_TABLE=docs/reliability.md python -m pytest tests/faults --dist worksteal
 
 $(VENV)/installed-audit: pyproject.toml $(VENV)/installed
@@ -64,7 +64,7 @@ $(VENV)/installed-audit: pyproject.toml $(VENV)/installed
 	@touch $@
 
 .PHONY: audit
-audit: $(VENV)/installed-audit  ## compare the locked dependencies and the server's with the published vulnerabilities
+audit: $(VENV)/installed-audit  ## compare the dependencies, those of the server too, with published vulnerabilities
 	@pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock 2> $(VENV)/audit.log \
 		&& pip-audit --strict --progress-spinner off -r deploy/requirements.txt 2> $(VENV)/audit.log \
 		|| { echo "audit: $$(tail -n 1 $(VENV)/audit.log)"; exit 1; }
@@ -74,7 +74,7 @@ $(VENV)/installed-bench: pyproject.toml $(VENV)/installed
 		&& touch $@ || echo "PyTorch could not be installed; its rows are left out"
 
 .PHONY: bench
-bench: $(VENV)/installed-bench  ## measure speed and memory against the baselines (15 to 25 minutes)
+bench: $(VENV)/installed-bench  ## measure speed and memory against baselines (15 to 25 minutes)
 	python -m benchmarks
 
 .PHONY: ui
@@ -82,17 +82,17 @@ ui: $(VENV)/installed  ## open MLflow: runs, artifacts and the model registry
 	@mitoflow ui
 
 .PHONY: serve
-serve: $(VENV)/installed  ## answer HTTP requests with masks by the champion
+serve: $(VENV)/installed  ## serve masks over HTTP, with the champion
 	@mitoflow serve
 
 .PHONY: app
-app: $(VENV)/installed  ## open a page: drop an image, look at its mask
+app: $(VENV)/installed  ## open the web page that shows masks of images
 	@mitoflow app
 
 COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command 'make lock'
 
 .PHONY: lock
-lock:  ## resolve pyproject.toml again into the lock files (needs uv)
+lock:  ## resolve pyproject.toml into the lock files (needs uv)
 	$(COMPILE) pyproject.toml --extra test -o requirements-test.lock
 	$(COMPILE) pyproject.toml -c requirements-test.lock -o requirements.lock
 	# The same pins must serve Python 3.12 too: nothing is missing and every package has a file for it.

@@ -106,7 +106,7 @@ class MeasuredStack:
         (Z, Y, X) uint8 in {0, 1}: the truth, and the prediction at the predictor's threshold.
     patch_wise
         (Z, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
-        itself, at threshold 0.5: the protocol of the student's report.
+        itself, at threshold 0.5: the protocol of the first baseline (Singh, 2025).
     shapes
         Boundaries and instances of mask and truth.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-# What geometric strength 1 means: the ranges of the student's `ImageDataGenerator`.
+# Geometric strength 1: the ranges of the `ImageDataGenerator` of the first baseline (Singh, 2025; docs/quality.md).
 ROTATION = 90.0  # degrees to either side
 SHIFT = 0.3  # of the crop, to either side
 SHEAR = 0.5  # degrees to either side
