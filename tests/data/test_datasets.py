@@ -25,7 +25,7 @@ from mitoflow.errors import InputError
 from mitoflow.io.tiff import open_stack, write_stack
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
-QUALITY = Path(__file__).parents[2] / "docs" / "quality.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 EPFL = Path(__file__).parents[3] / "shared" / "data" / "epfl"
 
 
@@ -142,7 +142,7 @@ def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monk
         write_pair(tmp_path, f"s{seed}", depth=1, seed=seed)
     (tmp_path / "em").rename("mine")
     (tmp_path / "mito").rename("labels")
-    _, recipe = QUALITY.read_text().split("## A lab's few labels\n")
+    _, recipe = GUIDE.read_text().split("## A few labelled slices\n")
     for line in recipe.split("    dvc repro\n")[0].strip().splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
         cli.main()
