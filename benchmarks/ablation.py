@@ -30,6 +30,7 @@ from keras import layers
 from scipy import ndimage
 
 from mitoflow.config import params
+from mitoflow.config.params import Recipe
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.network_input import to_unit
@@ -38,10 +39,9 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import protocols
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.models import losses, unet
-from mitoflow.stages.paths import CONVENTIONS, DATA, PATCHES
+from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA, PATCHES
 from mitoflow.training import fitting
 from mitoflow.training.batches import TrainPatches
-from mitoflow.training.recipe import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "ablation.json"
 
@@ -139,7 +139,7 @@ class Mining(keras.callbacks.Callback):
                 logits = self.model.predict_on_batch(to_unit(images, self.train.bit_depth))[..., 0]
                 wrong[rows] = (logits >= 0) & (patches.masks[rows] == 0)
             mined = dataclasses.replace(patches, masks=wrong)
-            everywhere = dataclasses.replace(recipe, foreground_fraction=1.0)
+            everywhere = recipe.replace(foreground_fraction=1.0)
             self.train.mined = TrainPatches(mined, self.train.bit_depth, everywhere)
 
 
@@ -240,7 +240,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
     started = time.process_time()
     models = []
     for seed in range(recipe.seed, recipe.seed + row.members):
-        fitted = row.fit(store, dataclasses.replace(recipe, seed=seed), f"{title}, seed {seed}")
+        fitted = row.fit(store, recipe.replace(seed=seed), f"{title}, seed {seed}")
         models.append(keras.Model(fitted.input, fitted.get_layer("logits").output))
     seconds = time.process_time() - started
     settings = Settings(
@@ -277,10 +277,7 @@ def main() -> None:
     done = json.loads(options.into.read_text(encoding="utf-8")) if options.into.exists() else {}
     if not options.table:
         store = PatchStore.open(PATCHES)
-        values = params.load().train.model_dump(exclude={"init_from"})
-        if tuned := [key for key, value in values.items() if value == "tuned"]:
-            parser.error(f"train.{tuned[0]} is tuned: expected a recipe of numbers, as in the preset epfl")
-        base = Recipe(**{**values, "orthoplanes": False, "epochs": 1, "seed": options.seed})
+        base = params.load().train.recipe(BEST_PARAMS).replace(orthoplanes=False, epochs=1, seed=options.seed)
         for name in options.rows or ROWS:
             row = ROWS[name]
             key = f"{name} / {options.patches} patches / seed {options.seed}"
@@ -288,7 +285,7 @@ def main() -> None:
                 continue
             with store_of(row, store) as cut:
                 count = round(options.patches * store.size**2 / cut.size**2 / row.changes.get("epochs", 1))
-                recipe = dataclasses.replace(base, **row.changes, patches_per_epoch=count)
+                recipe = base.replace(**row.changes, patches_per_epoch=count)
                 done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
                 done[key] |= measure(cut, recipe, row, name)
             options.into.parent.mkdir(exist_ok=True)

@@ -23,7 +23,6 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from ruamel.yaml import YAML
 
 from mitoflow.config import presets
 from mitoflow.config.params import Patch
@@ -36,8 +35,8 @@ from mitoflow.evaluation import metrics, protocols
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
+from mitoflow.stages.paths import BEST_PARAMS
 from mitoflow.training import fitting
-from mitoflow.training.recipe import Recipe
 
 RESULTS = Path(__file__).with_name("results") / "finetune.json"
 LABELLED = 4
@@ -104,14 +103,12 @@ def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
 
 
 def measure(labelled: Volume, judged: Volume, model_folder: Path) -> dict[str, Any]:
-    preset = YAML(typ="safe", pure=True).load(presets.PRESETS.read_text(encoding="utf-8"))["finetune"]
-    train, settings = preset["train"], Settings.read(model_folder / "inference.yaml")
+    preset, settings = presets.load("finetune"), Settings.read(model_folder / "inference.yaml")
     untouched = unet.load_model(model_folder / "unet.keras")
-    wanted = {key: value for key, value in train.items() if key != "init_from"}
-    recipe = Recipe(**wanted)
+    recipe = preset.train.recipe(BEST_PARAMS)
     found: dict[str, Any] = {"untouched": score(Predictor(untouched, settings), judged)}
     with tempfile.TemporaryDirectory() as folder:
-        store = store_of(labelled, Path(folder), Patch(**preset["patch"]))
+        store = store_of(labelled, Path(folder), preset.patch)
         for name, initial in (("from scratch", None), ("fine-tuned", untouched)):
             started = time.perf_counter()
             fitted = fitting.fit(store, recipe, initial=initial, title=name)

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from benchmarks.measure import Candidate, Lap, alternate, ratio
 from benchmarks.table import Row, share
-from benchmarks.train_step import PRESET, mitoflow, preset, write_patches
+from benchmarks.train_step import PRESET, mitoflow, write_patches
 
 COMMAND = "python -m benchmarks logging_share"
 
 
 def rows(rounds: int) -> list[Row]:
-    settings = preset(PRESET)
-    epochs, patches = settings["epochs"], settings["epochs"] * settings["patches_per_epoch"]
+    from mitoflow.config import presets
+
+    train = presets.load(PRESET).train
+    epochs, patches = train.epochs, train.epochs * train.patches_per_epoch
     with tempfile.TemporaryDirectory() as folder:
         contenders: dict[str, Candidate] = {
             "training": partial(mitoflow, write_patches(Path(folder)), {}),

@@ -17,7 +17,7 @@ from benchmarks.measure import Candidate, Lap, Series, alternate
 from benchmarks.table import Row, compare
 
 if TYPE_CHECKING:
-    from mitoflow.training.recipe import Recipe
+    from mitoflow.config.params import Recipe
 
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
@@ -79,20 +79,11 @@ def write_patches(folder: Path) -> Path:
 
 def recipe(**changes: Any) -> Recipe:
     """Return the recipe of the preset, which trains for ever."""
-    from mitoflow.training.recipe import Recipe
+    from mitoflow.config import presets
+    from mitoflow.stages.paths import BEST_PARAMS
 
     endless = {"epochs": 1_000_000, "patience": 1_000_000, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH}
-    return Recipe(**preset(PRESET) | endless | changes)
-
-
-def preset(name: str) -> dict[str, Any]:
-    """Return the recipe of a preset."""
-    from ruamel.yaml import YAML
-
-    from mitoflow.config.presets import PRESETS
-
-    values: dict[str, Any] = YAML(typ="safe").load(PRESETS)[name]["train"]
-    return {key: value for key, value in values.items() if key != "init_from"}
+    return presets.load(PRESET).train.recipe(BEST_PARAMS).replace(**endless | changes)
 
 
 def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:

@@ -22,13 +22,13 @@ from typing import Any
 
 from benchmarks.measure import Candidate, Lap, Series, alternate
 from benchmarks.table import Row, compare, limit
-from benchmarks.train_step import preset, write_patches
+from benchmarks.train_step import write_patches
 
 COMMAND = "python -m benchmarks tuning"
 EACH = {1: 4, 8: 2, 64: 1}  # trials of a simulated study for each worker, by the number of workers
 ASLEEP = 1.0  # seconds of a simulated trial
 TRIALS = 2  # of a real study
-RECIPE = {"epochs": 1, "patches_per_epoch": 8, "patience": 1, "base_width": 4}
+LENGTHS = {"epochs": 1, "patches_per_epoch": 8, "patience": 1, "seed": 1}
 
 
 def rows(rounds: int) -> list[Row]:
@@ -58,12 +58,10 @@ def overhead(series: Series, workers: int) -> Series:
 
 def fit(folder: Path, workers: int, lap: Lap) -> None:
     """Search with short trials of the real objective."""
+    from mitoflow.config.params import SharedWithTrials
     from mitoflow.tuning.trial import Trial
 
-    shared = {**preset("phantom"), **RECIPE}
-    for sampled in ("learning_rate", "depth", "augment_strength"):
-        del shared[sampled]
-    trial = Trial.of(folder / "patches", shared)
+    trial = Trial.of(folder / "patches", SharedWithTrials(base_width=4).model_dump() | LENGTHS)
     with cluster(folder, workers) as address:
         while True:
             search(folder, trial, TRIALS, address)

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 from benchmarks import ablation, train_step
@@ -17,7 +16,7 @@ def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dat
     scores = {}
     for name in ["the recipe", *changed]:
         row = ablation.ROWS[name]
-        found = ablation.measure(store, dataclasses.replace(recipe, **row.changes), row, name)
+        found = ablation.measure(store, recipe.replace(**row.changes), row, name)
         scores[name] = found["validation_dice"], found["altered_dice"]
         assert min(scores[name]) > 0
     assert len(changed) == 6

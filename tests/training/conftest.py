@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from mitoflow.config.params import Patch
+from mitoflow.config.params import Patch, Recipe
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
-from mitoflow.training.recipe import Recipe
 
 RECIPE = Recipe(
     learning_rate=0.01,

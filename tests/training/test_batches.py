@@ -13,7 +13,7 @@ from .conftest import RECIPE
 
 
 def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
-    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0)
+    plain = RECIPE.replace(augment_strength=0.0, intensity_strength=0.0)
     dataset = TrainPatches(store.train, 8, plain)
     rng = np.random.default_rng(7)
     stack, z, (y, x) = dataset.place(0, rng)
@@ -25,10 +25,10 @@ def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
 
 
 def test_without_its_neighbours_a_slice_stands_for_them(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, intensity_strength=0.0, context_dropout=1.0)
+    recipe = RECIPE.replace(intensity_strength=0.0, context_dropout=1.0)
     images, _ = TrainPatches(store.train, 8, recipe)[0]
     assert np.array_equal(images[..., 0], images[..., 1])
-    seeing = dataclasses.replace(recipe, context_dropout=0.0)
+    seeing = recipe.replace(context_dropout=0.0)
     images, _ = TrainPatches(store.train, 8, seeing)[0]
     assert not np.array_equal(images[..., 0], images[..., 1])
 
@@ -37,8 +37,7 @@ def test_without_its_neighbours_a_slice_stands_for_them(store: PatchStore) -> No
 def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: float) -> None:
     """With the masks in the place of the images, both come out equal, up to interpolation at the edges."""
     twice = dataclasses.replace(store.train, images=store.train.masks * np.uint8(255))
-    recipe = dataclasses.replace(
-        RECIPE,
+    recipe = RECIPE.replace(
         augment_strength=strength,
         affine_fraction=1.0,
         intensity_strength=0.0,
@@ -52,7 +51,7 @@ def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: f
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
-    plain = dataclasses.replace(RECIPE, augment_strength=0.0, intensity_strength=0.0, orthoplanes=True)
+    plain = RECIPE.replace(augment_strength=0.0, intensity_strength=0.0, orthoplanes=True)
     dataset = TrainPatches(store.train, 8, plain)
     stack, place, (row, column) = dataset.place(axis, np.random.default_rng(7))
     image, mask = dataset.crop(axis, np.random.default_rng(7))
@@ -67,13 +66,13 @@ def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: 
 
 
 def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, orthoplanes=True)
+    recipe = RECIPE.replace(orthoplanes=True)
     dataset = TrainPatches(store.train, 8, recipe)
     height = dataset[1][0].shape[1]
     assert height < 64
     shapes = [dataset[step][0].shape[:3] for step in range(4)]
     assert shapes == [(4, 64, 64), (4 * 64 // height, height, 64), (4 * 64 // height, height, 64), (4, 64, 64)]
-    fitted = fitting.fit(store, dataclasses.replace(recipe, epochs=1))
+    fitted = fitting.fit(store, recipe.replace(epochs=1))
     assert fitted.model.input_shape[-1] == 3
 
 
@@ -81,24 +80,24 @@ def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: Patch
     depths = {stack: len(held) for stack, held in store.train.ranges.items()}
     height = max(depths.values()) // 4 * 4
     for batch_size in (2, 6, 8):
-        dataset = TrainPatches(store.train, 8, dataclasses.replace(RECIPE, orthoplanes=True, batch_size=batch_size))
+        dataset = TrainPatches(store.train, 8, RECIPE.replace(orthoplanes=True, batch_size=batch_size))
         assert len(dataset[1][0]) == batch_size * (64 // height)  # so that devices which share it all get some
 
 
 def test_stacks_without_sections_are_told(store: PatchStore) -> None:
-    shallow = dataclasses.replace(RECIPE, orthoplanes=True, depth=6)
+    shallow = RECIPE.replace(orthoplanes=True, depth=6)
     with pytest.raises(InputError, match="train.orthoplanes: found true"):
         TrainPatches(store.train, 8, shallow)
 
 
 def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, augment_strength=0.0, foreground_fraction=1.0, batch_size=64)
+    recipe = RECIPE.replace(augment_strength=0.0, foreground_fraction=1.0, batch_size=64)
     _, masks = TrainPatches(store.train, 8, recipe)[0]
     assert masks.any(axis=(1, 2, 3)).all()
 
 
 def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
-    dataset = TrainPatches(store.train, 8, dataclasses.replace(RECIPE, foreground_fraction=0.0))
+    dataset = TrainPatches(store.train, 8, RECIPE.replace(foreground_fraction=0.0))
     corners = np.array([dataset.place(0, np.random.default_rng(seed))[2] for seed in range(400)])
     height, width = store.train.shapes[0][1:]
     assert corners.min(axis=0).tolist() == [0, 0]
@@ -115,7 +114,7 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> Non
 
 
 def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, batch_size=7)
+    recipe = RECIPE.replace(batch_size=7)
     alone, shared = (ValidationPatches(store.validation, 8, recipe, devices) for devices in (1, 4))
     assert [len(images) for images, _, _ in alone] == [7, 7, 7, 3]
     assert [len(images) for images, _, _ in shared] == [8, 8, 8, 4]

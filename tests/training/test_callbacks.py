@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: P
 
 
 def test_it_stops_when_validation_gets_no_better(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e-9, epochs=9, patches_per_epoch=4, patience=2)
+    recipe = RECIPE.replace(learning_rate=1e-9, epochs=9, patches_per_epoch=4, patience=2)
     history = fitting.fit(store, recipe).history
     assert len(history) < 9
     assert len(history) - 1 - best_epoch(history) == 2
@@ -66,7 +65,7 @@ def test_the_model_has_the_weights_of_the_best_epoch(store: PatchStore) -> None:
     keeping = Callback()
     keeping.on_epoch_end = lambda epoch, logs=None: weights.append(keeping.model.get_weights())
     # At this rate the third epoch is worse than the second one.
-    fitted = fitting.fit(store, dataclasses.replace(RECIPE, learning_rate=0.3, epochs=4), callbacks=[keeping])
+    fitted = fitting.fit(store, RECIPE.replace(learning_rate=0.3, epochs=4), callbacks=[keeping])
     assert fitted.best_epoch < len(fitted.history) - 1
     for mine, best, last in zip(fitted.model.get_weights(), weights[fitted.best_epoch], weights[-1], strict=True):
         assert np.array_equal(mine, best)

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import subprocess
 import sys
@@ -16,16 +15,15 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
 from mitoflow.models import unet
 from mitoflow.training import fitting
-from mitoflow.training.recipe import as_dict
 from tests.parts import ENVIRONMENT
 
 from .conftest import RECIPE
 
 
 def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=8, patches_per_epoch=120, patience=8, base_width=8, loss="bce_dice")
+    recipe = RECIPE.replace(epochs=8, patches_per_epoch=120, patience=8, base_width=8, loss="bce_dice")
     # A thousand small crops, turned but neither resampled nor altered: enough to learn what the phantom shows.
-    recipe = dataclasses.replace(recipe, learning_rate=0.003, affine_fraction=0.0, intensity_strength=0.0)
+    recipe = recipe.replace(learning_rate=0.003, affine_fraction=0.0, intensity_strength=0.0)
     fitted = fitting.fit(store, recipe)
     assert fitted.history[fitted.best_epoch]["val_dice"] > 0.6
     images = store.validation.with_neighbours(np.arange(len(store.validation)), 1, 2) / np.float32(255)
@@ -36,18 +34,18 @@ def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -
 
 def test_it_starts_from_another_model(store: PatchStore) -> None:
     first = fitting.fit(store, RECIPE).model
-    still = dataclasses.replace(RECIPE, learning_rate=1e-9, epochs=1, patches_per_epoch=4)
+    still = RECIPE.replace(learning_rate=1e-9, epochs=1, patches_per_epoch=4)
     tuned = fitting.fit(store, still, initial=first)
     for mine, theirs in zip(tuned.model.trainable_variables, first.trainable_variables, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     with pytest.raises(InputError, match="train.init_from: found a U-Net of other depth"):
-        fitting.fit(store, dataclasses.replace(still, depth=1), initial=first)
+        fitting.fit(store, still.replace(depth=1), initial=first)
 
 
 @pytest.mark.parametrize(("key", "known"), [("loss", "bce, bce_dice"), ("network", "unet")])
 def test_an_unknown_loss_or_network_is_refused(store: PatchStore, key: str, known: str) -> None:
     with pytest.raises(InputError, match=f"params.yaml: train.{key}: found 'other', expected one of {known}"):
-        fitting.fit(store, dataclasses.replace(RECIPE, **{key: "other"}))
+        fitting.fit(store, RECIPE.replace(**{key: "other"}))
 
 
 def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
@@ -56,13 +54,13 @@ def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
         inputs = keras.Input((None, None, channels))
         return keras.Model(inputs, keras.layers.Conv2D(1, 3, padding="same", dtype="float32")(inputs))
 
-    short = dataclasses.replace(RECIPE, network="of the test", epochs=1, patches_per_epoch=4)
+    short = RECIPE.replace(network="of the test", epochs=1, patches_per_epoch=4)
     assert [weights.shape for weights in fitting.fit(store, short).model.get_weights()] == [(3, 3, 3, 1), (1,)]
     del unet.NETWORKS["of the test"]
 
 
 def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None:
-    recipe = dataclasses.replace(RECIPE, precision="mixed_bfloat16", epochs=1, patches_per_epoch=8, loss="bce_dice")
+    recipe = RECIPE.replace(precision="mixed_bfloat16", epochs=1, patches_per_epoch=8, loss="bce_dice")
     model = fitting.fit(store, recipe).model
     assert {weight.dtype for weight in model.weights} == {"float32"}
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
@@ -74,7 +72,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
     pairs = read_pairs(small_dataset / "train")
     store = PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
     # More batches than are made ahead: Keras would keep those for the next epoch.
-    recipe = dataclasses.replace(RECIPE, loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=48)
+    recipe = RECIPE.replace(loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=48)
     assert len(store.validation) % recipe.batch_size == 2
     script = textwrap.dedent("""
         import dataclasses, json, sys
@@ -87,9 +85,9 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
         from mitoflow.data.patches import PatchStore
         from mitoflow.errors import InputError
         from mitoflow.training import fitting
-        from mitoflow.training.recipe import Recipe
+        from mitoflow.config.params import Recipe
 
-        store, recipe = PatchStore.open(Path("patches")), Recipe(**json.loads(sys.argv[1]))
+        store, recipe = PatchStore.open(Path("patches")), Recipe.model_validate_json(sys.argv[1])
 
         def fit(strategy, **options):
             fitted = fitting.fit(store, recipe, strategy=strategy, **options)
@@ -100,7 +98,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
                 raise KeyboardInterrupt
 
         try:
-            fitting.fit(store, dataclasses.replace(recipe, batch_size=5), strategy="data_parallel")
+            fitting.fit(store, recipe.replace(batch_size=5), strategy="data_parallel")
         except InputError as error:
             refused = str(error)
         Path("kept").mkdir()
@@ -110,7 +108,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
             pass
         print(json.dumps([refused, fit("none"), fit("data_parallel", checkpoints=Path("kept"))]))
     """)
-    command = [sys.executable, "-c", script, json.dumps(as_dict(recipe))]
+    command = [sys.executable, "-c", script, recipe.model_dump_json()]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     refused, (expected, weights), (history, resumed) = json.loads(done.stdout.splitlines()[-1])

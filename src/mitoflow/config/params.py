@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,6 +22,9 @@ Depth = Annotated[int, Field(ge=1, le=6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Tuned = Literal["tuned"]
 MaskRule = Literal["auto", "nonzero", "half"]
+
+#: What the study samples: keys of ``tune`` with a range each, and of ``train`` with a number or ``tuned``.
+SAMPLED = ("learning_rate", "depth", "augment_strength")
 
 
 def _odd(size: int) -> int:
@@ -124,8 +127,8 @@ class SharedWithTrials(Section):
     batch_size: Positive = 8
 
 
-class Fit(SharedWithTrials):
-    """All that decides a fit, besides the patches and the weights that it starts from."""
+class OpenRecipe(SharedWithTrials):
+    """What a recipe holds, where the study may still have to find the values that are ``tuned``."""
 
     learning_rate: LearningRate | Tuned = "tuned"
     depth: Depth | Tuned = "tuned"
@@ -136,23 +139,27 @@ class Fit(SharedWithTrials):
     seed: Seed = 1
 
 
-class Recipe(Fit):
-    """A fit with a number for each value that can be tuned."""
+class Recipe(OpenRecipe):
+    """All that decides a fit, besides the patches and the initial weights, with no value left to the study."""
 
     learning_rate: LearningRate
     depth: Depth
     augment_strength: Fraction
 
+    def replace(self, **changes: Any) -> Self:
+        """Return the recipe with other values for some keys."""
+        return self.model_validate(self.model_dump() | changes)
 
-class Train(Fit):
-    """The final fit; ``tuned`` stands for the value that the study finds best."""
+
+class Train(OpenRecipe):
+    """The training: a recipe, and the weights that it starts from."""
 
     init_from: str | Positive = "none"
 
     @property
     def tuned(self) -> list[str]:
         """The keys whose values the study finds."""
-        return [key for key, value in self if value == "tuned"]
+        return [key for key in SAMPLED if getattr(self, key) == "tuned"]
 
     def recipe(self, best_params: Path) -> Recipe:
         """Return the recipe of the final fit; values that are tuned come from the file in which the study put them.

@@ -55,6 +55,16 @@ def recorded_md5(stage: str, output: Path) -> str | None:
     return _output_md5(_yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}), str(output))
 
 
+def has_recorded_params(stage: str) -> bool:
+    """Return whether ``params.yaml`` has the values with which ``dvc.lock`` records a stage.
+
+    A stage that runs although it has was forced by a person, or reads other data or code than before.
+    """
+    recorded = _yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml")
+    present = _yaml(Path("params.yaml"))
+    return recorded is not None and all(_value(present, key) == value for key, value in recorded.items())
+
+
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:
     """Return a lineage as MLflow tags, ``mitoflow.lineage.*``."""
     return {PREFIX + key: value for key, value in lineage.items()}
@@ -103,6 +113,13 @@ def _yaml(path: Path) -> dict[str, Any]:
         return files.read_yaml(path, "run DVC")
     except InputError:
         return {}
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; None where there is none."""
+    section, _, rest = key.partition(".")
+    found = values.get(section)
+    return _value(found, rest) if rest and isinstance(found, dict) else found
 
 
 def _output_md5(stage: Mapping[str, Any], path: str) -> str | None:

@@ -15,7 +15,6 @@ from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 from mitoflow.tracking import pretrained, runs
 from mitoflow.training import fitting
-from mitoflow.training.recipe import Recipe, as_dict
 
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
@@ -25,13 +24,10 @@ def main() -> None:
     losses.LOSSES.require(settings.train.loss)
     unet.NETWORKS.require(settings.train.network)
     store = PatchStore.open(PATCHES)
-    values = settings.train.model_dump(exclude={"init_from"})
-    tuned = [key for key, value in values.items() if value == "tuned"]
-    best = files.read_yaml(BEST_PARAMS, "run `dvc repro tune`", tuned)
-    recipe = Recipe(**{key: best[key] if value == "tuned" else value for key, value in values.items()})
+    recipe = settings.train.recipe(BEST_PARAMS)
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
-    decides = [as_dict(recipe), origin.get("sha256"), store.digest, fitting.code_digest()]
+    decides = [recipe.model_dump(), origin.get("sha256"), store.digest, fitting.code_digest()]
     fingerprint = files.short_digest(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
@@ -39,7 +35,7 @@ def main() -> None:
         _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
         with runs.start("train", "train", key=_run_key(checkpoints)) as run:
-            run.params(settings.model_dump(by_alias=True) | {"recipe": as_dict(recipe), "initial": origin})
+            run.params(settings.model_dump(by_alias=True) | {"recipe": recipe.model_dump(), "initial": origin})
             for side, patches in (("training", store.train), ("validation", store.validation)):
                 profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
                 run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
@@ -57,7 +53,7 @@ def main() -> None:
                 "bit_depth": store.bit_depth,
                 "divisor": 2**recipe.depth,
                 "parameters": fitted.model.count_params(),
-                "recipe": as_dict(recipe),
+                "recipe": recipe.model_dump(),
                 "initial": origin,
             }
             files.write_yaml(MODEL_FACTS, facts)
@@ -79,12 +75,14 @@ def main() -> None:
 
 
 def _remove_recorded(checkpoints: Path) -> None:
-    """Remove what earlier trainings left that have ended: those of other recipes, and this one, once DVC knows it.
+    """Remove what trainings that ended left: those of other recipes, and this one where it was forced.
 
-    Between the last line of a stage and what DVC writes about it a kill must cost nothing either; but what DVC has on
-    record is trained again where a person forces that.
+    It was forced where DVC has this model and these parameters on record. Otherwise it was stopped after its last line
+    and before DVC recorded it, or runs for a parameter that decides nothing, such as the name of the data: then it ends
+    with the same model at once.
     """
-    recorded = provenance.recorded_md5("train", MODEL)
+    is_forced = provenance.has_recorded_params("train")
+    recorded = provenance.recorded_md5("train", MODEL) if is_forced else None
     for delivered in checkpoints.parent.glob(f"*/{DELIVERED}"):
         if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
             shutil.rmtree(delivered.parent)

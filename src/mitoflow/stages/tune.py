@@ -1,49 +1,58 @@
-"""Search learning rate, depth and augmentation strength with Optuna."""
+"""Search with Optuna the values of learning rate, depth and augmentation strength that ``train`` leaves open."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mitoflow.config import params
+from mitoflow.config.params import SAMPLED, Params, SharedWithTrials
 from mitoflow.core import cluster, files, provenance
-from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
-from mitoflow.tracking import runs
-from mitoflow.training.recipe import as_dict
-from mitoflow.tuning import optuna_study
-from mitoflow.tuning.trial import Trial
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from mitoflow.tracking import runs
+    from mitoflow.tuning.trial import Trial
+
+PLOTS = TUNE_REPORTS / "plots"
 
 
 def main() -> None:
     settings = params.load()
+    if settings.train.tuned:
+        search(settings)
+        return
+    # The same whatever the section `tune` says, so that `train` stays up to date.
+    _write({}, [], {"trials": 0})
+    with files.replacing(PLOTS) as beside:
+        beside.mkdir()
+    print(f"no study: params.yaml gives train.{', '.join(SAMPLED[:-1])} and {SAMPLED[-1]}")
+
+
+def search(settings: Params) -> None:
+    """Run the study, or go on with it, and write what it found."""
+    from mitoflow.models import losses, unet  # these import Keras and Optuna
+    from mitoflow.tracking import runs
+    from mitoflow.tuning import optuna_study
+    from mitoflow.tuning.trial import Trial
+
     losses.LOSSES.require(settings.train.loss)
     unet.NETWORKS.require(settings.train.network)
     tune = settings.tune
     searched = tune.model_dump(exclude={"trials"})
-    of_a_fit = {
-        "init_from",
-        "learning_rate",
-        "depth",
-        "augment_strength",
-        "epochs",
-        "patches_per_epoch",
-        "patience",
-        "seed",
-    }
-    shared = settings.train.model_dump(exclude=of_a_fit)
-    of_a_trial = {
-        "epochs": tune.epochs,
-        "patches_per_epoch": tune.patches_per_epoch,
-        "patience": tune.epochs,
-        "seed": tune.seed,
-    }
-    trial = Trial.of(PATCHES, shared | of_a_trial)
+    shared = settings.train.model_dump(include=set(SharedWithTrials.model_fields))
+    lengths = {"epochs": tune.epochs, "patches_per_epoch": tune.patches_per_epoch, "patience": tune.epochs}
+    trial = Trial.of(PATCHES, {**shared, **lengths, "seed": tune.seed})
     name = "tune-" + files.short_digest([searched, shared, *trial.digests])
-    with optuna_study.owned_study(name, provenance.recorded_md5("tune", BEST_PARAMS)) as study:
+    # Forced, a study that ended is searched again; for other parameters that decide nothing in it, it serves as it is.
+    is_forced = provenance.has_recorded_params("tune")
+    recorded = provenance.recorded_md5("tune", BEST_PARAMS) if is_forced else None
+    with optuna_study.owned_study(name, recorded) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
 
@@ -52,26 +61,32 @@ def main() -> None:
             for number in optuna_study.recover(study):
                 _child(run, number).end("KILLED")
             search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials))
-            address = os.environ.get(cluster.DASK)
-            if address or settings.machine.workers > 1:
-                search.on_cluster(trial, address=address, workers=settings.machine.workers)
+            address, workers = os.environ.get(cluster.DASK), settings.machine.workers
+            if address or workers > 1:
+                search.on_cluster(trial, address=address, workers=workers)
             else:
                 search.here(trial)
-            finished = optuna_study.finished_trials(study)
-            files.write_yaml(BEST_PARAMS, study.best_params)
-            rows = (
-                (place, trial.state.name, *(trial.params[name] for name in optuna_study.SAMPLED), trial.value)
-                for place, trial in enumerate(finished, start=1)
-            )
-            files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *optuna_study.SAMPLED, "val_dice"), rows)
-            optuna_study.write_plots(study, TUNE_REPORTS / "plots", tune.seed)
-            summary = {"best_val_dice": study.best_value, "trials": len(finished)}
-            files.write_json(TUNE_REPORTS / "metrics.json", summary)
+            # A study may hold more trials, of a longer search.
+            finished = optuna_study.finished_trials(study)[: tune.trials]
+            best = optuna_study.best_trial(finished)
+            summary = {"best_val_dice": best.values[0], "trials": len(finished)}
+            _write(best.params, finished, summary)
+            optuna_study.write_plots(finished, PLOTS, tune.seed)
             run.metrics(summary)
-            run.params({"best": study.best_params})
+            run.params({"best": best.params})
             run.artifact(TUNE_REPORTS)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
-        print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
+        print(f"best of {len(finished)} trials: validation Dice {best.values[0]:.4f} with {best.params}")
+
+
+def _write(best: dict[str, Any], trials: Sequence[FrozenTrial], summary: Mapping[str, float]) -> None:
+    files.write_yaml(BEST_PARAMS, best)
+    rows = (
+        (place, trial.state.name, *(trial.params[name] for name in SAMPLED), trial.value)
+        for place, trial in enumerate(trials, start=1)
+    )
+    files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *SAMPLED, "val_dice"), rows)
+    files.write_json(TUNE_REPORTS / "metrics.json", summary)
 
 
 class Tracked:
@@ -84,7 +99,7 @@ class Tracked:
     def began(self, number: int, values: dict[str, Any]) -> None:
         """Start its run, which ends with the study if nothing else ends it."""
         self._runs[number] = self._open.enter_context(_child(self._run, number))
-        self._runs[number].params(as_dict(self._trial.recipe(values)))
+        self._runs[number].params(self._trial.recipe(values).model_dump())
 
     def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
         """Log its curves."""

@@ -7,11 +7,11 @@ import functools
 import keras
 import numpy as np
 
+from mitoflow.config.params import Recipe
 from mitoflow.data.network_input import neighbours, to_unit
 from mitoflow.data.patches import Patches
 from mitoflow.errors import InputError
 from mitoflow.training import augmentation
-from mitoflow.training.recipe import Recipe
 
 
 def feeding(devices: int) -> dict[str, int]:

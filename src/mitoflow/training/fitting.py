@@ -13,21 +13,21 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from mitoflow.config.params import Recipe
 from mitoflow.core import files
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.training.batches import TrainPatches, ValidationPatches
 from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, best_epoch
-from mitoflow.training.recipe import Recipe
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
 #: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
 #: the same but for rounding.
 Strategy = Literal["none", "data_parallel"]
 
-#: The code that decides the outcome of a fit; a folder stands for all that is in it.
-CODE = ("data/patches.py", "io/tiff.py", "models", "training")
+#: The code that decides the outcome of a fit, in the package; the dependencies of `train` in dvc.yaml are the same.
+CODE = ("data/network_input.py", "data/patches.py", "models", "training")
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 
@@ -197,4 +197,5 @@ def prepare_backend(recipe: Recipe) -> None:
 def code_digest() -> str:
     """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
     package = Path(__file__).parents[1]
-    return files.short_digest(keras.backend.backend(), *(package / each for each in CODE))
+    modules = [path for each in CODE for path in sorted((package / each).rglob("*.py")) or [package / each]]
+    return files.short_digest(keras.backend.backend(), *modules)

@@ -11,12 +11,12 @@ from typing import Any
 import keras
 
 from mitoflow import __version__
+from mitoflow.config.params import Recipe
 from mitoflow.core import cluster
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.training import fitting
 from mitoflow.training.callbacks import Logs
-from mitoflow.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
