@@ -33,6 +33,7 @@ from mitoflow.config import params
 from mitoflow.config.params import Recipe
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions
+from mitoflow.data.cutting import write_store
 from mitoflow.data.network_input import to_unit
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
@@ -231,7 +232,7 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
     settings = params.load().patch.model_copy(update={"size": row.size, "step": row.size})
     conventions, pairs = Conventions.read(CONVENTIONS), read_pairs(DATA / "train")
     with tempfile.TemporaryDirectory() as folder:
-        yield PatchStore.write(
+        yield write_store(
             Path(folder, "patches"), pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
         )
 

@@ -37,8 +37,8 @@ def mitoflow(data: Path, lap: Lap) -> None:
     import cv2
 
     from mitoflow.config.params import Patch
+    from mitoflow.data.cutting import write_store
     from mitoflow.data.pairs import read_pairs
-    from mitoflow.data.patches import PatchStore
     from mitoflow.training.batches import TrainPatches
 
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
@@ -46,7 +46,7 @@ def mitoflow(data: Path, lap: Lap) -> None:
     training_recipe = recipe(**LIKE_THE_SEED, patches_per_epoch=PATCHES)
     while True:
         pairs = read_pairs(data / "train")
-        store = PatchStore.write(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+        store = write_store(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
         batches = TrainPatches(store.train, store.bit_depth, training_recipe)
         with ThreadPoolExecutor(batches.workers) as threads:
             for _ in threads.map(batches.__getitem__, range(len(batches))):

@@ -19,7 +19,7 @@ import tifffile
 
 from mitoflow import cli
 from mitoflow.config import params, presets
-from mitoflow.data import datasets, patches
+from mitoflow.data import cutting, datasets
 from mitoflow.data.datasets import Recipe, install, install_epfl, install_own, install_phantom
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import open_stack, write_stack
@@ -148,7 +148,7 @@ def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monk
         cli.main()
     assert [len(list(Path("data", part, "images").iterdir())) for part in ("train", "test")] == [3, 1]
     settings = params.load()
-    sides = patches.split([1, 1, 1], settings.patch.validation_fraction, settings.patch.gap)
+    sides = cutting.split([1, 1, 1], settings.patch.validation_fraction, settings.patch.gap)
     assert {side: len(slices) for side, slices in sides.items()} == {"train": 2, "validation": 1}
     assert settings.train.init_from == "pretrained"
 

@@ -21,6 +21,7 @@ from keras.callbacks import LambdaCallback
 from mitoflow.config.params import Patch
 from mitoflow.core import files
 from mitoflow.data import patches
+from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import SPLITS, Patches, PatchStore
 from mitoflow.errors import InputError
@@ -61,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Patc
     folder = tmp_path_factory.mktemp("damage") / "patches"
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
-    return PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_patch_store(
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     tried = examples(long=200, short=20)
     for _ in range(tried):
@@ -163,7 +164,7 @@ def test_index(
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     outcomes = []
 
@@ -244,14 +245,14 @@ def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kin
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     kind(folder)
     with pytest.raises(InputError, match="expected a patch store of format 3; run `dvc repro -f patch`"):
         PatchStore.open(folder)
     # What a killed process was writing is swept by the next.
     stale = of_process(2**22 + 1, folder)
     stale.mkdir()
-    again = PatchStore.write(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    again = write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
     assert not stale.exists()
     assert again.digest == store.digest
 

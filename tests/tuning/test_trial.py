@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
-from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.tuning.trial import Trial
 
@@ -40,7 +40,7 @@ VALUES = {"learning_rate": 0.001, "depth": 1, "augment_strength": 0.5}
 def trial(small_dataset: Path, tmp_path: Path) -> Trial:
     pairs = read_pairs(small_dataset / "train")
     settings = Patch(size=64, step=64, validation_fraction=0.1, gap=2)
-    PatchStore.write(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
     return Trial.of(tmp_path / "patches", SHARED)
 
 

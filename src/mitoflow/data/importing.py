@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tifffile
 
+from mitoflow.data.cutting import split
 from mitoflow.data.pairs import Pair, open_pair
-from mitoflow.data.patches import split
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
 from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, natural_order, needs_bigtiff
@@ -173,7 +173,7 @@ def whole(pairs: Sequence[Pair]) -> list[Excerpt]:
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Excerpt], list[Excerpt]]:
-    """Take the last part of each stack in z for testing, and leave out slices before it, as `patches.split` does.
+    """Take the last part of each stack in z for testing, and leave out slices before it, as `cutting.split` does.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow.data import network_input, patches
+from mitoflow.data import cutting, network_input, patches
 from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
@@ -203,8 +203,8 @@ def _sections() -> OnSections:
 
 def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, size: int) -> Counts:
     """Count one slice, (Y, X, C) with its neighbours, by the patch-wise protocol."""
-    channels = [patches.cut(image, size, size)[0] for image in np.moveaxis(images, -1, 0)]
-    truths, boxes = patches.cut(truth, size, size)
+    channels = [cutting.cut(image, size, size)[0] for image in np.moveaxis(images, -1, 0)]
+    truths, boxes = cutting.cut(truth, size, size)
     predicted = predictor.patch_probabilities(np.stack(channels, axis=-1)) >= PATCH_WISE_THRESHOLD
     counts: Counts = metrics.count(truths, predicted, patches.owned(boxes[:, 2:], size)).sum(axis=0)
     return counts

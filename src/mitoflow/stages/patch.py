@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mitoflow.config import params
 from mitoflow.data.conventions import Conventions
+from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
-from mitoflow.data.patches import PatchStore
 from mitoflow.stages.paths import CONVENTIONS, DATA, PATCHES
 from mitoflow.tracking import runs
 
@@ -16,9 +16,7 @@ def main() -> None:
     pairs = read_pairs(DATA / "train")
     with runs.start("patch", "patch") as run:
         run.params({"patch": settings.model_dump()})
-        store = PatchStore.write(
-            PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
-        )
+        store = write_store(PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth)
         run.metrics({"patches.train": len(store.train), "patches.validation": len(store.validation)})
         run.artifact(PATCHES / "store.json")
     print(f"{PATCHES}: {len(store.train)} training and {len(store.validation)} validation patches")

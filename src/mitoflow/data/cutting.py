@@ -1,0 +1,155 @@
+"""From stacks to the patch store: split by blocks of slices, and cut with patchify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from patchify import patchify
+from tqdm import tqdm
+
+from mitoflow.config.params import Patch
+from mitoflow.core import files
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.pairs import Pair
+from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
+from mitoflow.errors import InputError
+
+
+def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceId]]:
+    """Split stacks into train and validation by blocks of consecutive slices.
+
+    Neighbouring slices are near copies of each other, so the last `fraction` of each stack validates and `gap` slices
+    before it are left out. Single pages count together, in their order, as one stack. A stack too short to give a
+    slice to both sides trains.
+
+    Parameters
+    ----------
+    depths
+        Slices of each stack.
+    fraction
+        Share of the slices that validates, above 0 and below 1.
+    gap
+        Slices left out between the two sides.
+
+    Returns
+    -------
+    ``{"train": [(stack, z), ...], "validation": [...]}``; validation is empty where every stack is too short.
+    """
+    series = [[(stack, z) for z in range(depth)] for stack, depth in enumerate(depths) if depth > 1]
+    series.append([(stack, 0) for stack, depth in enumerate(depths) if depth == 1])
+    sides: dict[str, list[SliceId]] = {name: [] for name in SPLITS}
+    for slices in series:
+        held_out = max(1, round(fraction * len(slices)))
+        training = len(slices) - held_out - gap
+        if training < 1:
+            sides["train"] += slices
+        else:
+            sides["train"] += slices[:training]
+            sides["validation"] += slices[-held_out:]
+    return {name: sorted(slices) for name, slices in sides.items()}
+
+
+def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut one slice into patches with patchify, reflecting what does not fill a patch.
+
+    Parameters
+    ----------
+    image
+        (Y, X), any dtype.
+    size, step
+        Pixels of a patch along y and x, and from one patch to the next.
+
+    Returns
+    -------
+    patches
+        (P, size, size), row by row, dtype of `image`.
+    boxes
+        (P, 6) int32; see `layout`.
+    """
+    rows, columns = (Axis(length, size, step) for length in image.shape)
+    padded = np.pad(image, ((0, rows.padding), (0, columns.padding)), mode="reflect")
+    return patchify(padded, (size, size), step=step).reshape(-1, size, size), layout(rows, columns)
+
+
+def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: Rule, bit_depth: int) -> PatchStore:
+    """Cut pairs into a patch store and open it; one slice at a time is in memory.
+
+    Parameters
+    ----------
+    folder
+        Where the store goes; what is there is replaced once the new one is whole.
+    pairs
+        Images and masks.
+    settings
+        The section ``patch`` of ``params.yaml``.
+    mask_rule
+        How masks are read.
+    bit_depth
+        Bits that the grey values use.
+
+    Raises
+    ------
+    InputError
+        There are too few slices to leave some for validation.
+    OSError
+        The disk is full; what was there before stays.
+    """
+    sides = split([pair.image.shape[0] for pair in pairs], settings.validation_fraction, settings.gap)
+    if not sides["validation"]:
+        raise InputError(
+            "data/train",
+            f"{len(sides['train'])} slices, no stack longer than patch.gap {settings.gap} + 2",
+            "enough consecutive slices to hold some out for validation",
+            "add slices or lower patch.gap",
+        )
+    digests = {}
+    with files.replacing(folder) as beside:
+        for side, slices in sides.items():
+            digests[side] = _write_side(beside / side, pairs, slices, settings, mask_rule)
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "bit_depth": bit_depth,
+            "size": settings.size,
+            "step": settings.step,
+            "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
+            "sha256": digests,
+        }
+        header["sha256"]["layout"] = files.short_digest(header)
+        (beside / "store.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    return PatchStore.open(folder, verify=False)
+
+
+def _write_side(folder: Path, pairs: list[Pair], slices: list[SliceId], settings: Patch, mask_rule: Rule) -> str:
+    """Write one side and return the SHA-256 of its content."""
+    folder.mkdir(parents=True)
+    per_stack = [
+        len(Axis(pair.image.shape[1], settings.size, settings.step).starts)
+        * len(Axis(pair.image.shape[2], settings.size, settings.step).starts)
+        for pair in pairs
+    ]
+    shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
+    index, digest = [], begin_digest(shape, pairs[0].image.dtype, np.dtype(np.uint8), np.dtype(np.int32))
+    # Plain writes, not a writable memory map: a full disk then raises OSError and is no bus error.
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+        _write_header(images, shape, pairs[0].image.dtype)
+        _write_header(masks, shape, np.dtype(np.uint8))
+        for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
+            patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
+            truth, _ = cut(binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            for stream, array in ((images, patches), (masks, truth)):
+                content = np.ascontiguousarray(array).data
+                stream.write(content)
+                digest.update(content)
+            index.append(np.insert(boxes, 0, [[stack], [z]], axis=1))
+    rows = np.concatenate(index).astype(np.int32)
+    np.save(folder / "index.npy", rows)
+    digest.update(rows.data)
+    return digest.hexdigest()
+
+
+def _write_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)  # type: ignore[no-untyped-call]
