@@ -252,3 +252,16 @@ def test_a_model_does_not_differ_from_itself():
 def test_counts_of_other_slices_cannot_be_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_difference(drifting_counts(4, 0), drifting_counts(5, 0), metrics.dice, 2, 10, 0)
+
+
+def test_an_interval_is_written_and_read_in_one_way() -> None:
+    interval = Interval(0.91234, -0.5, 0.92)
+    assert (str(interval), f"{interval}", f"{interval:+.2f}") == (
+        "0.9123 [-0.5000, 0.9200]",
+        "0.9123 [-0.5000, 0.9200]",
+        "+0.91 [-0.50, +0.92]",
+    )
+    tags = {key: str(value) for key, value in interval.as_dict("mitoflow.dice", ".").items()}
+    assert tags == {"mitoflow.dice": "0.91234", "mitoflow.dice.low": "-0.5", "mitoflow.dice.high": "0.92"}
+    assert Interval.from_dict("mitoflow.dice", tags, ".") == interval
+    assert Interval.from_dict("mitoflow.dice", {"mitoflow.dice": "0.9"}, ".") is None
