@@ -60,11 +60,11 @@ def main() -> None:
             accounts.update_user_password(name, ask(name))
         else:
             give(accounts, client, name, what)
-    except store.TROUBLE as error:
+    except store.ERRORS as error:
         if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             expected = "a name and a password that the server takes"
             raise errors.InputError(name, store.reason(error), expected, "run it again with others") from None
-        raise store.trouble(server, error) from None
+        raise store.as_user_error(server, error) from None
     print(f"{name}: {what}")
 
 

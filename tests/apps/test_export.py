@@ -208,7 +208,7 @@ def test_deeper_grey_values_and_single_slices(tmp_path: Path) -> None:
 
 
 def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    with pytest.raises(InputError, match="found models:/mitoflow@champion, which no version is called"):
+    with pytest.raises(InputError, match="found models:/mitoflow@champion, which names no version"):
         model_lookup.find("models:/mitoflow@champion")
     weights, settings = Path("unet.keras"), Path("inference.yaml")
     evaluated = Evaluation.read(Path("evaluation.json"))

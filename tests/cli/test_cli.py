@@ -221,7 +221,7 @@ def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_
     client.create_registered_model("mitoflow")
     for content in (b"weights", b"other weights"):
         digest = hashlib.sha256(content).hexdigest()
-        tags = {store.MODEL_SHA256: digest} | Verdict(1, promoted=False, reason="so").tags()
+        tags = {store.MODEL_SHA256_TAG: digest} | Verdict(1, promoted=False, reason="so").tags()
         client.create_model_version("mitoflow", "nowhere", tags=tags)
     assert "registered model: version 1 (no alias): so" in run_here("summary")[1]
 

@@ -74,7 +74,7 @@ class Training:
 
     def check(self, place: str) -> None:
         until(lambda: not runs.sync().live)  # the threads of a slow run, which end with its process
-        assert runs.sync() == runs.Synced(sent=0, left=0, live=0, trouble="")
+        assert runs.sync() == runs.Synced(sent=0, left=0, live=0, reason="")
         assert journal.folders() == []
         client = store.client(place)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -91,13 +91,13 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
     ("name", "said"),
     [
         ("7", "version 7: found no such version"),
-        ("models:/mitoflow@best", "--model: found models:/mitoflow@best, which no version is called"),
+        ("models:/mitoflow@best", "--model: found models:/mitoflow@best, which names no version"),
         ("models:/other/1", "--model: found models:/other/1"),
         ("0" * 32, "run 0+: found no version"),
         ("pretrained:none", "pretrained model: found none"),
         (
             "best",
-            "--model: found best, which no version is called, expected models:/mitoflow@champion, a version, a run",
+            "--model: found best, which names no version, expected models:/mitoflow@champion, a version, a run",
         ),
         ("mlflow.db", "--model: found mlflow.db, expected models:/mitoflow@champion, a version, a run, a .keras file"),
     ],

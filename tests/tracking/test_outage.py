@@ -125,9 +125,9 @@ def test_down_at_the_start(
     assert len(said.splitlines()) == 1
     synced = runs.sync()
     assert (synced.sent, synced.left) == (0, 19)
-    assert "Connection refused" in synced.trouble
+    assert "Connection refused" in synced.reason
 
-    monkeypatch.setattr(runs, "SAY_SO_AFTER", 0.0)
+    monkeypatch.setattr(runs, "WARN_AFTER", 0.0)
     with runs.start("train", "away at first") as late:
         train(late, 0, 5)
         server.start()
@@ -138,7 +138,7 @@ def test_down_at_the_start(
     assert epochs_of(late.key) == list(range(EPOCHS))
     assert found(late.key).info.status == "FINISHED"
 
-    assert runs.sync() == runs.Synced(sent=19, left=0, live=0, trouble="")
+    assert runs.sync() == runs.Synced(sent=19, left=0, live=0, reason="")
     there = found(away.key)
     assert epochs_of(away.key) == list(range(EPOCHS))
     assert (there.info.status, there.data.params) == ("FINISHED", {"seed": "1"})
@@ -174,7 +174,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
 
     server.start()
     synced = runs.sync()
-    assert (synced.left, synced.trouble) == (0, "")
+    assert (synced.left, synced.reason) == (0, "")
     assert journal.folders() == []
     there = found(run.key)
     assert epochs_of(run.key) == list(range(EPOCHS))

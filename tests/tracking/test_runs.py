@@ -164,9 +164,9 @@ def test_sync_ends_the_run_of_a_killed_process(checkout: Path, monkeypatch: pyte
         'runs.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
         MLFLOW_TRACKING_URI=NOWHERE,
     )
-    assert runs.sync().trouble.startswith(NOWHERE)  # the journal knows the store that it was for
+    assert runs.sync().reason.startswith(NOWHERE)  # the journal knows the store that it was for
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
-    assert runs.sync() == runs.Synced(sent=3, left=0, live=0, trouble="")
+    assert runs.sync() == runs.Synced(sent=3, left=0, live=0, reason="")
     run = found("t")
     assert run.info.status == "KILLED"
     assert run.info.end_time - run.info.start_time < 1000  # when it was last heard of, not when it was synced
@@ -296,7 +296,7 @@ def test_secrets_are_not_written_down(
     said = capfd.readouterr().err
     assert said.startswith("mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept")
     assert len(said.splitlines()) == 1
-    assert "hunter2" not in said + runs.sync().trouble
+    assert "hunter2" not in said + runs.sync().reason
     assert store.reason(OSError("no http://ann:hunter2@host/api")) == "no http://host/api"
     for before in range(170, 200):  # where a long message is cut, a password is not cut in two
         assert "hunter" not in store.reason(OSError(f"{'-' * before}http://ann:hunter2@host/api"))

@@ -37,7 +37,7 @@ def sync() -> None:
     click.echo(f"{synced.sent} events sent")
     errors = list(synced.damaged)
     if synced.left:
-        found = f"{synced.left} events that it did not take ({synced.trouble})"
+        found = f"{synced.left} events that it did not take ({synced.reason})"
         errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
     for error in errors[:-1]:
         click.echo(f"mitoflow: {error}", err=True)

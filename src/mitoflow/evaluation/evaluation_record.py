@@ -1,4 +1,4 @@
-"""What makes any two models comparable later: the counts of each on the same test slices."""
+"""The counts of a model on the test slices, by which any two models can be compared later."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def scores(self) -> list[str]:
-        """Those of `SCORES` that can be told."""
+        """The names of those `SCORES` for which it has counts."""
         return [name for name in SCORES if name in metrics.SCORES or self.boundaries]
 
     def interval(self, score: str) -> Interval:
@@ -95,8 +95,8 @@ class Evaluation:
     def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
 
-        Both were made on the same slices: `test_hash` is the same. The bootstrap is of neither, so that nobody chooses
-        how sure his own model looks.
+        Both were made on the same slices: `test_hash` is the same. The bootstrap is of neither, so that no
+        model chooses its own interval.
         """
         ours, theirs = self._array(score), other._array(score)
         drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)

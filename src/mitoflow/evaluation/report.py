@@ -76,8 +76,8 @@ class ComparedSlice(Slice):
 
 
 @dataclass(frozen=True)
-class SideBySide:
-    """All that is told of two models that are compared.
+class Comparison:
+    """The content of the page on two models.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class SideBySide:
     slices
         The same as pictures, as far as there are any.
     notes
-        What could not be told, and why.
+        What is missing, and why.
     """
 
     names: tuple[str, str]
@@ -205,7 +205,7 @@ def write_evaluation_report(
     )
 
 
-def write_comparison(path: Path, compared: SideBySide) -> None:
+def write_comparison(path: Path, compared: Comparison) -> None:
     """Write the page on two models."""
     pictures = [_compared_pictures(shown) for shown in compared.slices]
     colours = [f"rgb{colour[:3]}" for colour in figures.ERRORS]

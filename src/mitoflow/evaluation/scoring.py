@@ -1,4 +1,4 @@
-"""How a mask compares with one that somebody drew."""
+"""Compare a mask with an annotated one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Release the trained model into ``pretrained/``.
 
-Not a stage of ``dvc.yaml``, because a person decides when; in all else like one: it reads what the stages wrote, and
+Not a stage of ``dvc.yaml``, because a user decides when; otherwise like one: it reads what the stages wrote, and
 writes its own output.
 """
 
@@ -23,7 +23,7 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
     licence = licence or datasets.LICENCES.get(name)
     if licence is None:
         expected = "the terms on which the data may be used, for the model card"
-        raise InputError("--licence", f"none for {name}", expected, "say them with --licence TEXT")
+        raise InputError("--licence", f"none for {name}", expected, "give --licence TEXT")
     outputs = "run `dvc repro` or `dvc pull`"
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "the outputs of a pipeline", outputs)

@@ -97,7 +97,7 @@ class Delivery:
         return self._remotes[key]
 
     def _create(self, client: MlflowClient, start: Event) -> _Remote:
-        tags = {**start["tags"], store.KEY: start["run"], store.STAGE: start["stage"]}
+        tags = {**start["tags"], store.KEY_TAG: start["run"], store.STAGE_TAG: start["stage"]}
         if "parent" in start:
             parent = self._remote(client, start["parent"])
             experiment_id, parent_id = parent.experiment_id, parent.run_id
@@ -112,8 +112,8 @@ class Delivery:
 
 def _find(client: MlflowClient, start: Event) -> _Remote | None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"tags.`{store.KEY}` = '{start['run']}'", max_results=1):
-        own = run.data.tags.get(store.STAGE) == start["stage"]
+    for run in client.search_runs(experiments, f"tags.`{store.KEY_TAG}` = '{start['run']}'", max_results=1):
+        own = run.data.tags.get(store.STAGE_TAG) == start["stage"]
         return _Remote(run.info.run_id, run.info.experiment_id, own, resumed=True)
     return None
 

@@ -134,9 +134,9 @@ class Gate(Section):
         gains, reason, gain = self._gain(challenger, champion, challenger.evaluation)
         checks = tuple(self._checks(challenger, champion, challenger.evaluation))
         failed = [f"{check.what} is {check.found} and not {check.wanted}" for check in checks if not check.passed]
-        told = "; but ".join([reason, ", ".join(failed)] if failed else [reason])
+        reason = "; but ".join([reason, ", ".join(failed)] if failed else [reason])
         return Verdict(
-            challenger.version, gains and not failed, told, champion.version if champion else None, gain, checks
+            challenger.version, gains and not failed, reason, champion.version if champion else None, gain, checks
         )
 
     def prepare(self, challenger: Candidate, champion: Candidate | None) -> None:
@@ -145,7 +145,7 @@ class Gate(Section):
         Raises
         ------
         InputError
-            A dataset cannot be read, or not by one of the models; `decide` says so in its verdict.
+            A dataset cannot be read, or not by one of the models; the verdict of `decide` names it.
         """
         if champion is None or challenger.evaluation is None:
             return
@@ -242,9 +242,9 @@ def _seconds_per_megapixel(weights: Path) -> float:
     image = noise.astype(np.uint8 if bits == 8 else np.uint16)
     taken = []
     for _ in range(TIMES):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         predictor.probabilities(image)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     planes = 3 if predictor.settings.orthoplanes else 1  # of which a single slice has one
     return planes * min(taken) / (TIMED_SIDE**2 / 1e6)
 

@@ -1,4 +1,4 @@
-"""Tracking events on disk: what happens is written down here first, and sent to MLflow afterwards."""
+"""Tracking events on disk: they are written here first, and sent to MLflow afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def key_of(folder: Path) -> str:
 
 
 def waiting(folder: Path) -> int:
-    """Return how many events of a journal MLflow does not have yet, whether its process lives or not."""
+    """Return how many events of a journal MLflow does not have yet; its process may be running or not."""
     try:
         return sum(1 for _ in _read(folder, _sent(folder)))
     except FileNotFoundError:
@@ -51,11 +51,11 @@ def _root() -> Path:
 
 
 class Journal:
-    """What one process reports about a run and its child runs, in the order in which it happened.
+    """The events of one process about a run and its child runs, in order.
 
     The folder ``TIME.KEY`` holds ``events.jsonl``, one JSON object with its checksum a line; ``sent``, how many bytes
     of that have reached MLflow; and a copy of every file that an event names. Its process keeps ``events.jsonl`` locked
-    for as long as it lives, so whoever gets the lock knows that nobody writes there any more, and may send the rest.
+    for as long as it lives. A process that gets the lock knows that no other one writes, and may send the rest.
 
     Invariant: an event is on disk before any of it is sent, and `mark_sent` passes it only after MLflow took it. A
     crash in between sends that event once more, so MLflow must be able to take an event twice. A journal is removed
@@ -86,13 +86,13 @@ class Journal:
 
     @classmethod
     def create(cls, key: str) -> Self:
-        """Begin a journal for the run ``key``, which may have older ones."""
+        """Start a journal for the run ``key``, which may have older ones."""
         if not re.fullmatch(r"[\w-]+", key):
             raise ValueError(f"key {key!r} has characters other than letters, digits, _ and -")
         # A clock that jumps back must not bring journals out of their order.
         newest = max((int(other.name.partition(".")[0]) for other in folders()), default=0)
         folder = _root() / f"{max(time.time_ns(), newest + 1)}.{key}"
-        beside = folder.with_name(f".{folder.name}")  # nobody takes it over before it is locked
+        beside = folder.with_name(f".{folder.name}")  # no process adopts it before it is locked
         beside.mkdir()
         (beside / "events.jsonl").touch()
         journal = cls(beside)
@@ -102,7 +102,7 @@ class Journal:
 
     @classmethod
     def adopt(cls, folder: Path) -> Self:
-        """Take over the journal of a process that has ended.
+        """Open the journal of a process that has ended.
 
         A last line that ``kill -9`` cut short is dropped, and runs that the process could not end are ended for it, as
         killed at the time of its last event.
@@ -146,7 +146,7 @@ class Journal:
         kept = tempfile.mkdtemp(dir=self.folder)
         place = Path(kept).relative_to(self.folder) / path.name
         target = self.folder / place
-        for file in [path, *path.rglob("*")]:  # shutil.copytree does not say what the disk said
+        for file in [path, *path.rglob("*")]:  # shutil.copytree hides the error of the disk
             copy = target / file.relative_to(path)
             if file.is_dir():
                 copy.mkdir()

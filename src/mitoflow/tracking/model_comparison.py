@@ -17,7 +17,7 @@ from mitoflow.data.masks import binarise
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.report import ComparedSlice, SideBySide
+from mitoflow.evaluation.report import ComparedSlice, Comparison
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
@@ -52,7 +52,7 @@ class Side:
     evaluation: Evaluation
 
 
-def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> SideBySide:
+def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> Comparison:
     """Compare two models.
 
     Parameters
@@ -86,7 +86,7 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
     if why_not:
         notes.append(f"no pictures: {why_not}")
     shown = _look(rows, first, second, part, conventions) if rows and pictures and not why_not else []
-    return SideBySide(
+    return Comparison(
         names=(first.name, second.name),
         params={key: values for key, values in params.items() if values[0] != values[1]},
         scores={
@@ -162,9 +162,9 @@ def _checked_out(what: str, commit: str) -> Path:
             command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", commit, "-o", str(beside / path), "."]
             done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
             if done.returncode:
-                said = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
+                message = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
                 remedy = "`dvc pull`, or `dvc fetch --all-commits`, brings what others computed"
-                raise InputError(what, f"{path} that cannot be had: {said}", "its outputs in DVC's cache", remedy)
+                raise InputError(what, f"{path} that cannot be had: {message}", "its outputs in DVC's cache", remedy)
     return folder
 
 
@@ -196,7 +196,7 @@ def _place(evaluation: Evaluation, row: int) -> tuple[str, int]:
 
 
 def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
-    """Say why the test part is not the one of the evaluations; nothing where it is."""
+    """Return why the test part is not the one of the evaluations; an empty string where it is."""
     for path in (part, conventions):
         if not path.exists():
             return f"{path} is not here; `dvc pull` brings it"

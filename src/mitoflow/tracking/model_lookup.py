@@ -1,4 +1,4 @@
-"""The trained model that a person means: of the registry, of a file, or one that ships with mitoflow."""
+"""Find a trained model by its name: in the registry, in a file, or among those that ship with mitoflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.tracking import pretrained, registry
 
-PIPELINE = Path("reports/evaluate")  # where the pipeline has what belongs to its model
+PIPELINE = Path("reports/evaluate")  # of the model of the pipeline
 EXPECTED = f"models:/{registry.NAME}@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
 
 
@@ -44,7 +44,7 @@ def find(wanted: str | None = None) -> TrainedModel:
         raise InputError("--model", wanted, EXPECTED, "a file must be a .keras model; `mitoflow models` lists versions")
     version = registry.find_version(name)
     if version is None:
-        raise InputError("--model", f"{wanted}, which no version is called", EXPECTED, "`mitoflow models` lists them")
+        raise InputError("--model", f"{wanted}, which names no version", EXPECTED, "`mitoflow models` lists them")
     return _of_registry(version)
 
 
@@ -82,6 +82,6 @@ def _of_file(path: Path) -> TrainedModel:
 
 
 def _is_of(place: Path, digest: str) -> bool:
-    """Tell whether the files of a folder belong to the model with that digest."""
+    """Return whether the files of a folder belong to the model with that digest."""
     evaluation = place / model_files.EVALUATION
     return evaluation.is_file() and Evaluation.read(evaluation).model_sha256 == digest

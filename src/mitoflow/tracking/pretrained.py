@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 HERE = Path("pretrained")
 
-# In a checkout the models are where a person looks for them, in its top-level folder. A wheel installs them as data
-# files, for which this is the place, and not inside the package: the registry puts a copy of the package into every
-# version.
+# In a checkout the models are in a top-level folder. A wheel installs them as data files and not inside the package,
+# because the registry puts a copy of the package into every version.
 PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
 
 #: What a released model has beside the files that `mitoflow.inference.model_files` names.
@@ -114,7 +113,7 @@ class InitialWeights:
 def initial_weights(wanted: str) -> InitialWeights | None:
     """Find the weights that ``train.init_from`` names.
 
-    What ``champion`` and ``pretrained`` stand for may change; the digest in the origin tells what they stood for.
+    What ``champion`` and ``pretrained`` stand for may change; the digest in the origin does not.
 
     Parameters
     ----------

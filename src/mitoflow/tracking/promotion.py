@@ -1,4 +1,4 @@
-"""Which version of the registered model is the champion, and what follows from the log of promotions."""
+"""Which version of the registered model is the champion, as the log of promotions says."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
 NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
-PROMOTED_AT, PROMOTED_OVER = "mitoflow.promoted.at", "mitoflow.promoted.over"
-ROLLED_BACK_AT = "mitoflow.rolled_back.at"
+PROMOTED_AT_TAG, PROMOTED_OVER_TAG = "mitoflow.promoted.at", "mitoflow.promoted.over"
+ROLLED_BACK_AT_TAG = "mitoflow.rolled_back.at"
 #: The number of the last promotion that was written on a version.
-PROMOTION = "mitoflow.promotion"
+PROMOTION_TAG = "mitoflow.promotion"
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ChampionState:
     log
         None where there is no registered model yet.
     aliases
-        Which version each alias means. The champion is that of the log, which the alias in MLflow follows; where
-        nobody was promoted yet it is that of the alias.
+        The version of each alias. The champion is that of the log, which the alias in MLflow follows; where the log is
+        empty it is that of the alias.
     stored
-        The same as MLflow has it.
+        The version of each alias in MLflow.
     """
 
     log: Log | None
@@ -45,7 +45,7 @@ class ChampionState:
 
     @classmethod
     def read(cls, client: MlflowClient) -> ChampionState:
-        """Ask MLflow."""
+        """Read log and aliases from MLflow."""
         try:
             registered = client.get_registered_model(NAME)
         except MlflowException as error:
@@ -68,65 +68,65 @@ class ChampionState:
 
     @property
     def history(self) -> list[Promotion]:
-        """All promotions, oldest first, also those that came too late."""
+        """All promotions, oldest first, with those that do not count."""
         return self.log.promotions if self.log else []
 
 
 def versions(client: MlflowClient) -> set[int]:
-    """Return the numbers of the versions that there are."""
+    """Return the numbers of all versions."""
     return {int(version.version) for version in store.search_versions(client, NAME)}
 
 
 def settle(client: MlflowClient) -> ChampionState:
-    """Write down what follows from the log, and return how things stand.
+    """Make aliases and tags agree with the log, and return the state.
 
-    Whoever writes does so before and afterwards, so what a process left open when it died is done by the next one. A
-    process that was held up may have written what is no longer true, so it looks again until nothing is left to do.
+    Every command that writes calls this before and afterwards, so the next command completes what a process that died
+    left undone. A slow process may write what is no longer true, so this reads again until nothing is left to do.
     """
     while True:
-        standing = ChampionState.read(client)
-        if not (_point(client, standing) or _write_down(client, standing)):
-            return standing
+        state = ChampionState.read(client)
+        if not (_point(client, state) or _write_down(client, state)):
+            return state
 
 
-def promote(client: MlflowClient, standing: ChampionState, verdict: Verdict, how: str, why: str) -> None:
-    """Make the version of a verdict the champion, if all is still as it was when it was decided; `settle` follows.
+def promote(client: MlflowClient, state: ChampionState, verdict: Verdict, how: str, why: str) -> None:
+    """Make the version of a verdict the champion, if the champion did not change since ``state``; then `settle`.
 
     Raises
     ------
     PromotionConflict
-        It is not.
+        It changed.
     """
-    assert standing.log, "where there are versions there is a registered model"
+    assert state.log, "where there are versions there is a registered model"
     decided = json.dumps(verdict.tags())
-    standing.log.append(client, verdict.version, standing.champion, how=how, why=why, verdict=decided)
+    state.log.append(client, verdict.version, state.champion, how=how, why=why, verdict=decided)
 
 
-def roll_back(client: MlflowClient, standing: ChampionState, why: str) -> tuple[int, int]:
-    """Make the previous champion the champion again, and return the versions (from, to); `settle` follows.
+def roll_back(client: MlflowClient, state: ChampionState, why: str) -> tuple[int, int]:
+    """Make the previous champion the champion again, and return the versions (from, to); then `settle`.
 
     Raises
     ------
     PromotionConflict
-        There is another champion by now.
+        The champion changed since ``state``.
     InputError
         There is no previous champion.
     """
-    existing, champion = versions(client), standing.champion
-    before = [version for version in (standing.log.champions if standing.log else []) if version in existing]
+    existing, champion = versions(client), state.champion
+    before = [version for version in (state.log.champions if state.log else []) if version in existing]
     while before and before[-1] == champion:
         before.pop()
-    if champion is None or standing.log is None or not before:
+    if champion is None or state.log is None or not before:
         found = "no champion" if champion is None else f"version {champion} as the only champion so far"
         remedy = "name a version: `mitoflow promote VERSION`"
         raise InputError(f"model {NAME}", found, "a previous champion", remedy)
-    standing.log.append(client, before[-1], champion, how=promotion_log.ROLLED_BACK, why=why)
+    state.log.append(client, before[-1], champion, how=promotion_log.ROLLED_BACK, why=why)
     return champion, before[-1]
 
 
 @contextmanager
-def in_time(where: str) -> Iterator[None]:
-    """Say in one line that somebody was faster."""
+def explain_conflict(where: str) -> Iterator[None]:
+    """Turn `PromotionConflict` into an `InputError` that names the user who was faster."""
     try:
         yield
     except PromotionConflict as late:
@@ -137,21 +137,21 @@ def in_time(where: str) -> Iterator[None]:
 
 
 def record(client: MlflowClient, verdict: Verdict) -> None:
-    """Write a verdict on its version."""
-    *tags, decided = verdict.tags().items()
-    told = f"{decided[1].capitalize()}: {verdict.reason}."
+    """Write a verdict into the tags and the description of its version."""
+    tags = verdict.tags()
+    headline = f"{tags[VERDICT_TAG].capitalize()}: {verdict.reason}."
     earlier = client.get_model_version(NAME, str(verdict.version)).tags
-    for key in earlier.keys() - verdict.tags().keys():
+    for key in earlier.keys() - tags.keys():
         if key.startswith(VERDICT_TAG):
             client.delete_model_version_tag(NAME, str(verdict.version), key)
-    client.update_model_version(NAME, str(verdict.version), "\n".join([told, *map(str, verdict.checks)])[:5000])
-    for key, value in (*tags, decided):  # what was decided comes last: whoever finds it finds the rest
+    client.update_model_version(NAME, str(verdict.version), "\n".join([headline, *map(str, verdict.checks)])[:5000])
+    for key, value in tags.items():  # the decision is the last one: a version that has it has them all
         client.set_model_version_tag(NAME, str(verdict.version), key, value)
 
 
-def _point(client: MlflowClient, standing: ChampionState) -> bool:
-    """Let the alias follow the log; False where it does."""
-    champion, stored = standing.champion, standing.stored
+def _point(client: MlflowClient, state: ChampionState) -> bool:
+    """Set the aliases to what the log says; False where they agree already."""
+    champion, stored = state.champion, state.stored
     if champion is None or (stored.get(CHAMPION) == champion and stored.get(CHALLENGER) != champion):
         return False
     client.set_registered_model_alias(NAME, CHAMPION, str(champion))
@@ -160,10 +160,10 @@ def _point(client: MlflowClient, standing: ChampionState) -> bool:
     return True
 
 
-def _write_down(client: MlflowClient, standing: ChampionState) -> bool:
-    """Write what the last entry says on the version that it is about; False where that is done."""
-    last = standing.log.last if standing.log else None
-    if last is None or last.version != standing.champion:
+def _write_down(client: MlflowClient, state: ChampionState) -> bool:
+    """Write the last entry of the log into the tags of its version; False where that was done already."""
+    last = state.log.last if state.log else None
+    if last is None or last.version != state.champion:
         return False
     back = last.how == promotion_log.ROLLED_BACK
     number = str(last.over if back else last.version)
@@ -173,14 +173,14 @@ def _write_down(client: MlflowClient, standing: ChampionState) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False  # it was deleted
-    if tags.get(PROMOTION) == str(last.number) and (back or tags.get(VERDICT_TAG) == "promoted"):
+    if tags.get(PROMOTION_TAG) == str(last.number) and (back or tags.get(VERDICT_TAG) == "promoted"):
         return False
     when = last.when.isoformat(timespec="seconds")
     if back:
-        written = {ROLLED_BACK_AT: when}
+        written = {ROLLED_BACK_AT_TAG: when}
     else:
         record(client, Verdict.from_tags(last.version, json.loads(last.verdict)))
-        written = {PROMOTED_OVER: str(last.over or ""), PROMOTED_AT: when}
-    for key, value in (written | {PROMOTION: str(last.number)}).items():
+        written = {PROMOTED_OVER_TAG: str(last.over or ""), PROMOTED_AT_TAG: when}
+    for key, value in (written | {PROMOTION_TAG: str(last.number)}).items():
         client.set_model_version_tag(NAME, number, key, value)
     return True

@@ -1,13 +1,13 @@
-"""Who made which version the champion, when and why: a log that only grows, and that decides between two at once.
+"""Who made which version the champion, when and why: an append-only log without locks.
 
-MLflow has no transactions, and the alias ``champion`` is whatever was written last. But the numbers of a registered
-model's versions are keys of a database, and each is given once. So the log is a registered model of its own, and its
-versions are the entries: made whole, in one order that everybody sees, and never changed.
+MLflow has no transactions, and the alias ``champion`` is whatever was written last. But the version numbers of a
+registered model are keys of a database, and each is given once. So the log is a registered model of its own, and its
+versions are the entries: written at once, in one order that all clients see, and never changed.
 
-An entry names the one that was the last when it was decided on. Where an entry that counts came in between, it came
-too late and does not count; who reads the log comes to the same end as who wrote it. Nothing is locked, so nothing has
-to be cleared up after a process that died: before its entry is there nothing has happened, and afterwards everything
-has. The alias, and what is written on versions, follow the log (`mitoflow.tracking.registry`).
+Invariant: an entry names the last entry that its writer had read. Where another entry that counts came in between, the
+new one is too late and does not count; all readers come to the same result. A process that dies leaves nothing to
+clean up: before its entry exists nothing has happened, afterwards everything has. The aliases and the tags of versions
+follow the log (`mitoflow.tracking.promotion`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Promotion:
         The user, by the name that MLflow knows; the time, by the clock of the store; the reason that was given or that
         the gate gave.
     verdict
-        What the gate said, as JSON; empty where it was not asked.
+        The verdict of the gate, as JSON; empty where it was not asked.
     counts
-        False where another entry was faster.
+        False where another entry came first.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Promotion:
 
 
 class PromotionConflict(Exception):  # noqa: N818, it is an outcome
-    """Somebody else was faster; ``winner`` is the entry that counts."""
+    """Another entry came first: ``winner``, the one that counts."""
 
     def __init__(self, winner: Promotion) -> None:
         super().__init__(winner)
@@ -111,16 +111,16 @@ class Log:
     def append(
         self, client: MlflowClient, version: int, over: int | None, *, how: str, why: str, verdict: str = ""
     ) -> None:
-        """Make a version the champion, if nobody was faster since the log was read.
+        """Make a version the champion, if no entry came first since the log was read.
 
         Raises
         ------
         PromotionConflict
-            Somebody was.
+            One did.
         MlflowException, SQLAlchemyError, OSError
-            MLflow did not take the entry, or gave no answer: `mitoflow.tracking.store.TROUBLE`.
+            MLflow did not take the entry, or gave no answer: `mitoflow.tracking.store.ERRORS`.
         """
-        token = uuid.uuid4().hex  # finds the entry again where its number got lost on the way
+        token = uuid.uuid4().hex  # identifies the entry where MLflow's answer got lost
         facts = {
             "registry": str(self._model.creation_timestamp),
             "after": str(self.last.number if self.last else 0),
@@ -136,7 +136,7 @@ class Log:
         refusal = None
         try:
             self._add(client, facts)
-        except store.TROUBLE as error:  # many who write at once may exhaust the tries of MLflow for a number
+        except store.ERRORS as error:  # many writers at once may exhaust MLflow's tries to find a number
             refusal = error
         log = Log.read(client, self._model)
         ours = next((entry for entry in log._entries if entry.tags[f"{_TAG}token"] == token), None)
@@ -154,9 +154,9 @@ class Log:
 
     def _add(self, client: MlflowClient, facts: Mapping[str, str]) -> None:
         source = f"models:/{self._model.name}/{facts['version']}"
-        told = f"{facts['over'] or 'none'} -> {facts['version']}, {facts['how']} by {facts['who']}: {facts['why']}"
+        summary = f"{facts['over'] or 'none'} -> {facts['version']}, {facts['how']} by {facts['who']}: {facts['why']}"
         tags = {f"{_TAG}{key}": value for key, value in facts.items()}
-        client.create_model_version(_name(self._model), source, tags=tags, description=told[:4000])
+        client.create_model_version(_name(self._model), source, tags=tags, description=summary[:4000])
 
 
 def _name(model: RegisteredModel) -> str:

@@ -38,8 +38,8 @@ NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALL
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
-EVALUATION_SHA256 = "mitoflow.evaluation_sha256"
-TEST_HASH = "mitoflow.test_hash"
+EVALUATION_SHA256_TAG = "mitoflow.evaluation_sha256"
+TEST_HASH_TAG = "mitoflow.test_hash"
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Row:
 def version_tags(run_key: str, evaluation: Evaluation) -> dict[str, str]:
     """Return the tags of the version that an evaluation makes in a run: which ones they are, and the main scores."""
     tags = {
-        store.KEY: run_key,
-        store.MODEL_SHA256: evaluation.model_sha256,
-        EVALUATION_SHA256: evaluation.sha256,
-        TEST_HASH: evaluation.test_hash,
+        store.KEY_TAG: run_key,
+        store.MODEL_SHA256_TAG: evaluation.model_sha256,
+        EVALUATION_SHA256_TAG: evaluation.sha256,
+        TEST_HASH_TAG: evaluation.test_hash,
     }
     for score in ("dice", "iou"):
         figures = evaluation.interval(score).as_dict(f"mitoflow.{score}", ".")
@@ -80,7 +80,7 @@ def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
     """Return what was decided about the version with these `version_tags`; None where MLflow has none or is away."""
     try:
         version = _find(store.client(store.uri()), tags)
-    except store.TROUBLE:
+    except store.ERRORS:
         return None
     return Verdict.from_tags(int(version.version), version.tags) if version else None
 
@@ -115,30 +115,30 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
 
 
 def _decide(client: MlflowClient, challenger: Candidate) -> None:
-    """Promote a new version, or record why not, unless whoever did so died before it could be written down."""
+    """Promote a new version, or record why not; does nothing where that was recorded already."""
     gate = Gate.load()
-    standing = promotion.settle(client)
+    state = promotion.settle(client)
     while VERDICT_TAG not in _get(client, challenger.version).tags:
         with suppress(PromotionConflict):  # then there is another champion to beat
-            _judge(client, gate, challenger, standing)
-        standing = promotion.settle(client)
+            _judge(client, gate, challenger, state)
+        state = promotion.settle(client)
 
 
-def _judge(client: MlflowClient, gate: Gate, challenger: Candidate, standing: ChampionState) -> None:
-    if standing.champion == challenger.version:
+def _judge(client: MlflowClient, gate: Gate, challenger: Candidate, state: ChampionState) -> None:
+    if state.champion == challenger.version:
         promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
         return
-    verdict = gate.decide(challenger, _champion(client, standing))
+    verdict = gate.decide(challenger, _champion(client, state))
     if not verdict.promoted:
         promotion.record(client, verdict)
         return
     try:
-        promotion.promote(client, standing, verdict, promotion_log.PROMOTED, verdict.reason)
+        promotion.promote(client, state, verdict, promotion_log.PROMOTED, verdict.reason)
     except MlflowException as error:
-        if not store.forbidden(error):
+        if not store.is_forbidden(error):
             raise
-        remedy = f"`mitoflow promote {verdict.version}` by somebody who may"
-        reason = f"{verdict.reason}; but whoever registered it may not promote: {remedy}"
+        remedy = f"`mitoflow promote {verdict.version}` by a user who may"
+        reason = f"{verdict.reason}; but the user who registered it may not promote: {remedy}"
         promotion.record(client, replace(verdict, promoted=False, reason=reason))
 
 
@@ -159,8 +159,8 @@ def models() -> list[Row]:
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
             dice=Interval.from_dict("mitoflow.dice", version.tags, "."),
             iou=Interval.from_dict("mitoflow.iou", version.tags, "."),
-            test_hash=version.tags.get(TEST_HASH, ""),
-            model_sha256=version.tags.get(store.MODEL_SHA256, ""),
+            test_hash=version.tags.get(TEST_HASH_TAG, ""),
+            model_sha256=version.tags.get(store.MODEL_SHA256_TAG, ""),
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
             verdict=Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None,
@@ -175,22 +175,22 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
     Raises
     ------
     InputError
-        There is no such version, somebody else promoted one meanwhile, or ``promotion.yaml`` is wrong.
+        There is no such version, another user promoted one meanwhile, or ``promotion.yaml`` is wrong.
     """
     gate = Gate.load()
     with _registry() as client:
         _get(client, version)
-        standing = promotion.settle(client)
-        if standing.champion == version:
+        state = promotion.settle(client)
+        if state.champion == version:
             return Verdict(version, True, "it is the champion already")
-        verdict = gate.decide(_contender(client, version), _champion(client, standing))
+        verdict = gate.decide(_candidate(client, version), _champion(client, state))
         how, why = promotion_log.PROMOTED, reason or verdict.reason
         if force and not verdict.promoted:
             how, why = promotion_log.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
             verdict = replace(verdict, promoted=True, reason=f"promoted by hand with --force; {why}")
         if verdict.promoted:
-            with promotion.in_time(f"version {version}"):
-                promotion.promote(client, standing, verdict, how, why)
+            with promotion.explain_conflict(f"version {version}"):
+                promotion.promote(client, state, verdict, how, why)
         else:
             promotion.record(client, verdict)
         promotion.settle(client)
@@ -203,16 +203,16 @@ def rollback(reason: str = "") -> tuple[int, int]:
     Raises
     ------
     InputError
-        There is no previous champion, or somebody else promoted a version meanwhile.
+        There is no previous champion, or another user promoted a version meanwhile.
     """
-    with _registry() as client, promotion.in_time(f"model {NAME}"):
+    with _registry() as client, promotion.explain_conflict(f"model {NAME}"):
         versions = promotion.roll_back(client, promotion.settle(client), reason)
         promotion.settle(client)
         return versions
 
 
 def history() -> list[Promotion]:
-    """Return who made which version the champion, when and why, oldest first; also those that came too late."""
+    """Return who made which version the champion, when and why, oldest first, with those that do not count."""
     with _registry() as client:
         return ChampionState.read(client).history
 
@@ -234,7 +234,7 @@ def champion() -> int:
 
 
 def is_missing() -> bool:
-    """Tell whether there is no registry yet, so that it is not made just to be asked."""
+    """Return whether there is no registry yet; all other functions would make one."""
     return store.is_missing(store.uri())
 
 
@@ -282,7 +282,7 @@ def model_file(version: int) -> Path:
     """
     with _registry() as client:
         chosen = _get(client, version)
-        digest = chosen.tags.get(store.MODEL_SHA256)
+        digest = chosen.tags.get(store.MODEL_SHA256_TAG)
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
@@ -295,7 +295,7 @@ def model_file(version: int) -> Path:
             for name in (*required, *_listed(client, chosen, model_files.DOMAIN)):
                 try:
                     _download(client, chosen, name, str(beside))
-                except store.TROUBLE as error:
+                except store.ERRORS as error:
                     where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
                     raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
             if (found := provenance.file_sha256(beside / model_files.WEIGHTS)) != digest:
@@ -324,7 +324,7 @@ def origin(what: str) -> dict[str, str]:
     if not (path := Path(what)).is_file():
         raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
     digest = provenance.file_sha256(path)
-    same = f"tags.`{store.MODEL_SHA256}` = '{digest}'"
+    same = f"tags.`{store.MODEL_SHA256_TAG}` = '{digest}'"
     with _registry() as client:
         for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
             return _origin(client, version)
@@ -349,7 +349,7 @@ def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
     facts = {
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
-        "model_sha256": tags.get(store.MODEL_SHA256, ""),
+        "model_sha256": tags.get(store.MODEL_SHA256_TAG, ""),
         **provenance.from_tags(tags),
         **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
@@ -361,8 +361,8 @@ def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
 def _registry() -> Iterator[MlflowClient]:
     try:
         yield store.client(store.uri())
-    except store.TROUBLE as error:
-        raise store.trouble(store.uri(), error) from None
+    except store.ERRORS as error:
+        raise store.as_user_error(store.uri(), error) from None
 
 
 def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
@@ -371,7 +371,7 @@ def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
 
 
 def _same(tags: Mapping[str, str]) -> list[str]:
-    return [f"tags.`{key}` = '{tags[key]}'" for key in (store.KEY, EVALUATION_SHA256)]
+    return [f"tags.`{key}` = '{tags[key]}'" for key in (store.KEY_TAG, EVALUATION_SHA256_TAG)]
 
 
 def _get(client: MlflowClient, version: int) -> ModelVersion:
@@ -412,19 +412,19 @@ def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: M
     return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
 
 
-def _contender(client: MlflowClient, version: int) -> Candidate:
+def _candidate(client: MlflowClient, version: int) -> Candidate:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
     known = _get(client, version)
     return Candidate(version, lambda: _evaluation(client, known), lambda: model_file(version))
 
 
-def _champion(client: MlflowClient, standing: ChampionState) -> Candidate | None:
-    return None if standing.champion is None else _contender(client, standing.champion)
+def _champion(client: MlflowClient, state: ChampionState) -> Candidate | None:
+    return None if state.champion is None else _candidate(client, state.champion)
 
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
     """Return what a version did on the test part; None where mitoflow never evaluated it, or its files are lost."""
-    if TEST_HASH not in version.tags or not _listed(client, version, model_files.EVALUATION):
+    if TEST_HASH_TAG not in version.tags or not _listed(client, version, model_files.EVALUATION):
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Evaluation.read(_download(client, version, model_files.EVALUATION, folder))

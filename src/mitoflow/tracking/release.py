@@ -1,4 +1,4 @@
-"""Release a trained model: with its lineage, and with a card that says what it is and what it is not.
+"""Release a trained model with its lineage and a model card.
 
 The card has the sections of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, as far as they apply; every
 figure in it was measured.

@@ -1,8 +1,8 @@
-"""Runs that a stage reports to; they reach MLflow, but no stage waits for MLflow or is lost without it.
+"""Runs that a stage reports to. They reach MLflow, but no stage waits for MLflow or fails without it.
 
 A `Run` writes every event into its `Journal`, and a thread sends the journal to MLflow. What could not be sent by the
-end of the process stays on disk, and `sync` sends it later in the same way; `tracking.delivery` says why no event is
-lost and none counts twice.
+end of the process stays on disk, and `sync` sends it later in the same way. `mitoflow.tracking.delivery` explains why
+no event is lost and none counts twice.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ EXPERIMENT = "mitoflow"
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries while MLflow does not answer
 PATIENCE = 60.0  # seconds that the end of a stage waits for a server that is slow but answers
-HASTE = 5.0  # the same for a stage that was interrupted, and may be killed soon
-SAY_SO_AFTER = 30.0  # seconds without MLflow after which a person is told
+PATIENCE_WHEN_INTERRUPTED = 5.0  # the same for a stage that was interrupted, and may be killed soon
+WARN_AFTER = 30.0  # seconds without MLflow before a message
 
 
 def start(
@@ -60,7 +60,7 @@ def start(
     tags
         More tags for a new run.
     made_from
-        The lineage of a new run; without it, that of what runs now: `lineage.current`.
+        The lineage of a new run; without it, that of this process: `mitoflow.core.provenance.current`.
     """
     key = key or uuid.uuid4().hex
     run = Run(_Sender(Journal.create(key)), key)
@@ -80,7 +80,7 @@ def start(
 
 
 def _chosen_experiment() -> str | None:
-    """Return what the environment says; `mlflow run` says 0, MLflow's default experiment, where nobody chose one."""
+    """Return the experiment of the environment; where none was chosen, `mlflow run` sets 0, MLflow's default."""
     given = os.environ.get("MLFLOW_EXPERIMENT_ID")
     return None if given == "0" else given
 
@@ -124,7 +124,7 @@ class Run:
         Parameters
         ----------
         name, source
-            As a person calls it, and where it is.
+            Its name, and where it is.
         digest
             Hash of the content, at most 36 characters; DVC's fits.
         context
@@ -141,7 +141,7 @@ class Run:
     def produced(self, path: Path) -> None:
         """Remember that this run made the model file ``path``, so that `producer` finds the run."""
         digest = provenance.file_sha256(path)
-        self.tags({store.MODEL_SHA256: digest})
+        self.tags({store.MODEL_SHA256_TAG: digest})
         with files.replacing(_pointer(digest)) as new:
             new.write_text(self.key)
 
@@ -163,7 +163,7 @@ class Run:
         self._ended = True
         self._record("end", status=status)
         if self._parent is None:
-            self._sender.close(HASTE if status == "KILLED" else PATIENCE)
+            self._sender.close(PATIENCE_WHEN_INTERRUPTED if status == "KILLED" else PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +206,7 @@ class Synced:
         Events that MLflow took, and that are still on disk.
     live
         Journals of stages that are running now, which send for themselves.
-    trouble
+    reason
         Why something is left; empty where nothing is.
     damaged
         What is wrong with journals that cannot be read, of which nothing was sent.
@@ -215,14 +215,14 @@ class Synced:
     sent: int
     left: int
     live: int
-    trouble: str
+    reason: str
     damaged: tuple[InputError, ...] = ()
 
 
 def sync() -> Synced:
     """Send what earlier processes could not, oldest first; runs that were cut off end as KILLED."""
     sent = left = live = 0
-    troubles: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
+    reasons: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
     away: set[str] = set()
     damaged: list[InputError] = []
     for folder in journal.folders():
@@ -238,16 +238,16 @@ def sync() -> Synced:
             continue
         with closing(events):
             delivery, key, before = Delivery(events), journal.key_of(folder), journal.waiting(folder)
-            if key not in troubles and delivery.uri not in away:
+            if key not in reasons and delivery.uri not in away:
                 try:
                     delivery.send()
                 except Exception as error:
-                    troubles[key] = f"{store.without_credentials(delivery.uri)}: {store.reason(error)}"
-                    if not store.refused(error):
+                    reasons[key] = f"{store.without_credentials(delivery.uri)}: {store.reason(error)}"
+                    if not store.is_refusal(error):
                         away.add(delivery.uri)
             after = journal.waiting(folder)
         sent, left = sent + before - after, left + after
-    return Synced(sent, left, live, "; ".join(dict.fromkeys(troubles.values())), tuple(damaged))
+    return Synced(sent, left, live, "; ".join(dict.fromkeys(reasons.values())), tuple(damaged))
 
 
 class _Sender(threading.Thread):
@@ -261,12 +261,12 @@ class _Sender(threading.Thread):
         self._changed = threading.Condition()
         self._news = self._hurry = self._done = False
         self._tries = self._failed_try = 0
-        self._trouble = "it is slow"
+        self._reason = "it is slow"
         self._away_since = 0.0
-        self._told = False
+        self._warned = False
 
     def wake(self) -> None:
-        """Say that the journal has grown."""
+        """Note that the journal has grown."""
         with self._changed:
             self._news = True
             self._changed.notify_all()
@@ -274,17 +274,17 @@ class _Sender(threading.Thread):
     def flush(self, patience: float = PATIENCE) -> bool:
         """Wait until all is sent; return False when a try that began after this call fails or `patience` is over."""
         with self._changed:
-            begun = self._tries
+            started = self._tries
             self._news = self._hurry = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > begun, patience)
+            self._changed.wait_for(lambda: self.journal.all_sent or self._failed_try > started, patience)
             return self.journal.all_sent
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Flush, say what is left, and let the journal go."""
+        """Flush, report what is left, and release the journal."""
         if not self.flush(patience):
             left = journal.waiting(self.journal.folder)
-            self._say(f"{self._trouble}; {left} events are kept on disk, send them with `mitoflow sync`")
+            self._report(f"{self._reason}; {left} events are kept on disk, send them with `mitoflow sync`")
         with self._changed:
             self._done = True
             self._changed.notify_all()
@@ -319,7 +319,7 @@ class _Sender(threading.Thread):
             except FileNotFoundError:
                 pass  # `mitoflow sync` was faster
             except InputError as error:
-                self._say(str(error))
+                self._report(str(error))
             else:
                 with closing(earlier):
                     Delivery(earlier).send()
@@ -328,24 +328,24 @@ class _Sender(threading.Thread):
 
     def _failed(self, error: Exception) -> None:
         with self._changed:
-            self._trouble, self._failed_try, self._news = store.reason(error), self._tries, True
+            self._reason, self._failed_try, self._news = store.reason(error), self._tries, True
             self._changed.notify_all()
         self._away_since = self._away_since or time.monotonic()
-        if time.monotonic() - self._away_since > SAY_SO_AFTER and not self._told:
-            self._told = True
-            self._say(f"{self._trouble}; the run goes on, its events are kept on disk meanwhile")
+        if time.monotonic() - self._away_since > WARN_AFTER and not self._warned:
+            self._warned = True
+            self._report(f"{self._reason}; the run goes on, its events are kept on disk meanwhile")
 
     def _succeeded(self) -> None:
         with self._changed:
             self._changed.notify_all()
-        if self._told:
-            self._say("answers again, and has all events")
-        self._away_since, self._told = 0.0, False
+        if self._warned:
+            self._report("answers again, and has all events")
+        self._away_since, self._warned = 0.0, False
 
     def _rest(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._hurry or self._done, seconds)
             self._hurry = False
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         tqdm.write(f"mitoflow: tracking: {store.without_credentials(self._delivery.uri)}: {text}", file=sys.stderr)

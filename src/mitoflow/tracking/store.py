@@ -1,4 +1,4 @@
-"""MLflow's store: where it is, a client of it, and what went wrong with it in a few words."""
+"""MLflow's store: where it is, a client of it, and its errors in a few words."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DEFAULTS = {
 }
 
 #: The tags that runs, models and versions are found by.
-KEY = "mitoflow.key"
-STAGE = "mitoflow.stage"
-MODEL_SHA256 = "mitoflow.model_sha256"
+KEY_TAG = "mitoflow.key"
+STAGE_TAG = "mitoflow.stage"
+MODEL_SHA256_TAG = "mitoflow.model_sha256"
 
-#: What a client raises where its store does not answer, or answers no.
-TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+#: What a client raises where its store does not answer, or refuses.
+ERRORS = (MlflowException, SQLAlchemyError, OSError)
 
 
 def uri(recorded: str | None = None) -> str:
@@ -74,7 +74,7 @@ def client(place: str) -> MlflowClient:
 
 
 def search_versions(client: MlflowClient, name: str, *wanted: str) -> list[ModelVersion]:
-    """Return the versions of a registered model, or those of which all that is `wanted` is true, in MLflow's words."""
+    """Return the versions of a registered model for which all `wanted` filters of MLflow hold."""
     found: list[ModelVersion] = []
     token = None
     while True:
@@ -99,23 +99,23 @@ def context() -> dict[str, str]:
 
 
 def is_missing(place: str) -> bool:
-    """Tell a SQLite database that nobody has made yet; `client` would make it."""
+    """Return whether the store is a SQLite file that does not exist yet; `client` would make it."""
     path = place.removeprefix("sqlite:///")
     return path != place and not Path(path).is_file()
 
 
 def is_database(place: str) -> bool:
-    """Tell a database, which this process opens itself, from a server."""
+    """Return whether the store is a database, which this process opens itself, and not a server."""
     return urlsplit(place).scheme.partition("+")[0] in DATABASE_ENGINES
 
 
-def refused(error: Exception) -> bool:
-    """Tell an answer that says no from no answer."""
+def is_refusal(error: Exception) -> bool:
+    """Return whether the store answered and refused; False where it did not answer."""
     return 0 < _status(error) < 500
 
 
-def trouble(place: str, error: BaseException) -> InputError:
-    """Say what a person can do about a registry at ``place`` that does not do what it was asked."""
+def as_user_error(place: str, error: BaseException) -> InputError:
+    """Return an error of the store at ``place`` as one line that says what to do."""
     silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
     expected, remedy = {
         401: ("a user that it knows", "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
@@ -124,13 +124,13 @@ def trouble(place: str, error: BaseException) -> InputError:
     return InputError(without_credentials(place), reason(error), expected, remedy)
 
 
-def forbidden(error: Exception) -> bool:
-    """Tell an answer that says that this user may not."""
+def is_forbidden(error: Exception) -> bool:
+    """Return whether the user lacks the permission."""
     return _status(error) == 403
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why the store did not do what it was asked: the first cause, without credentials."""
+    """Return the first cause of an error in a few words, without credentials."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     if refusal := {401: "wrong name or password", 403: "permission denied"}.get(_status(error)):
@@ -140,7 +140,7 @@ def reason(error: BaseException) -> str:
 
 
 def _status(error: BaseException) -> int:
-    """Return what HTTP calls an answer, 0 where there was none."""
+    """Return the HTTP status of an answer, 0 where there was none."""
     if isinstance(error, HTTPError) and error.response is not None:  # from the artifacts
         return error.response.status_code
     if isinstance(error, MlflowException):
