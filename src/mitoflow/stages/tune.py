@@ -14,9 +14,8 @@ from mitoflow.core import cluster, files, provenance
 from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from mitoflow.tracking import runs
+    from mitoflow.tuning.optuna_study import FinishedTrial
     from mitoflow.tuning.trial import Trial
 
 PLOTS = TUNE_REPORTS / "plots"
@@ -79,7 +78,7 @@ def search(settings: Params) -> None:
         print(f"best of {len(finished)} trials: validation Dice {best.values[0]:.4f} with {best.params}")
 
 
-def _write(best: dict[str, Any], trials: Sequence[FrozenTrial], summary: Mapping[str, float]) -> None:
+def _write(best: dict[str, Any], trials: Sequence[FinishedTrial], summary: Mapping[str, float]) -> None:
     files.write_yaml(BEST_PARAMS, best)
     rows = (
         (place, trial.state.name, *(trial.params[name] for name in SAMPLED), trial.value)

@@ -31,6 +31,8 @@ from mitoflow.errors import InputError
 if TYPE_CHECKING:
     from distributed import Future
 
+#: A trial that ended, as Optuna stores it.
+FinishedTrial = FrozenTrial
 #: Ends a trial that is not worth going on with.
 Pruned = optuna.TrialPruned
 #: Reports the logs of an epoch, `JUDGED` among them; raises `Pruned`.
@@ -335,12 +337,12 @@ def _attempt(objective: Objective, topic: str, name: str, values: dict[str, Any]
         raise TrialError(traceback.format_exc()) from None
 
 
-def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
     """Return the trials that ended by themselves, complete or pruned, in the order in which they began."""
     return study.get_trials(states=FINISHED)
 
 
-def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial:
+def best_trial(trials: Sequence[FinishedTrial]) -> FinishedTrial:
     """Return the complete trial with the highest validation Dice."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: trial.values[0])
@@ -351,7 +353,7 @@ def mark_delivered(study: optuna.Study, md5: str) -> None:
     study.set_user_attr(DELIVERED, md5)
 
 
-def write_plots(trials: Sequence[FrozenTrial], folder: Path, seed: int) -> None:
+def write_plots(trials: Sequence[FinishedTrial], folder: Path, seed: int) -> None:
     """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network.
 
     They show finished trials, numbered as if none had been cut off. The importance of a parameter needs two complete
