@@ -79,9 +79,9 @@ def test_a_study_is_fitted_by_other_processes_and_machines(
     assert len(refused.stderr.splitlines()) == 1
 
     before = {run.info.run_id for run in runs(finished)}
-    finished.set(tune__workers="2", tune__trials="4", tune__patches_per_epoch="8")
+    finished.set(machine__workers="2", tune__trials="4", tune__patches_per_epoch="8")
     assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
-    finished.set(tune__workers="1", tune__trials="2")
+    finished.set(machine__workers="1", tune__trials="2")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

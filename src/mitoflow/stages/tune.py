@@ -15,7 +15,6 @@ from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
 
 if TYPE_CHECKING:
     from mitoflow.tracking import runs
-    from mitoflow.tuning.optuna_study import FinishedTrial
     from mitoflow.tuning.trial import Trial
 
 PLOTS = TUNE_REPORTS / "plots"
@@ -24,7 +23,7 @@ PLOTS = TUNE_REPORTS / "plots"
 def main() -> None:
     settings = params.load()
     if settings.train.tuned:
-        search(settings)
+        run_study(settings)
         return
     # The same whatever the section `tune` says, so that `train` stays up to date.
     _write({}, [], {"trials": 0})
@@ -33,7 +32,7 @@ def main() -> None:
     print(f"no study: params.yaml gives train.{', '.join(SAMPLED[:-1])} and {SAMPLED[-1]}")
 
 
-def search(settings: Params) -> None:
+def run_study(settings: Params) -> None:
     """Run the study, or go on with it, and write what it found."""
     from mitoflow.models import losses, unet  # these import Keras and Optuna
     from mitoflow.tracking import runs
@@ -43,11 +42,10 @@ def search(settings: Params) -> None:
     losses.LOSSES.require(settings.train.loss)
     unet.NETWORKS.require(settings.train.network)
     tune = settings.tune
-    searched = tune.model_dump(exclude={"trials"})
     shared = settings.train.model_dump(include=set(SharedWithTrials.model_fields))
     lengths = {"epochs": tune.epochs, "patches_per_epoch": tune.patches_per_epoch, "patience": tune.epochs}
     trial = Trial.of(PATCHES, {**shared, **lengths, "seed": tune.seed})
-    name = "tune-" + files.short_digest([searched, shared, *trial.digests])
+    name = "tune-" + files.short_digest([tune.model_dump(), shared, *trial.digests])
     # Forced, a study that ended is searched again; for other parameters that decide nothing in it, it serves as it is.
     is_forced = provenance.has_recorded_params("tune")
     recorded = provenance.recorded_md5("tune", BEST_PARAMS) if is_forced else None
@@ -65,25 +63,23 @@ def search(settings: Params) -> None:
                 search.on_cluster(trial, address=address, workers=workers)
             else:
                 search.here(trial)
-            # A study may hold more trials, of a longer search.
-            finished = optuna_study.finished_trials(study)[: tune.trials]
-            best = optuna_study.best_trial(finished)
-            summary = {"best_val_dice": best.values[0], "trials": len(finished)}
-            _write(best.params, finished, summary)
-            optuna_study.write_plots(finished, PLOTS, tune.seed)
+            finished = optuna_study.finished_trials(study)
+            summary = {"best_val_dice": study.best_value, "trials": len(finished)}
+            rows = [
+                (place, trial.state.name, *(trial.params[name] for name in SAMPLED), trial.value)
+                for place, trial in enumerate(finished, start=1)
+            ]
+            _write(study.best_params, rows, summary)
+            optuna_study.write_plots(study, PLOTS, tune.seed)
             run.metrics(summary)
-            run.params({"best": best.params})
+            run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
-        print(f"best of {len(finished)} trials: validation Dice {best.values[0]:.4f} with {best.params}")
+        print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
 
 
-def _write(best: dict[str, Any], trials: Sequence[FinishedTrial], summary: Mapping[str, float]) -> None:
+def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mapping[str, float]) -> None:
     files.write_yaml(BEST_PARAMS, best)
-    rows = (
-        (place, trial.state.name, *(trial.params[name] for name in SAMPLED), trial.value)
-        for place, trial in enumerate(trials, start=1)
-    )
     files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *SAMPLED, "val_dice"), rows)
     files.write_json(TUNE_REPORTS / "metrics.json", summary)
 

@@ -12,7 +12,7 @@ import queue
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from tqdm import tqdm
 
 from mitoflow.config.params import SAMPLED, Tune
@@ -31,8 +31,6 @@ from mitoflow.errors import InputError
 if TYPE_CHECKING:
     from distributed import Future
 
-#: A trial that ended, as Optuna stores it.
-FinishedTrial = FrozenTrial
 #: Ends a trial that is not worth going on with.
 Pruned = optuna.TrialPruned
 #: Reports the logs of an epoch, `JUDGED` among them; raises `Pruned`.
@@ -337,15 +335,9 @@ def _attempt(objective: Objective, topic: str, name: str, values: dict[str, Any]
         raise TrialError(traceback.format_exc()) from None
 
 
-def finished_trials(study: optuna.Study) -> list[FinishedTrial]:
+def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Return the trials that ended by themselves, complete or pruned, in the order in which they began."""
     return study.get_trials(states=FINISHED)
-
-
-def best_trial(trials: Sequence[FinishedTrial]) -> FinishedTrial:
-    """Return the complete trial with the highest validation Dice."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda trial: trial.values[0])
 
 
 def mark_delivered(study: optuna.Study, md5: str) -> None:
@@ -353,16 +345,16 @@ def mark_delivered(study: optuna.Study, md5: str) -> None:
     study.set_user_attr(DELIVERED, md5)
 
 
-def write_plots(trials: Sequence[FinishedTrial], folder: Path, seed: int) -> None:
+def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
     """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network.
 
-    They show finished trials, numbered as if none had been cut off. The importance of a parameter needs two complete
-    ones.
+    They show the finished trials, numbered as if none had been cut off. The importance of a parameter needs two
+    complete ones.
     """
     from optuna import visualization as plots
 
     shown = optuna.create_study(direction="maximize")
-    shown.add_trials(trials)
+    shown.add_trials(finished_trials(study))
     figures = {"history": plots.plot_optimization_history(shown), "parallel": plots.plot_parallel_coordinate(shown)}
     if len(shown.get_trials(states=(TrialState.COMPLETE,))) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
