@@ -1,7 +1,7 @@
 """The page of `mitoflow app`: an image or a stack goes in, the mask is looked at, and mask and table are taken home.
 
-Streamlit runs this file from top to bottom whenever a person changes something. The network runs once for each file;
-threshold and slice only look at its probabilities in another way.
+Streamlit runs this file from top to bottom when the user changes the file or the voxel size, and the network predicts.
+Threshold and slice only change the view of the probabilities: they run a fragment of the page.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LARGEST = 2**31  # voxels of a file
 SHOWN = 2048  # pixels of a side of a picture; of larger slices every second or third pixel is shown
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """What the model says of a file.
 
@@ -51,6 +51,8 @@ class Answer:
         What outputs say of themselves.
     notes
         What a person should know besides.
+    threshold
+        From which probability on a voxel is mitochondrion in the downloads: as in the picture that the page shows.
     """
 
     folder: tempfile.TemporaryDirectory[str]
@@ -58,26 +60,28 @@ class Answer:
     probability: zarr.Array[Any]
     description: ome.Description
     notes: list[str]
+    threshold: float
 
     def slice(self, z: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the image (Y, X) and the mask (Y, X) uint8 in {0, 1} of a slice."""
         _, height, width = self.image.shape
         return self.image.read(z, (0, height, 0, width)), self._above(z, threshold).astype(np.uint8)
 
-    def tiff(self, threshold: float) -> bytes:
+    def tiff(self) -> bytes:
         """Return the mask as an OME-TIFF, 255 for mitochondrion."""
+        threshold = self.threshold
         lineage = {**self.description.lineage, "threshold": f"{threshold:.2f}"}
         with self._place() as place:
             path = place / "mask.tif"
             ome.write_tiff(path, self._mask(place, threshold), replace(self.description, lineage=lineage))
             return path.read_bytes()
 
-    def table(self, threshold: float) -> bytes:
+    def table(self) -> bytes:
         """Return the mitochondria as CSV."""
         with self._place() as place:
             labels = ome.create_multiscale(place / "labels", self.probability.shape, np.dtype(np.uint32), 1)
             path = place / "table.csv"
-            mask = self._mask(place, threshold)
+            mask = self._mask(place, self.threshold)
             prediction.tell_apart(mask, labels, self.image.spacing, lambda _: None).write(path)
             return path.read_bytes()
 
@@ -134,7 +138,9 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
         raise InputError(where, error.found, error.expected, error.remedy) from None
     described = ome.Description(volume.axes, volume.spacing, lineage=ome.read_lineage(output))
     probability = ome.open_multiscale(request.images["probability"]).array
-    return Answer(folder, volume, probability, described, [note.replace(str(image), name) for note in notes])
+    notes = [note.replace(str(image), name) for note in notes]
+    threshold = min(0.99, max(0.01, round(model.predictor.settings.threshold, 2)))
+    return Answer(folder, volume, probability, described, notes, threshold)
 
 
 def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) -> None:
@@ -168,6 +174,18 @@ def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) 
     bar.empty()
 
 
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Show what a user can correct as one line on the page, not as a traceback."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if not (line := as_user_error(error)):
+            raise
+        st.error(str(line))
+
+
+@errors_shown()
 def main() -> None:
     """Draw the page."""
     st.set_page_config("mitoflow", layout="wide")
@@ -182,38 +200,51 @@ def main() -> None:
     if file is None:
         return
     key = (file.file_id, voxel_size)
+    # The progress bar has a place that stays when the bar is gone. Without it everything below moves up in the next
+    # run, Streamlit builds it anew, and the slider in use loses the keyboard focus.
+    progress = st.empty()
     if st.session_state.get("asked") != key:
         st.session_state.pop("answer", None)
-        st.session_state.answer = ask(model, file.name, file.getvalue(), voxel_size)
+        with progress:
+            st.session_state.answer = ask(model, file.name, file.getvalue(), voxel_size)
         st.session_state.asked = key
-    show(st.session_state.answer, model, Path(file.name).stem)
-
-
-def show(answer: Answer, model: TrainedModel, name: str) -> None:
-    """Draw what the model says of a file, and what can be done with it."""
+    answer = st.session_state.answer
     for note in answer.notes:
         (st.warning if note.startswith("warning") else st.info)(note)
+    show(answer)
+    offer_downloads(answer, Path(file.name).stem)
+
+
+@st.fragment
+@errors_shown()
+def show(answer: Answer) -> None:
+    """Draw a slice, without and with the mask, and the sliders that choose slice and threshold."""
     depth = answer.image.shape[0]
     left, right = st.columns(2)
-    chosen = min(0.99, max(0.01, round(model.predictor.settings.threshold, 2)))
-    threshold = left.slider("Threshold", 0.01, 0.99, chosen, 0.01)
+    threshold = left.slider("Threshold", 0.01, 0.99, answer.threshold, 0.01, key="threshold")
     z = right.slider("Slice", 0, depth - 1, depth // 2) if depth > 1 else 0
     image, mask = answer.slice(z, threshold)
     every = math.ceil(max(mask.shape) / SHOWN)
     small, marked = image[::every, ::every], mask[::every, ::every]
     left.image(overlay.contours_png([(small, np.zeros_like(marked))]), caption=f"slice {z}", width="stretch")
-    told = f"{mask.mean():.2%} of slice {z} is mitochondria"
-    right.image(overlay.contours_png([(small, marked)]), caption=told, width="stretch")
+    contours = overlay.contours_png([(small, marked)])
+    answer.threshold = threshold
+    caption = f"{mask.mean():.2%} of slice {z} is mitochondria at threshold {threshold:.2f}"
+    right.image(contours, caption=caption, width="stretch")
+
+
+def offer_downloads(answer: Answer, name: str) -> None:
+    """Draw the buttons that make and download mask and table, with the threshold of the picture above them.
+
+    The buttons are outside the fragment, and a click does not run the script again: a full run discards the functions
+    that the buttons of the previous run call, and the answers that are on their way to the browser.
+    """
+    left, right = st.columns(2)
     named = f"{name}_mitochondria"
-    left.download_button("Mask (OME-TIFF)", lambda: answer.tiff(threshold), f"{named}.tif", "image/tiff")
-    right.download_button("Table (CSV)", lambda: answer.table(threshold), f"{named}.csv", "text/csv")
+    left.download_button("Mask (OME-TIFF)", answer.tiff, f"{named}.tif", "image/tiff", on_click="ignore")
+    right.download_button("Table (CSV)", answer.table, f"{named}.csv", "text/csv", on_click="ignore")
 
 
 if __name__ == "__main__":
     process.silence_libraries()
-    try:
-        main()
-    except (InputError, OSError) as error:
-        if not (line := as_user_error(error)):
-            raise
-        st.error(str(line))
+    main()
