@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from .conftest import STAGES, Project, outputs, runs, stages_run, store
@@ -50,83 +49,6 @@ def test_forced_again_it_gives_the_same_metrics_and_weights(finished: Project) -
     assert store(finished).get_model_version_by_alias("mitoflow", "champion").version == versions[0].version
 
 
-# Changing a key makes these stages run by themselves; those after them run where what they read has changed.
-KEYS = {
-    "data.name": [],
-    "data.mask_rule": ["validate"],
-    "validate.near_duplicate": ["validate"],
-    "patch.size": ["patch"],
-    "patch.step": ["patch"],
-    "patch.validation_fraction": ["patch"],
-    "patch.gap": ["patch"],
-    "tune.trials": ["tune"],
-    "tune.epochs": ["tune"],
-    "tune.patches_per_epoch": ["tune"],
-    "tune.seed": ["tune"],
-    "tune.learning_rate.low": ["tune"],
-    "tune.learning_rate.high": ["tune"],
-    "tune.depth.low": ["tune"],
-    "tune.depth.high": ["tune"],
-    "tune.augment_strength.low": ["tune"],
-    "tune.augment_strength.high": ["tune"],
-    "train.init_from": ["train"],
-    "train.learning_rate": ["train"],
-    "train.depth": ["train"],
-    "train.augment_strength": ["train"],
-    "train.affine_fraction": ["tune", "train"],
-    "train.intensity_strength": ["tune", "train"],
-    "train.foreground_fraction": ["tune", "train"],
-    "train.orthoplanes": ["validate", "tune", "train"],
-    "train.context": ["tune", "train"],
-    "train.context_step": ["tune", "train"],
-    "train.context_dropout": ["tune", "train"],
-    "train.base_width": ["tune", "train"],
-    "train.loss": ["tune", "train"],
-    "train.precision": ["tune", "train"],
-    "train.batch_size": ["tune", "train"],
-    "train.epochs": ["train"],
-    "train.patches_per_epoch": ["train"],
-    "train.patience": ["train"],
-    "train.seed": ["train"],
-    "evaluate.tile": ["evaluate"],
-    "evaluate.overlap": ["evaluate"],
-    "evaluate.tta": ["evaluate"],
-    "evaluate.orthoplanes": ["evaluate"],
-    "evaluate.medians": ["evaluate"],
-    "evaluate.bootstrap_resamples": ["evaluate"],
-    "evaluate.bootstrap_block": ["evaluate"],
-    "evaluate.seed": ["evaluate"],
-    "machine.workers": [],
-    "machine.strategy": [],
-}
-
-
-def test_a_key_reruns_what_depends_on_it_and_nothing_else(finished: Project) -> None:
-    committed = finished.read("params.yaml")
-    seen = {}
-    for key in _leaves(YAML(typ="safe", pure=True).load(committed)):
-        values = YAML(typ="safe", pure=True).load(committed)
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            section = section[name]
-        section[last] = "changed"
-        with (finished.folder / "params.yaml").open("w") as stream:
-            YAML().dump(values, stream)
-        with Repo(finished.folder) as repo:
-            changed = {address.rpartition(":")[2] for address in repo.status()}
-        seen[key] = [name for name in STAGES if name in changed]
-    assert seen == KEYS
-
-
-def _leaves(section: dict, prefix: str = "") -> list[str]:
-    return [
-        leaf
-        for key, value in section.items()
-        for leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
-    ]
-
-
 def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> None:
     facts = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
     assert facts["initial"] == {}
@@ -144,6 +66,32 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
     assert "initial.sha256" in finished.run("mitoflow", "lineage", "models/unet.keras").stdout
     # The steps are too small to forget what the champion knew.
     assert json.loads(finished.read("reports/train/metrics.json"))["best_val_dice"] > before - 0.1
+
+
+def trials(project: Project) -> int:
+    return sum("mlflow.parentRunId" in run.data.tags for run in runs(project))
+
+
+def test_a_study_serves_other_parameters_and_is_searched_again_where_it_is_forced(finished: Project) -> None:
+    table, before = finished.read("reports/tune/trials.csv"), trials(finished)
+    finished.set(train__learning_rate="0.002")
+    assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
+    assert finished.read("reports/tune/trials.csv") == table
+    assert trials(finished) == before
+    assert stages_run(finished.run("dvc", "repro", "--single-item", "--force", "tune").stdout) == ["tune"]
+    assert finished.read("reports/tune/trials.csv") == table
+    assert trials(finished) == 2 * before
+
+
+def test_a_training_that_ended_serves_another_name_of_the_data(finished: Project) -> None:
+    before = [run.info.run_id for run in runs(finished)]
+    model = finished.run("md5sum", "models/unet.keras").stdout
+    finished.set(data__name="cortex")
+    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["train"]
+    assert finished.run("md5sum", "models/unet.keras").stdout == model
+    assert [run.info.run_id for run in runs(finished)] == before
+    (trained,) = (run for run in runs(finished) if run.data.tags["mitoflow.stage"] == "train")
+    assert "cortex" in {used.dataset.name for used in trained.inputs.dataset_inputs}
 
 
 def test_changing_evaluation_runs_evaluation_alone(finished: Project) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-
-from mitoflow.io.tiff import Array
 
 CAMERA_DEPTHS = (10, 12, 14, 16)
 
@@ -24,6 +24,6 @@ def camera_depth(maximum: int) -> int:
     return next(depth for depth in CAMERA_DEPTHS if maximum < 1 << depth)
 
 
-def to_unit(image: Array, bit_depth: int) -> npt.NDArray[np.float32]:
+def to_unit(image: npt.NDArray[Any], bit_depth: int) -> npt.NDArray[np.float32]:
     """Return ``image`` (any shape, unsigned) over its largest possible value: float32 in [0, 1]."""
     return image.astype(np.float32) / np.float32((1 << bit_depth) - 1)
