@@ -105,9 +105,6 @@ def describe(
     model: TrainedModel, settings: Settings, parameters: int, authors: Sequence[str], licence: str
 ) -> dict[str, Any]:
     """Return the description of a package, as YAML holds it; see `write_package`."""
-    top = (1 << settings.bit_depth) - 1
-    size = {"min": onnx_export.smallest_side(settings), "step": settings.divisor}
-    halo = {"halo": settings.overlap // 2} if settings.overlap else {}
     data = model.origin.get("params.data.name")
     return {
         "type": "model",
@@ -125,43 +122,8 @@ def describe(
         ],
         "covers": [{"source": "phantom.png"}],
         "documentation": {"source": "README.md"},
-        "inputs": [
-            {
-                "id": IMAGE,
-                "description": "grey values of a slice and its neighbours" if settings.context else "grey values",
-                "axes": [
-                    {"type": "batch"},
-                    {"type": "space", "id": "y", "size": size},
-                    {"type": "space", "id": "x", "size": size},
-                    {
-                        "type": "channel",
-                        "channel_names": channel_names(settings),
-                        "description": "slices by ascending z; the first or last one stands in for one past the end",
-                    },
-                ],
-                "data": {"type": "uint8" if settings.bit_depth == 8 else "uint16", "range": [0, top]},
-                "preprocessing": [
-                    {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
-                    {"id": "scale_linear", "kwargs": {"gain": 1 / top}},
-                    {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
-                ],
-                "test_tensor": {"source": "test_image.npy"},
-            }
-        ],
-        "outputs": [
-            {
-                "id": PROBABILITY,
-                "description": f"probability of mitochondrion; from {settings.threshold:.3f} on a pixel counts as one",
-                "axes": [
-                    {"type": "batch"},
-                    {"type": "space", "id": "y", "size": {"tensor_id": IMAGE, "axis_id": "y"}, **halo},
-                    {"type": "space", "id": "x", "size": {"tensor_id": IMAGE, "axis_id": "x"}, **halo},
-                    {"type": "channel", "channel_names": ["mitochondrion"]},
-                ],
-                "data": {"type": "float32", "range": [0, 1]},
-                "test_tensor": {"source": "test_probability.npy"},
-            }
-        ],
+        "inputs": [_describe_image(settings)],
+        "outputs": [_describe_probability(settings)],
         "weights": {
             "keras_v3": {
                 "source": "unet.keras",
@@ -181,6 +143,48 @@ def describe(
             },
             "mitoflow": {"settings": dataclasses.asdict(settings), "origin": dict(model.origin)},
         },
+    }
+
+
+def _describe_image(settings: Settings) -> dict[str, Any]:
+    top = (1 << settings.bit_depth) - 1
+    size = {"min": onnx_export.smallest_side(settings), "step": settings.divisor}
+    return {
+        "id": IMAGE,
+        "description": "grey values of a slice and its neighbours" if settings.context else "grey values",
+        "axes": [
+            {"type": "batch"},
+            {"type": "space", "id": "y", "size": size},
+            {"type": "space", "id": "x", "size": size},
+            {
+                "type": "channel",
+                "channel_names": channel_names(settings),
+                "description": "slices by ascending z; the first or last one stands in for one past the end",
+            },
+        ],
+        "data": {"type": "uint8" if settings.bit_depth == 8 else "uint16", "range": [0, top]},
+        "preprocessing": [
+            {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+            {"id": "scale_linear", "kwargs": {"gain": 1 / top}},
+            {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+        ],
+        "test_tensor": {"source": "test_image.npy"},
+    }
+
+
+def _describe_probability(settings: Settings) -> dict[str, Any]:
+    halo = {"halo": settings.overlap // 2} if settings.overlap else {}
+    return {
+        "id": PROBABILITY,
+        "description": f"probability of mitochondrion; from {settings.threshold:.3f} on a pixel counts as one",
+        "axes": [
+            {"type": "batch"},
+            {"type": "space", "id": "y", "size": {"tensor_id": IMAGE, "axis_id": "y"}, **halo},
+            {"type": "space", "id": "x", "size": {"tensor_id": IMAGE, "axis_id": "x"}, **halo},
+            {"type": "channel", "channel_names": ["mitochondrion"]},
+        ],
+        "data": {"type": "float32", "range": [0, 1]},
+        "test_tensor": {"source": "test_probability.npy"},
     }
 
 
