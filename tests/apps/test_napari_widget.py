@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,13 @@ def test_each_mitochondrion_of_a_file_gets_a_label(
     apart = np.zeros(expected.shape, np.uint32)
     instances.Separation(lambda region: expected[region] > 0, expected.shape).write(apart.__setitem__)
     np.testing.assert_array_equal(data, apart)
+
+
+def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
+    found = [napari_widget._find("unet.keras").predictor for _ in range(2)]
+    assert found[0] is found[1]
+    write_model(folder, replace(SETTINGS, context=0), STACK)
+    assert napari_widget._find("unet.keras").predictor.settings.context == 0
 
 
 def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:

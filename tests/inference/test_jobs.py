@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
     for _ in range(5):
         next(maps)
     assert reads == list(range(7)), "one slice of context and one of the median ahead"
+
+
+def test_a_worker_loads_a_network_once_for_all_jobs(here: Path) -> None:
+    (here / "output").mkdir()
+
+    def job(threshold: float, weights: str) -> jobs.Job:
+        part = Part(range(100), (0, 64, 0, 72))
+        settings = replace(SETTINGS, threshold=threshold)
+        return jobs.Job("cell.tif", {}, None, None, here / "unet.keras", weights, settings, part, (), here / "output")
+
+    first, second, other = (job(*asked).open().prediction.predictor for asked in ((0.4, "a"), (0.6, "a"), (0.6, "b")))
+    assert (first.settings.threshold, second.settings.threshold) == (0.4, 0.6)
+    assert first.model is second.model
+    assert second.model is not other.model, "weights of another digest"
 
 
 def masks(**asked: object) -> np.ndarray:

@@ -15,6 +15,7 @@ from napari.utils.notifications import show_error, show_info
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.prediction import Request
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.tracking import model_lookup
@@ -42,6 +43,17 @@ def _tell(error: Exception) -> None:
     show_error(str(error))
 
 
+_last: list[TrainedModel] = []
+
+
+def _find(wanted: str | None) -> TrainedModel:
+    """Find a model; where it is the same as the last time, its network is loaded already."""
+    model = model_lookup.find(wanted)
+    if _last != [model]:
+        _last[:] = [model]
+    return _last[0]
+
+
 def segment(
     image: napari.layers.Image, model: str | None, threshold: float | None, instances: bool
 ) -> list[napari.types.LayerDataTuple]:
@@ -63,7 +75,7 @@ def segment(
     InputError
         The layer or the model cannot be used.
     """
-    chosen = model_lookup.find(model)
+    chosen = _find(model)
     with tempfile.TemporaryDirectory(prefix="mitoflow-") as folder:
         output = Path(folder) / "mask.ome.zarr"
         request = Request(

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from mlflow import pyfunc
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
 from mitoflow.errors import InputError
-from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference import model_files, prediction
+from mitoflow.inference import prediction
+from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import volumes
 from mitoflow.tracking import model_lookup, packing
@@ -55,22 +56,13 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
         There is no such model.
     """
     model = model_lookup.find(wanted)
-    uvicorn.run(build(model, load(model), largest), host=host, port=port)
+    uvicorn.run(build(model, largest), host=host, port=port)
 
 
-def load(model: TrainedModel) -> PyFuncModel:
-    """Return a model as MLflow loads it, packed anew from its files, whose digest was checked."""
-    with tempfile.TemporaryDirectory() as folder:
-        packed = Path(folder) / "model"
-        packing.pack(packed, Evaluation.of(model), model.weights, model.folder / model_files.SETTINGS)
-        loaded: PyFuncModel = pyfunc.load_model(str(packed))
-        return loaded
-
-
-def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
+def build(model: TrainedModel, largest: int) -> FastAPI:
     """Return MLflow's server for a model, with what this module adds."""
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", TIMEOUT)
-    app: FastAPI = scoring_server.init(loaded)
+    app: FastAPI = scoring_server.init(as_pyfunc(model.predictor))
     alone, bit_depth = asyncio.Lock(), model.predictor.settings.bit_depth
 
     def masks(tiff: bytes) -> Response:
@@ -113,6 +105,24 @@ def build(model: TrainedModel, loaded: PyFuncModel, largest: int) -> FastAPI:
 
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     return app
+
+
+def as_pyfunc(predictor: Predictor) -> PyFuncModel:
+    """Return what MLflow would load from the registry, with the network that is loaded already."""
+    return PyFuncModel(Model(signature=packing.signature(predictor.settings.bit_depth)), _Segmenter(predictor))
+
+
+class _Segmenter:
+    """See `mitoflow.tracking.pyfunc.Segmenter`."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def predict(self, slices: np.ndarray) -> np.ndarray:
+        try:
+            return self._predictor.masks(slices)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
 def _require_grey_values(body: bytes, bit_depth: int) -> None:

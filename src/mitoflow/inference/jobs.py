@@ -232,7 +232,7 @@ class Job:
         Its voxel size.
     levels, rescaled
         What becomes of its grey values, and of its pixel size; None where they stay.
-    weights, settings
+    weights, weights_sha256, settings
         The model.
     part
         The part of the stack that the output shows.
@@ -247,6 +247,7 @@ class Job:
     levels: Levels | None
     rescaled: Spacing | None
     weights: Path
+    weights_sha256: str
     settings: Settings
     part: Part
     products: tuple[str, ...]
@@ -266,8 +267,7 @@ class Job:
         """Return the work; raises `InputError` where a file cannot be seen from here."""
         cluster.refuse_unseen(self.folder, self.weights)
         whole = volumes.open_volume(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
-        predictor = Predictor(unet.load_model(self.weights), self.settings)
-        prediction = Prediction(self.seen(whole), whole.shape[1:], predictor)
+        prediction = Prediction(self.seen(whole), whole.shape[1:], _load_predictor(self))
         return Work(prediction, self.part, self.arrays(), PendingOutput(self.folder))
 
 
@@ -312,7 +312,17 @@ def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int
         ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
 
 
-_at_hand: list[tuple[Job, Work]] = []  # the last job of a worker, with its model loaded
+_predictors: dict[str, Predictor] = {}  # the last network that a worker loaded, by the digest of its weights
+
+
+def _load_predictor(job: Job) -> Predictor:
+    if job.weights_sha256 not in _predictors:
+        _predictors.clear()
+        _predictors[job.weights_sha256] = Predictor(unet.load_model(job.weights), job.settings)
+    return _predictors[job.weights_sha256].with_settings(job.settings)
+
+
+_at_hand: list[tuple[Job, Work]] = []  # the last job of a worker
 
 
 def _do(job: Job, blocks: Sequence[Part]) -> int:

@@ -169,6 +169,7 @@ def predict(
         levels=_levels(whole, request, model, notify),
         rescaled=_trained_spacing(whole, model.domain) if request.rescale else None,
         weights=model.weights.absolute(),
+        weights_sha256=model.origin["model_sha256"],
         settings=settings,
         part=part,
         products=tuple(name for name in request.images if name in PRODUCTS),

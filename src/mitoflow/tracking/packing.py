@@ -29,8 +29,6 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
     """
     bit_depth = Settings.read(settings_path).bit_depth
     noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
-    example = noise.astype(np.uint8 if bit_depth == 8 else np.uint16)
-    slices, masks = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (example.dtype, np.dtype(np.uint8)))
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
         carried = {"model": model_path, "settings": settings_path}
@@ -45,6 +43,13 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
             artifacts={name: str(path) for name, path in carried.items()},
             code_paths=[str(Path(__file__).parents[1])],
             pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
-            signature=ModelSignature(slices, masks),
-            input_example=example,
+            signature=signature(bit_depth),
+            input_example=noise.astype(np.uint8 if bit_depth == 8 else np.uint16),
         )
+
+
+def signature(bit_depth: int) -> ModelSignature:
+    """Return what MLflow is to know of the images, of `bit_depth` bits, and of the masks: any (Z, Y, X)."""
+    images, masks = np.dtype(np.uint8 if bit_depth == 8 else np.uint16), np.dtype(np.uint8)
+    inputs, outputs = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (images, masks))
+    return ModelSignature(inputs, outputs)
