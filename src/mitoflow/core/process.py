@@ -23,8 +23,12 @@ GRACE = 20  # seconds from SIGTERM to the end; schedulers kill after 30
 
 
 def silence_libraries() -> None:
-    """Keep TensorFlow and tifffile from writing to stderr, where one line of mitoflow says what is wrong."""
+    """Keep TensorFlow and tifffile from writing to stderr, where one line of mitoflow says what is wrong.
+
+    MLflow, when it is imported, writes an identifier for its telemetry into the home folder; here it does not.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 

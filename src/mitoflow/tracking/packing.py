@@ -15,6 +15,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Settings
+from mitoflow.tracking import store
 
 #: The distributions that `mitoflow.tracking.pyfunc` imports; a model requires the versions that are installed here.
 REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "tifffile", "ruamel.yaml")
@@ -27,6 +28,7 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
     more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
     beside the settings, it goes with them.
     """
+    store.configure()
     bit_depth = Settings.read(settings_path).bit_depth
     noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():

@@ -52,8 +52,7 @@ def uri(recorded: str | None = None) -> str:
 def configure() -> None:
     """Set MLflow's environment variables, for this process and those that it starts, and the levels of its loggers.
 
-    MLflow reads the variables whenever it needs them, but for the level of its logger, which it reads when it is
-    imported.
+    MLflow reads each variable when it needs it, except for the level of its logger, which it reads when it is imported.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
