@@ -3,99 +3,29 @@
 It is drawn, not acquired: cells, mitochondria and what looks like them are bent tubes and discs under noise. It
 exercises the pipeline and shows that training learns; no number obtained on it says anything about tissue.
 
-The same seed gives the same bytes on every machine. All arithmetic is on integers, which every processor does alike;
-random numbers are the raw output of PCG64, the stream that NumPy guarantees for a seed (the methods of its `Generator`
-may change); square roots and opacities come from tables. Lengths are in eighths of a pixel (`PX`) unless called pixels.
+The same seed gives the same bytes on every machine: `mitoflow.data.integer_drawing` says how. Lengths are in eighths of
+a pixel (`PX`) unless called pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mitoflow.data.integer_drawing import LONGEST, OPAQUE, PX, Draws, Ints, blend, ramp, root, smooth_noise
 from mitoflow.io.tiff import write_stack
 
-Ints = npt.NDArray[Any]
 Shape = tuple[int, int, int]
-Box = tuple[slice, slice, slice]
+Window = tuple[slice, slice, slice]
 
-PX = 8
-OPAQUE = 256
 TRAIN, TEST = (56, 256, 512), (24, 320, 448)
 FOREGROUND_PERCENT = 8
-
-
-class Draws:
-    """Random integers that are the same on every machine and with every version of NumPy."""
-
-    def __init__(self, seed: int) -> None:
-        self._source = np.random.PCG64(seed)
-
-    def below(self, limit: int, *shape: int) -> Ints:
-        """Return int64 in ``[0, limit)`` of ``shape``; the limit is at most 2**40."""
-        raw = self._source.random_raw(math.prod(shape)).astype(np.uint64)
-        return ((raw >> np.uint64(40)) * np.uint64(limit) >> np.uint64(24)).astype(np.int64).reshape(shape)
-
-    def between(self, low: int, high: int) -> int:
-        """Return one integer in ``[low, high]``."""
-        return low + int(self.below(high - low + 1, 1)[0])
-
-    def voxel(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the position of one voxel."""
-        return tuple(self.between(0, length - 1) for length in shape)
-
-    def bytes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Return uint8 of ``shape``, all values alike probable."""
-        count = math.prod(shape)
-        raw = self._source.random_raw(count // 8 + 1).astype("<u8")
-        return raw.view(np.uint8)[:count].reshape(shape)
-
-
-ROOTS = np.repeat(np.arange(128 * PX, dtype=np.int32), 2 * np.arange(128 * PX) + 1)
-
-
-def root(square: Ints) -> Ints:
-    """Return the integer square root, at most 128 pixels."""
-    roots: Ints = ROOTS[np.minimum(square, len(ROOTS) - 1)]
-    return roots
-
-
-def ramp(x: Ints, *corners: tuple[int, int]) -> Ints:
-    """Return the piecewise linear function of ``x`` through ``corners``, constant beyond the outer ones; int32."""
-    (first, start), (last, _) = corners[0], corners[-1]
-    table = np.full(last - first + 1, start, np.int32)
-    for (x0, y0), (x1, y1) in pairwise(corners):
-        table[x0 - first : x1 - first + 1] = y0 + (y1 - y0) * np.arange(x1 - x0 + 1, dtype=np.int32) // (x1 - x0)
-    values: Ints = table[np.clip(x, first, last) - first]
-    return values
-
-
-def smooth_noise(draws: Draws, shape: Sequence[int], grain: Sequence[int], amplitude: int) -> Ints:
-    """Return a random field of ``shape`` that varies over ``grain`` pixels, within +- ``amplitude``; int32.
-
-    A uniform quadratic B-spline whose control points are random and ``grain`` apart.
-    """
-    lattice = draws.below(1 << 13, *(length // step + 3 for length, step in zip(shape, grain, strict=True)))
-    field = (lattice - (1 << 12)).astype(np.int32)
-    for axis, (length, step) in enumerate(zip(shape, grain, strict=True)):
-        index, t = np.divmod(np.arange(length, dtype=np.int32), step)
-        weights = ((step - t) ** 2, step * step + 2 * step * t - 2 * t * t, t * t)
-        column = [-1 if a == axis else 1 for a in range(len(shape))]
-        terms = [field.take(index + k, axis) * weight.reshape(column) for k, weight in enumerate(weights)]
-        field = (terms[0] + terms[1] + terms[2]) // (2 * step * step)
-    return field * amplitude >> 12
-
-
-def blend(image: Ints, value: Ints | int, opacity: Ints) -> None:
-    """Lay ``value`` over ``image``, in place; ``opacity`` is 0 ... 256."""
-    image += (value - image) * opacity >> 8
 
 
 @dataclass
@@ -162,7 +92,7 @@ def partition(draws: Draws, shape: Shape) -> tuple[Ints, Ints]:
         now = Discs(paths[0][z].astype(np.int32), paths[1][z].astype(np.int32), discs.radius, discs.cell)
         cells[z], depth[z] = nearest_cells(y, x, now)
     for k in (2, 1):  # depth is in-plane so far; a membrane cut flat shows as well, though paler
-        changes = np.where(cells[k:] != cells[:-k], np.int16(6 + 6 * k), np.int16(128 * PX))
+        changes = np.where(cells[k:] != cells[:-k], np.int16(6 + 6 * k), np.int16(LONGEST))
         np.minimum(depth[k:], changes, out=depth[k:])
         np.minimum(depth[:-k], changes, out=depth[:-k])
     return cells, depth
@@ -212,16 +142,16 @@ class Tube:
     points: Ints
     radii: Ints
 
-    def box(self, shape: Shape) -> Box:
+    def window(self, shape: Shape) -> Window:
         """Return the part of the volume that it and three pixels around it fill."""
         low = (self.points - self.radii[:, None]).min(0) // PX - 3
         high = (self.points + self.radii[:, None]).max(0) // PX + 4
         z, y, x = (slice(max(0, int(a)), max(0, min(n, int(b)))) for a, b, n in zip(low, high, shape, strict=True))
         return z, y, x
 
-    def distance(self, box: Box) -> Ints:
-        """Return the distance of every voxel of ``box`` from the surface, negative inside."""
-        grid = [axis * PX for axis in np.ogrid[box]]
+    def distance(self, window: Window) -> Ints:
+        """Return the distance of every voxel of ``window`` from the surface, negative inside."""
+        grid = [axis * PX for axis in np.ogrid[window]]
         nearest: Ints = np.array(1 << 20)
         for (start, end), (radius, next_radius) in zip(pairwise(self.points), pairwise(self.radii), strict=True):
             z, y, x = (axis - int(at) for axis, at in zip(grid, start, strict=True))
@@ -260,21 +190,21 @@ class Tissue:
         z, y, x = self.image.shape
         return z, y, x
 
-    def place(self, tubes: Iterable[Tube], clearance: int, rough: Ints | None = None) -> Iterator[tuple[Box, Ints]]:
+    def place(self, tubes: Iterable[Tube], clearance: int, rough: Ints | None = None) -> Iterator[tuple[Window, Ints]]:
         """Give each of ``tubes`` its place in its cell, ``clearance`` away from everything else, if it mostly fits.
 
-        ``rough`` (Z, Y, X) makes surfaces uneven. Yields the box of a tube that fits and the distance of its voxels
+        ``rough`` (Z, Y, X) makes surfaces uneven. Yields the window of a tube that fits and the distance of its voxels
         from the surface, negative inside.
         """
         for tube in tubes:
-            box = tube.box(self.shape)
-            whole = tube.distance(box) if rough is None else tube.distance(box) + rough[box]
-            surface = np.maximum(whole, clearance - self.room[box])
+            window = tube.window(self.shape)
+            whole = tube.distance(window) if rough is None else tube.distance(window) + rough[window]
+            surface = np.maximum(whole, clearance - self.room[window])
             z, y, x = (int(at) // PX for at in tube.points[0])
-            surface[self.cells[box] != self.cells[min(max(z, 0), self.shape[0] - 1), y, x]] = 128 * PX
+            surface[self.cells[window] != self.cells[min(max(z, 0), self.shape[0] - 1), y, x]] = LONGEST
             if 8 * np.count_nonzero(surface <= 0) >= 7 * np.count_nonzero(whole <= 0):
-                np.minimum(self.room[box], surface, out=self.room[box], casting="same_kind")
-                yield box, surface
+                np.minimum(self.room[window], surface, out=self.room[window], casting="same_kind")
+                yield window, surface
 
 
 def grow_tubes(draws: Draws, room: Ints, thinnest: int, thickest: int, longest: int) -> Iterator[Tube]:
@@ -347,17 +277,17 @@ def paint_mitochondria(tissue: Tissue, draws: Draws) -> None:
     unbroken = ramp(smooth_noise(draws, tissue.shape, (6, 6, 6), 256), (-40, 0), (20, OPAQUE))
     missing = tissue.image.size * FOREGROUND_PERCENT // 100
     tubes = grow_tubes(draws, tissue.room, thinnest=9, thickest=20, longest=7)
-    for box, surface in tissue.place(tubes, clearance=3 * PX, rough=ripple // 2):
+    for window, surface in tissue.place(tubes, clearance=3 * PX, rough=ripple // 2):
         normal = [draws.between(-8, 8) for _ in range(3)]
         norm = math.isqrt(sum(n * n for n in normal)) + 1
-        across = sum(axis * n for axis, n in zip(np.ogrid[box], normal, strict=True)) * PX // norm
+        across = sum(axis * n for axis, n in zip(np.ogrid[window], normal, strict=True)) * PX // norm
         period = draws.between(6 * PX, 9 * PX)
-        crista = np.abs((across + ripple[box] * 3 // 2) % period - period // 2)
-        value = ramp(crista, (0, -34), (6, -28), (14, 12), (20, 12), (32, 0)) * unbroken[box] >> 8
+        crista = np.abs((across + ripple[window] * 3 // 2) % period - period // 2)
+        value = ramp(crista, (0, -34), (6, -28), (14, 12), (20, 12), (32, 0)) * unbroken[window] >> 8
         value += 118 + draws.between(-10, 8)
         blend(value, 78, ramp(surface, (-48, 0), (-40, 200), (-32, 200), (-24, 0), (-20, 0), (-12, OPAQUE)))
-        blend(tissue.image[box], value, ramp(surface, (-PX, OPAQUE), (PX, 0)))
-        tissue.mask[box] |= surface <= 0
+        blend(tissue.image[window], value, ramp(surface, (-PX, OPAQUE), (PX, 0)))
+        tissue.mask[window] |= surface <= 0
         missing -= np.count_nonzero(surface <= 0)
         if missing <= 0:
             break
@@ -367,20 +297,20 @@ def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
     """Paint what may be taken for mitochondria: sheaths of dark rings, as myelin is, and dense bodies."""
     count = tissue.image.size // 500_000 + 1
     sheaths = grow_tubes(draws, tissue.room, thinnest=8, thickest=18, longest=6)
-    for box, surface in islice(tissue.place(sheaths, clearance=2 * PX), count):
+    for window, surface in islice(tissue.place(sheaths, clearance=2 * PX), count):
         rings = ramp(surface % (3 * PX), (0, 60), (PX, 60), (2 * PX, 110), (3 * PX, 60))
-        blend(tissue.image[box], rings, ramp(surface, (-56, 0), (-48, OPAQUE), (-8, OPAQUE), (8, 0)))
+        blend(tissue.image[window], rings, ramp(surface, (-56, 0), (-48, OPAQUE), (-8, OPAQUE), (8, 0)))
     bodies = grow_tubes(draws, tissue.room, thinnest=5, thickest=10, longest=3)
-    for box, surface in islice(tissue.place(bodies, clearance=2 * PX), count):
-        blend(tissue.image[box], 82, ramp(surface, (-16, 240), (8, 0)))
+    for window, surface in islice(tissue.place(bodies, clearance=2 * PX), count):
+        blend(tissue.image[window], 82, ramp(surface, (-16, 240), (8, 0)))
 
 
 def paint_vesicles(tissue: Tissue, draws: Draws) -> None:
     """Paint clouds of small round vesicles with pale insides."""
     for _ in range(tissue.image.size // 60_000):
-        for box, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
-            blend(tissue.image[box], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
-            blend(tissue.image[box], 190, ramp(surface, (-20, 90), (-12, 0)))
+        for window, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
+            blend(tissue.image[window], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
+            blend(tissue.image[window], 190, ramp(surface, (-20, 90), (-12, 0)))
 
 
 def photograph(image: Ints, draws: Draws) -> npt.NDArray[np.uint8]:
