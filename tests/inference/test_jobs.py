@@ -178,7 +178,7 @@ def test_a_worker_does_not_take_one_job_for_another(here: Path) -> None:
     folders = []
     for threshold in (0.3, 0.6):
         with pytest.MonkeyPatch.context() as seen, pytest.raises(KeyboardInterrupt):
-            seen.setattr(jobs, "here", lambda work, _: (folders.append(work.making.folder), interrupt()))
+            seen.setattr(jobs, "here", lambda work, _: (folders.append(work.output.folder), interrupt()))
             masks(threshold=threshold, overwrite=True)
     assert len(set(folders)) == 2
 

@@ -10,15 +10,15 @@ import pytest
 
 from mitoflow.errors import InputError
 from mitoflow.inference import outputs
-from mitoflow.inference.outputs import making
+from mitoflow.inference.outputs import pending_output
 
 
 def begin(output: Path, asked_for: str = "this") -> None:
     """Do one block and be interrupted."""
-    with pytest.raises(KeyboardInterrupt), making(output, {"what": asked_for}) as work:
+    with pytest.raises(KeyboardInterrupt), pending_output(output, {"what": asked_for}) as work:
         (work.folder / "mask.zarr").mkdir(exist_ok=True)
         (work.folder / "mask.zarr/0").write_text(asked_for)
-        work.mark("0-0-0")
+        work.mark_done("0-0-0")
         raise KeyboardInterrupt
 
 
@@ -26,7 +26,7 @@ def test_what_was_done_is_found_again(tmp_path: Path) -> None:
     output = tmp_path / "o.zarr"
     begin(output)
     assert not output.exists()
-    with making(output, {"what": "this"}) as work:
+    with pending_output(output, {"what": "this"}) as work:
         assert work.resumed
         assert work.is_done("0-0-0")
         assert not work.is_done("8-0-0")
@@ -38,7 +38,7 @@ def test_what_was_done_is_found_again(tmp_path: Path) -> None:
 def test_what_was_made_for_another_request_is_thrown_away(tmp_path: Path) -> None:
     output = tmp_path / "o.zarr"
     begin(output)
-    with pytest.raises(ValueError), making(output, {"what": "that"}) as work:
+    with pytest.raises(ValueError), pending_output(output, {"what": "that"}) as work:
         assert not work.resumed
         assert not work.is_done("0-0-0")
         assert not (work.folder / "mask.zarr").exists()
@@ -48,8 +48,8 @@ def test_what_was_made_for_another_request_is_thrown_away(tmp_path: Path) -> Non
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mitoflow.inference.outputs import making\n"
-        "with making(Path(sys.argv[1]), {}) as work: print(flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from mitoflow.inference.outputs import pending_output\n"
+        "with pending_output(Path(sys.argv[1]), {}) as work: print(flush=True); sys.stdin.read()"
     )
     output = tmp_path / "o.zarr"
     with subprocess.Popen(
@@ -57,10 +57,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(InputError, match="found another process that is making it"), making(output, {}):
+        with pytest.raises(InputError, match="found another process that is writing it"), pending_output(output, {}):
             pass
         other.kill()
-    with making(output, {}) as work:
+    with pending_output(output, {}) as work:
         work.publish({})
 
 
@@ -73,13 +73,13 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
     def late(*call: int) -> None:
         taken.append(call)
         if len(taken) == 1:
-            (outputs.place(output) / outputs.LOCK).unlink()
+            (outputs.partial_folder(output) / outputs.LOCK).unlink()
         lock(*call)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with making(output, {}):
+    with pending_output(output, {}):
         assert len(taken) == 2
-        with pytest.raises(InputError, match="found another process that is making it"), making(output, {}):
+        with pytest.raises(InputError, match="found another process that is writing it"), pending_output(output, {}):
             pass
 
 
@@ -91,15 +91,15 @@ def test_what_may_not_be_replaced_is_not_whoever_was_publishing(
     with (
         pytest.raises(KeyboardInterrupt),
         monkeypatch.context() as patched,
-        making(output, {"what": "this"}, [output]) as work,
+        pending_output(output, {"what": "this"}, [output]) as work,
     ):
         patched.setattr(outputs, "_replace", interrupt)
         work.publish({output: "mask.zarr"})
     output.mkdir()  # as the renames that were cut short could have left it
     outputs.refuse_existing(output, [output])
-    with pytest.raises(InputError, match="an output that exists"), making(output, {"what": "that"}, [output]):
+    with pytest.raises(InputError, match="an output that exists"), pending_output(output, {"what": "that"}, [output]):
         pass
-    with making(output, {"what": "this"}, [output]) as work:
+    with pending_output(output, {"what": "this"}, [output]) as work:
         assert work.is_publishing, "what was finished is still there"
 
 
@@ -109,7 +109,7 @@ def interrupt(*_: object) -> None:
 
 def test_publishing_replaces_files_and_folders(tmp_path: Path) -> None:
     for name in ("o.zarr", "p.tif"):
-        with making(tmp_path / "o.zarr", {}) as work:
+        with pending_output(tmp_path / "o.zarr", {}) as work:
             (work.folder / "new").mkdir()
             (work.folder / "new.tif").write_text(name)
             work.publish({tmp_path / "p.tif": "new.tif", tmp_path / "o.zarr": "new"})
@@ -128,16 +128,16 @@ def test_publishing_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pyte
         real(source, target, aside)
 
     monkeypatch.setattr(outputs, "_replace", killed_at_the_second)
-    with pytest.raises(KeyboardInterrupt), making(output, {"what": "this"}) as work:
+    with pytest.raises(KeyboardInterrupt), pending_output(output, {"what": "this"}) as work:
         (work.folder / "probability.zarr").mkdir()
         work.publish({beside: "probability.zarr", output: "mask.zarr"})
     assert beside.exists()
     assert not output.exists()
     outputs.refuse_existing(output, [beside])
     monkeypatch.undo()
-    with making(output, {"what": "this"}) as work:
+    with pending_output(output, {"what": "this"}) as work:
         assert work.is_publishing
-        work.go_on_publishing()
+        work.resume_publishing()
     assert (output / "0").exists()
     with pytest.raises(InputError, match="p.zarr: found an output that exists.*--overwrite"):
         outputs.refuse_existing(tmp_path / "new.zarr", [beside])
@@ -148,7 +148,7 @@ def test_a_table_may_go_to_another_file_system(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
         table = Path(elsewhere) / "t.csv"
         assert table.parent.stat().st_dev != tmp_path.stat().st_dev
-        with making(tmp_path / "o.zarr", {}) as work:
+        with pending_output(tmp_path / "o.zarr", {}) as work:
             (work.folder / "mask.zarr").mkdir()
             (work.folder / "t.csv").write_text("label")
             work.publish({table: "t.csv", tmp_path / "o.zarr": "mask.zarr"})
@@ -158,17 +158,17 @@ def test_a_table_may_go_to_another_file_system(tmp_path: Path) -> None:
 
 def test_a_straggler_of_an_earlier_request_writes_elsewhere(tmp_path: Path) -> None:
     output = tmp_path / "o.zarr"
-    with pytest.raises(KeyboardInterrupt), making(output, {"threshold": 0.5}) as old:
-        old.mark("0-0-0")
+    with pytest.raises(KeyboardInterrupt), pending_output(output, {"threshold": 0.5}) as old:
+        old.mark_done("0-0-0")
         raise KeyboardInterrupt
-    with making(output, {"threshold": 0.9}) as work:
+    with pending_output(output, {"threshold": 0.9}) as work:
         (old.folder / "done").mkdir(parents=True)  # as Zarr makes the folders that it writes to
-        old.mark("8-0-0")
+        old.mark_done("8-0-0")
         assert not work.is_done("0-0-0")
         assert not work.is_done("8-0-0")
         work.publish({})
 
 
 def test_a_full_disk_tells_whose_it_is(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="o.zarr"), making(tmp_path / "o.zarr", {}):
+    with pytest.raises(OSError, match="o.zarr"), pending_output(tmp_path / "o.zarr", {}):
         raise OSError(28, "No space left on device")

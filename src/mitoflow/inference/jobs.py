@@ -143,24 +143,24 @@ class Work:
         The part of the stack that the output shows.
     arrays
         Where each product goes, (Z, Y, X) or (Y, X) of the part.
-    making
+    output
         Knows which blocks are done.
     """
 
     prediction: Prediction
     part: Part
     arrays: Mapping[str, zarr.Array[Any]]
-    making: PendingOutput
+    output: PendingOutput
 
     def missing(self) -> list[list[Part]]:
         """Return the blocks that are not done, as runs along z."""
         cut = columns(self.part.shape, self.prediction.side)
-        return [run for column in cut for run in missing_runs(column, self.making.is_done)]
+        return [run for column in cut for run in missing_runs(column, self.output.is_done)]
 
     def do(self, blocks: Sequence[Part], advance: Callable[[int], object]) -> None:
         """Predict those of the blocks of a column that are not done; `advance` is told voxels."""
         z, (top, _, left, _) = self.part.slices.start, self.part.box
-        for run in missing_runs(blocks, self.making.is_done):
+        for run in missing_runs(blocks, self.output.is_done):
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
             settings = self.prediction.predictor.settings
@@ -169,7 +169,7 @@ class Work:
             maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), done.sections)
             for block in run:
                 _write(self.arrays, block, maps, settings.threshold, done.slice)
-                self.making.mark(block.name)
+                self.output.mark_done(block.name)
 
 
 class Done:

@@ -1,4 +1,4 @@
-"""Outputs in the making: nobody sees them under their names before they are whole, and a kill costs one block."""
+"""Atomic, resumable outputs: a file appears under its name when it is complete, and a kill costs one block."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ LOCK = "lock"
 
 
 class PendingOutput:
-    """The folder in which an output is made, ``.NAME.partial/REQUEST``, hidden beside it.
+    """The hidden folder beside an output in which it is written, ``.NAME.partial/DIGEST``.
 
-    It holds an empty file for each block that is done, and the files that the blocks go to. A block is marked after it
-    was written and written again where it is not marked, so a kill between the two does no harm. The process that works
-    on an output holds a lock, which ends with it, however it ends. What was asked for is in the name of the folder: a
-    worker that still writes for an earlier request does so elsewhere.
+    It holds the files that the blocks are written to, and an empty file for each block that is done. A block is marked
+    after it is written, and a block without a mark is written again, so a kill between the two does no harm. The
+    process that works on an output holds a lock, which the operating system releases when the process ends. The folder
+    is named by a digest of the request: a worker that still writes for an earlier request writes elsewhere.
 
-    Publishing is a series of renames, which a kill may cut short. What is to be renamed is written down first, so that
-    the next process can go on with it.
+    Publishing is a series of renames. The list of renames is written first, so that the next process can finish a
+    series that a kill interrupted.
 
     Attributes
     ----------
     folder
-        Where the files are to be written.
+        Where the files are written.
     resumed
-        Whether blocks of an earlier process are there.
+        Whether it holds blocks of an earlier process.
     is_published
         Whether the files have their final names.
     """
@@ -47,28 +47,28 @@ class PendingOutput:
         self.is_published = False
 
     def is_done(self, block: str) -> bool:
-        """Tell whether a block was written."""
+        """Return whether a block is done."""
         return (self._done / block).exists()
 
-    def mark(self, block: str) -> None:
-        """Say that a block was written."""
+    def mark_done(self, block: str) -> None:
+        """Record that a block is done."""
         (self._done / block).touch()
 
     @property
     def is_publishing(self) -> bool:
-        """Whether an earlier process was killed while it published."""
+        """Whether publishing started and did not finish."""
         return self._publishing.exists()
 
     def publish(self, names: Mapping[Path, str]) -> None:
-        """Give files and folders in this folder their final names, in their order.
+        """Give the files and folders in this folder their final names, in the order of `names`.
 
-        What has such a name already is replaced. Files may go to another file system; folders stay beside the output.
+        Existing files of these names are replaced. Files may go to another file system; folders stay beside the output.
         """
         files.write_json(self._publishing, {str(target.absolute()): name for target, name in names.items()})
-        self.go_on_publishing()
+        self.resume_publishing()
 
-    def go_on_publishing(self) -> None:
-        """Do what `publish` was about to do."""
+    def resume_publishing(self) -> None:
+        """Finish the renames of `publish`."""
         names = json.loads(self._publishing.read_text(encoding="utf-8"))
         for target, name in names.items():
             source = self.folder / name
@@ -90,22 +90,22 @@ def _replace(source: Path, target: Path, aside: Path) -> None:
         shutil.move(source, beside)
 
 
-def place(output: Path) -> Path:
-    """Return the folder that holds all that is made of `output`."""
+def partial_folder(output: Path) -> Path:
+    """Return the folder that holds the unfinished files of `output`."""
     return output.parent / f".{output.name}.partial"
 
 
 def refuse_existing(output: Path, files: Iterable[Path]) -> None:
-    """Refuse to replace the `files` that are made with `output`, before any work.
+    """Check, before any work, that none of the `files` that belong to `output` exists.
 
-    Where a kill cut publishing short, some of them may have their names already; whose they are, `making` tells.
+    After a kill during publishing, some of them may exist already; `pending_output` then decides.
 
     Raises
     ------
     InputError
         One of them exists.
     """
-    if not any(place(output).glob(f"*/{PUBLISHING}")):
+    if not any(partial_folder(output).glob(f"*/{PUBLISHING}")):
         _refuse(files)
 
 
@@ -116,28 +116,28 @@ def _refuse(files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()) -> Iterator[PendingOutput]:
-    """Yield the folder in which `output` is made, as an earlier process left it where that was asked for the same.
+def pending_output(output: Path, request: Mapping[str, Any], kept: Iterable[Path] = ()) -> Iterator[PendingOutput]:
+    """Yield the folder in which `output` is written, with the blocks that an earlier process wrote for this request.
 
-    What was made for anything else is thrown away. Where the block raises before a block is done, nothing stays, and
-    nothing stays where it published.
+    Unfinished files of other requests are removed. The folder is removed when the output is published, and when the
+    ``with`` block raises before any block is done.
 
     Parameters
     ----------
     output
         The final name.
-    asked_for
-        All that decides the output, as JSON can hold it.
+    request
+        Everything that decides the output, as values that JSON can hold.
     kept
-        Files that may not be replaced, unless an earlier process was publishing what was asked for.
+        Files that may not be replaced, unless an earlier process was publishing this request.
 
     Raises
     ------
     InputError
-        Another process is making this output, or a file is there that may not be replaced.
+        Another process is writing this output, or a file exists that may not be replaced.
     """
-    text = json.dumps(asked_for, sort_keys=True)
-    folder, name = place(output), hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = json.dumps(request, sort_keys=True)
+    folder, name = partial_folder(output), hashlib.sha256(text.encode()).hexdigest()[:16]
     is_over = False
     try:
         with _locked(folder, output):
@@ -147,29 +147,29 @@ def making(output: Path, asked_for: Mapping[str, Any], kept: Iterable[Path] = ()
                 if other.is_dir() and other.name != name:
                     shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
             (folder / name).mkdir(exist_ok=True)
-            partial = PendingOutput(folder / name)
+            pending = PendingOutput(folder / name)
             try:
-                yield partial
+                yield pending
             except BaseException as error:
                 is_over = not any((folder / name / "done").glob("*"))
                 if isinstance(error, OSError) and error.filename is None:
-                    error.filename = str(output)  # a full disk does not say whose it is
+                    error.filename = str(output)  # the error of a full disk names no file
                 raise
             else:
-                is_over = partial.is_published
+                is_over = pending.is_published
             finally:
                 if is_over:
                     shutil.rmtree(folder / name, ignore_errors=True)
                     (folder / LOCK).unlink(missing_ok=True)
     finally:
         if is_over:
-            with suppress(OSError):  # somebody else may have begun
-                folder.rmdir()  # after the lock was closed: NFS keeps a file that is open
+            with suppress(OSError):  # another process may have started meanwhile
+                folder.rmdir()  # only after the lock is closed: NFS keeps a file that is open
 
 
 @contextmanager
 def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a folder, and make both where they are missing; a file that was removed meanwhile is no lock."""
+    """Hold the lock of a folder; both are created if they are missing, and again if another process removed them."""
     path = folder / LOCK
     while True:
         folder.mkdir(exist_ok=True)
@@ -182,9 +182,9 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
                 workspace.lock(lock, wait=False)
             except BlockingIOError:
                 remedy = "wait for it, or choose another name"
-                raise InputError(output, "another process that is making it", "one at a time", remedy) from None
+                raise InputError(output, "another process that is writing it", "one at a time", remedy) from None
             except InputError:
-                pass  # an output may lie where there are no locks, and is whole as long as one process makes it
+                pass  # a file system without locks: correct as long as one process writes
             if _is_at(path, lock.fileno()):
                 yield
                 return

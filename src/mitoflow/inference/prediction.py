@@ -199,25 +199,25 @@ def predict(
         "outputs": sorted(str(path.absolute()) for path in (*request.images.values(), *request.tables.values())),
     }
     replaced = () if request.overwrite else request.outputs
-    with outputs.making(request.output, asked_for, replaced) as making:
-        if making.is_publishing:
-            making.go_on_publishing()
+    with outputs.pending_output(request.output, asked_for, replaced) as pending:
+        if pending.is_publishing:
+            pending.resume_publishing()
             if request.overlay and not request.overlay.exists():
                 notify("note: no overlay was drawn, because all else was done before; --overwrite does it again")
             return
-        job = replace(job, folder=making.folder.absolute())
+        job = replace(job, folder=pending.folder.absolute())
         for name in job.products:
-            _array(making, name, request, part, description)
+            _array(pending, name, request, part, description)
         prediction = Prediction(volume, whole.shape[1:], model.predictor.with_settings(settings))
-        work = Work(prediction, part, job.arrays(), making)
+        work = Work(prediction, part, job.arrays(), pending)
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
         else:
             jobs.here(work, advance)
-        mask = ome.open_level(making.folder / "mask.zarr")
+        mask = ome.open_level(pending.folder / "mask.zarr")
         if request.instances or request.table:
-            _tell_apart(mask, request, part, description, making, notify)
-        _finish(mask, request, whole, part, description, making)
+            _tell_apart(mask, request, part, description, pending, notify)
+        _finish(mask, request, whole, part, description, pending)
 
 
 def _require_outputs(request: Request, inputs: Sequence[Path]) -> None:
@@ -354,10 +354,10 @@ def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_d
     return Levels(float(low), float(high), low_to, high_to, bit_depth)
 
 
-def _array(making: PendingOutput, name: str, request: Request, part: Part, description: ome.Description) -> None:
+def _array(pending: PendingOutput, name: str, request: Request, part: Part, description: ome.Description) -> None:
     """Begin the array that a product is written to, or clean up what was left of it."""
-    folder = making.folder / f"{name}.zarr"
-    if making.resumed:
+    folder = pending.folder / f"{name}.zarr"
+    if pending.resumed:
         ome.sweep(folder)
     else:
         depth = 1 if ome.is_tiff(request.output) else DEPTH  # a TIFF is written slice by slice
@@ -370,22 +370,22 @@ def _tell_apart(
     request: Request,
     part: Part,
     description: ome.Description,
-    making: PendingOutput,
+    pending: PendingOutput,
     notify: Callable[[str], object],
 ) -> None:
     """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
         notify("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
-    labels = ome.create_multiscale(making.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
+    labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
         measured = tell_apart(mask, labels, description.spacing, bar.update)
     if measured.unsplit:
         larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
-        measured.write(making.folder / "mitochondria.csv")
-        measured.write_totals(making.folder / "totals.csv")
+        measured.write(pending.folder / "mitochondria.csv")
+        measured.write_totals(pending.folder / "totals.csv")
         notify(_told(measured))
 
 
@@ -433,23 +433,23 @@ def _finish(
     volume: Volume,
     part: Part,
     description: ome.Description,
-    making: PendingOutput,
+    pending: PendingOutput,
 ) -> None:
     """Make of the arrays what was asked for, and let it be seen."""
     names = {}
     if request.overlay:
         names[request.overlay] = "overlay.png"
-        (making.folder / "overlay.png").write_bytes(_overlay(mask, volume, part))
+        (pending.folder / "overlay.png").write_bytes(_overlay(mask, volume, part))
     names |= {path: f"{name}.csv" for name, path in request.tables.items()}
     for name, path in request.images.items():
-        folder = making.folder / f"{name}.zarr"
+        folder = pending.folder / f"{name}.zarr"
         if ome.is_tiff(path):
             names[path] = f"{name}.tif"
-            ome.write_tiff(making.folder / names[path], ome.open_level(folder), description)
+            ome.write_tiff(pending.folder / names[path], ome.open_level(folder), description)
         else:
             names[path] = folder.name
             ome.finish_multiscale(folder, description)
-    making.publish(names)
+    pending.publish(names)
 
 
 def _overlay(mask: zarr.Array[Any], volume: Volume, part: Part) -> bytes:
