@@ -1,4 +1,4 @@
-"""What a person can get wrong, said in one line."""
+"""Errors that a user can correct, as one line each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_MEMORY = (
 
 
 class InputError(Exception):
-    """Input that a person can mend: a file, a key or an argument.
+    """An error that a user can correct: a file, a key or an argument.
 
     Reads as one line, ``WHERE: found FOUND, expected EXPECTED; REMEDY``; commands print it and exit with 2.
 
@@ -54,20 +54,20 @@ def fail(error: Exception) -> NoReturn:
 
 
 def run_as_command(main: Callable[[], None]) -> None:
-    """Run ``main`` and turn what a person can mend into one line on stderr and exit code 2.
+    """Run ``main``; errors that a user can correct become one line on stderr and exit code 2.
 
     Besides `InputError` this is what a machine refuses: writing where one may not, a full disk, and more memory.
     """
     try:
         main()
     except Exception as error:
-        if not (told := as_user_error(error)):
+        if not (line := as_user_error(error)):
             raise
-        fail(told)
+        fail(line)
 
 
 def as_user_error(error: Exception) -> InputError | None:
-    """Return what a person can mend about an error, if anything; libraries wrap what the machine said in their own."""
+    """Return the error as one that a user can correct, or None; errors that a library wrapped count too."""
     return next(filter(None, map(_as_user_error, _chain(error))), None)
 
 
@@ -78,7 +78,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _as_user_error(error: BaseException) -> InputError | None:
-    said = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
+    sqlite = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
     number = error.errno if isinstance(error, OSError) else None
     where = (error.filename if isinstance(error, OSError) else None) or Path.cwd()
     if isinstance(error, InputError):
@@ -87,8 +87,8 @@ def _as_user_error(error: BaseException) -> InputError | None:
     if refused or isinstance(error, MemoryError):
         found = (str(error) if isinstance(error, MemoryError) else refused[0]) or "none left"
         return InputError("memory", found, "enough for this step", "use a machine that has more")
-    if isinstance(error, PermissionError) or number == errno.EROFS or said.startswith(("READONLY", "CANTOPEN")):
+    if isinstance(error, PermissionError) or number == errno.EROFS or sqlite.startswith(("READONLY", "CANTOPEN")):
         return InputError(where, "no permission", "a place that may be read and written", "change its owner or mode")
-    if number in (errno.ENOSPC, errno.EDQUOT) or said in ("FULL", "IOERR_WRITE"):
+    if number in (errno.ENOSPC, errno.EDQUOT) or sqlite in ("FULL", "IOERR_WRITE"):
         return InputError(where, "no space left on the disk", "room for the output", "free some space and run it again")
     return None

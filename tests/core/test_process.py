@@ -104,7 +104,7 @@ SIGTERM = """
 def test_sigterm_ends_a_stage_in_order(lines: dict[str, str]) -> None:
     done = run(SIGTERM.format(**lines))
     assert (done.returncode, done.stdout) == (143, "in order\n"), done.stderr
-    assert done.stderr == "\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n"
+    assert done.stderr == "\nmitoflow: stopped by SIGTERM; run `dvc repro` to resume\n"
 
 
 @pytest.mark.parametrize(

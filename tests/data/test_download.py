@@ -110,5 +110,5 @@ def test_an_address_that_does_not_exist_is_said_at_once(server: Server, tmp_path
 
 
 def test_no_network_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no connection .*run it again, it goes on from there"):
+    with pytest.raises(InputError, match=r"no connection .*run it again to resume"):
         fetch("http://127.0.0.1:9/stack.tif", tmp_path)

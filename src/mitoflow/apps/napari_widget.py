@@ -1,4 +1,4 @@
-"""The napari widget: `mitoflow predict` on the selected layer; `napari.yaml` tells napari of it."""
+"""The napari widget: `mitoflow predict` on the selected layer; `napari.yaml` declares it."""
 
 import tempfile
 from pathlib import Path
@@ -91,8 +91,8 @@ def segment(
         lineage = ome.read_lineage(output)
     labels = (voxels if instances else (voxels > 0).astype(np.uint8)).reshape(_data(image).shape)
     place = {name: getattr(image, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")}
-    told = {"name": f"{image.name} mitochondria", "metadata": {ome.LINEAGE: lineage}, **place}
-    return [(labels, told, "labels")]
+    attributes = {"name": f"{image.name} mitochondria", "metadata": {ome.LINEAGE: lineage}, **place}
+    return [(labels, attributes, "labels")]
 
 
 def _file_of(image: napari.layers.Image, folder: Path) -> str:
@@ -113,7 +113,7 @@ def _data(image: napari.layers.Image) -> Any:
 
 
 def _shows(data: Any, path: str) -> bool:
-    """Tell whether a layer shows a file that can be read: the same voxels, all of them."""
+    """Return whether a layer shows a file that can be read: the same voxels, all of them."""
     try:
         volume = volumes.open_volume(path)
     except InputError:

@@ -42,7 +42,7 @@ class Answer:
     Attributes
     ----------
     folder
-        Where the files are, as long as somebody looks at them.
+        The temporary folder of the files; it is deleted with the answer.
     image
         The slices.
     probability
@@ -50,7 +50,7 @@ class Answer:
     description
         What outputs say of themselves.
     notes
-        What a person should know besides.
+        Notes and warnings of the prediction.
     threshold
         From which probability on a voxel is mitochondrion in the downloads: as in the picture that the page shows.
     """
@@ -82,7 +82,7 @@ class Answer:
             labels = ome.create_multiscale(place / "labels", self.probability.shape, np.dtype(np.uint32), 1)
             path = place / "table.csv"
             mask = self._mask(place, self.threshold)
-            prediction.tell_apart(mask, labels, self.image.spacing, lambda _: None).write(path)
+            prediction.label_instances(mask, labels, self.image.spacing, lambda _: None).write(path)
             return path.read_bytes()
 
     def _above(self, z: int, threshold: float) -> np.ndarray:
@@ -96,27 +96,27 @@ class Answer:
 
     @contextmanager
     def _place(self) -> Iterator[Path]:
-        """Yield a folder that nobody else writes to, for a while: somebody may ask for many downloads."""
+        """Yield a temporary folder: several downloads may be written at the same time."""
         with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
             yield Path(folder)
 
 
 @st.cache_resource
 def find_model(wanted: str | None) -> TrainedModel:
-    """Load the model once for all who look at the page."""
+    """Load the model once for all sessions."""
     model = model_lookup.find(wanted)
-    assert model.predictor, "the first to come waits for it, not the first to upload"
+    assert model.predictor, "the network is loaded when the page opens, not at the first upload"
     return model
 
 
 @st.cache_resource
 def alone() -> threading.Lock:
-    """Return the lock of who predicts: one prediction keeps all cores busy."""
+    """Return the lock of the prediction: one prediction uses all cores."""
     return threading.Lock()
 
 
 class PageLeftError(Exception):
-    """Nobody looks at the page any more, or another file was dropped."""
+    """The page was closed, or another file was dropped."""
 
 
 def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answer:
@@ -159,16 +159,16 @@ def wait_for(predict: Callable[[Callable[[int], object]], object], voxels: int) 
             predict(advance)
 
     bar = st.progress(0.0, text="waiting for others")
-    began = time.monotonic()
+    started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         predicting = pool.submit(work)
         try:
             while not predicting.done():
                 if done:
-                    left = (time.monotonic() - began) * (voxels / done - 1)
+                    left = (time.monotonic() - started) * (voxels / done - 1)
                     bar.progress(min(1.0, done / voxels), text=f"{done / voxels:.0%}, {left:.0f} s left")
                 time.sleep(0.3)
-        finally:  # Streamlit ends a script that nobody looks at by an exception
+        finally:  # Streamlit ends the script of a closed page by an exception
             is_left.set()
         predicting.result()
     bar.empty()

@@ -1,4 +1,4 @@
-"""A model behind HTTP: MLflow's scoring server, which also takes TIFF files, with errors that a person can read.
+"""A model behind HTTP: MLflow's scoring server, which also takes TIFF files, with readable errors.
 
 ``/invocations`` takes what MLflow's own server takes, ``{"inputs": slices}`` with slices (N, Y, X), and answers
 ``{"predictions": masks}``. A TIFF, sent as ``image/tiff``, is answered by what `mitoflow predict` would write. What is
@@ -73,8 +73,8 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
                 return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{pixels} pixels, {largest} at most; send parts")
             notes: list[str] = []
             prediction.predict(prediction.Request(str(image), mask, name="request"), model, notes.append)
-            told = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
-            return Response(mask.read_bytes(), media_type=TIFF, headers=told)
+            headers = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
+            return Response(mask.read_bytes(), media_type=TIFF, headers=headers)
 
     async def guard(request: Request, forward: RequestResponseEndpoint) -> Response:
         if request.url.path != "/invocations" or request.method != "POST":
@@ -97,8 +97,8 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
                 answer = await forward(request)
             return answer if answer.status_code < HTTPStatus.BAD_REQUEST else await _readable(answer)
         except InputError as error:
-            said = f"found {error.found}, expected {error.expected}; {error.remedy}"
-            return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, said)
+            message = f"found {error.found}, expected {error.expected}; {error.remedy}"
+            return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, message)
         except Exception:
             _log.exception("a request failed")
             return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why")

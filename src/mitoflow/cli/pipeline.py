@@ -51,7 +51,7 @@ def repro(stage: str | None, changes: Sequence[str]) -> None:
 def tune(dask: str | None) -> None:
     """Run `dvc repro tune`, on other machines if there are some.
 
-    A study that was interrupted goes on where it was, whoever fits its trials.
+    An interrupted study resumes, whichever machine fits its trials.
     """
     if dask:
         from mitoflow.core import cluster

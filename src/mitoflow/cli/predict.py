@@ -34,7 +34,7 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
 
     INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
     .ome.tif or .ome.zarr. The model is the champion, or the pretrained one where there is no champion yet. A command
-    that was interrupted goes on where it was when it is given again.
+    that was interrupted resumes when it is given again.
     """
     from mitoflow.inference import prediction
     from mitoflow.io import spacing

@@ -1,4 +1,4 @@
-"""Dask clusters: one that a person has, or processes of this machine in its place, one way for both."""
+"""Dask clusters: an existing one, or processes of this machine, used in the same way."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def result(future: Future) -> Any:
 
 
 def _went_away() -> InputError:
-    remedy = "look after it, and give the command again: it goes on where it was"
+    remedy = "repair it, then give the command again: it resumes"
     return InputError("--dask", "a scheduler that went away", "one that stays", remedy)
 
 

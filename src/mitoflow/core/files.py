@@ -24,10 +24,10 @@ from mitoflow.errors import InputError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` and rename it to ``path`` when the block ends well.
 
-    A file or a folder may be written there. Whoever looks at ``path`` sees the old one or the whole new one; when the
-    block raises, ``path`` stays as it was and nothing is left beside it; what a process that was killed left there is
-    removed by the next one on the same machine that writes ``path``. Whether a process of another machine lives, which
-    may share the folder, nobody can tell here.
+    A file or a folder may be written there. Readers of ``path`` see the old content or the complete new one. If the
+    block raises, ``path`` keeps its content and the new one is removed. Files that a killed process left beside
+    ``path`` are removed by the next process of the same machine that writes it; those of other machines, which may
+    share the folder, are kept, because nothing here shows whether their processes still run.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield beside
         if path.is_dir():
-            # A folder cannot be renamed over another one; two renames keep the moment without either short.
+            # A folder cannot be renamed over another one; between two renames neither is there, but only for a moment.
             old = temporary(path, "old")
             path.replace(old)
             beside.replace(path)
@@ -48,13 +48,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary(path: Path, kind: str) -> Path:
-    """Return the name beside ``path`` under which this process has something for a while, ``new`` or ``old``."""
+    """Return the temporary name beside ``path`` that this process uses for the ``new`` or the ``old`` content."""
     return path.parent / f".{path.name}.{_machine()}-{os.getpid()}.{kind}"
 
 
 @cache
 def _machine() -> str:
-    """Return what tells apart the machines, and the containers on one, whose processes may have equal numbers."""
+    """Return an identifier of this machine, or container: processes of different ones may have equal numbers."""
     facts = [os.uname().nodename]
     with suppress(OSError):
         facts.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _is_another(process: int) -> bool:
-    """Tell whether another process with that number lives."""
+    """Return whether another process with that number runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

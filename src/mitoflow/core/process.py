@@ -94,5 +94,5 @@ def _end(_: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(GRACE)  # ends the process where a library does not let it end in order
     # On a line of its own below the progress bar, and not by `print`, which the signal may have interrupted.
-    os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` and it goes on\n")
+    os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` to resume\n")
     raise SystemExit(128 + signal.SIGTERM)

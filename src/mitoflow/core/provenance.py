@@ -58,7 +58,7 @@ def recorded_md5(stage: str, output: Path) -> str | None:
 def has_recorded_params(stage: str) -> bool:
     """Return whether ``params.yaml`` has the values with which ``dvc.lock`` records a stage.
 
-    A stage that runs although it has was forced by a person, or reads other data or code than before.
+    A stage that runs all the same was forced, or reads other data or code than before.
     """
     recorded = _yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml")
     present = _yaml(Path("params.yaml"))

@@ -64,7 +64,7 @@ class Installed:
         An archive of ``data.dvc`` and ``params.yaml`` as they were, which leads back to the data before; None where
         that was the same, or never versioned.
     notes
-        What else a person should know.
+        Notes for the user.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Recipe:
     write
         Makes ``train`` and ``test`` in the folder that it is given.
     origins
-        What a path in that folder, such as ``train/images/s1.tif``, is to the person who reads an error; the longer
+        What a path in that folder, such as ``train/images/s1.tif``, is called in errors; the longer
         paths come first.
     notes
         As in `Installed`.
@@ -245,7 +245,7 @@ def _matches(sources: Sources) -> list[str]:
     if not sources.by_order:
         return []
     matches = [f"  {pair.image.path} with {pair.mask.path}" for pair in sources.pairs]
-    return ["Names do not tell which mask belongs to which image; in order:", *matches]
+    return ["The names do not show which mask belongs to which image; in order:", *matches]
 
 
 def _origins(parts: Mapping[str, Sequence[Excerpt]]) -> dict[str, str]:
@@ -381,6 +381,6 @@ def _dvc(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "an error")
-        found = said.removeprefix("ERROR: ")
-        raise InputError(f"dvc {' '.join(arguments)}", found, "success", "mend that, then run this again")
+        message = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "an error")
+        found = message.removeprefix("ERROR: ")
+        raise InputError(f"dvc {' '.join(arguments)}", found, "success", "correct that, then run this again")

@@ -19,20 +19,20 @@ BLOCK = 1 << 16
 def fetch(url: str, folder: Path) -> Path:
     """Download a file into ``folder`` unless it is there, with a progress bar, and return its path.
 
-    What an interrupted download left beside it is gone on with.
+    An interrupted download is resumed.
 
     Raises
     ------
     InputError
         The server cannot be reached, does not have the file or lets go of it again and again.
     """
-    pooch.get_logger().setLevel("WARNING")  # it tells the hash of a file that has none on record
+    pooch.get_logger().setLevel("WARNING")  # it logs the hash of each file without a recorded one
     name = urlsplit(url).path.rpartition("/")[2]
     return Path(pooch.retrieve(url, known_hash=None, fname=name, path=folder, downloader=_download_resumably))
 
 
 def _download_resumably(url: str, output: str, _: object) -> None:
-    """Be pooch's downloader: pooch starts again from nothing, this from ``NAME.part`` beside ``output``."""
+    """Download for pooch, which would start again from nothing; this resumes ``NAME.part`` beside ``output``."""
     part = Path(output).with_name(urlsplit(url).path.rpartition("/")[2] + ".part")
     part.touch()
     in_vain = 0
@@ -49,7 +49,7 @@ def _download_resumably(url: str, output: str, _: object) -> None:
             part.replace(output)
             return
     found = f"{part.stat().st_size / 1e6:.1f} MB and then no connection ({trouble})"
-    remedy = "run it again, it goes on from there, or give a local copy with --from"
+    remedy = "run it again to resume, or give a local copy with --from"
     raise InputError(url, found, "the whole file", remedy)
 
 

@@ -1,4 +1,4 @@
-"""The objects of DVC, in its cache or in a remote that is a folder, and whether each is what its name says."""
+"""Checks of the objects in DVC's cache, or in a remote that is a folder, against the hashes in their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mitoflow.errors import InputError
 
 @dataclass(frozen=True)
 class Damage:
-    """An object whose content is not what was stored.
+    """An object whose content does not have the hash in its name.
 
     Attributes
     ----------
@@ -37,13 +37,13 @@ class Damage:
         return f"{self.path}{names}: found MD5 {self.found}, expected {_name(self.path)}"
 
     def delete(self) -> None:
-        """Delete the object and the listings that name it: DVC believes that what a listing names is there."""
+        """Delete the object and the listings that name it: DVC assumes that every file in a listing exists."""
         for path in (self.path, *self.listings):
             path.unlink(missing_ok=True)
 
 
 def damaged(store: Path) -> Iterator[Damage]:
-    """Hash every object of a cache or remote, and yield those that are not what their name says.
+    """Hash every object of a cache or remote, and yield those that differ from the hash in their name.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from scipy import ndimage
 from mitoflow.core import files
 
 BINS = 64  # of the histogram of grey values
-SMALLEST = 32  # pixels of a side of a patch that tells anything
+SMALLEST = 32  # pixels of a side of the smallest patch that is measured
 DETAILS = (1, 2, 4)  # pixels: from each of these blurs to one twice as strong, detail is looked at
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
@@ -81,7 +81,7 @@ def measure(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Fing
     Parameters
     ----------
     patches
-        (Y, X) float in [0, 1], at least one; those with a side below 32 pixels tell little.
+        (Y, X) float in [0, 1], at least one; those with a side below 32 pixels say little.
     spacing
         See `Fingerprint`.
     """
@@ -205,7 +205,7 @@ def _ratio(change: float) -> str:
 
 
 def _inverted(trained: Fingerprint, seen: Fingerprint) -> bool:
-    """Tell whether the features of `polarity` are far from those of training, and near when their sign is changed."""
+    """Return whether the features of `polarity` are far from those of training, and near when their sign is changed."""
     low, usual, high = np.array(trained.polarity).T
     width = np.maximum(high - low, 0.1) / 2
     typical = np.array(seen.polarity)[:, 1]

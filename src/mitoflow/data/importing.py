@@ -30,7 +30,7 @@ class Sources:
         In natural order of their names, which are unique: where files of several folders share a name, as many folders
         come before it as it takes.
     by_order
-        Whether the first image went with the first mask, and so on, because their names could not tell.
+        Whether images and masks were paired by their order, because their names do not match.
     """
 
     pairs: list[Pair]
@@ -112,7 +112,7 @@ def _match_order(images: list[Path], masks: list[Path], options: tuple[str, str]
 
 
 def _unique_names(paths: list[Path]) -> list[str]:
-    """Return names for files in one folder, also where the file system does not tell ``a`` from ``A``."""
+    """Return names for files in one folder, unique also on file systems that ignore case."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts))):
         names = ["_".join(p[1:][-length:]) for p in parts]

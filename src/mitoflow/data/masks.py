@@ -84,7 +84,7 @@ class MaskValues:
 
 
 def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:
-    """Tell for every inner pixel whether its 3 x 3 neighbourhood has one value."""
+    """Return for every inner pixel whether its 3 x 3 neighbourhood has one value."""
     rows = (mask[:, :-2] == mask[:, 1:-1]) & (mask[:, 1:-1] == mask[:, 2:])
     same_above = mask[:-1, 1:-1] == mask[1:, 1:-1]
     flat: npt.NDArray[np.bool_] = rows[:-2] & rows[1:-1] & rows[2:] & same_above[:-1] & same_above[1:]

@@ -1,4 +1,4 @@
-"""Look at a whole data set before anything is computed from it."""
+"""Checks of a whole data set, before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Findings:
     Attributes
     ----------
     errors
-        What no model can be trained on or judged by.
+        What makes training or evaluation impossible.
     warnings
-        What a person should look at.
+        What the user should look at.
     facts
         For ``train`` and ``test``: what every stack is like, and the part as a whole. Empty where errors keep the
         slices from being read or understood.
@@ -74,7 +74,7 @@ class Findings:
 
 
 def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, orthoplanes: bool = False) -> Findings:
-    """Read every slice below ``data`` once and tell all that is wrong with them.
+    """Read every slice below ``data`` once and report everything that is wrong.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, ort
 
 
 class _StackSummary:
-    """What one pass over a pair gathers: a few numbers a slice, so that memory holds two slices at a time."""
+    """A few numbers for each slice of a pair, from one pass that holds two slices in memory."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair

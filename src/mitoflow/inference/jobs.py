@@ -1,4 +1,4 @@
-"""The blocks of an output, predicted by this process or by the workers of a Dask cluster, one way for both.
+"""The blocks of an output, predicted by this process or by the workers of a Dask cluster, with the same code.
 
 Each block is predicted from what surrounds it and written to chunks of its own, so it makes no difference who predicts
 it, when, or twice. What is done is marked in the folder in which the output is made: a process or a worker that is
@@ -158,7 +158,7 @@ class Work:
         return [run for column in cut for run in missing_runs(column, self.output.is_done)]
 
     def do(self, blocks: Sequence[Part], advance: Callable[[int], object]) -> None:
-        """Predict those of the blocks of a column that are not done; `advance` is told voxels."""
+        """Predict those of the blocks of a column that are not done; `advance` is called with voxels."""
         z, (top, _, left, _) = self.part.slices.start, self.part.box
         for run in missing_runs(blocks, self.output.is_done):
             y0, y1, x0, x1 = run[0].box
@@ -272,7 +272,7 @@ class Job:
 
 
 def here(work: Work, advance: Callable[[int], object] | None = None) -> None:
-    """Predict the missing blocks in this process; `advance` is told voxels, and may stop it by raising."""
+    """Predict the missing blocks in this process; `advance` is called with voxels, and stops it by raising."""
     runs = work.missing()
     with _progress(work, runs) as bar:
 
@@ -328,7 +328,7 @@ _at_hand: list[tuple[Job, Work]] = []  # the last job of a worker
 def _do(job: Job, blocks: Sequence[Part]) -> int:
     """Predict blocks on a worker, and return how many voxels were missing.
 
-    The folder of a job is named by all that was asked for, digests of the model included: equal jobs are the same.
+    The folder of a job is named by a digest of the request and of the model, so equal jobs are the same.
     """
     done: list[int] = []
     with cluster.alone:

@@ -32,7 +32,7 @@ from mitoflow.io.volumes import Levels, Volume
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
-TOLD_APART: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which mitochondria are told apart and measured
+INSTANCE_BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
 Voxels = zarr.Array[Any] | np.ndarray
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
@@ -41,7 +41,7 @@ SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for.
+    """What to predict, how, and where to.
 
     Attributes
     ----------
@@ -216,7 +216,7 @@ def predict(
             jobs.here(work, advance)
         mask = ome.open_level(pending.folder / "mask.zarr")
         if request.instances or request.table:
-            _tell_apart(mask, request, part, description, pending, notify)
+            _label_instances(mask, request, part, description, pending, notify)
         _finish(mask, request, whole, part, description, pending)
 
 
@@ -266,7 +266,7 @@ def parse_roi(text: str | None, volume: Volume) -> Part:
 
 
 def _levels(volume: Volume, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> Levels | None:
-    """Return what brings the grey values of a volume to where those of training are, and tell it."""
+    """Return the map from the grey values of a volume to those of training, if any, and report it."""
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
     levels = match_levels(sample(volume, known.size if known else SAMPLE_SIDE), known, bit_depth)
     if levels and not levels.only_clips:
@@ -278,7 +278,7 @@ def _levels(volume: Volume, request: Request, model: TrainedModel, notify: Calla
 
 
 def _compare(volume: Volume, request: Request, model: TrainedModel, notify: Callable[[str], object]) -> None:
-    """Tell in what a volume, as the model is to see it, differs from the training images."""
+    """Report in what a volume, as the model sees it, differs from the training images."""
     known = model.domain
     if known is None:
         notify(
@@ -365,7 +365,7 @@ def _array(pending: PendingOutput, name: str, request: Request, part: Part, desc
         ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name][0]), depth)
 
 
-def _tell_apart(
+def _label_instances(
     mask: zarr.Array[Any],
     request: Request,
     part: Part,
@@ -373,23 +373,23 @@ def _tell_apart(
     pending: PendingOutput,
     notify: Callable[[str], object],
 ) -> None:
-    """Give each mitochondrion of the mask a label, and measure it where that is asked for."""
+    """Label the mitochondria of the mask, and measure them if a table is requested."""
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
         notify("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        measured = tell_apart(mask, labels, description.spacing, bar.update)
+        measured = label_instances(mask, labels, description.spacing, bar.update)
     if measured.unsplit:
         larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
         measured.write(pending.folder / "mitochondria.csv")
         measured.write_totals(pending.folder / "totals.csv")
-        notify(_told(measured))
+        notify(_summary(measured))
 
 
-def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable[[int], object]) -> Measurements:
+def label_instances(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable[[int], object]) -> Measurements:
     """Give each mitochondrion of a mask a label, and measure it, block by block.
 
     Parameters
@@ -401,7 +401,7 @@ def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable
     spacing
         See `mitoflow.io.spacing.Spacing`; without one of the axes, voxels are counted.
     advance
-        Told voxels as they are labelled.
+        Called with the number of voxels that were just labelled.
     """
     shape: Shape = (1, *mask.shape)[-3:]  # type: ignore[assignment]
     is_known = {*("yx" if shape[0] == 1 else "zyx")} <= spacing.keys()
@@ -414,14 +414,14 @@ def tell_apart(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable
         labels[region[-labels.ndim :]] = named.reshape(named.shape[-labels.ndim :])
         advance(named.size)
 
-    separation = Separation(lambda region: read(mask, region) > 0, shape, voxel_size=voxel_size, block=TOLD_APART)
+    separation = Separation(lambda region: read(mask, region) > 0, shape, voxel_size=voxel_size, block=INSTANCE_BLOCK)
     unsplit = separation.write(write)
     return morphometry.measure(
-        lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=TOLD_APART
+        lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=INSTANCE_BLOCK
     )
 
 
-def _told(measured: Measurements) -> str:
+def _summary(measured: Measurements) -> str:
     totals = measured.totals
     density = f", {totals['density_per_um3']:.3g} per cubic micrometre" if measured.voxel_size else ""
     return f"{totals['mitochondria']} mitochondria{density}; {totals['volume_fraction']:.2%} of the volume"
@@ -435,7 +435,7 @@ def _finish(
     description: ome.Description,
     pending: PendingOutput,
 ) -> None:
-    """Make of the arrays what was asked for, and let it be seen."""
+    """Write the requested files from the arrays, and publish them."""
     names = {}
     if request.overlay:
         names[request.overlay] = "overlay.png"

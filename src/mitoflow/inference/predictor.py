@@ -37,7 +37,7 @@ TTA = {
     8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
 }
 
-#: Told which share, in [0, 1], of the sections along y and x is predicted.
+#: Called with the share, in [0, 1], of the planes along y and x that is predicted.
 OnSections = Callable[[float], object]
 #: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]

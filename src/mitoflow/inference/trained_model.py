@@ -64,5 +64,5 @@ class TrainedModel:
 
     @property
     def lineage(self) -> dict[str, str]:
-        """The origin without what a person would take for facts about a prediction, and without the parameters."""
+        """The origin without parameters, and without the versions and the platform of the training."""
         return {key: each for key, each in self.origin.items() if key not in OF_TRAINING and "params." not in key}

@@ -1,4 +1,4 @@
-"""OME-TIFF and OME-Zarr: what an image says of itself, and images that are written a box at a time.
+"""OME-TIFF and OME-Zarr: metadata of an image, and images that are written a box at a time.
 
 OME-TIFF: Goldberg et al., "The Open Microscopy Environment Data Model and XML file", Genome Biology 6:R47, 2005.
 OME-Zarr: Moore et al., "OME-Zarr: a cloud-optimized bioimaging file format with international community support",
@@ -22,7 +22,7 @@ from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io.spacing import Spacing
 
-#: Under this name the lineage is in the attributes of an OME-Zarr, and among the annotations of an OME-TIFF.
+#: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
 
 TIFF_ENDINGS, ZARR_ENDINGS = (".tif", ".tiff"), (".zarr",)
@@ -36,7 +36,7 @@ ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Za
 
 @dataclass(frozen=True)
 class Description:
-    """What an image says of itself.
+    """The metadata of an image.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Description:
     spacing
         See `mitoflow.io.spacing.Spacing`.
     origin
-        Where it begins, in voxels along `axes`: as a part of an image, and with that image in the world.
+        Its first voxel in world coordinates, in voxels along `axes`.
     lineage
         Where it comes from.
     """
@@ -57,12 +57,12 @@ class Description:
 
 
 def is_tiff(path: Path) -> bool:
-    """Tell by its name whether an image is a TIFF."""
+    """Return whether a path has the name of a TIFF."""
     return path.suffix.lower() in TIFF_ENDINGS
 
 
 def is_zarr(path: Path) -> bool:
-    """Tell by its name whether an image is a Zarr."""
+    """Return whether a path has the name of a Zarr."""
     return path.suffix.lower() in ZARR_ENDINGS
 
 
@@ -74,10 +74,10 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
     path
         The file. It is a BigTIFF where the pixels before compression need more than 4 GB.
     pixels
-        ``(Y, X)`` or ``(Z, Y, X)``, as `description` says. What is uint32 becomes uint16 where its values allow that,
-        which more programs show.
+        ``(Y, X)`` or ``(Z, Y, X)``, as `description` says. uint32 becomes uint16 if its values fit, because
+        more programs show it.
     description
-        What to write beside them. The origin of a part has no place in OME-TIFF.
+        The metadata; OME-TIFF cannot store the origin of a part.
     """
 
     def bands() -> Iterator[np.ndarray]:
@@ -112,7 +112,7 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
 
 
 def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth: int) -> zarr.Array[Any]:
-    """Begin an OME-Zarr image and return its full resolution, to be written; `finish_multiscale` does the rest.
+    """Create an OME-Zarr image and return its full resolution, to be written; `finish_multiscale` completes it.
 
     Parameters
     ----------
@@ -123,19 +123,19 @@ def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth
     dtype
         Of the voxels.
     depth
-        Slices of a chunk. Each chunk is written, whatever is in it, so that one that is missing has been lost.
+        Slices of a chunk. Every chunk is written, also if it is empty, so a missing chunk is a lost one.
     """
     return _create_level(zarr.open_group(path, mode="w", zarr_format=2), "0", shape, dtype, depth)
 
 
 def open_level(path: Path) -> zarr.Array[Any]:
-    """Return the full resolution of an image that `create_multiscale` began, to go on with it."""
+    """Return the full resolution of an image that `create_multiscale` created, to write to it."""
     with zarr.config.set({"array.write_empty_chunks": True}):  # opening ignores the argument `config`
         return zarr.open_array(path / "0", mode="r+")
 
 
 def sweep(path: Path) -> None:
-    """Remove what a kill left of chunks that were being written; nobody may write to the image meanwhile."""
+    """Remove chunks that a kill left half-written; no process may write to the image meanwhile."""
     for chunk in path.rglob("*.partial"):  # Zarr writes a chunk beside its place
         chunk.unlink()
 
@@ -156,10 +156,10 @@ def _create_level(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: n
 
 
 def finish_multiscale(path: Path, description: Description) -> None:
-    """Add the lower resolutions and the metadata to an image that `create_multiscale` began.
+    """Add the lower resolutions and the metadata to an image that `create_multiscale` created.
 
-    Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels stay what they
-    are.
+    Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels keep
+    their values.
     """
     group = zarr.open_group(path, mode="r+")
     level = zarr.open_array(path / "0", mode="r")
@@ -221,7 +221,7 @@ class Multiscale:
     spacing
         See `mitoflow.io.spacing.Spacing`.
     origin
-        Where it begins in the world, in voxels along each of the axes.
+        Its first voxel in world coordinates, in voxels along each of the axes.
     """
 
     path: Path
@@ -242,7 +242,7 @@ class Multiscale:
             return np.asarray(self.array[place])
         except MemoryError:
             raise
-        except Exception as error:  # every codec raises a kind of its own
+        except Exception as error:  # every codec raises errors of its own type
             where = ", ".join(f"{axis} {s.start} to {s.stop - 1}" for axis, s in zip(self.axes, place, strict=True))
             found, remedy = f"voxels that cannot be read ({where}: {error})", "copy or export the image again"
             raise InputError(self.path, found, "intact chunks", remedy) from None
@@ -254,8 +254,8 @@ def open_multiscale(path: Path) -> Multiscale:
     Raises
     ------
     InputError
-        There is no such folder, it is no OME-Zarr image, its axes are others than t, c, z, y and x in this order, or it
-        leads to files outside the folder.
+        The folder does not exist, is not an OME-Zarr image, has other axes than t, c, z, y and x in this order, or
+        refers to files outside of it.
     """
     attributes = _attributes(path)
     described = attributes.get("ome", attributes)
@@ -311,7 +311,7 @@ def _attributes(path: Path) -> dict[str, Any]:
         raise InputError(path, "no such folder", "an OME-Zarr image", "check the path")
     try:
         return dict(zarr.open_group(path, mode="r").attrs)
-    except Exception as error:  # whatever is wrong with the metadata comes as an error of its own
+    except Exception as error:  # damaged metadata raises errors of many types
         found = f"no group of Zarr ({error})"
         raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
 

@@ -25,14 +25,16 @@ NANOMETRES = {
     **dict.fromkeys(("m", "meter"), 1e9),
 }
 
-ELONGATED = 1.5  # the longest side of a voxel over its shortest, beyond which sections do not look like slices
+ELONGATED = (
+    1.5  # the longest side of a voxel over its shortest, beyond which planes along y and x do not look like slices
+)
 
-#: Datasets whose files do not say what their publication does.
+#: Voxel sizes from publications of datasets whose files lack them.
 PUBLISHED = {"epfl": {"z": 5.0, "y": 5.0, "x": 5.0}}
 
 
 def is_elongated(spacing: Spacing) -> bool:
-    """Tell whether voxels are known to be so long that sections along y and x do not look like slices."""
+    """Return whether voxels are known to be too long for planes along y and x to look like slices."""
     return {*"zyx"} <= spacing.keys() and max(spacing.values()) > ELONGATED * min(spacing.values())
 
 
@@ -67,7 +69,7 @@ def _of_ome(text: str) -> Spacing:
 
 
 def parse(text: str) -> Spacing:
-    """Return the voxel size that a person gives, in nanometres: ``z,y,x`` or ``y,x``, or one number for all three.
+    """Return the voxel size given as text, in nanometres: ``z,y,x`` or ``y,x``, or one number for all three.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Read, pair and write EM stacks and their mitochondria masks, one slice at a time."""
+"""TIFF stacks, read one slice at a time, and written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mitoflow.errors import InputError
 
 Array = npt.NDArray[Any]
 
-STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages whose axis nobody named
+STACK_AXES = "ZIQ"  # z, and tifffile's letters for pages of an unnamed axis
 CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the directories below 4 GB
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
 LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
@@ -62,7 +62,7 @@ class Stack:
             return self.shown(self._pixels.read(self.path, z, self.shape[1:]).astype(self.dtype, copy=False))
         except (InputError, OSError, MemoryError):
             raise
-        except Exception as error:  # every codec raises a kind of its own
+        except Exception as error:  # every codec raises errors of its own type
             found = f"slice {z} that cannot be decoded ({error})"
             raise InputError(self.path, found, "an intact TIFF", "copy or export the file again") from None
 
@@ -183,7 +183,7 @@ def _open(path: Path) -> Stack:
             stack = _locate_slices(path, file)
         except (InputError, OSError):
             raise
-        except Exception as error:  # what damage raises depends on the byte
+        except Exception as error:  # the type of the error depends on the damaged byte
             raise _truncated(path, f"damaged directories, {error}") from None
     if stack.dtype.kind == "f":
         raise _explain_float(stack)
@@ -199,7 +199,7 @@ def _open_tiff(path: Path) -> tifffile.TiffFile:
         raise InputError(path, "a folder", "a TIFF", "name a file in it") from None
     except OSError:
         raise
-    except Exception as error:  # what damage raises depends on the byte
+    except Exception as error:  # the type of the error depends on the damaged byte
         with path.open("rb") as stream:
             magic = stream.read(4)
         if magic[:2] in (b"II", b"MM"):
@@ -248,7 +248,7 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     pixels: _Consecutive | _Paged
     if len(series) == 1 and first.dataoffset is not None:
         if not first.dataoffset or len(page.dataoffsets) != len(page.databytecounts):
-            raise _truncated(path, "its directory does not tell where the pixels are")
+            raise _truncated(path, "its directory does not say where the pixels are")
         end = first.dataoffset + depth * height * width * page.dtype.itemsize
         if end > size:
             raise _truncated(path, f"{depth} slices need {end} bytes, it has {size}")
@@ -285,7 +285,7 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
 
 
 def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
-    """Tell whether all strips or tiles of a page are there; tifffile takes those that are not for black."""
+    """Return whether all strips or tiles of a page exist; tifffile reads missing ones as black."""
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     is_whole = all(length > 0 and 0 < start <= size - length for start, length in parts)
     return is_whole and len(parts) == math.prod(page.chunked)
@@ -300,7 +300,7 @@ def _explain_float(stack: Stack) -> InputError:
 
 
 def needs_bigtiff(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Tell whether pixels take more bytes than a classic TIFF holds beside its directories."""
+    """Return whether pixels take more bytes than a classic TIFF can hold beside its directories."""
     return math.prod(shape) * dtype.itemsize > CLASSIC_TIFF
 
 

@@ -1,4 +1,4 @@
-"""EM stacks of any size and format, of which a box at a time is in memory."""
+"""EM stacks of any size and format, read a box at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Volume(Protocol):
     Attributes
     ----------
     axes
-        ``yx`` or ``zyx``: what the file says that it is. A single slice reads as a stack of one all the same.
+        ``yx`` or ``zyx``, as in the file; a single slice is read as a stack of one slice in both cases.
     shape
         ``(Z, Y, X)``.
     dtype
@@ -36,7 +36,7 @@ class Volume(Protocol):
     spacing
         See `mitoflow.io.spacing.Spacing`.
     origin
-        Where it begins in the world, in voxels along `axes`; 0 for a TIFF, which does not say.
+        Its first voxel in world coordinates, in voxels along `axes`; 0 for a TIFF, which does not store it.
     files
         The files or the folder that it is read from, resolved.
     """
@@ -58,7 +58,7 @@ class Volume(Protocol):
         """
 
     def state(self) -> list[Any]:
-        """Return what tells one volume from another: names, sizes and times of files, and what is made of them."""
+        """Return what identifies the volume: names, sizes and times of its files, and how it is derived from them."""
 
 
 def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bool = False) -> Volume:
@@ -71,12 +71,12 @@ def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bo
     spacing
         The voxel size, in place of what the file says.
     fill_missing
-        Whether chunks of a Zarr that have no file count as empty, as its specification says, and not as lost.
+        Whether chunks of a Zarr without a file are empty, as its specification says; otherwise they are lost.
 
     Raises
     ------
     InputError
-        There is nothing there, it cannot be read, or it is no greyscale stack of 8 or 16 bits with axes YX or ZYX.
+        It does not exist, cannot be read, or is not a greyscale stack of 8 or 16 bits with axes YX or ZYX.
     """
     path = Path(source)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
@@ -113,7 +113,7 @@ class TiffVolume:
         self.origin = (0.0,) * len(self.axes)
         self.spacing = spacing or read_tiff_spacing(first.path)
         self.files = [stack.path.resolve() for stack in stacks]
-        # A file stays open as long as its slices are asked for: the way to a late page of a TIFF leads through all.
+        # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
 
     def read(self, z: int, box: Box) -> Array:
@@ -148,12 +148,12 @@ class _TiffPages:
         self._start = first.dataoffset if len(self._series) == 1 else None
         stored = first.keyframe.dtype
         self._stored = None if stored is None else stored.newbyteorder(self._file.byteorder)
-        self._alone = threading.Lock()  # who reads moves the place in the file
+        self._alone = threading.Lock()  # reading moves the position in the file
 
     def read(self, page: int, box: Box) -> Array:
         y0, y1, x0, x1 = box
         if self._start is not None:
-            # The map is let go again, so that what was read does not add up.
+            # The map is released again, so that resident memory does not grow.
             whole = np.memmap(self._path, self._stored, "r", self._start, self._shape)
             return np.array(whole[page, y0:y1, x0:x1])
         with self._alone:
@@ -206,7 +206,7 @@ class ZarrVolume:
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
     def read(self, z: int, box: Box) -> Array:
-        """See `Volume`; slices are kept for the next call as far as they are in the same chunks."""
+        """See `Volume`; slices of the same chunks are kept for the next call."""
         slab = self._slab  # another thread may put its own there
         if not slab.holds(z, box):
             slab = self._slab = self._read_slab(z, box)
@@ -223,7 +223,7 @@ class ZarrVolume:
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
     def state(self) -> list[Any]:
-        """See `Volume`; of the metadata and of which chunks there are, not of every chunk."""
+        """See `Volume`; from the metadata and the list of chunks, not from each chunk."""
         names = (".zarray", "zarr.json")
         files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
         return [*files, self._lost]
@@ -267,7 +267,7 @@ class Levels:
         return (self.low, self.high, self.low_to, self.high_to) == (0, 2**self.bit_depth - 1, 0, 1)
 
     def apply(self, image: Array) -> Array:
-        """Return `image` with grey values of that many bits, uint8 or uint16; what lies outside is clipped."""
+        """Return `image` with grey values of that many bits, uint8 or uint16; values outside are clipped."""
         slope = (self.high_to - self.low_to) / max(self.high - self.low, 1)
         unit = np.clip((image.astype(np.float32) - self.low) * slope + self.low_to, 0, 1)
         return np.asarray(np.rint(unit * (2**self.bit_depth - 1)), np.uint8 if self.bit_depth == 8 else np.uint16)
