@@ -69,12 +69,12 @@ def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
 
 def test_what_is_done_in_three_planes_adds_up_to_the_voxels() -> None:
     told: list[int] = []
-    done = jobs.Done(3 * 7, 3, told.append)
+    progress = jobs.RunProgress(3 * 7, 3, told.append)
     for place in range(1, 6):
-        done.sections(place / 5)
+        progress.planes(place / 5)
     assert sum(told) == 14
     for _ in range(3):
-        done.slice(7)
+        progress.slice(7)
     assert sum(told) == 21
     assert min(told) >= 0
 

@@ -168,8 +168,8 @@ class Patches:
         """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
         return np.asarray(self._put_together(self.masks, stack, range(z, z + 1), box)[0])
 
-    def section(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
-        """Return a box of a section through the slices that this side holds of a stack, as stored.
+    def plane(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
+        """Return a box of a plane through the slices that this side holds of a stack, as stored.
 
         Parameters
         ----------
@@ -178,10 +178,10 @@ class Patches:
         stack
             Which stack.
         axis, place
-            What the section is perpendicular to, and where: 0 gives (Y, X), 1 gives (Z, X) and 2 gives (Z, Y). Places
-            along z count from the first slice held.
+            The axis that the plane is perpendicular to, and its place on it: axis 0 gives (Y, X), 1 gives (Z, X) and 2
+            gives (Z, Y). Places along z count from the first slice held.
         box
-            First and past-the-end voxel along the two axes of the section.
+            First and past-the-end voxel along the two axes of the plane.
         """
         sides = [box[:2], box[2:]]
         sides.insert(axis, (place, place + 1))

@@ -18,7 +18,7 @@ from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
-from mitoflow.inference.predictor import OnSections, Predictor, median_along_z
+from mitoflow.inference.predictor import PlaneProgress, Predictor, median_along_z
 from mitoflow.io import tiff
 
 PATCH_WISE_THRESHOLD = 0.5
@@ -62,7 +62,7 @@ def choose(
             whole = held if stacks is None else range(stacks[stack].shape[0])
             read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
-            maps = predictor.stream_unfiltered(read, whole, near, on_sections=_sections())
+            maps = predictor.stream_unfiltered(read, whole, near, on_planes=_plane_progress())
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
             for z, candidates in zip(near, zip(*filtered, strict=True), strict=True):
                 if z not in held:  # its map is in the medians of those that are
@@ -164,7 +164,7 @@ def _measure_stack(
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     patch_wise = []
-    maps = predictor.stream(pair.image.slice, held, on_sections=_sections())
+    maps = predictor.stream(pair.image.slice, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
         truth[z] = binarise(pair.mask.slice(z), rule)
         mask[z] = probability >= settings.threshold
@@ -180,20 +180,20 @@ def count(predictor: Predictor, pairs: list[Pair], rule: Rule) -> tuple[list[str
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
-        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_sections=_sections())
+        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             counts.append(metrics.count(binarise(truth, rule), probability >= predictor.settings.threshold))
             stacks.append(pair.name)
     return stacks, np.array(counts)
 
 
-def _sections() -> OnSections:
-    """Return what shows how far the sections of a stack are, where there are any."""
+def _plane_progress() -> PlaneProgress:
+    """Return a callback that shows the progress of the orthogonal planes of a stack, if it has any."""
     bar: tqdm[Any] | None = None
 
     def show(share: float) -> None:
         nonlocal bar
-        bar = bar or tqdm(desc="evaluate: sections", total=100, unit="%", leave=False)
+        bar = bar or tqdm(desc="evaluate: orthogonal planes", total=100, unit="%", leave=False)
         bar.update(int(100 * share) - bar.n)
         if share == 1:
             bar.close()

@@ -1,8 +1,8 @@
 """The blocks of an output, predicted by this process or by the workers of a Dask cluster, with the same code.
 
-Each block is predicted from what surrounds it and written to chunks of its own, so it makes no difference who predicts
-it, when, or twice. What is done is marked in the folder in which the output is made: a process or a worker that is
-killed costs the block it was working on.
+Each block is predicted from its surroundings and written to its own chunks, so the result does not depend on which
+process predicts it, when, or how often. Finished blocks are marked in the folder of the pending output: a process or a
+worker that is killed costs the block that it was working on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mitoflow.core import cluster
 from mitoflow.inference.outputs import PendingOutput
-from mitoflow.inference.predictor import OnSections, Predictor, Settings
+from mitoflow.inference.predictor import PlaneProgress, Predictor, Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.tiff import Box
@@ -31,7 +31,7 @@ DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
 
-#: The voxels of an output from probabilities (Y, X) float32 and the threshold, by what it is called.
+#: For each output its dtype, and the function of probabilities (Y, X) float32 and the threshold that gives its voxels.
 PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
     "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
     "probability": (np.float32, lambda probability, _: probability),
@@ -53,12 +53,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Its first voxel; unique among the blocks of an output."""
+        """The name of its first voxel, unique among the blocks of an output."""
         return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
 
     @property
     def place(self) -> tuple[slice, slice, slice]:
-        """Where it is in an array (Z, Y, X)."""
+        """The slices of an array (Z, Y, X) that it covers."""
         y0, y1, x0, x1 = self.box
         return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
 
@@ -66,8 +66,8 @@ class Part:
 def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
     """Yield the blocks of an output of `shape` (Z, Y, X), which cover it, as columns along z.
 
-    A block is whole chunks of the file, so no two write to the same one. Along y and x it is no longer than `side`, or
-    than a chunk.
+    A block consists of whole chunks of the file, so no two blocks write to the same chunk. Along y and x it is no
+    longer than `side`, or than one chunk.
     """
     rows, across = (_pieces(length, side) for length in shape[1:])
     for (y0, y1), (x0, x1) in product(rows, across):
@@ -76,14 +76,14 @@ def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
 
 
 def _pieces(length: int, side: int) -> list[tuple[int, int]]:
-    """Cut an axis into pieces of whole chunks, about equal."""
+    """Cut an axis into pieces of whole chunks and about equal length."""
     whole = max(1, side // ome.CHUNK) * ome.CHUNK
     size = math.ceil(length / math.ceil(length / whole) / ome.CHUNK) * ome.CHUNK
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterator[list[Part]]:
-    """Yield the blocks of a column that are not done, those together that follow each other."""
+    """Yield the blocks of a column that are not done, as runs of consecutive blocks."""
     for is_done, blocks in groupby(column, key=lambda block: done(block.name)):
         if not is_done:
             yield list(blocks)
@@ -91,12 +91,12 @@ def missing_runs(column: Sequence[Part], done: Callable[[str], bool]) -> Iterato
 
 @dataclass(frozen=True)
 class Prediction:
-    """The probability maps of a stack, any part of them, each the same whatever else is predicted.
+    """The probability maps of a stack; a map does not depend on which part of the stack is predicted.
 
     Attributes
     ----------
     volume
-        The slices as the model is to see them.
+        The slices as the model sees them.
     plane
         (Y, X) of the maps: those of the volume, or of the slices that it was resampled from.
     predictor
@@ -109,31 +109,31 @@ class Prediction:
 
     @property
     def side(self) -> int:
-        """The largest side of a block, which the model may see as more pixels than it is made of."""
+        """The largest side of a block in output pixels; a resampled volume may have more pixels for the model."""
         return int(SIDE * min(1, self.plane[0] / self.volume.shape[1], self.plane[1] / self.volume.shape[2]))
 
-    def maps(self, part: Part, on_sections: OnSections | None = None) -> Iterator[np.ndarray]:
+    def maps(self, part: Part, on_planes: PlaneProgress | None = None) -> Iterator[np.ndarray]:
         """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`."""
         if self.plane == self.volume.shape[1:]:
-            return self._maps(part, on_sections)
+            return self._maps(part, on_planes)
         y0, y1, x0, x1 = part.box
         rows = resampling.weights(self.volume.shape[1], self.plane[0], y0, y1)
         across = resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
         seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
-        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen, on_sections))
+        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen, on_planes))
 
-    def _maps(self, part: Part, on_sections: OnSections | None) -> Iterator[np.ndarray]:
+    def _maps(self, part: Part, on_planes: PlaneProgress | None) -> Iterator[np.ndarray]:
         region = self.predictor.region(self.volume.shape[1:], part.box)
 
         def read(z: int) -> np.ndarray:
             return self.volume.read(z, region.source)
 
-        return self.predictor.stream(read, range(self.volume.shape[0]), part.slices, region, on_sections)
+        return self.predictor.stream(read, range(self.volume.shape[0]), part.slices, region, on_planes)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What it takes to predict blocks.
+    """Everything that a process needs to predict blocks.
 
     Attributes
     ----------
@@ -165,42 +165,42 @@ class Work:
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
             settings = self.prediction.predictor.settings
             planes = 3 if settings.orthoplanes else 1
-            done = Done(sum(math.prod(block.shape) for block in run), planes, advance)
-            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), done.sections)
+            progress = RunProgress(sum(math.prod(block.shape) for block in run), planes, advance)
+            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), progress.planes)
             for block in run:
-                _write(self.arrays, block, maps, settings.threshold, done.slice)
+                _write(self.arrays, block, maps, settings.threshold, progress.slice)
                 self.output.mark_done(block.name)
 
 
-class Done:
-    """Tells how far a run is, in voxels: in orthogonal planes, those along z are two thirds of the work, slices one.
+class RunProgress:
+    """The progress of a run in voxels; of three orthogonal planes, those along z take two thirds of the work.
 
     Parameters
     ----------
     voxels, planes
-        Of the run.
+        The number of voxels of the run, and of planes, 1 or 3, in which each is predicted.
     advance
-        Told voxels; together all of them, once sections and slices are done.
+        Called with the number of voxels since the last call; the calls add up to `voxels`.
     """
 
     def __init__(self, voxels: int, planes: int, advance: Callable[[int], object]) -> None:
         self._voxels, self._planes, self._advance = voxels, planes, advance
-        self._share, self._seen, self._told = 0.0, 0, 0
+        self._share, self._seen, self._reported = 0.0, 0, 0
 
-    def sections(self, share: float) -> None:
-        """Take note of which share of the sections is predicted."""
+    def planes(self, share: float) -> None:
+        """Report the share of the orthogonal planes that is predicted."""
         self._share = share
-        self._tell()
+        self._report()
 
     def slice(self, voxels: int) -> None:
-        """Take note of the voxels of a slice."""
+        """Report the voxels of a slice."""
         self._seen += voxels
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         done = int((self._planes - 1) * self._voxels * self._share + self._seen) // self._planes
-        self._advance(done - self._told)
-        self._told = done
+        self._advance(done - self._reported)
+        self._reported = done
 
 
 def _write(
@@ -222,7 +222,7 @@ def _write(
 
 @dataclass(frozen=True)
 class Job:
-    """What another process must know to do the same work.
+    """A description of the work that can be sent to another process.
 
     Attributes
     ----------
@@ -239,7 +239,7 @@ class Job:
     products
         What to write, by the names in `PRODUCTS`.
     folder
-        In which the output is made.
+        The folder of the pending output.
     """
 
     source: str

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mitoflow.io.tiff import Box  # the registered model runs without what cuts patches
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
-ORTHOPLANE_LIMIT = 2**28  # voxels of a stack whose sections are predicted: the stack and their sum are held in memory
+ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 #: Test-time augmentation: the symmetries of a tile by their number, as quarter turns and the step along x.
@@ -38,7 +38,7 @@ TTA = {
 }
 
 #: Called with the share, in [0, 1], of the planes along y and x that is predicted.
-OnSections = Callable[[float], object]
+PlaneProgress = Callable[[float], object]
 #: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]
 
@@ -144,7 +144,7 @@ def _translated(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Span:
+class TileSpan:
     """The tiles along one axis of a slice that reach into some of its pixels.
 
     Attributes
@@ -177,7 +177,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Region:
+class TileRegion:
     """A box of a slice, by the tiles that reach into it along y and along x; `Predictor.region` makes it.
 
     Attributes
@@ -190,8 +190,8 @@ class Region:
         The box of the slice that it is predicted from.
     """
 
-    rows: Span
-    columns: Span
+    rows: TileSpan
+    columns: TileSpan
     shape: tuple[int, int]
     source: Box
 
@@ -256,7 +256,7 @@ class Predictor:
             probabilities[z] = probability
         return probabilities
 
-    def region(self, shape: tuple[int, ...], box: Box | None = None) -> Region:
+    def region(self, shape: tuple[int, ...], box: Box | None = None) -> TileRegion:
         """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""
         height, width = shape
         y0, y1, x0, x1 = box or (0, height, 0, width)
@@ -269,15 +269,15 @@ class Predictor:
             max(0, min(int(columns.pixels.min()), x0 - near)),
             min(width, max(int(columns.pixels.max()) + 1, x1 + near)),
         )
-        return Region(rows, columns, (height, width), source)
+        return TileRegion(rows, columns, (height, width), source)
 
     def stream(
         self,
         read: Read,
         held: range,
         wanted: range | None = None,
-        region: Region | None = None,
-        on_sections: OnSections | None = None,
+        region: TileRegion | None = None,
+        on_planes: PlaneProgress | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
@@ -293,13 +293,13 @@ class Predictor:
             The consecutive slices to predict, which see those around them all the same; without it all.
         region
             The box of the slices to predict; without it they are predicted as a whole.
-        on_sections
-            See `OnSections`.
+        on_planes
+            See `PlaneProgress`.
         """
         wanted = held if wanted is None else wanted
         half = self.settings.median // 2
         near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
-        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_sections), self.settings.median)
+        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_planes), self.settings.median)
         first = wanted.start - near.start
         return islice(maps, first, first + len(wanted))
 
@@ -308,8 +308,8 @@ class Predictor:
         read: Read,
         held: range,
         wanted: range | None = None,
-        region: Region | None = None,
-        on_sections: OnSections | None = None,
+        region: TileRegion | None = None,
+        on_planes: PlaneProgress | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         wanted = held if wanted is None else wanted
@@ -319,17 +319,17 @@ class Predictor:
             yield from self._slices(read, held, wanted, region)
             return
         volume = np.stack([self._checked(_slice(read(z))) for z in held])
-        sections = self._sections(
-            volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_sections
+        planes = self._orthogonal_planes(
+            volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_planes
         )
         slices = self._slices(lambda z: volume[z - held.start], held, wanted, region)
-        for section, probability in zip(sections, slices, strict=True):
-            yield (section + probability) / 3
+        for plane, probability in zip(planes, slices, strict=True):
+            yield (plane + probability) / 3
 
-    def _sections(
-        self, volume: np.ndarray, wanted: range, region: Region, on_sections: OnSections | None
+    def _orthogonal_planes(
+        self, volume: np.ndarray, wanted: range, region: TileRegion, on_planes: PlaneProgress | None
     ) -> np.ndarray:
-        """Return the sum of the maps of the sections perpendicular to y and to x, (Z, Y, X) float16 in [0, 2].
+        """Return the sum of the maps of the planes perpendicular to y and to x, (Z, Y, X) float16 in [0, 2].
 
         Parameters
         ----------
@@ -339,8 +339,8 @@ class Predictor:
             The slices that are wanted, counted from the first one.
         region
             The box of these slices.
-        on_sections
-            See `OnSections`.
+        on_planes
+            See `PlaneProgress`.
         """
         along_z = self._span(len(volume), wanted.start, wanted.stop)
         spans, starts = (region.rows, region.columns), (region.source[0], region.source[2])
@@ -348,17 +348,17 @@ class Predictor:
         count, done = sum(total.shape[1:]), 0
         for axis, (span, start, length) in enumerate(zip(spans, starts, region.shape, strict=True), start=1):
             other, left = spans[2 - axis], starts[2 - axis]
-            section = Region(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
+            plane = TileRegion(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
             seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
             for place in range(span.low, span.high):
                 near = network_input.neighbours(place, self.settings.context, self.settings.context_step, range(length))
-                summed[place - span.low] += self._blend([seen[each - start] for each in near], section)
+                summed[place - span.low] += self._blend([seen[each - start] for each in near], plane)
                 done += 1
-                if on_sections:
-                    on_sections(done / count)
+                if on_planes:
+                    on_planes(done / count)
         return total
 
-    def _slices(self, read: Read, held: range, wanted: range, region: Region | None) -> Iterator[np.ndarray]:
+    def _slices(self, read: Read, held: range, wanted: range, region: TileRegion | None) -> Iterator[np.ndarray]:
         """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
         for z in wanted:
@@ -379,7 +379,7 @@ class Predictor:
         count = _batch(*units.shape[1:3])
         return np.concatenate([self._run(units[first : first + count]) for first in range(0, len(units), count)])
 
-    def _blend(self, images: list[np.ndarray], region: Region) -> np.ndarray:
+    def _blend(self, images: list[np.ndarray], region: TileRegion) -> np.ndarray:
         """Return the map of a region, (Y, X) float32 in [0, 1], from its source in a slice and its neighbours."""
         rows, columns = region.rows, region.columns
         top, _, left, _ = region.source
@@ -423,12 +423,12 @@ class Predictor:
     def _unit(self, image: np.ndarray) -> np.ndarray:
         return network_input.to_unit(image, self.settings.bit_depth)
 
-    def _span(self, length: int, low: int, high: int) -> Span:
+    def _span(self, length: int, low: int, high: int) -> TileSpan:
         """Return the tiles of an axis that reach into the pixels from `low` up to `high`."""
         starts, tile = self._axis(length)
         pixels = np.pad(np.arange(length), (0, max(0, starts[-1] + tile - length)), mode="reflect")
         starts = [start for start in starts if start < high and start + tile > low]
-        return Span(low, high, tile, starts, pixels[starts[0] : starts[-1] + tile])
+        return TileSpan(low, high, tile, starts, pixels[starts[0] : starts[-1] + tile])
 
     def _axis(self, length: int) -> tuple[list[int], int]:
         """Return where tiles start along an axis, and their size."""
@@ -497,7 +497,7 @@ def _batch(height: int, width: int) -> int:
     return max(1, BATCH // (height * width))
 
 
-def _overlapped(span: Span, ramp: np.ndarray) -> np.ndarray:
+def _overlapped(span: TileSpan, ramp: np.ndarray) -> np.ndarray:
     """Return the weights of all tiles together at the wanted pixels of an axis."""
     weight = np.zeros(len(span.pixels), np.float32)
     for place in span.places:

@@ -52,7 +52,7 @@ class TrainPatches(keras.utils.PyDataset):
             found = f"true, and stacks of at most {deepest} training slices"
             raise InputError("train.orthoplanes", found, f"at least {divisor} slices", "set it to false")
         self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
-        # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for sections.
+        # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for other planes.
         deep, foreground = [depths[stack] >= divisor for stack in patches.index[:, 0].tolist()], patches.foreground()
         self._rows = np.arange(len(patches)), np.flatnonzero(deep)
         self._pixels = tuple(foreground[rows].cumsum() for rows in self._rows)
@@ -85,9 +85,9 @@ class TrainPatches(keras.utils.PyDataset):
         near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
         if rng.random() < self.recipe.context_dropout:
             near = [place] * len(near)
-        images = [crop.image(functools.partial(self.patches.section, "images", stack, axis, at)) for at in near]
+        images = [crop.image(functools.partial(self.patches.plane, "images", stack, axis, at)) for at in near]
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
-        mask = crop.mask(functools.partial(self.patches.section, "masks", stack, axis, place))[..., None]
+        mask = crop.mask(functools.partial(self.patches.plane, "masks", stack, axis, place))[..., None]
         if strength > 0:
             turn = augmentation.random_turn(sides, rng)
             image, mask = turn(image), turn(mask)
@@ -96,7 +96,7 @@ class TrainPatches(keras.utils.PyDataset):
         return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
 
     def _turned(self, stack: int, axis: int) -> tuple[int, ...]:
-        """Return how many sections perpendicular to an axis the slices held of a stack give, and their shape."""
+        """Return how many planes perpendicular to an axis the slices held of a stack give, and their shape."""
         shape = [len(self.patches.ranges[stack]), *self.patches.shapes[stack][1:]]
         return shape.pop(axis), *shape
 
@@ -118,7 +118,7 @@ class TrainPatches(keras.utils.PyDataset):
         voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
         place, sides = voxel.pop(axis), np.array(self._sides[axis > 0])
         corner = voxel - rng.integers(sides // 8, sides - sides // 8)
-        # Where the section is large enough, a crop lies inside it; where it is smaller, around it.
+        # A crop lies inside a plane that is large enough, and around a smaller one.
         room = np.array(self._turned(stack, axis)[1:]) - sides
         corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
         return stack, place, (int(corner[0]), int(corner[1]))
