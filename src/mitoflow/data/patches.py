@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from mitoflow.core import files
 from mitoflow.data import network_input
 from mitoflow.errors import InputError
 
-if TYPE_CHECKING:
-    from mitoflow.io.tiff import Box  # a fit does not depend on what reads TIFF
-
 SPLITS = ("train", "validation")
 FORMAT = 3
+
+#: A part of a slice, ``y0, y1, x0, x1``: that of `mitoflow.io.tiff`, which a fit does not import.
+Box = tuple[int, int, int, int]
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]
