@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from mitoflow.evaluation import boundary
+from mitoflow.evaluation import boundary, metrics
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 
 masks = hnp.arrays(bool, (2, 7, 9))
@@ -48,10 +48,10 @@ def test_counts_are_those_of_all_distances(truth, prediction, tolerance):
 def test_scores_are_shares_and_f1_does_not_know_which_is_which(truth, prediction):
     counts, swapped = boundary.count(truth, prediction), boundary.count(prediction, truth)
     for rows in (counts, counts.sum(0)):
-        for score in (boundary.f1, boundary.near_share):
+        for score in (metrics.boundary_f1, metrics.error_near_boundary):
             assert np.all((score(rows) >= 0) & (score(rows) <= 1))
-    assert np.array_equal(boundary.f1(counts), boundary.f1(swapped))
-    assert np.array_equal(boundary.f1(boundary.count(truth, truth)), [1, 1])
+    assert np.array_equal(metrics.boundary_f1(counts), metrics.boundary_f1(swapped))
+    assert np.array_equal(metrics.boundary_f1(boundary.count(truth, truth)), [1, 1])
 
 
 def square(shift: int = 0, grow: int = 0) -> NDArray[np.uint8]:
@@ -63,8 +63,8 @@ def square(shift: int = 0, grow: int = 0) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("shift", "score", "share"), [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 42 / 76, 84 / 120)])
 def test_a_shift_by_the_tolerance_is_forgiven_and_more_is_not(shift, score, share):
     counts = boundary.count(square(), square(shift)).sum(0)
-    assert boundary.f1(counts) == pytest.approx(score)
-    assert boundary.near_share(counts) == pytest.approx(share)
+    assert metrics.boundary_f1(counts) == pytest.approx(score)
+    assert metrics.error_near_boundary(counts) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("grow", [-4, 4])
@@ -85,11 +85,11 @@ def test_the_frame_of_a_slice_is_no_boundary():
 
 def test_nothing_on_both_sides_scores_one_and_on_one_side_zero():
     nothing = np.zeros_like(square())
-    assert boundary.f1(boundary.count(nothing, nothing)[0]) == 1
-    assert boundary.near_share(boundary.count(nothing, nothing)[0]) == 1
-    assert boundary.f1(boundary.count(nothing, square())[0]) == 0
-    assert boundary.f1(boundary.count(square(), nothing)[0]) == 0
-    assert boundary.near_share(boundary.count(nothing, square())[0]) == 0
+    assert metrics.boundary_f1(boundary.count(nothing, nothing)[0]) == 1
+    assert metrics.error_near_boundary(boundary.count(nothing, nothing)[0]) == 1
+    assert metrics.boundary_f1(boundary.count(nothing, square())[0]) == 0
+    assert metrics.boundary_f1(boundary.count(square(), nothing)[0]) == 0
+    assert metrics.error_near_boundary(boundary.count(nothing, square())[0]) == 0
 
 
 def test_slices_add_up_and_are_drawn_as_pixels_are():
@@ -97,9 +97,9 @@ def test_slices_add_up_and_are_drawn_as_pixels_are():
     truth = np.repeat(square(), 30, axis=0)
     prediction = np.concatenate([square(int(shift)) for shift in rng.integers(0, 6, 30)])
     counts = boundary.count(truth, prediction)
-    interval = bootstrap_interval(counts, boundary.f1, block=3, resamples=500, seed=0)
-    assert interval.value == boundary.f1(counts.sum(0))
-    assert boundary.f1(counts).min() < interval.low < interval.value < interval.high < 1
+    interval = bootstrap_interval(counts, metrics.boundary_f1, block=3, resamples=500, seed=0)
+    assert interval.value == metrics.boundary_f1(counts.sum(0))
+    assert metrics.boundary_f1(counts).min() < interval.low < interval.value < interval.high < 1
 
 
 def test_shapes_that_differ_are_refused():

@@ -51,9 +51,9 @@ def test_panoptic_quality_is_f1_times_the_mean_iou_and_the_same_both_ways(truth,
     matching = instance_scores.match(truth, prediction)
     total = matching.objects().sum(0)
     mean = matching.iou.mean() if len(matching.iou) else 1
-    assert instance_scores.panoptic_quality(total) == pytest.approx(metrics.dice(total) * mean)
+    assert metrics.panoptic_quality(total) == pytest.approx(metrics.dice(total) * mean)
     swapped = instance_scores.match(prediction, truth).objects().sum(0)
-    assert instance_scores.panoptic_quality(swapped) == pytest.approx(instance_scores.panoptic_quality(total))
+    assert metrics.panoptic_quality(swapped) == pytest.approx(metrics.panoptic_quality(total))
 
 
 def blocks(*places: int) -> NDArray[np.uint8]:
@@ -66,9 +66,7 @@ def blocks(*places: int) -> NDArray[np.uint8]:
 
 def score(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> tuple[float, ...]:
     total = instance_scores.match(label(truth), label(prediction)).objects().sum(0)
-    return tuple(
-        float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, instance_scores.panoptic_quality)
-    )
+    return tuple(float(f(total)) for f in (metrics.precision, metrics.recall, metrics.dice, metrics.panoptic_quality))
 
 
 def test_missed_invented_and_shifted_instances():
@@ -96,7 +94,7 @@ def test_just_a_half_is_no_pair():
 def test_few_instances_have_a_wide_interval_and_many_a_narrow_one():
     rows = instance_scores.match(label(blocks(0, 10, 20)), label(blocks(0, 11, 30))).objects()
     few, many = (
-        bootstrap_interval(objects, instance_scores.panoptic_quality, block=1, resamples=1000, seed=0)
+        bootstrap_interval(objects, metrics.panoptic_quality, block=1, resamples=1000, seed=0)
         for objects in (rows, np.tile(rows, (50, 1)))
     )
     assert few.value == pytest.approx(many.value) == pytest.approx((1 + 3 / 5) / 3)

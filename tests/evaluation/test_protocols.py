@@ -33,8 +33,8 @@ def test_shapes_of_all_stacks_are_scored_together():
 
     assert scores["instance_f1_50"].value == pytest.approx(10 / 11)  # 5 of 6 found, none invented
     boundaries = boundary.count(np.concatenate([truth, truth]), np.concatenate(masks)).sum(0)
-    assert scores["boundary_f1"].value == boundary.f1(boundaries)
-    assert scores["error_near_boundary"].value == boundary.near_share(boundaries)
+    assert scores["boundary_f1"].value == metrics.boundary_f1(boundaries)
+    assert scores["error_near_boundary"].value == metrics.error_near_boundary(boundaries)
     matched = np.concatenate([stack.matching.iou for stack in shapes])
     assert scores["panoptic_quality"].value == pytest.approx(matched.sum() / 5.5)
     assert scores["instance_f1_75"].value == pytest.approx(2 * (matched > 0.75).sum() / 11)

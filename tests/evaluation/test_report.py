@@ -97,7 +97,8 @@ def case() -> Case:
         histogram.add(*pair)
     counts = histogram.counts_at(0.5)
     image = rng.integers(40, 200, truth.shape).astype(np.uint8)
-    scores = {name: Interval(float(s(counts.sum(0))), 0.81234, 0.98765) for name, s in metrics.SCORES.items()}
+    of_pixels = metrics.scores_of("pixels").items()
+    scores = {name: Interval(float(score(counts.sum(0))), 0.81234, 0.98765) for name, score in of_pixels}
 
     def shown(row: int) -> report.PredictedSlice:
         return report.PredictedSlice(

@@ -13,12 +13,12 @@ import pytest
 from mitoflow.core import provenance, workspace
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
-from mitoflow.evaluation import protocols
+from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor, Settings
 from mitoflow.io import tiff
-from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset, Required
+from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset
 from tests.parts import write_model
 
 COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def asked(folder: Path, old: str, new: str) -> Path:
 
 def test_the_committed_file_is_valid_and_without_one_only_a_gain_is_asked_for(folder: Path) -> None:
     assert Gate.load(asked(folder, "minimum_gain: 0.0", "minimum_gain: 0.01")).minimum_gain == 0.01
-    assert Gate.load(folder / "absent.yaml") == Gate() == Gate(required=Required(), minimum_gain=0.0)
+    assert Gate.load(folder / "absent.yaml") == Gate() == Gate(required={}, minimum_gain=0.0)
     text = COMMITTED.replace("non_inferiority: []", "non_inferiority:").replace("\n#  ", "\n  ")
     path = folder / "all.yaml"
     path.write_text(text.replace("../liver/test", "liver"), encoding="utf-8")
@@ -76,6 +76,7 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
     ("old", "new", "said"),
     [
         ("  dice:", "  dise:", "required.dise: found an unknown key.*did you mean dice?"),
+        ("  dice:", "  panoptic_quality:", "required.panoptic_quality: found an unknown key, expected one of dice,"),
         ("dice: 0.3", "dice: 3", "required.dice: found 3"),
         ("max_model_mb", "largest", "largest: found a key of mitoflow 0.1, expected max_model_mb; rename it"),
         ("max_seconds_per_mpx", "slowest", "slowest: found a key of mitoflow 0.1, expected max_seconds_per_mpx"),
@@ -103,7 +104,7 @@ def test_what_is_wrong_is_one_line(folder: Path, old: str, new: str, said: str) 
 
 def test_required_scores_hold_for_the_first_version_too(folder: Path) -> None:
     weights = folder / "unet.keras"
-    wanted = Gate(required=Required(dice=0.8, boundary_f1=0.6))
+    wanted = Gate(required={"dice": 0.8, "boundary_f1": 0.6})
     verdict = wanted.decide(contender(1, weights), None)
     assert not verdict.promoted
     dice, outlines = verdict.checks
@@ -111,8 +112,21 @@ def test_required_scores_hold_for_the_first_version_too(folder: Path) -> None:
     assert verdict.reason == ("there was no champion; but boundary_f1 is 0.5000 [0.5000, 0.5000] and not at least 0.6")
     unknown = wanted.decide(contender(1, weights, boundaries=False), None)
     assert "boundary_f1 is unknown and not at least 0.6" in unknown.reason
-    assert Gate(required=Required(dice=0.8, boundary_f1=0.5)).decide(contender(1, weights), None).promoted
+    assert Gate(required={"dice": 0.8, "boundary_f1": 0.5}).decide(contender(1, weights), None).promoted
     assert Verdict.from_tags(1, verdict.tags()) == verdict
+
+
+def test_a_score_that_is_better_when_lower_has_an_upper_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = metrics.Score(lambda counts: 1 - metrics.accuracy(counts), "Wrong pixels", higher_is_better=False)
+    monkeypatch.setitem(metrics.SCORES, "wrong", wrong)
+    challenger = contender(1, folder / "unet.keras")
+    assert challenger.evaluation is not None
+    found = challenger.evaluation.interval("wrong").value
+    path = folder / "promotion.yaml"
+    for bound, passed in ((found + 0.01, True), (found - 0.01, False)):
+        path.write_text(f"required: {{wrong: {bound}}}\n", encoding="utf-8")
+        (check,) = Gate.load(path).decide(challenger, None).checks
+        assert (check.what, check.wanted, check.passed) == ("wrong", f"at most {bound:g}", passed)
 
 
 def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:

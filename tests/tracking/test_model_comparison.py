@@ -109,7 +109,7 @@ def test_two_versions(here: Path) -> None:
     assert told.names == ("mitoflow version 1", "mitoflow version 2")
     assert told.params == dict.fromkeys(("recipe.learning_rate", "train.learning_rate"), ("0.001", "0.002"))
     first, second = (Evaluation.read(registry.model_file(version).with_name("evaluation.json")) for version in (1, 2))
-    assert list(told.scores) == list(metrics.SCORES)
+    assert list(told.scores) == list(metrics.scores_of("pixels"))
     for score, (ours, theirs, gain) in told.scores.items():
         assert (ours, theirs) == (first.interval(score), second.interval(score))
         assert gain is not None

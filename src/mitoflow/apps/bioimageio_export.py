@@ -30,7 +30,7 @@ from mitoflow.apps.onnx_export import IMAGE, OPSET, PROBABILITY, Parity
 from mitoflow.core import files
 from mitoflow.data import network_input
 from mitoflow.errors import InputError
-from mitoflow.evaluation import figures
+from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Settings
 from mitoflow.inference.trained_model import TrainedModel
@@ -208,6 +208,7 @@ def document(path: Path, model: TrainedModel, settings: Settings, parameters: in
         parameters=parameters,
         parity=parity,
         measured=Evaluation.of(model),
+        scores=metrics.SCORES,
         card=card and re.sub("^#", "##", card, flags=re.MULTILINE),  # its headings below those of the page
     )
     path.write_text(text, encoding="utf-8")

@@ -13,8 +13,6 @@ import click
 from mitoflow.cli._output import print_changes, print_table
 from mitoflow.errors import InputError
 
-SCORES = {"accuracy": "accuracy", "dice": "Dice", "iou": "IoU"}
-
 
 @click.command()
 @click.argument("name", required=False)
@@ -65,6 +63,7 @@ def tune(dask: str | None) -> None:
 def summary() -> None:
     """Show the measured model and what became of it."""
     from mitoflow.core import files, provenance
+    from mitoflow.evaluation import metrics
     from mitoflow.evaluation.bootstrap import Interval
     from mitoflow.stages.paths import EVALUATE_REPORTS, MODEL
     from mitoflow.tracking import registry
@@ -74,12 +73,12 @@ def summary() -> None:
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "a measured model", remedy)
     measured = files.read_json(path, remedy, protocols)
-    rows = []
-    for protocol in protocols:
-        scores = measured[protocol]
-        intervals = (str(Interval.from_dict(name, scores) or "–") for name in SCORES)
-        rows.append([protocol.replace("_", "-"), *intervals])
-    print_table(["test", *SCORES.values()], rows)
+    columns = (measured["whole_slice"] | measured, measured["patch_wise"])  # boundaries and instances: whole-slice only
+    rows = [
+        [score.title, *(str(Interval.from_dict(name, figures) or "–") for figures in columns)]
+        for name, score in metrics.SCORES.items()
+    ]
+    print_table(["test", "whole-slice", "patch-wise"], rows)
     try:
         digest = provenance.file_sha256(MODEL)
         same = [row for row in registry.models() if row.model_sha256 == digest]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -87,10 +87,7 @@ def _explain(model: type[Section], path: Path, error: ValidationError) -> InputE
         case "extra_forbidden" if new := model.renamed.get(".".join(keys)):
             return InputError(where, "a key of mitoflow 0.1", *new)
         case "extra_forbidden":
-            known = _known_keys(model, keys[:-1])
-            close = difflib.get_close_matches(keys[-1], known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "remove it"
-            return InputError(where, "an unknown key", f"one of {', '.join(known)}", remedy)
+            return unknown_key(where, keys[-1], _known_keys(model, keys[:-1]))
         case "missing":
             return InputError(where, "no such key", "a value", "add it; git has the file as it was")
         case "value_error":
@@ -100,6 +97,13 @@ def _explain(model: type[Section], path: Path, error: ValidationError) -> InputE
             # A key of several types has one complaint for each of them.
             wanted = dict.fromkeys(_expected(e["msg"]) for e in errors if _keys(e["loc"]) == keys)
             return InputError(where, repr(first["input"]), " or ".join(wanted), "change the value")
+
+
+def unknown_key(where: str, key: str, known: Sequence[str]) -> InputError:
+    """Return the error about a key that is none of those which are known where it stands."""
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else "remove it"
+    return InputError(where, "an unknown key", f"one of {', '.join(known)}", remedy)
 
 
 def _known_keys(model: type[Section], keys: list[str]) -> list[str]:

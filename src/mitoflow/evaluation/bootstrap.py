@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.evaluation.metrics import Score
+from mitoflow.evaluation.metrics import OfCounts
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _keys(name: str, separator: str) -> tuple[str, str, str]:
 
 
 def bootstrap_interval(
-    counts: NDArray[Any], score: Score, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
+    counts: NDArray[Any], score: OfCounts, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
 ) -> Interval:
     """Return a score of all slices together, with its 95 % interval from a circular block bootstrap over slices.
 
@@ -78,7 +78,7 @@ def bootstrap_interval(
         ``(slices, 4)`` int64, the slices of a stack in the order of z; or ``(rows, columns)`` of anything else that
         adds up: boundary pixels by slice, or objects, with ``block`` 1.
     score
-        Any of `SCORES`, or another function of the summed counts.
+        Any of `mitoflow.evaluation.metrics.SCORES`, or another function of the summed counts.
     block
         Consecutive slices in a block, at most half of the stack: a short stack has its blocks shortened, because a
         block as long as the ring is the same one wherever it starts.
@@ -102,7 +102,7 @@ def bootstrap_interval(
 def paired_difference(
     counts_a: NDArray[Any],
     counts_b: NDArray[Any],
-    score: Score,
+    score: OfCounts,
     block: int,
     resamples: int,
     seed: int,

@@ -4,8 +4,7 @@ People who annotate the same mitochondrion draw its membrane a pixel or two apar
 little about a model, and an error beyond it a lot; the scores of pixels do not tell the two apart.
 
 Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in
-`mitoflow.evaluation.metrics`: `mitoflow.evaluation.bootstrap.bootstrap_interval` takes them, with `f1` or
-`near_share` as the score.
+`mitoflow.evaluation.metrics`, which has the scores of them: `boundary_f1` and `error_near_boundary`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.evaluation import metrics
 from mitoflow.evaluation.metrics import Counts
 
 TOLERANCE = 2  # pixels; annotators of EM stacks agree no better
@@ -66,22 +64,6 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERA
     disk = y**2 + x**2 <= tolerance**2
     slices = zip(truth.astype(bool, copy=False), prediction.astype(bool, copy=False), strict=True)
     return np.array([_count_slice(*masks, disk) for masks in slices], np.int64).reshape(-1, len(COLUMNS))
-
-
-def f1(counts: Counts) -> NDArray[np.float64]:
-    """Return the harmonic mean of the matched shares of both boundaries; ``counts`` is ``(..., 6)``.
-
-    It is 1 where both have no boundary, and 0 where one of them has none or nothing is matched.
-    """
-    predicted, predicted_matched, true, true_matched, _, _ = np.moveaxis(counts, -1, 0)
-    precision, recall = metrics.ratio(predicted_matched, predicted), metrics.ratio(true_matched, true)
-    both = precision + recall
-    return np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-
-
-def near_share(counts: Counts) -> NDArray[np.float64]:
-    """Return the share of wrong pixels that are near the true boundary; ``counts`` is ``(..., 6)``, 0/0 is 1."""
-    return metrics.ratio(counts[..., 5], counts[..., 4])
 
 
 def _count_slice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], disk: NDArray[np.bool_]) -> list[int]:

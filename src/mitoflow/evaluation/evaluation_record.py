@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +19,7 @@ from mitoflow.inference import model_files
 if TYPE_CHECKING:
     from mitoflow.inference.trained_model import TrainedModel  # imports Keras
 
-SCORES: Mapping[str, metrics.Score] = MappingProxyType({**metrics.SCORES, "boundary_f1": boundary.f1})
+RECORDED: tuple[metrics.Counted, ...] = ("pixels", "boundaries")  # of the scores that two models are compared by
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class Evaluation:
 
     @property
     def scores(self) -> list[str]:
-        """The names of those `SCORES` for which it has counts."""
-        return [name for name in SCORES if name in metrics.SCORES or self.boundaries]
+        """The names of those `metrics.SCORES` for which it has counts."""
+        return [*metrics.scores_of(*(RECORDED if self.boundaries else RECORDED[:1]))]
 
     def interval(self, score: str) -> Interval:
         """Return one of `scores` with its 95 % interval."""
-        return bootstrap_interval(self._array(score), SCORES[score], *self._bootstrap())
+        return bootstrap_interval(self._array(score), metrics.SCORES[score], *self._bootstrap())
 
     def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
@@ -100,13 +98,14 @@ class Evaluation:
         """
         ours, theirs = self._array(score), other._array(score)
         drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)
-        return paired_difference(ours, theirs, SCORES[score], *drawn)
+        return paired_difference(ours, theirs, metrics.SCORES[score], *drawn)
 
     def _bootstrap(self) -> tuple[int, int, int, list[str]]:
         return self.block, self.resamples, self.seed, self.stacks
 
     def _array(self, score: str) -> metrics.Counts:
-        rows, columns = (self.counts, 4) if score in metrics.SCORES else (self.boundaries, len(boundary.COLUMNS))
+        of_boundaries = metrics.SCORES[score].counted == "boundaries"
+        rows, columns = (self.boundaries, len(boundary.COLUMNS)) if of_boundaries else (self.counts, 4)
         return np.array(rows, np.int64).reshape(-1, columns)
 
     def _json(self) -> str:

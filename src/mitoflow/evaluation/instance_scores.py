@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.evaluation import metrics
-
 
 @dataclass(frozen=True)
 class Matching:
@@ -94,17 +92,3 @@ def match(truth: NDArray[Any], prediction: NDArray[Any]) -> Matching:
         predicted=predicted[same],
         iou=iou[same],
     )
-
-
-def panoptic_quality(objects: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the sum of IoU over TP + FP / 2 + FN / 2: Kirillov et al. 2019, equation 1.
-
-    It is the F1 of the instances times the mean IoU of those that match, and 1 where there are none at all.
-
-    Parameters
-    ----------
-    objects
-        ``(..., 4)``: the summed rows of `Matching.objects` at 0.5.
-    """
-    tp, fp, fn, iou = np.moveaxis(objects, -1, 0)
-    return metrics.ratio(iou, tp + fp / 2 + fn / 2)

@@ -281,5 +281,6 @@ def _write(path: Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.globals["scores"] = metrics.SCORES
     with files.replacing(path) as beside:
         beside.write_text(pages.get_template(template).render(content), encoding="utf-8")

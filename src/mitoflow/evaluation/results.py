@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mitoflow.evaluation import boundary, instance_scores, metrics
+from mitoflow.evaluation import boundary, metrics
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval
 from mitoflow.evaluation.curves import PrecisionRecall, Reliability
 from mitoflow.evaluation.metrics import Counts
@@ -17,7 +17,7 @@ from mitoflow.evaluation.protocols import PATCH_WISE_THRESHOLD, Choice, Measured
 
 @dataclass(frozen=True)
 class ProtocolScores:
-    """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES`."""
+    """The scores of one protocol: its threshold, and an interval for each of `metrics.SCORES` of pixels."""
 
     threshold: float
     intervals: Mapping[str, Interval]
@@ -39,7 +39,7 @@ class Results:
         For each slice its counts ``(slices, 4)`` by the whole-slice protocol, and those of its boundary ``(slices, 6)``
         by `boundary.COLUMNS`.
     shapes
-        Boundary and instance scores of the whole-slice masks, by the names of `score_shapes`.
+        Boundary and instance scores of the whole-slice masks, by the names of `metrics.SCORES`.
     true_instances, predicted_instances
         How many mitochondria there are, in 3-D.
     curve, reliability
@@ -85,8 +85,8 @@ class Results:
             "dice": metrics.dice(self.counts),
             "iou": metrics.iou(self.counts),
             **dict(zip(("tp", "fp", "fn", "tn"), self.counts.T, strict=True)),
-            "boundary_f1": boundary.f1(self.boundaries),
-            "error_near_boundary": boundary.near_share(self.boundaries),
+            "boundary_f1": metrics.boundary_f1(self.boundaries),
+            "error_near_boundary": metrics.error_near_boundary(self.boundaries),
             **dict(zip(boundary.COLUMNS, self.boundaries.T, strict=True)),
         }
 
@@ -107,7 +107,7 @@ def score(measured: Measured, choice: Choice, block: int, resamples: int, seed: 
     shapes = [stack.shapes for stack in measured.stacks]
 
     def score_pixels(threshold: float, of: Counts) -> ProtocolScores:
-        scores = metrics.SCORES.items()
+        scores = metrics.scores_of("pixels").items()
         intervals = {name: bootstrap_interval(of, score, block, resamples, seed, stacks) for name, score in scores}
         return ProtocolScores(threshold, intervals)
 
@@ -147,20 +147,17 @@ def score_shapes(
     Returns
     -------
     scores
-        ``boundary_f1``, ``error_near_boundary`` (the share of wrong pixels), ``instance_f1_50``, ``instance_f1_75`` and
-        ``panoptic_quality``.
+        Those of `metrics.SCORES` that are of boundaries or instances, by name.
     """
-    boundaries = np.concatenate([stack.boundary for stack in shapes])
     half, strict = (np.concatenate([stack.matching.objects(iou) for stack in shapes]) for iou in (0.5, 0.75))
-    by_slice = {"boundary_f1": boundary.f1, "error_near_boundary": boundary.near_share}
-    by_object = {
-        "instance_f1_50": (half, metrics.dice),
-        "instance_f1_75": (strict, metrics.dice),
-        "panoptic_quality": (half, instance_scores.panoptic_quality),
-    }
+    objects = {"instances_50": half, "instances_75": strict}
+    boundaries = np.concatenate([stack.boundary for stack in shapes])
+    by_slice, by_object = metrics.scores_of("boundaries"), metrics.scores_of("instances_50", "instances_75")
     return {
         name: bootstrap_interval(boundaries, score, block, resamples, seed, stacks) for name, score in by_slice.items()
-    } | {name: bootstrap_interval(objects, score, 1, resamples, seed) for name, (objects, score) in by_object.items()}
+    } | {
+        name: bootstrap_interval(objects[score.counted], score, 1, resamples, seed) for name, score in by_object.items()
+    }
 
 
 def _flat(scores: Mapping[str, Interval]) -> dict[str, float]:

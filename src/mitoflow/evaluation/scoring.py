@@ -29,9 +29,8 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     Returns
     -------
     scores
-        Of voxels: ``dice``, ``iou``, ``precision``, ``recall``; of boundaries, see `mitoflow.evaluation.boundary`:
-        ``boundary_f1``, ``error_near_boundary``; of instances at an IoU of 0.5 and 0.75: ``instance_precision_50`` and
-        so on, and ``panoptic_quality``; ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
+        All of `mitoflow.evaluation.metrics.SCORES`; precision and recall of instances at an IoU of 0.5 and 0.75;
+        ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
 
     Raises
     ------
@@ -42,21 +41,20 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
-    voxels = metrics.count(true > 0, predicted > 0).sum(axis=0)
-    outlines = boundary.count(true > 0, predicted > 0).sum(axis=0)
     matching = instance_scores.match(_labels(true), _labels(predicted))
-    of_instances = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.dice}
-    objects = {percent: matching.objects(percent / 100).sum(axis=0) for percent in (50, 75)}
+    half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))
+    counts: dict[metrics.Counted, NDArray[Any]] = {
+        "pixels": metrics.count(true > 0, predicted > 0).sum(axis=0),
+        "boundaries": boundary.count(true > 0, predicted > 0).sum(axis=0),
+        "instances_50": half,
+        "instances_75": strict,
+    }
     return {
-        **{name: float(getattr(metrics, name)(voxels)) for name in ("dice", "iou", "precision", "recall")},
-        "boundary_f1": float(boundary.f1(outlines)),
-        "error_near_boundary": float(boundary.near_share(outlines)),
-        **{
-            f"instance_{name}_{percent}": float(rate(summed))
-            for percent, summed in objects.items()
-            for name, rate in of_instances.items()
-        },
-        "panoptic_quality": float(instance_scores.panoptic_quality(objects[50])),
+        **{name: float(score(counts[score.counted])) for name, score in metrics.SCORES.items()},
+        "instance_precision_50": float(metrics.precision(half)),
+        "instance_recall_50": float(metrics.recall(half)),
+        "instance_precision_75": float(metrics.precision(strict)),
+        "instance_recall_75": float(metrics.recall(strict)),
         "volume_fraction": float((predicted > 0).mean()),
         "true_volume_fraction": float((true > 0).mean()),
         "instances": matching.predicted_instances,

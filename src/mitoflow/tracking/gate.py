@@ -20,8 +20,9 @@ from mitoflow.config.sections import Section
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
+from mitoflow.evaluation import metrics
 from mitoflow.evaluation.bootstrap import Interval
-from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.evaluation_record import RECORDED, Evaluation
 from mitoflow.evaluation.verdict import Check, Verdict
 from mitoflow.inference import model_files
 
@@ -30,17 +31,6 @@ PATH = Path("promotion.yaml")
 TIMED_SIDE, TIMES = 1024, 3  # pixels along y and x of the slice that is timed, and how often
 
 Above = Annotated[float, Field(gt=0)]
-
-
-class Required(Section):
-    """The least that scores on the test part must be."""
-
-    dice: Fraction | None = None
-    iou: Fraction | None = None
-    accuracy: Fraction | None = None
-    precision: Fraction | None = None
-    recall: Fraction | None = None
-    boundary_f1: Fraction | None = None
 
 
 class NonInferiorityDataset(Section):
@@ -96,7 +86,8 @@ class Gate(Section):
         "not_worse_on": ("non_inferiority", "rename it"),
     }
 
-    required: Required = Required()
+    #: By the names of `metrics.SCORES`, the least or the most that a score on the test part may be.
+    required: dict[str, Fraction] = Field(default_factory=dict)
     minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
     bootstrap: Bootstrap = Bootstrap()
     max_model_mb: Above | None = None
@@ -115,6 +106,10 @@ class Gate(Section):
         if not path.is_file():
             return cls()
         gate = sections.read(cls, path)
+        scores = [*metrics.scores_of(*RECORDED)]
+        for name in gate.required:
+            if name not in scores:
+                raise sections.unknown_key(f"{path}: required.{name}", name, scores)
         for place, dataset in enumerate(gate.non_inferiority):
             if not (dataset.part / "masks").is_dir():
                 where, expected = f"{path}: non_inferiority.{place}.folder", "a folder with images/ and masks/"
@@ -174,12 +169,14 @@ class Gate(Section):
         return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}", gain
 
     def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
-        for score, least in self.required.model_dump(exclude_none=True).items():
-            if score not in measured.scores:
-                yield Check(score, "unknown", f"at least {least:g}", False)
+        for name, bound in self.required.items():
+            least = metrics.SCORES[name].higher_is_better
+            wanted = f"at {'least' if least else 'most'} {bound:g}"
+            if name not in measured.scores:
+                yield Check(name, "unknown", wanted, False)
             else:
-                found = measured.interval(score)
-                yield Check(score, str(found), f"at least {least:g}", found.value >= least)
+                found = measured.interval(name)
+                yield Check(name, str(found), wanted, found.value >= bound if least else found.value <= bound)
         if (limit := self.max_model_mb) is not None:
             yield _checked("megabytes", f"at most {limit:g}", partial(_size, challenger, limit))
         if (limit := self.max_seconds_per_mpx) is not None:

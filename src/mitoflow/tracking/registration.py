@@ -80,7 +80,8 @@ def register_pretrained(name: str) -> Verdict | None:
         for context, dataset in made["dataset"].items():
             name_of_data, _, digest = dataset.rpartition(" ")
             run.dataset(name_of_data, str(pretrained.HERE / model.name), digest, context, {})
-        run.metrics({f"test_whole_slice_{score}": evaluation.interval(score).value for score in metrics.SCORES})
+        scores = metrics.scores_of("pixels")
+        run.metrics({f"test_whole_slice_{name}": evaluation.interval(name).value for name in scores})
         for file in (pretrained.CARD, pretrained.COVER, pretrained.LINEAGE):
             run.artifact(model.folder / file)
         return register(run, evaluation, model.folder / model_files.WEIGHTS, model.folder / model_files.SETTINGS)

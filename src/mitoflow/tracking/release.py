@@ -105,6 +105,7 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             largest=ORTHOPLANE_LIMIT // 10**6,
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
+            known=metrics.SCORES,
             slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
         )
         (beside / CARD).write_text(card, encoding="utf-8")
