@@ -26,21 +26,21 @@ SETTINGS = Tune(
 
 
 class Told:
-    """A diary that can be read again."""
+    """A callback that can be read again."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
 
-    def began(self, number: int, values: dict[str, Any]) -> None:
+    def trial_started(self, number: int, values: dict[str, Any]) -> None:
         self.lines.append(("began", number))
 
-    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
+    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
         self.lines.append(("epoch", number, epoch))
 
-    def pruned(self, number: int, epoch: int) -> None:
+    def trial_pruned(self, number: int, epoch: int) -> None:
         self.lines.append(("pruned", number, epoch))
 
-    def ended(self, number: int) -> None:
+    def trial_ended(self, number: int) -> None:
         self.lines.append(("ended", number))
 
 

@@ -158,7 +158,7 @@ def test_one_worker_finds_what_one_process_finds(tmp_path: Path, threads: str) -
     searches[1].on_cluster(score, address=threads)
     assert outcome(studies[1]) == outcome(studies[0])
     assert "PRUNED" in {state for state, *_ in outcome(studies[1])}
-    assert searches[1].diary.lines == searches[0].diary.lines
+    assert searches[1].callback.lines == searches[0].callback.lines
 
 
 def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypa
         assert trial.value == complete or trial.state.name == "PRUNED"
         assert len(trial.intermediate_values) == 3 or trial.state.name == "PRUNED"
     assert study.best_value == max(trial.value for trial in stored if trial.state.name == "COMPLETE")
-    told = Counter(searching.diary.lines)
+    told = Counter(searching.callback.lines)
     assert set(told.values()) == {1}
     assert sum(line[0] == "ended" for line in told) == 12
     fitted = {tuple(name.split(", ")[::2]) for name in epochs("trial")}

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def run_study(settings: Params) -> None:
-    """Run the study, or go on with it, and write what it found."""
+    """Run or resume the study, and write its results."""
     from mitoflow.models import losses, unet  # these import Keras and Optuna
     from mitoflow.tracking import runs
     from mitoflow.tuning import optuna_study
@@ -85,27 +85,27 @@ def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mappi
 
 
 class Tracked:
-    """Tells MLflow of the trials: each is a run of its own inside that of the study."""
+    """Logs each trial to MLflow, as a child run of the study."""
 
     def __init__(self, run: runs.Run, trial: Trial, open_trials: ExitStack) -> None:
         self._run, self._trial, self._open = run, trial, open_trials
         self._runs: dict[int, runs.Run] = {}
 
-    def began(self, number: int, values: dict[str, Any]) -> None:
-        """Start its run, which ends with the study if nothing else ends it."""
+    def trial_started(self, number: int, values: dict[str, Any]) -> None:
+        """Start the run of a trial, which ends with the study at the latest."""
         self._runs[number] = self._open.enter_context(_child(self._run, number))
         self._runs[number].params(self._trial.recipe(values).model_dump())
 
-    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
-        """Log its curves."""
+    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
+        """Log the curves of a trial."""
         self._runs[number].metrics(logs, step=epoch)
 
-    def pruned(self, number: int, epoch: int) -> None:
-        """Say after which epoch it was not worth going on."""
+    def trial_pruned(self, number: int, epoch: int) -> None:
+        """Tag the run with the epoch after which the trial was pruned."""
         self._runs[number].tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
 
-    def ended(self, number: int) -> None:
-        """End its run."""
+    def trial_ended(self, number: int) -> None:
+        """End the run of a trial."""
         self._runs.pop(number).end()
 
 

@@ -1,8 +1,8 @@
 """The Optuna study: learning rate, depth and augmentation strength of the U-Net.
 
-One process owns a study: it asks for values, judges what is reported, and keeps what came out. It fits the trials
-itself, or has the workers of a Dask cluster fit them. Those need neither the study nor its storage: they are sent
-values, report their epochs, and are told to go on. So machines have nothing to agree on, and the storage may be a file.
+One process owns a study: it samples values, decides which trials are pruned, and stores the results. It fits the trials
+itself, or lets the workers of a Dask cluster fit them. Workers need neither the study nor its storage: they receive
+values, report each epoch, and wait for the answer whether to continue. So the storage may be a local file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mitoflow.errors import InputError
 if TYPE_CHECKING:
     from distributed import Future
 
-#: Ends a trial that is not worth going on with.
+#: Raised to end a trial that is pruned.
 Pruned = optuna.TrialPruned
 #: Reports the logs of an epoch, `JUDGED` among them; raises `Pruned`.
 Report = Callable[[int, Mapping[str, float]], None]
@@ -40,35 +40,35 @@ Report = Callable[[int, Mapping[str, float]], None]
 Objective = Callable[[str, dict[str, Any], Report], float]
 
 JUDGED = "val_dice"  # among the logs of an epoch
-PRUNE_AFTER = 2  # finished trials before the median says anything
+PRUNE_AFTER = 2  # finished trials before the median prunes
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 DELIVERED = "delivered"  # set on a study whose results were written: DVC's hash of them
 STORAGE = "MITOFLOW_OPTUNA_STORAGE"  # names the database of studies, where it is not a file of the checkout
-PAUSE = 1.0  # seconds after which the owner looks for workers that came, and a worker whether its trial is still wanted
+PAUSE = 1.0  # seconds between two looks of the owner for new workers, and of a worker whether its trial was cancelled
 
 
-class Diary(Protocol):
-    """Is told what happens to trials, in the process that owns the study."""
+class StudyCallback(Protocol):
+    """Called by `Search` at the events of trials, in the process that owns the study."""
 
-    def began(self, number: int, values: dict[str, Any]) -> None:
-        """A trial began."""
+    def trial_started(self, number: int, values: dict[str, Any]) -> None:
+        """Handle a trial that started."""
 
-    def epoch(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
-        """An epoch ended, counted from 0."""
+    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
+        """Handle an epoch that ended, counted from 0."""
 
-    def pruned(self, number: int, epoch: int) -> None:
-        """A trial is not worth going on with after that epoch."""
+    def trial_pruned(self, number: int, epoch: int) -> None:
+        """Handle a trial that is pruned after that epoch; `trial_ended` follows."""
 
-    def ended(self, number: int) -> None:
-        """A trial ended by itself, or because it was pruned."""
+    def trial_ended(self, number: int) -> None:
+        """Handle a trial that ended, completely or pruned."""
 
 
 @contextmanager
 def owned_study(name: str, recorded: str | None = None) -> Iterator[optuna.Study]:
-    """Open the study `name`, for this process alone, as `open_study` does; others that ask for it wait.
+    """Open the study `name` as `open_study` does, and own it; other processes that open it wait.
 
     It lies in ``.mitoflow/optuna.db`` of the checkout, or in the PostgreSQL database whose URL is in the environment
-    variable ``MITOFLOW_OPTUNA_STORAGE``: then another machine can go on with it, and dashboards can show it.
+    variable ``MITOFLOW_OPTUNA_STORAGE``: then another machine can resume it, and dashboards can show it.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def _owned(url: str, name: str) -> Iterator[sqlalchemy.Connection]:
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         found = f"a database that does not answer ({getattr(cause, 'orig', None) or type(error).__name__})"
-        remedy = "look after it, and run it again: it goes on where it was"
+        remedy = "repair it, then run it again: it resumes"
         raise InputError(STORAGE, found, "one that does", remedy) from None
 
 
 def _engine(url: str) -> sqlalchemy.Engine:
-    """Return the way to a PostgreSQL database; what is wrong with its URL is told without it: it holds a password."""
+    """Return the engine of a PostgreSQL database; errors do not show its URL, which holds a password."""
     try:
         if sqlalchemy.make_url(url).get_backend_name() == "postgresql":
             return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
@@ -153,11 +153,11 @@ def recover(study: optuna.Study) -> list[int]:
 
 @dataclass(frozen=True)
 class Search:
-    """A study that goes on until `settings.trials` trials are finished; a pruned trial is a finished one.
+    """A study that runs until `settings.trials` trials are finished; a pruned trial is a finished one.
 
-    The sampler is seeded with the seed and the number of trials that are finished or running, so a study that was cut
-    off and recovered ends with the trials that it would have had undisturbed, where one trial runs at a time. Where
-    several do, what the sampler knows when it is asked depends on which of them ended first.
+    The sampler is seeded with the seed and the number of trials that are finished or running. So if one trial runs at
+    a time, an interrupted and resumed study has the trials of an uninterrupted one. If several run at a time, the
+    samples depend on which of them ended first.
 
     Attributes
     ----------
@@ -165,13 +165,13 @@ class Search:
         As `open_study` and `recover` leave it.
     settings
         Number of trials, seed and ranges.
-    diary
-        Is told what happens.
+    callback
+        Called at the events of trials.
     """
 
     study: optuna.Study
     settings: Tune
-    diary: Diary
+    callback: StudyCallback
 
     def here(self, objective: Objective) -> None:
         """Fit the trials in this process, one after the other."""
@@ -194,13 +194,13 @@ class Search:
     def on_cluster(self, objective: Objective, *, address: str | None = None, workers: int | None = None) -> None:
         """Fit a trial on each worker of a Dask cluster, or on each of that many processes of this machine.
 
-        Workers may come and go. Where one dies its trial is begun again on another, under the same number and with the
-        same values; epochs that were reported already do not count again.
+        Workers may join and leave. The trial of a worker that dies is started again on another one, with the same
+        number and values; epochs that were reported already do not count again.
 
         Parameters
         ----------
         objective
-            Is sent to the workers.
+            What to fit; it is sent to the workers.
         address, workers
             See `cluster.connected`.
 
@@ -209,7 +209,7 @@ class Search:
         InputError
             See `cluster.connected` and `cluster.result`, or what the objective raised.
         TrialError
-            The objective raised anything else.
+            The objective raised another error.
         """
         from distributed import Event
 
@@ -232,28 +232,28 @@ class Search:
                 if not running:
                     return
                 bar.set_postfix(workers=present, refresh=False)
-                try:  # between two questions to Optuna, which take a while, workers are answered
-                    told: Epoch | Future = news.get(timeout=0 if asked else PAUSE)
+                try:  # between two slow calls of Optuna, workers get their answers
+                    message: Epoch | Future = news.get(timeout=0 if asked else PAUSE)
                 except queue.Empty:
                     continue
-                if told.key not in running:  # its trial was pruned
+                if message.key not in running:  # its trial was pruned
                     continue
-                trial, future = running[told.key]
+                trial, future = running[message.key]
                 try:
-                    if isinstance(told, Epoch):
-                        if told.name not in judged:
-                            self._report(trial, told.epoch, told.logs)
-                            judged.add(told.name)
-                        Event(told.name, client).set()
+                    if isinstance(message, Epoch):
+                        if message.name not in judged:
+                            self._report(trial, message.epoch, message.logs)
+                            judged.add(message.name)
+                        Event(message.name, client).set()
                         continue
                     self._end(trial, cluster.result(future))
                 except Pruned:
                     self._end(trial, None)
-                    future.cancel()  # which the worker sees
+                    future.cancel()  # the worker notices it
                 except TrialError:
                     self.study.tell(trial, state=TrialState.FAIL)
                     raise
-                del running[told.key]
+                del running[message.key]
                 bar.update()
 
     def _progress(self) -> tqdm[Any]:
@@ -261,41 +261,41 @@ class Search:
         return tqdm(desc="tune", total=total, initial=finished, unit="trial")
 
     def _trials(self) -> Iterator[optuna.Trial]:
-        """Begin one trial after another, until enough are finished or running."""
+        """Start one trial after another, until enough are finished or running."""
         rates, depths, strengths = self.settings.learning_rate, self.settings.depth, self.settings.augment_strength
         first = len(self.study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING)))
-        for begun in range(first, self.settings.trials):
-            seed = (self.settings.seed * 100_003 + begun) % 2**32
+        for started in range(first, self.settings.trials):
+            seed = (self.settings.seed * 100_003 + started) % 2**32
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=PRUNE_AFTER)
             trial = self.study.ask()
             trial.suggest_float("learning_rate", rates.low, rates.high, log=True)
             trial.suggest_int("depth", depths.low, depths.high)
             trial.suggest_float("augment_strength", strengths.low, strengths.high)
-            self.diary.began(trial.number, trial.params)
+            self.callback.trial_started(trial.number, trial.params)
             yield trial
 
     def _report(self, trial: optuna.Trial, epoch: int, logs: Mapping[str, float]) -> None:
-        self.diary.epoch(trial.number, epoch, logs)
+        self.callback.epoch_ended(trial.number, epoch, logs)
         trial.report(logs[JUDGED], epoch)
         if trial.should_prune():
-            self.diary.pruned(trial.number, epoch)
+            self.callback.trial_pruned(trial.number, epoch)
             raise Pruned
 
     def _end(self, trial: optuna.Trial, dice: float | None) -> None:
-        """Note the best validation Dice of a trial, None where it was pruned.
+        """Store the best validation Dice of a trial, None for one that was pruned.
 
-        The diary is told first: a trial that a kill keeps from counting is tried again, and one that counts is told.
+        The callback comes first: a trial that a kill keeps from being stored is tried again, and reported again.
         """
-        self.diary.ended(trial.number)
+        self.callback.trial_ended(trial.number)
         self.study.tell(trial, dice, TrialState.PRUNED if dice is None else TrialState.COMPLETE)
 
 
 class TrialError(Exception):
-    """A trial failed on a worker; reads as what was raised there."""
+    """A trial failed on a worker; its text is the traceback there."""
 
 
 class Epoch(NamedTuple):
-    """What a worker reports of a trial, which is known by its key in Dask."""
+    """The report of a worker about an epoch of a trial, which `key` identifies in Dask."""
 
     key: str
     epoch: int
@@ -303,12 +303,12 @@ class Epoch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the event that the trial may go on."""
+        """The name of the event that lets the trial continue."""
         return f"{self.key}-epoch-{self.epoch}"
 
 
 def _attempt(objective: Objective, topic: str, name: str, values: dict[str, Any]) -> float:
-    """Fit a trial on a worker, which waits after each epoch until it may go on.
+    """Fit a trial on a worker, which waits after each epoch until it may continue.
 
     A trial that was pruned, or whose owner died, is no longer wanted: Dask cancels it, and here it ends.
     """
@@ -318,14 +318,14 @@ def _attempt(objective: Objective, topic: str, name: str, values: dict[str, Any]
     key = worker.get_current_task()
 
     def report(epoch: int, logs: Mapping[str, float]) -> None:
-        told = Epoch(key, epoch, dict(logs))
-        worker.log_event(topic, told)
-        go_on = Event(told.name)
-        while not go_on.wait(PAUSE):
+        message = Epoch(key, epoch, dict(logs))
+        worker.log_event(topic, message)
+        may_continue = Event(message.name)
+        while not may_continue.wait(PAUSE):
             task = worker.state.tasks.get(key)
             if task is None or task.state == "cancelled":
                 raise Pruned
-        go_on.clear()
+        may_continue.clear()
 
     try:
         return objective(name, values, report)
@@ -336,7 +336,7 @@ def _attempt(objective: Objective, topic: str, name: str, values: dict[str, Any]
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that ended by themselves, complete or pruned, in the order in which they began."""
+    """Return the trials that ended by themselves, complete or pruned, in the order in which they started."""
     return study.get_trials(states=FINISHED)
 
 
