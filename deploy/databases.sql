@@ -1,7 +1,7 @@
 \set ON_ERROR_STOP on
 \getenv password STUDIES_PASSWORD
 
--- Whoever tunes gets the password of this role, which sees studies and nothing else. The statement that sets it does
+-- Users who tune get the password of this role, which sees studies and nothing else. The statement that sets it does
 -- nothing more: the log of PostgreSQL has statements that fail.
 BEGIN;
 CREATE ROLE studies LOGIN;

@@ -1,4 +1,4 @@
-"""Give a person an account on the tracking server, or another role: ``python deploy/users.py NAME ROLE``.
+"""Give a user an account on the tracking server, or another role: ``python deploy/users.py NAME ROLE``.
 
 Run it as an admin, with MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment.
 It asks for the password of a new account. In the place of a role, ``password`` changes the password, and ``remove``
@@ -6,7 +6,7 @@ takes the account away.
 
 ==========  ==========================================================================================
 reader      sees everything and takes models home
-writer      trains: writes runs and registers versions, which the gate judges, but nobody is promoted
+writer      trains: writes runs and registers versions, which the gate judges, but may not promote
 promoter    also promotes and rolls back, and so does the gate after a training of theirs
 admin       may do everything, and gives roles
 ==========  ==========================================================================================
@@ -87,7 +87,7 @@ def give(accounts: AuthServiceClient, client: MlflowClient, name: str, role: str
 
 
 def shared(client: MlflowClient) -> list[tuple[str, str]]:
-    """Return what is shared, and make it where it is missing: whoever makes something may do everything with it."""
+    """Return the shared resources, and create missing ones; the creator of a resource has all rights to it."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
     for model in (MODEL, PROMOTIONS):

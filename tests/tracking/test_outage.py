@@ -133,7 +133,7 @@ def test_down_at_the_start(
         server.start()
         train(late, 5, EPOCHS)
     gone, back = capfd.readouterr().err.splitlines()
-    assert gone.endswith("Connection refused; the run goes on, its events are kept on disk meanwhile")
+    assert gone.endswith("Connection refused; the run continues, and its events are kept on disk")
     assert back.endswith("answers again, and has all events")
     assert epochs_of(late.key) == list(range(EPOCHS))
     assert found(late.key).info.status == "FINISHED"

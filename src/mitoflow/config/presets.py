@@ -88,7 +88,7 @@ def change(path: Path, values: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     present = scalars(text)
     missing = next((key for key in values if key not in present), None)
     if missing:
-        raise InputError(f"{path}: {missing}", "no such key", "one to change", "add it, or mend its spelling")
+        raise InputError(f"{path}: {missing}", "no such key", "one to change", "add it, or correct its spelling")
     changed = {key: value for key, value in values.items() if present[key].source != value}
     if changed:
         with files.replacing(path) as beside:

@@ -66,7 +66,7 @@ def bootstrap_interval(
     Neighbouring slices are near copies, so slices drawn one by one would promise too narrow an interval. Blocks of
     consecutive slices keep the dependence (Kuensch 1989, Ann. Stat. 17:1217). They are drawn from each stack bent to a
     ring, so that the slices at its ends count as often as the others (Politis & Romano 1992). Each resample has as many
-    slices of each stack as the stack; the interval is that of the percentiles 2.5 and 97.5. It tells how far the score
+    slices of each stack as the stack; the interval is that of the percentiles 2.5 and 97.5. It shows how far the score
     depends on which slices of these stacks were seen, not what other animals or microscopes would give.
 
     For a short stack even this is narrow: in simulated stacks of 165 slices whose neighbours correlate by 0.6 and 0.8,

@@ -1,6 +1,6 @@
 """How well boundaries agree: boundary F1 within a tolerance, and how many wrong pixels lie at the true boundary.
 
-People who annotate the same mitochondrion draw its membrane a pixel or two apart. An error inside that distance says
+Annotators draw the membrane of the same mitochondrion a pixel or two apart. An error inside that distance says
 little about a model, and an error beyond it a lot; the scores of pixels do not tell the two apart.
 
 Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in

@@ -31,7 +31,7 @@ class _Remote:
     run_id, experiment_id
         MLflow's names for it.
     own
-        Whether the stage that reports is the one that began the run.
+        Whether the stage that reports is the one that started the run.
     resumed
         Whether the run was there before its journal.
     points

@@ -44,10 +44,10 @@ def start(
     tags: Mapping[str, str] | None = None,
     made_from: Mapping[str, str] | None = None,
 ) -> Run:
-    """Start the run of a stage, or go on with the run ``key``.
+    """Start the run of a stage, or resume the run ``key``.
 
     Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run: the stage that
-    began it sets it running again; another stage (evaluation of a training run) leaves its status and duration as they
+    started it sets it running again; another stage (evaluation of a training run) leaves its status and duration as they
     are, and its own status goes into the tag ``mitoflow.STAGE``. A new run carries its lineage as tags. Where ``mlflow
     run`` started the process, it becomes a child of the project's run.
 
@@ -146,7 +146,7 @@ class Run:
             new.write_text(self.key)
 
     def child(self, name: str, *, key: str | None = None, tags: Mapping[str, str] | None = None) -> Run:
-        """Start a run nested under this one, or go on with the nested run ``key``."""
+        """Start a run nested under this one, or resume the nested run ``key``."""
         child = Run(self._sender, key or uuid.uuid4().hex, self)
         stage = self._sender.journal.start_of(self.key)["stage"]
         child._record("start", stage=stage, name=name, parent=self.key, tags=dict(tags or {}))
@@ -272,7 +272,7 @@ class _Sender(threading.Thread):
             self._changed.notify_all()
 
     def flush(self, patience: float = PATIENCE) -> bool:
-        """Wait until all is sent; return False when a try that began after this call fails or `patience` is over."""
+        """Wait until all is sent; return False when a try that started after this call fails or `patience` is over."""
         with self._changed:
             started = self._tries
             self._news = self._hurry = True
@@ -333,7 +333,7 @@ class _Sender(threading.Thread):
         self._away_since = self._away_since or time.monotonic()
         if time.monotonic() - self._away_since > WARN_AFTER and not self._warned:
             self._warned = True
-            self._report(f"{self._reason}; the run goes on, its events are kept on disk meanwhile")
+            self._report(f"{self._reason}; the run continues, and its events are kept on disk")
 
     def _succeeded(self) -> None:
         with self._changed:

@@ -85,7 +85,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Writes a checkpoint after each epoch, with which a fit that was cut off goes on.
+    """Writes a checkpoint after each epoch, from which an interrupted fit resumes.
 
     A checkpoint is ``epoch-N.npz``: weights, state of the optimiser and the history until then, with zip's checksums.
     Only the last and the best epoch keep their files. It comes after the callbacks that report an epoch: where one of

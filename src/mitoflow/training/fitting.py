@@ -195,7 +195,7 @@ def prepare_backend(recipe: Recipe) -> None:
 
 
 def code_digest() -> str:
-    """Return a digest of the code that decides the outcome of a fit, so that no fit goes on with other code."""
+    """Return a digest of the code that decides the outcome of a fit, so that no fit resumes with other code."""
     package = Path(__file__).parents[1]
     modules = [path for each in CODE for path in sorted((package / each).rglob("*.py")) or [package / each]]
     return files.short_digest(keras.backend.backend(), *modules)

@@ -122,8 +122,8 @@ def open_study(
 ) -> optuna.Study:
     """Open the study `name` in the database at `url`, or create it.
 
-    A study that was cut off goes on: its finished trials stay. One that delivered the results which DVC has `recorded`
-    starts afresh. Where a `lock` ended with its connection, the study may be somebody else's, and cannot be used.
+    An interrupted study resumes with its finished trials. A study that delivered the results that DVC has `recorded`
+    starts again. If a `lock` ended with its connection, another process may own the study, and it cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A connection that the database closed meanwhile is replaced.
