@@ -46,10 +46,10 @@ def start(
 ) -> Run:
     """Start the run of a stage, or resume the run ``key``.
 
-    Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run: the stage that
-    started it sets it running again; another stage (evaluation of a training run) leaves its status and duration as they
-    are, and its own status goes into the tag ``mitoflow.STAGE``. A new run carries its lineage as tags. Where ``mlflow
-    run`` started the process, it becomes a child of the project's run.
+    Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run. The stage that
+    started the run sets it running again; another stage, such as the evaluation of a training run, leaves its status
+    and duration, and writes its own status to the tag ``mitoflow.STAGE``. A new run has its lineage as tags. If
+    ``mlflow run`` started the process, the run becomes a child of the project's run.
 
     Parameters
     ----------
