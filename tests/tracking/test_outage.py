@@ -183,7 +183,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     assert [file.path for file in client.list_artifacts(there.info.run_id)] == ["unet.yaml"]
     (row,) = registry.models()
     assert (row.version, row.aliases, row.run_id) == (1, ("champion",), there.info.run_id)
-    assert row.verdict == "there was no champion"
+    assert row.reason == "there was no champion"
     assert registry.origin(str(model))["version"] == "1"
     with runs.start("evaluate", "the same again", key=run.key) as again:
         assert registration.register(again, evaluation, model, settings).version == 1
