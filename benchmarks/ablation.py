@@ -38,7 +38,8 @@ from mitoflow.data.network_input import to_unit
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import protocols
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA, PATCHES
 from mitoflow.training import fitting

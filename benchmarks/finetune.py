@@ -33,7 +33,8 @@ from mitoflow.data.masks import binarise
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.evaluation import metrics, protocols
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.stages.paths import BEST_PARAMS

@@ -41,7 +41,8 @@ def predictor() -> Predictor:
     """Return mitoflow's predictor, as training would leave it but for its weights."""
     import keras
 
-    from mitoflow.inference.predictor import Predictor, Settings
+    from mitoflow.inference.predictor import Predictor
+    from mitoflow.inference.settings import Settings
     from mitoflow.models import unet
 
     keras.config.set_dtype_policy("mixed_bfloat16")

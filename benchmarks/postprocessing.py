@@ -24,7 +24,9 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.inference import components
-from mitoflow.inference.predictor import TTA, Predictor, median_along_z
+from mitoflow.inference.median import median_along_z
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import TTA
 from mitoflow.io import tiff
 from mitoflow.stages.paths import DATA
 from mitoflow.tracking import model_lookup

@@ -16,7 +16,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,8 @@ from mitoflow.core import provenance
 from mitoflow.data import network_input, phantom
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import model_lookup, registration, runs, store
 

@@ -22,7 +22,8 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mitoflow.inference import instances
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from tests.parts import PATIENCE, free_port, until, write_model
 

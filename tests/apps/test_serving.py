@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from tests.parts import free_port, until, write_model
 

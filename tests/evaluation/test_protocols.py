@@ -14,7 +14,8 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.inference import components
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
 

@@ -17,7 +17,8 @@ from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.protocols import Choice, Measured
 from mitoflow.evaluation.results import Results, score
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 
 THRESHOLD = 0.5
 

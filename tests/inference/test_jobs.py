@@ -20,7 +20,8 @@ from mitoflow.errors import InputError
 from mitoflow.inference import jobs, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.prediction import Request
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.parts import ENVIRONMENT, scheduling, started, until, write_model

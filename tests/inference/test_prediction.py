@@ -26,7 +26,8 @@ from mitoflow import cli
 from mitoflow.data import fingerprint, network_input
 from mitoflow.inference import instances, jobs, prediction
 from mitoflow.inference.jobs import Part
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model

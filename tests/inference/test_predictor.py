@@ -1,6 +1,5 @@
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mitoflow.errors import InputError
-from mitoflow.inference.predictor import Predictor, Settings, fold_normalization, median_along_z
+from mitoflow.inference.folding import fold_normalization
+from mitoflow.inference.median import median_along_z
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 
 SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
@@ -189,46 +191,6 @@ def test_images_unlike_those_of_training_are_refused(model: keras.Model, bit_dep
         Predictor(model, replace(SETTINGS, bit_depth=bit_depth)).masks(images)
 
 
-def test_settings_survive_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    written = replace(SETTINGS, context=2, tta=8, median=5)
-    written.write(tmp_path / "inference.yaml")
-    assert Settings.read(tmp_path / "inference.yaml") == written
-    assert not caplog.records
-
-
-OLD = "bit_depth: 8\ndivisor: 4\ntile: 64\noverlap: 8\nthreshold: 0.5\n"  # of a model from before there was context
-
-
-@pytest.mark.parametrize(
-    ("more", "settings", "now"),
-    [
-        ("", SETTINGS, "tta: 1, orthoplanes: false and overlap: 16 now"),
-        (
-            "views: 8\nplanes: 3\n",
-            replace(SETTINGS, tta=8, orthoplanes=True),
-            "tta: 8, orthoplanes: true and overlap: 16",
-        ),
-    ],
-)
-def test_settings_of_mitoflow_0_1_are_read_with_a_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, more: str, settings: Settings, now: str
-) -> None:
-    (tmp_path / "inference.yaml").write_text(OLD + more)
-    assert Settings.read(tmp_path / "inference.yaml") == settings
-    (record,) = caplog.records
-    assert (record.name, record.levelname) == ("mitoflow", "WARNING")
-    assert now in record.getMessage()
-
-
-@pytest.mark.parametrize(
-    "text", ["tile: 3", "[1, 2]", "a: b: c", OLD + "planes: 2", OLD + "views: [1]", OLD + "orthoplanes: 1"]
-)
-def test_broken_settings_are_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "inference.yaml").write_text(text)
-    with pytest.raises(InputError, match="inference.yaml"):
-        Settings.read(tmp_path / "inference.yaml")
-
-
 @pytest.fixture(scope="module")
 def stack() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (7, 40, 50), dtype=np.uint8)
@@ -330,5 +292,5 @@ def test_what_is_too_shallow_or_too_large_has_no_sections(
     slices, three = Predictor(contextual, replace(THREE, orthoplanes=False)), Predictor(contextual, THREE)
     assert np.array_equal(three.probabilities(CUBE[:3]), slices.probabilities(CUBE[:3]))
     assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
-    monkeypatch.setattr("mitoflow.inference.predictor.ORTHOPLANE_LIMIT", CUBE.size - 1)
+    monkeypatch.setattr("mitoflow.inference.settings.ORTHOPLANE_LIMIT", CUBE.size - 1)
     assert np.array_equal(three.probabilities(CUBE), slices.probabilities(CUBE))

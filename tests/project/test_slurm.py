@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tifffile
 
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.tuning import optuna_study
 from tests.parts import ENVIRONMENT, ROOT, until, write_model
 from tests.studies import opened, score, search

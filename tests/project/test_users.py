@@ -16,7 +16,7 @@ from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import registration, registry, runs
 from tests.services import PostgreSQL, TrackingServer

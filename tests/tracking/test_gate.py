@@ -16,7 +16,8 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset
 from tests.parts import write_model

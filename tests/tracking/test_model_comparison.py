@@ -23,7 +23,8 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.tracking import model_comparison, registration, registry, runs, store

@@ -17,7 +17,7 @@ from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import model_lookup, registration, registry, runs, store
 

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import journal, registration, registry, runs, store
 

@@ -32,7 +32,7 @@ from mitoflow.data import network_input
 from mitoflow.errors import InputError
 from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.models import unet
 from mitoflow.tracking import pretrained

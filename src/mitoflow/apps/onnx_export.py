@@ -22,7 +22,8 @@ from mitoflow import __version__
 from mitoflow.core import files
 from mitoflow.data import network_input, phantom
 from mitoflow.errors import InputError
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 
 IMAGE, PROBABILITY = "image", "probability"  # the input and the output
 OPSET = 17  # of 2022: programs bring older runtimes than the newest

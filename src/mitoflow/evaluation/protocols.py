@@ -18,7 +18,8 @@ from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
-from mitoflow.inference.predictor import PlaneProgress, Predictor, median_along_z
+from mitoflow.inference.median import median_along_z
+from mitoflow.inference.predictor import PlaneProgress, Predictor
 from mitoflow.io import tiff
 
 PATCH_WISE_THRESHOLD = 0.5

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from mitoflow.core import cluster
 from mitoflow.inference.outputs import PendingOutput
-from mitoflow.inference.predictor import PlaneProgress, Predictor, Settings
+from mitoflow.inference.predictor import PlaneProgress, Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.tiff import Box

@@ -23,7 +23,7 @@ from mitoflow.inference.instances import LARGEST_BOX, Separation
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import PendingOutput
-from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
+from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing, is_elongated

@@ -3,144 +3,33 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import logging
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-from keras import layers
 from scipy.special import expit
 
-from mitoflow.core import files
 from mitoflow.data import network_input
 from mitoflow.errors import InputError
+from mitoflow.inference.folding import fold_normalization
+from mitoflow.inference.median import median_along_z
+from mitoflow.inference.settings import TTA, Settings
 from mitoflow.models import unet
 
 if TYPE_CHECKING:
     from mitoflow.io.tiff import Box  # the registered model runs without what cuts patches
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
-ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
-REMEDY = "run `dvc repro evaluate` or `dvc pull`"
-
-#: Test-time augmentation: the symmetries of a tile by their number, as quarter turns and the step along x.
-TTA = {
-    1: [(0, 1)],
-    4: [(turns, flip) for turns in (0, 2) for flip in (1, -1)],
-    8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
-}
 
 #: Called with the share, in [0, 1], of the planes along y and x that is predicted.
 PlaneProgress = Callable[[float], object]
 #: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What inference must know besides the weights.
-
-    Attributes
-    ----------
-    bit_depth
-        Bits of the grey values that the model was trained on.
-    divisor
-        The U-Net takes sides that are divisible by this: ``2**depth``.
-    tile, overlap
-        Largest side of a tile, and the pixels that two neighbouring tiles share and blend.
-    threshold
-        Probability from which a pixel is mitochondrion.
-    context, context_step
-        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
-    tta
-        Test-time augmentation: symmetries of a tile whose predictions are averaged; 1 none, 4 flips, 8 quarter turns
-        too.
-    median
-        Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
-    orthoplanes
-        Whether the probability of a voxel is the mean over the three planes through it, perpendicular to z, y and x, in
-        place of that in its slice.
-    """
-
-    bit_depth: int
-    divisor: int
-    tile: int
-    overlap: int
-    threshold: float
-    context: int = 0
-    context_step: int = 1
-    tta: int = 1
-    median: int = 1
-    orthoplanes: bool = False
-
-    def write(self, path: Path) -> None:
-        """Write the settings as YAML."""
-        files.write_yaml(path, dataclasses.asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Settings:
-        """Read settings that `write` wrote, or mitoflow 0.1; raises `InputError` where they are missing or not whole.
-
-        Models registered before there was context know nothing of it, and take what the defaults say.
-        """
-        fields = dataclasses.fields(cls)
-        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-        values = files.read_yaml(path, REMEDY, needed)
-        is_old = {"tta", "orthoplanes"}.isdisjoint(values)
-        if is_old:
-            values = _translated(values)
-        settings = cls(**{field.name: values[field.name] for field in fields if field.name in values})
-        if wrong := settings.wrong():
-            raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
-        if is_old:
-            now = f"tta: {settings.tta}, orthoplanes: {settings.orthoplanes} and overlap: {settings.overlap}".lower()
-            line = "%s: written by mitoflow 0.1; its views, planes and overlap are %s now"
-            logging.getLogger("mitoflow").warning(line, path, now)
-        return settings
-
-    def uses_orthoplanes(self, shape: tuple[int, int, int]) -> bool:
-        """Return whether a stack of `shape` (Z, Y, X) is predicted in orthogonal planes.
-
-        It is not where it has fewer slices than the network needs, or more voxels than `ORTHOPLANE_LIMIT`.
-        """
-        return self.orthoplanes and shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT
-
-    def wrong(self) -> str | None:
-        """Return the name of a value that no inference can work with."""
-        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "tta", "median")
-        checks = {
-            **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
-            "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
-            "orthoplanes": type(self.orthoplanes) is bool,
-        }
-        if all(checks.values()):
-            checks |= {
-                "bit_depth": 8 <= self.bit_depth <= 16,
-                "divisor": self.divisor >= 1,
-                "tile": self.tile > self.overlap,
-                "context_step": self.context_step >= 1,
-                "tta": self.tta in TTA,
-                "median": self.median % 2 == 1,
-            }
-        return next((name for name, is_right in checks.items() if not is_right), None)
-
-
-def _translated(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what mitoflow 0.1 wrote with the keys of today: its `overlap` was half of what tiles share."""
-    overlap, planes = values["overlap"], values.get("planes", 1)
-    return {
-        **values,
-        "overlap": 2 * overlap if type(overlap) is int else overlap,
-        "tta": values.get("views", 1),
-        "orthoplanes": planes == 3 if planes in (1, 3) else planes,
-    }
 
 
 @dataclass(frozen=True)
@@ -445,53 +334,6 @@ class Predictor:
         return np.minimum(ramp, 1).astype(np.float32)
 
 
-def fold_normalization(model: keras.Model) -> keras.Model:
-    """Return the same function with each batch normalisation as weights and bias of the convolution before it.
-
-    Trained, a normalisation multiplies each feature map by a number and adds another one, which the convolution can do
-    by itself, in one pass over memory less. The results agree to within rounding.
-
-    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference", CVPR 2018, section 3.2.
-
-    Parameters
-    ----------
-    model
-        A functional model; it stays as it is. A normalisation is kept where it follows anything but a linear
-        convolution that nothing else reads, or where it lacks gamma or beta.
-    """
-
-    def folds(norm: keras.Layer, before: Any) -> bool:
-        is_linear = isinstance(before, layers.Conv2D) and before.activation is keras.activations.linear
-        return is_linear and len(before._outbound_nodes) == 1 and norm.scale and norm.center
-
-    norms = {
-        before.name: norm
-        for norm in model.layers
-        if isinstance(norm, layers.BatchNormalization) and folds(norm, before := norm.input._keras_history.operation)
-    }
-    folded = {norm.name for norm in norms.values()}
-
-    def copy(layer: keras.Layer) -> keras.Layer:
-        bias = {"use_bias": True} if layer.name in norms else {}
-        return type(layer).from_config(layer.get_config() | bias)
-
-    def call(layer: keras.Layer, x: Any, *further: Any, **options: Any) -> Any:
-        return x if layer.name in folded else layer(x, *further, **options)
-
-    copied = keras.models.clone_model(model, clone_function=copy, call_function=call)
-    for layer in model.layers:
-        weights = layer.get_weights()
-        if norm := norms.get(layer.name):
-            gamma, beta, mean, variance = norm.get_weights()
-            factor = gamma / np.sqrt(variance + norm.epsilon)
-            kernel, bias = (*weights, 0.0)[:2]
-            weights = [kernel * factor, (bias - mean) * factor + beta]
-        if weights and layer.name not in folded:
-            copied.get_layer(layer.name).set_weights(weights)
-    return copied
-
-
 def _batch(height: int, width: int) -> int:
     """Return how many tiles of that size go through the network together."""
     return max(1, BATCH // (height * width))
@@ -509,34 +351,3 @@ def _slice(image: np.ndarray) -> np.ndarray:
     if image.ndim != 2 or min(image.shape) < 1:
         raise InputError("images", f"a slice of shape {image.shape}", "slices (Y, X)", "pass an array (Z, Y, X)")
     return image
-
-
-def median_along_z(maps: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Yield the median of each map and its neighbours along z: a slice that was misjudged follows those around it.
-
-    Parameters
-    ----------
-    maps
-        Consecutive maps, (Y, X) each.
-    size
-        Maps, an odd number, of which the median is taken; at the ends of the stack as many of them as there are.
-    """
-    half = size // 2
-    window: deque[np.ndarray | None] = deque(maxlen=size)
-    for place, latest in enumerate(chain(maps, repeat(None, half))):
-        window.append(latest)
-        if place >= half:
-            yield _median([each for each in window if each is not None])
-
-
-def _median(maps: list[np.ndarray]) -> np.ndarray:
-    """Return the median at each pixel, by a sorting network: numpy sorts each pixel for itself, 20 times slower."""
-    middle, low = np.empty_like(maps[0]), (len(maps) - 1) // 2
-    for first in range(0, len(middle), 16):  # rows that stay in the cache
-        rows = slice(first, first + 16)
-        values = [each[rows] for each in maps]
-        for last in range(len(maps) - 1, low - 1, -1):  # bubble sort, until the middle is in its place
-            for i in range(last):
-                values[i : i + 2] = np.minimum(*values[i : i + 2]), np.maximum(*values[i : i + 2])
-        middle[rows] = (values[low] + values[len(maps) // 2]) / 2
-    return middle

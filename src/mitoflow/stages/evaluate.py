@@ -22,7 +22,8 @@ from mitoflow.evaluation import protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
-from mitoflow.inference.predictor import Predictor, Settings
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
 from mitoflow.io import spacing
 from mitoflow.models import unet
 from mitoflow.stages.paths import (

@@ -12,7 +12,7 @@ from mitoflow.data import datasets
 from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.stages.paths import DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
 from mitoflow.tracking import pretrained, registry, release
 

@@ -14,7 +14,7 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
-from mitoflow.inference.predictor import Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.tracking import store
 
 #: The distributions that `mitoflow.tracking.pyfunc` imports; a model requires the versions that are installed here.

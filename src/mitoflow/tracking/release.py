@@ -22,7 +22,7 @@ from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
-from mitoflow.inference.predictor import ORTHOPLANE_LIMIT, Settings
+from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
 from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
 LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries

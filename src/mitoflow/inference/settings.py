@@ -1,0 +1,121 @@
+"""What inference must know besides the weights of a model, and the file that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mitoflow.core import files
+from mitoflow.errors import InputError
+
+ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
+REMEDY = "run `dvc repro evaluate` or `dvc pull`"
+
+#: Test-time augmentation: the symmetries of a tile by their number, as quarter turns and the step along x.
+TTA = {
+    1: [(0, 1)],
+    4: [(turns, flip) for turns in (0, 2) for flip in (1, -1)],
+    8: [(turns, flip) for turns in range(4) for flip in (1, -1)],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What inference must know besides the weights.
+
+    Attributes
+    ----------
+    bit_depth
+        Bits of the grey values that the model was trained on.
+    divisor
+        The U-Net takes sides that are divisible by this: ``2**depth``.
+    tile, overlap
+        Largest side of a tile, and the pixels that two neighbouring tiles share and blend.
+    threshold
+        Probability from which a pixel is mitochondrion.
+    context, context_step
+        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
+    tta
+        Test-time augmentation: symmetries of a tile whose predictions are averaged; 1 none, 4 flips, 8 quarter turns
+        too.
+    median
+        Slices, an odd number, over which the probability of a pixel is the median; 1 leaves it as it is.
+    orthoplanes
+        Whether the probability of a voxel is the mean over the three planes through it, perpendicular to z, y and x, in
+        place of that in its slice.
+    """
+
+    bit_depth: int
+    divisor: int
+    tile: int
+    overlap: int
+    threshold: float
+    context: int = 0
+    context_step: int = 1
+    tta: int = 1
+    median: int = 1
+    orthoplanes: bool = False
+
+    def write(self, path: Path) -> None:
+        """Write the settings as YAML."""
+        files.write_yaml(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """Read settings of this version or of mitoflow 0.1; raises `InputError` where they are missing or not whole."""
+        values = files.read_yaml(path, REMEDY)
+        is_old = {"views", "planes", "overlap"} <= values.keys()
+        if is_old:
+            values = _translated(values)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise InputError(f"{path}: {missing[0]}", "no such key", "a value", REMEDY)
+        settings = cls(**{name: values[name] for name in names})
+        if wrong := settings.wrong():
+            raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
+        if is_old:
+            now = f"tta: {settings.tta}, orthoplanes: {settings.orthoplanes} and overlap: {settings.overlap}".lower()
+            line = "%s: written by mitoflow 0.1; its views, planes and overlap are %s now"
+            logging.getLogger("mitoflow").warning(line, path, now)
+        return settings
+
+    def uses_orthoplanes(self, shape: tuple[int, int, int]) -> bool:
+        """Return whether a stack of `shape` (Z, Y, X) is predicted in orthogonal planes.
+
+        It is not where it has fewer slices than the network needs, or more voxels than `ORTHOPLANE_LIMIT`.
+        """
+        return self.orthoplanes and shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT
+
+    def wrong(self) -> str | None:
+        """Return the name of a value that no inference can work with."""
+        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "tta", "median")
+        checks = {
+            **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
+            "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
+            "orthoplanes": type(self.orthoplanes) is bool,
+        }
+        if all(checks.values()):
+            checks |= {
+                "bit_depth": 8 <= self.bit_depth <= 16,
+                "divisor": self.divisor >= 1,
+                "tile": self.tile > self.overlap,
+                "context_step": self.context_step >= 1,
+                "tta": self.tta in TTA,
+                "median": self.median % 2 == 1,
+            }
+        return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _translated(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what mitoflow 0.1 wrote with the keys of today: its `overlap` was half of what tiles share."""
+    overlap, planes = values["overlap"], values["planes"]
+    return {
+        **values,
+        "overlap": 2 * overlap if type(overlap) is int else overlap,
+        "tta": values["views"],
+        "orthoplanes": planes == 3 if planes in (1, 3) else planes,
+    }
