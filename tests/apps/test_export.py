@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-import mitoflow
-from mitoflow import cli
+from mitoflow import apps, cli
 from mitoflow.apps import bioimageio_export, onnx_export
 from mitoflow.core import provenance
 from mitoflow.data import network_input, phantom
@@ -303,9 +302,9 @@ def test_an_earlier_export_is_replaced_when_asked(
 def test_without_the_libraries_it_says_which(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("export", "modelzoo"):
-        monkeypatch.delitem(sys.modules, f"mitoflow.{name}", raising=False)
-        monkeypatch.delattr(mitoflow, name, raising=False)
+    for name in ("onnx_export", "bioimageio_export"):
+        monkeypatch.delitem(sys.modules, f"mitoflow.apps.{name}", raising=False)
+        monkeypatch.delattr(apps, name, raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit, match="2"):
         run("--onnx", "a.onnx", monkeypatch=monkeypatch)
