@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,44 +19,57 @@ from mitoflow.cli._output import print_changes, print_table
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
-    from mitoflow.data.datasets import Installed
+    from mitoflow.data.installing import Installed
 
 MASK_RULES = click.Choice(["auto", "nonzero", "half"])
 
 
-@click.group(cls=OrderedGroup)
-def data() -> None:
-    """Put a dataset into data/, under DVC.
+class DatasetGroup(OrderedGroup):
+    """Has a command for each registered dataset, before those that are added to it."""
 
-    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the command
-    that brings it back is printed.
-    """
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        from mitoflow.data.datasets import DATASETS
+
+        return [*DATASETS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of this name."""
+        from mitoflow.data.datasets import DATASETS
+
+        return _dataset_command(cmd_name) if cmd_name in DATASETS else super().get_command(ctx, cmd_name)
 
 
-@data.command("phantom")
-@click.option("--if-missing", is_flag=True, help="Do nothing where data/ holds files; never replace another dataset.")
-def data_phantom(if_missing: bool) -> None:
-    """Make the synthetic EM stack: no real data, for trying things out."""
-    from mitoflow.data import datasets
+def _dataset_command(name: str) -> click.Command:
+    from mitoflow.data.datasets import DATASETS
 
-    installed = datasets.install_phantom(if_missing=if_missing)
+    dataset = DATASETS[name]
+    unless = "Do nothing where data/ holds files; never replace another dataset."
+    options = [click.Option(["--if-missing"], is_flag=True, help=unless)]
+    if dataset.files:
+        instead = f"Take {', '.join(dataset.files)} from DIR."
+        path = click.Path(path_type=Path)
+        options.insert(0, click.Option(["--from", "source"], type=path, metavar="DIR", help=instead))
+    return click.Command(name, params=[*options], callback=partial(_install, name), help=inspect.getdoc(dataset))
+
+
+def _install(name: str, if_missing: bool, source: Path | None = None) -> None:
+    from mitoflow.data import installing
+
+    installed = installing.install_named(name, source, if_missing=if_missing)
     if installed:
         _report(installed)
     else:
         click.echo("data/ holds files: nothing to do")
 
 
-@data.command("epfl")
-@click.option("--from", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Take the four files from DIR.")
-def data_epfl(folder: Path | None) -> None:
-    """Take the EPFL hippocampus set: 2 x 165 slices of 1024 x 768.
+@click.group(cls=DatasetGroup)
+def data() -> None:
+    """Put a dataset into data/, under DVC.
 
-    It is downloaded (about 260 MB) into the user's cache, unless DIR has training.tif, training_groundtruth.tif,
-    testing.tif and testing_groundtruth.tif.
+    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the command
+    that brings it back is printed.
     """
-    from mitoflow.data import datasets
-
-    _report(datasets.install_epfl(folder))
 
 
 @data.command("import")
@@ -81,9 +96,9 @@ def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> 
     PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
     where no name is shared, the first image goes with the first mask and so on, which the command reports.
     """
-    from mitoflow.data import datasets
+    from mitoflow.data import installing
 
-    _report(datasets.install_own(images, masks, **options))
+    _report(installing.install_own(images, masks, **options))
 
 
 @data.command("verify")

@@ -6,12 +6,13 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import tifffile
+from tqdm import tqdm
 
 from mitoflow.data.cutting import split
 from mitoflow.data.pairs import Pair, open_pair
@@ -205,3 +206,23 @@ def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Exc
 def _excerpts(pairs: Sequence[Pair], slices: list[tuple[int, int]]) -> list[Excerpt]:
     by_stack = ((pairs[stack], [z for _, z in group]) for stack, group in groupby(slices, key=lambda place: place[0]))
     return [Excerpt(pair, places[0], places[-1] + 1) for pair, places in by_stack]
+
+
+def write_parts(parts: Mapping[str, Sequence[Excerpt]], data: Path) -> dict[str, str]:
+    """Write the excerpts of ``train`` and ``test`` into the folder ``data``, with a progress bar.
+
+    Returns
+    -------
+    The file that each comes from, by its path in ``data``, such as ``train/images/s1.tif``.
+    """
+    slices = 2 * sum(excerpt.depth for excerpts in parts.values() for excerpt in excerpts)
+    with tqdm(desc="data", total=slices, unit="slice", disable=None) as bar:
+        for part, excerpts in parts.items():
+            for excerpt in excerpts:
+                excerpt.write(data / part, bar.update)
+    return {
+        f"{part}/{kind}/{excerpt.pair.name}.tif": str(stack.path)
+        for part, excerpts in parts.items()
+        for excerpt in excerpts
+        for kind, stack in (("images", excerpt.pair.image), ("masks", excerpt.pair.mask))
+    }

@@ -29,9 +29,6 @@ ELONGATED = (
     1.5  # the longest side of a voxel over its shortest, beyond which planes along y and x do not look like slices
 )
 
-#: Voxel sizes from publications of datasets whose files lack them.
-PUBLISHED = {"epfl": {"z": 5.0, "y": 5.0, "x": 5.0}}
-
 
 def is_elongated(spacing: Spacing) -> bool:
     """Return whether voxels are known to be too long for planes along y and x to look like slices."""

@@ -15,6 +15,7 @@ from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
 from mitoflow.data.conventions import Conventions
+from mitoflow.data.datasets import DATASETS
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
@@ -24,7 +25,7 @@ from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
-from mitoflow.io import spacing
+from mitoflow.io.spacing import read_tiff_spacing
 from mitoflow.models import unet
 from mitoflow.stages.paths import (
     CONVENTIONS,
@@ -217,7 +218,7 @@ def _look_at_training(store: PatchStore, name: str) -> fingerprint.Fingerprint:
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
     first = read_pairs(DATA / "train")[0].image.path
-    known = spacing.read_tiff_spacing(first) or spacing.PUBLISHED.get(name, {})
+    known = read_tiff_spacing(first) or (DATASETS[name].spacing if name in DATASETS else {})
     return fingerprint.measure((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance
-from mitoflow.data import datasets
+from mitoflow.data.datasets import DATASETS
 from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -20,7 +20,8 @@ from mitoflow.tracking import pretrained, registry, release
 def main(licence: str | None = None) -> pretrained.Pretrained:
     settings = params.load()
     name = settings.data.name
-    licence = licence or datasets.LICENCES.get(name)
+    dataset = DATASETS.get(name)
+    licence = licence or (dataset.licence if dataset else None)
     if licence is None:
         expected = "the terms on which the data may be used, for the model card"
         raise InputError("--licence", f"none for {name}", expected, "give --licence TEXT")
@@ -40,7 +41,7 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         evaluation=evaluated,
         measured=files.read_json(METRICS, outputs),
         parameters=network["parameters"],
-        data={"name": name, "note": datasets.NOTES.get(name, "A lab's own stacks."), "licence": licence},
+        data={"name": name, "note": dataset.note if dataset else "A lab's own stacks.", "licence": licence},
         parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
         origin=registry.origin(str(MODEL)) | measured_with,
         domain=Fingerprint.read(DOMAIN),

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +19,9 @@ import tifffile
 
 from mitoflow import cli
 from mitoflow.config import params, presets
-from mitoflow.data import cutting, datasets
-from mitoflow.data.datasets import Recipe, install, install_epfl, install_own, install_phantom
+from mitoflow.data import cutting
+from mitoflow.data.datasets import Epfl
+from mitoflow.data.installing import Installed, install, install_named, install_own
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import open_stack, write_stack
 
@@ -77,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.relative_to(folder).parts[0] not in own}
 
 
-def own(lab: Path, **options: object) -> datasets.Installed:
+def own(lab: Path, **options: object) -> Installed:
     return install_own([f"{lab}/em"], [f"{lab}/mito"], **options)  # type: ignore[arg-type]
 
 
@@ -198,12 +199,13 @@ def test_data_may_be_made_of_itself(project: Path, lab: Path) -> None:
 # --- all or nothing ---
 
 
-def with_a_file_that_dvc_refuses(data: Path, lab: Path) -> None:
+def with_a_file_that_dvc_refuses(data: Path, lab: Path) -> dict[str, str]:
     for part, seed in (("train", 5), ("test", 6)):
         write_pair(lab / part, "x", depth=2, seed=seed)
         shutil.copytree(lab / part / "em", data / part / "images")
         shutil.copytree(lab / part / "mito", data / part / "masks")
     (data / "train" / ".dvcignore").write_text("*.txt")
+    return {}
 
 
 @pytest.mark.parametrize("with_data", [True, False])
@@ -212,7 +214,7 @@ def test_where_dvc_refuses_everything_is_as_before(project: Path, lab: Path, wit
         own(lab)
     before = contents(project)
     with pytest.raises(InputError, match=r"dvc add data: found .*\.dvcignore"):
-        install(Recipe("x", "imported", partial(with_a_file_that_dvc_refuses, lab=lab)))
+        install("x", partial(with_a_file_that_dvc_refuses, lab=lab))
     assert contents(project) == before
     assert Path("data").exists() == with_data
     if with_data:
@@ -352,7 +354,7 @@ def test_no_write_permission_is_one_line(project: Path, lab: Path) -> None:
 
 
 def test_the_phantom_leaves_the_committed_parameters(project: Path) -> None:
-    installed = install_phantom()
+    installed = install_named("phantom")
     assert installed
     assert installed.changed == {}
     assert Path("params.yaml").read_bytes() == COMMITTED.read_bytes()
@@ -362,7 +364,7 @@ def test_the_phantom_leaves_the_committed_parameters(project: Path) -> None:
 def test_if_missing_leaves_any_data_alone(project: Path, lab: Path) -> None:
     own(lab)
     before = contents(project)
-    assert install_phantom(if_missing=True) is None
+    assert install_named("phantom", if_missing=True) is None
     assert contents(project) == before
 
 
@@ -372,17 +374,21 @@ def test_if_missing_does_not_swap_datasets(project: Path, lab: Path) -> None:
     Path("data").mkdir()
     before = contents(project)
     with pytest.raises(InputError, match=r"data: found no files, expected the dataset liver .* `dvc pull`"):
-        install_phantom(if_missing=True)
+        install_named("phantom", if_missing=True)
     assert contents(project) == before
+
+
+def with_what_was_kept(data: Path) -> dict[str, str]:
+    shutil.copytree("kept", data)
+    return {}
 
 
 def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: Path, lab: Path) -> None:
     own(lab)
     text = COMMITTED.read_text().replace("epochs: 10", "epochs: 3")
     Path("params.yaml").write_text(text)
-    recipe = Recipe("phantom", "phantom", lambda data: shutil.copytree("kept", data))
     Path("data").rename("kept")
-    install(recipe, as_recorded=True)
+    install("phantom", with_what_was_kept, as_recorded=True)
     assert Path("params.yaml").read_text() == text
 
     shutil.rmtree("data")
@@ -390,7 +396,7 @@ def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: P
         shutil.copy(f"kept/test/{kind}/stack.tif", f"kept/test/{kind}/more.tif")
     before = contents(project)
     with pytest.raises(InputError, match=r"data\.dvc: found the hash of a dataset other than phantom, .*`dvc pull`"):
-        install(recipe, as_recorded=True)
+        install("phantom", with_what_was_kept, as_recorded=True)
     assert contents(project) == before
     assert not Path("data").exists()
 
@@ -400,7 +406,8 @@ def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: P
 
 @pytest.mark.skipif(not EPFL.is_dir(), reason=f"no EPFL data at {EPFL}")
 def test_the_real_epfl_set(project: Path) -> None:
-    installed = install_epfl(EPFL)
+    installed = install_named("epfl", EPFL)
+    assert installed
     assert {path.name for path in Path("data").rglob("*.tif")} == {"training.tif", "testing.tif"}
     facts = installed.findings.facts
     assert [round(facts[part]["foreground"], 4) for part in ("train", "test")] == [0.0563, 0.0531]
@@ -410,7 +417,7 @@ def test_the_real_epfl_set(project: Path) -> None:
 @pytest.fixture
 def small_epfl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four files of the names and kind of the EPFL set, but 6 slices of 80 x 64."""
-    monkeypatch.setattr(datasets, "EPFL_SHAPE", (6, 64, 80))
+    monkeypatch.setattr(Epfl, "shape", (6, 64, 80))
     folder = tmp_path / "files"
     for seed, stack in enumerate(("training", "testing")):
         write_pair(tmp_path / "made", stack, depth=6, seed=seed)
@@ -426,30 +433,34 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "mitoflow"
 
 
-def serve(folder: Path) -> tuple[ThreadingHTTPServer, str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder))
+@pytest.fixture
+def server(small_epfl: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=small_epfl))
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}/"
-
-
-def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path) -> None:
-    server, url = serve(small_epfl)
-    installed = install_epfl(url=url)
+    monkeypatch.setattr(Epfl, "url", f"http://127.0.0.1:{server.server_port}/")
+    yield server
     server.shutdown()
     server.server_close()
+
+
+def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path, server: ThreadingHTTPServer) -> None:
+    installed = install_named("epfl")
+    server.shutdown()
+    server.server_close()
+    assert installed
     assert "Lucchi" in installed.notes[0]
     assert {path.name for path in cache.iterdir()} == {path.name for path in small_epfl.iterdir()}
     assert Path("data/test/masks/testing.tif").read_bytes() == (small_epfl / "testing_groundtruth.tif").read_bytes()
-    assert install_epfl(url=url).changed == {}
+    again = install_named("epfl")
+    assert again
+    assert again.changed == {}
 
 
+@pytest.mark.usefixtures("server")
 def test_a_download_that_is_no_tiff_is_not_kept(project: Path, small_epfl: Path, cache: Path) -> None:
     (small_epfl / "training.tif").write_text("<!DOCTYPE html> we have moved")
-    server, url = serve(small_epfl)
     with pytest.raises(InputError, match=r"training\.tif: found no TIFF .*<!DO.*--from"):
-        install_epfl(url=url)
-    server.shutdown()
-    server.server_close()
+        install_named("epfl")
     assert list(cache.iterdir()) == []
 
 
@@ -467,11 +478,11 @@ def test_another_file_under_an_epfl_name_is_refused(
     write_stack(small_epfl / file, array)
     before = contents(project)
     with pytest.raises(InputError, match=rf"{file}: found {said}"):
-        install_epfl(small_epfl)
+        install_named("epfl", small_epfl)
     assert contents(project) == before
 
 
 def test_a_missing_epfl_file_is_named(project: Path, small_epfl: Path) -> None:
     (small_epfl / "testing_groundtruth.tif").unlink()
     with pytest.raises(InputError, match=r"testing_groundtruth\.tif: found no such file"):
-        install_epfl(small_epfl)
+        install_named("epfl", small_epfl)
