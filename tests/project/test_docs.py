@@ -107,8 +107,10 @@ def commands(command: click.Command, parents: tuple[str, ...]) -> Iterator[tuple
     path = (*parents, str(command.name))
     yield path, command
     if isinstance(command, click.Group):
-        for each in command.commands.values():
-            yield from commands(each, path)
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            if each := command.get_command(context, name):
+                yield from commands(each, path)
 
 
 def written(page: Path) -> Iterator[str]:

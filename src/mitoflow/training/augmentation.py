@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -22,8 +23,6 @@ SLICE_GAIN = 0.1  # of its logarithm, to either side, for each slice by itself
 SLICE_OFFSET = 0.05  # added, to either side, for each slice by itself
 BLUR = 1.5  # pixels of the Gaussian's standard deviation, at most
 NOISE = 0.08  # standard deviation, at most
-# How often each of them happens, whatever the strength.
-GAMMA_SHARE, CONTRAST_SHARE, SLICE_SHARE, BLUR_SHARE, NOISE_SHARE = 0.5, 0.8, 0.3, 0.25, 0.4
 
 #: Reads the box ``y0, y1, x0, x1`` of a slice, (Y, X).
 Read = Callable[[tuple[int, int, int, int]], np.ndarray]
@@ -143,8 +142,70 @@ def random_turn(sides: tuple[int, int], rng: np.random.Generator) -> Callable[[n
     return turn
 
 
+def _uniform(limit: float, strength: float, rng: np.random.Generator, count: int = 1) -> np.ndarray:
+    return (rng.uniform(-limit, limit, count) * strength).astype(np.float32)
+
+
+def vary_gamma(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Raise the grey values to a random power."""
+    return np.asarray(image ** np.exp(_uniform(GAMMA, strength, rng)))
+
+
+def vary_contrast(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Scale the grey values about their mean, and shift them."""
+    mean = image.mean()
+    scaled = (image - mean) * np.exp(_uniform(CONTRAST, strength, rng)) + mean
+    return np.asarray(scaled + _uniform(BRIGHTNESS, strength, rng))
+
+
+def vary_slices(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Scale and shift the grey values of each slice by itself, as exposures differ."""
+    channels = image.shape[-1]
+    scaled = image * np.exp(_uniform(SLICE_GAIN, strength, rng, channels))
+    return np.asarray(scaled + _uniform(SLICE_OFFSET, strength, rng, channels))
+
+
+def blur(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Blur with a Gaussian of a random width."""
+    sigma = max(1e-3, float(rng.uniform(0, BLUR)) * strength)
+    return np.asarray(cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma).reshape(image.shape))
+
+
+def add_noise(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Add Gaussian noise of a random standard deviation."""
+    deviation = np.float32(rng.uniform(0, NOISE) * strength)
+    return np.asarray(image + rng.standard_normal(image.shape, dtype=np.float32) * deviation)
+
+
+@dataclass(frozen=True)
+class GreyValueAugmentation:
+    """An augmentation of the image alone.
+
+    Attributes
+    ----------
+    share
+        How often it is applied, in [0, 1], whatever the strength.
+    function
+        From (Y, X, C) float32 in [0, 1], where C are neighbouring slices, a strength in (0, 1] and a source of random
+        numbers to (Y, X, C) float32; values outside [0, 1] are clipped at the end.
+    """
+
+    share: float
+    function: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+
+
+#: The augmentations of grey values, in the order in which they are applied.
+GREY_VALUE_AUGMENTATIONS: dict[str, GreyValueAugmentation] = {
+    "gamma": GreyValueAugmentation(0.5, vary_gamma),
+    "contrast": GreyValueAugmentation(0.8, vary_contrast),
+    "slices": GreyValueAugmentation(0.3, vary_slices),
+    "blur": GreyValueAugmentation(0.25, blur),
+    "noise": GreyValueAugmentation(0.4, add_noise),
+}
+
+
 def vary_grey_values(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Vary contrast, brightness, gamma, sharpness and noise at random, as slices and microscopes differ in them.
+    """Apply `GREY_VALUE_AUGMENTATIONS` at random, as contrast, sharpness and noise differ between microscopes.
 
     Parameters
     ----------
@@ -161,22 +222,7 @@ def vary_grey_values(image: np.ndarray, strength: float, rng: np.random.Generato
     """
     if strength == 0:
         return image
-
-    def uniform(limit: float, count: int = 1) -> np.ndarray:
-        return (rng.uniform(-limit, limit, count) * strength).astype(np.float32)
-
-    if rng.random() < GAMMA_SHARE:
-        image = image ** np.exp(uniform(GAMMA))
-    if rng.random() < CONTRAST_SHARE:
-        mean = image.mean()
-        image = (image - mean) * np.exp(uniform(CONTRAST)) + mean + uniform(BRIGHTNESS)
-    if rng.random() < SLICE_SHARE:
-        channels = image.shape[-1]
-        image = image * np.exp(uniform(SLICE_GAIN, channels)) + uniform(SLICE_OFFSET, channels)
-    if rng.random() < BLUR_SHARE:
-        sigma = max(1e-3, float(rng.uniform(0, BLUR)) * strength)
-        image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma).reshape(image.shape)
-    if rng.random() < NOISE_SHARE:
-        deviation = np.float32(rng.uniform(0, NOISE) * strength)
-        image = image + rng.standard_normal(image.shape, dtype=np.float32) * deviation
-    return np.clip(image, 0, 1)
+    for augmentation in GREY_VALUE_AUGMENTATIONS.values():
+        if rng.random() < augmentation.share:
+            image = augmentation.function(image, strength, rng)
+    return np.asarray(np.clip(image, 0, 1))
