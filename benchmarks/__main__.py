@@ -18,7 +18,17 @@ from typing import Any
 from benchmarks import growth
 from benchmarks.table import Row, markdown
 
-NAMES = ("startup", "no_op", "logging_share", "patches_and_augmentation", "inference", "train_step", "tuning", "growth")
+NAMES = (
+    "startup",
+    "no_op",
+    "logging_share",
+    "patches_and_augmentation",
+    "inference",
+    "train_step",
+    "tuning",
+    "growth",
+    "memory",
+)
 PACKAGES = ("mitoflow", "tensorflow", "keras", "torch", "numpy", "mlflow", "dvc")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TQDM_DISABLE": "1"}  # progress bars cost time, too
 RESULTS = Path(__file__).with_name("results")

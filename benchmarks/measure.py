@@ -60,11 +60,14 @@ class Series:
         Of each piece.
     peak_mib
         Largest resident set of the process, or of one that it started, in MiB.
+    resident_mib
+        Resident set after each piece, where that is the question.
     """
 
     work: float
     seconds: list[float]
     peak_mib: float
+    resident_mib: list[float] = field(default_factory=list)
 
     @property
     def rates(self) -> list[float]:
@@ -180,6 +183,14 @@ def _peak_mib() -> float:
     if sys.platform == "darwin":  # which counts in bytes
         return max(own, started) / 2**20
     # On Linux ru_maxrss starts with what the parent held when it made this process; this does not.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    own = int(status.partition("VmHWM:")[2].split()[0])
-    return max(own, started) / 2**10
+    return max(_status_mib("self", "VmHWM"), started / 2**10)
+
+
+def resident_mib(process: int) -> float:
+    """Return the resident set of a process; on Linux alone."""
+    return _status_mib(process, "VmRSS")
+
+
+def _status_mib(process: int | str, name: str) -> float:
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    return int(status.partition(f"{name}:")[2].split()[0]) / 2**10
