@@ -56,7 +56,7 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
     champion = store(finished).get_model_version_by_alias("mitoflow", "champion")
     depth = str(facts["recipe"]["depth"])
     finished.set(train__init_from="champion", train__depth=depth, train__epochs="1", train__learning_rate="0.00001")
-    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["train"]
+    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["tune", "train"]  # the study is reused
     tuned = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
     assert tuned["initial"] == {
         "name": "mitoflow",
@@ -87,7 +87,7 @@ def test_a_training_that_ended_serves_another_name_of_the_data(finished: Project
     before = [run.info.run_id for run in runs(finished)]
     model = finished.run("md5sum", "models/unet.keras").stdout
     finished.set(data__name="cortex")
-    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["train"]
+    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["tune", "train"]  # the study is reused
     assert finished.run("md5sum", "models/unet.keras").stdout == model
     assert [run.info.run_id for run in runs(finished)] == before
     (trained,) = (run for run in runs(finished) if run.data.tags["mitoflow.stage"] == "train")

@@ -300,7 +300,7 @@ def of_process(number: int, path: Path) -> Path:
 def test_a_process_of_another_machine_leaves_it_alone(tmp_path: Path) -> None:
     """Another PID namespace, in which this process has no number, is as far away."""
     target = tmp_path / "a"
-    code = "import pathlib, sys, mitoflow.workspace as w; w.write_text(pathlib.Path(sys.argv[1]), 'theirs')"
+    code = "import pathlib, sys, mitoflow.core.files as w; w.write_text(pathlib.Path(sys.argv[1]), 'theirs')"
     with files.replacing(target) as ours:
         ours.write_text("ours")
         subprocess.run([*UNSHARE, "--pid", "--fork", sys.executable, "-c", code, target], check=True)

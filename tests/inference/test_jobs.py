@@ -212,6 +212,6 @@ def test_a_scheduler_without_workers_is_one_line(here: Path, scheduler: str, mon
 
 def test_a_worker_that_does_not_see_the_files_says_so(here: Path) -> None:
     part = Part(range(2), (0, 64, 0, 72))
-    job = jobs.Job("cell.tif", {}, None, None, Path("unet.keras"), SETTINGS, part, ("mask",), here / "absent")
+    job = jobs.Job("cell.tif", {}, None, None, Path("unet.keras"), "", SETTINGS, part, ("mask",), here / "absent")
     with pytest.raises(InputError, match="absent: found no such file on .*, expected what all workers see"):
         job.open()

@@ -150,7 +150,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         ((), "fewer than 2 slices or more than 0 million voxels"),
     ):
         if not asked:
-            for module in ("predictor", "prediction"):
+            for module in ("settings", "prediction"):
                 monkeypatch.setattr(f"mitoflow.inference.{module}.ORTHOPLANE_LIMIT", STACK.size - 1)
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert code == 0

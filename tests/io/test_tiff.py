@@ -82,7 +82,7 @@ def test_fewer_places_than_strips_are_damage(tmp_path: Path, count: int) -> None
     content = bytearray(path.read_bytes())
     content[entry + 4 : entry + 8] = count.to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(InputError, match="does not tell where the pixels are"):
+    with pytest.raises(InputError, match="does not say where the pixels are"):
         open_stack(path)
 
 

@@ -83,8 +83,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from keras.callbacks import LambdaCallback
-        from mitoflow.data.cutting import write_store
-from mitoflow.data.patches import PatchStore
+        from mitoflow.data.patches import PatchStore
         from mitoflow.errors import InputError
         from mitoflow.training import fitting
         from mitoflow.config.params import Recipe

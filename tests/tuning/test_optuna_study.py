@@ -43,7 +43,8 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from tests.studies import opened, score, search, tuning
+        from mitoflow.tuning import optuna_study
+        from tests.studies import opened, score, search
         from pathlib import Path
         study = opened(Path({str(tmp_path / "killed.db")!r}))
         calls = 0
@@ -54,7 +55,7 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
                 report(0, dict(val_dice=0.9))
                 os.kill(os.getpid(), signal.SIGKILL)
             return score(name, values, report)
-        tuning.recover(study)
+        optuna_study.recover(study)
         search(study).here(killed)
     """)
     died = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
-
-import numpy as np
-import pooch
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mitoflow.core.choices import Choices
-from mitoflow.data import phantom
-from mitoflow.data.download import fetch
-from mitoflow.data.importing import whole, write_parts
-from mitoflow.data.masks import MaskValues
-from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
-from mitoflow.io.spacing import Spacing
-from mitoflow.io.tiff import open_mask, open_stack
+
+if TYPE_CHECKING:
+    from mitoflow.data.pairs import Pair
+    from mitoflow.io.spacing import Spacing
+
+# What reads and writes images is imported where it is needed: the command line asks for the names of the datasets.
 
 
 class Dataset(Protocol):
@@ -81,6 +77,8 @@ class Phantom:
 
     def write(self, data: Path, source: Path | None) -> Mapping[str, str]:
         """Draw both parts; there is no source."""
+        from mitoflow.data import phantom
+
         phantom.write_phantom(data)
         return {}
 
@@ -110,15 +108,21 @@ class Epfl:
 
     def write(self, data: Path, source: Path | None) -> Mapping[str, str]:
         """Copy the four files, of which the second pair tests."""
+        from mitoflow.data.importing import whole, write_parts
+
         paths = [source / name if source else _download(self.url + name) for name in self.files]
         train, test = self._pair("training", *paths[:2]), self._pair("testing", *paths[2:])
         return write_parts({"train": whole([train]), "test": whole([test])}, data)
 
     def _pair(self, name: str, image: Path, mask: Path) -> Pair:
+        from mitoflow.data.masks import MaskValues
+        from mitoflow.data.pairs import Pair
+        from mitoflow.io.tiff import open_mask, open_stack
+
         pair = Pair(name, open_stack(image), open_mask(mask))
         remedy = "take the file from the EPFL download"
         for stack in (pair.image, pair.mask):
-            if stack.shape != self.shape or stack.dtype != np.uint8:
+            if stack.shape != self.shape or stack.dtype != "uint8":
                 raise InputError(stack.path, f"{stack.dtype} of {stack.shape}", f"uint8 of {self.shape}", remedy)
         values = MaskValues(mask)
         for plane in pair.mask.slices():
@@ -130,6 +134,11 @@ class Epfl:
 
 def _download(url: str) -> Path:
     """Return the path of a TIFF in the user's cache, which is downloaded where it is not there."""
+    import pooch
+
+    from mitoflow.data.download import fetch
+    from mitoflow.io.tiff import open_mask
+
     path = fetch(url, Path(pooch.os_cache("mitoflow")))
     try:
         open_mask(path)
