@@ -109,3 +109,27 @@ def test_other_files_are_one_line(tmp_path: Path, text: str) -> None:
 def test_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_values_that_are_tuned_come_from_the_study(tmp_path: Path) -> None:
+    best = tmp_path / "best_params.yaml"
+    best.write_text("learning_rate: 0.002\ndepth: 3\naugment_strength: 0.7\n")
+    recipe = params.Train(depth=2, seed=5).recipe(best)
+    assert (recipe.learning_rate, recipe.depth, recipe.augment_strength, recipe.seed) == (0.002, 2, 0.7, 5)
+    given = params.Train(learning_rate=0.1, depth=1, augment_strength=0.0).recipe(tmp_path / "none.yaml")
+    assert given == recipe.replace(learning_rate=0.1, depth=1, augment_strength=0.0, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("{}", "learning_rate: found no such key"),
+        ("{learning_rate: fast, depth: 3, augment_strength: 0.7}", "learning_rate: found 'fast', expected "),
+        ("{learning_rate: 0.1, depth: 9, augment_strength: 0.7}", "depth: found 9, expected less than or equal to 6"),
+    ],
+)
+def test_what_is_wrong_with_the_values_of_a_study_is_one_line(tmp_path: Path, content: str, line: str) -> None:
+    best = tmp_path / "best_params.yaml"
+    best.write_text(content)
+    with pytest.raises(InputError, match=re.escape(f"{best}: {line}")):
+        params.Train().recipe(best)

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from mitoflow.config import params, presets
 from mitoflow.config.sections import dotted
+from mitoflow.core import provenance
 from mitoflow.stages import paths
 from mitoflow.training import fitting
 
@@ -292,6 +293,17 @@ def test_dvc_agrees_with_the_tables(pipeline: Pipeline) -> None:
         assert pipeline.stale() == row(KEYS, key), key
         presets.change(pipeline.folder / "params.yaml", {key: present})
     assert pipeline.stale() == []
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_forced_has_its_parameters_on_record(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline.folder)
+    assert all(provenance.has_recorded_params(stage) for stage in STAGES)
+    pipeline.set(train__learning_rate="0.002", machine__workers="2")
+    assert [stage for stage in STAGES if provenance.has_recorded_params(stage)] == ["validate", "patch", "evaluate"]
+    assert not provenance.has_recorded_params("another")
 
 
 @pytest.mark.slow
