@@ -90,7 +90,8 @@ def write_project(folder: Path) -> None:
 
 def predictions(folder: Path) -> Generator[float, None, None]:
     """Predict in this process, with one loaded model."""
-    from mitoflow.inference.prediction import Request, predict
+    from mitoflow.inference.prediction import predict
+    from mitoflow.inference.request import Request
     from mitoflow.tracking import model_lookup
 
     model = model_lookup.find(str(folder / "unet.keras"))

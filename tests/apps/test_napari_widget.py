@@ -19,8 +19,9 @@ from qtpy.QtWidgets import QApplication
 
 from mitoflow.apps import napari_widget
 from mitoflow.inference import instances
-from mitoflow.inference.prediction import Request, predict
+from mitoflow.inference.prediction import predict
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup

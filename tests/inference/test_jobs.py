@@ -19,8 +19,8 @@ from mitoflow.core import cluster
 from mitoflow.errors import InputError
 from mitoflow.inference import jobs, prediction
 from mitoflow.inference.jobs import Part
-from mitoflow.inference.prediction import Request
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup

@@ -24,9 +24,11 @@ from PIL import Image
 
 from mitoflow import cli
 from mitoflow.data import fingerprint, network_input
-from mitoflow.inference import instances, jobs, prediction
+from mitoflow.inference import adaptation, instances, jobs, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
+from mitoflow.inference.request import beside as output_beside
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
@@ -150,7 +152,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         ((), "fewer than 2 slices or more than 0 million voxels"),
     ):
         if not asked:
-            for module in ("settings", "prediction"):
+            for module in ("settings", "adaptation"):
                 monkeypatch.setattr(f"mitoflow.inference.{module}.ORTHOPLANE_LIMIT", STACK.size - 1)
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert code == 0
@@ -272,9 +274,7 @@ cli.main()
 def test_another_request_does_not_continue_what_was_begun(say: Say) -> None:
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        prediction.predict(
-            prediction.Request("cell.ome.tif", Path("mask.tif")), model_lookup.find("model/unet.keras"), print
-        )
+        prediction.predict(Request("cell.ome.tif", Path("mask.tif")), model_lookup.find("model/unet.keras"), print)
     assert list(Path(".mask.tif.partial").glob("*/done/24-0-0"))
     assert say("cell.ome.tif", "mask.tif", "--threshold", "0.999")[0] == 0
     assert not tifffile.imread("mask.tif").any()
@@ -296,19 +296,19 @@ def test_images_of_another_bit_depth_are_brought_to_that_of_training(
 def test_single_pixels_above_the_range_are_clipped() -> None:
     """Of a camera with 12 bits, where one pixel has more: no reason to stop at its block, again and again."""
     patches = [np.full((64, 64), 4095, np.uint16)]
-    levels = prediction.match_levels(patches, None, 12)
+    levels = adaptation.match_levels(patches, None, 12)
     assert levels is not None
     assert levels.only_clips
     every = np.arange(2**16, dtype=np.uint16)
     np.testing.assert_array_equal(levels.apply(every), np.minimum(every, 4095))
-    assert prediction.match_levels([np.zeros((4, 4), np.uint16)], None, 16) is None
-    assert prediction.match_levels([np.zeros((4, 4), np.uint8)], None, 8) is None
+    assert adaptation.match_levels([np.zeros((4, 4), np.uint16)], None, 16) is None
+    assert adaptation.match_levels([np.zeros((4, 4), np.uint8)], None, 8) is None
 
 
 def test_outputs_beside_keep_the_name(tmp_path: Path) -> None:
     names = {"cell.tif": "cell_x.tif", "cell_v1.2.ome.zarr": "cell_v1.2_x.ome.zarr", "a.b.tif": "a.b_x.tif"}
     for name, beside in names.items():
-        assert prediction.beside(tmp_path / name, "x").name == beside
+        assert output_beside(tmp_path / name, "x").name == beside
 
 
 def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
@@ -321,7 +321,7 @@ def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
     lost.unlink()
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        request = prediction.Request("cell.ome.zarr", Path("mask.tif"), fill_missing=True)
+        request = Request("cell.ome.zarr", Path("mask.tif"), fill_missing=True)
         prediction.predict(request, model_lookup.find("model/unet.keras"), print)
     lost.write_bytes(chunk)
     assert say("cell.ome.zarr", "mask.tif", "--fill-missing")[0] == 0

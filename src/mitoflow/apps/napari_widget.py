@@ -14,7 +14,7 @@ from napari.utils.notifications import show_error, show_info
 
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
-from mitoflow.inference.prediction import Request
+from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing

@@ -25,7 +25,7 @@ import zarr
 from mitoflow.core import process
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import overlay, prediction
-from mitoflow.inference.prediction import Request
+from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, spacing, volumes
 from mitoflow.io.volumes import Volume

@@ -26,6 +26,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request as PredictionRequest
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import volumes
 from mitoflow.tracking import model_lookup, packing
@@ -72,7 +73,7 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
             if (pixels := _pixels(image)) > largest:
                 return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{pixels} pixels, {largest} at most; send parts")
             notes: list[str] = []
-            prediction.predict(prediction.Request(str(image), mask, name="request"), model, notes.append)
+            prediction.predict(PredictionRequest(str(image), mask, name="request"), model, notes.append)
             headers = {"X-Mitoflow-Note": _line(" | ".join(notes).replace(str(image), "the image"))} if notes else {}
             return Response(mask.read_bytes(), media_type=TIFF, headers=headers)
 

@@ -37,11 +37,12 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     that was interrupted resumes when it is given again.
     """
     from mitoflow.inference import prediction
+    from mitoflow.inference.request import Request
     from mitoflow.io import spacing
     from mitoflow.tracking import model_lookup
 
     known = spacing.parse(voxel_size) if voxel_size else None
-    request = prediction.Request(source, output, spacing=known, **options)
+    request = Request(source, output, spacing=known, **options)
     model = model_lookup.find(wanted)
     prediction.predict(request, model, lambda line: click.echo(line, err=True))
     click.echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")

@@ -1,0 +1,163 @@
+"""What is asked of a prediction: the stack, the part of it, and the files to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mitoflow.errors import InputError
+from mitoflow.inference import outputs
+from mitoflow.inference.jobs import Part
+from mitoflow.io import ome
+from mitoflow.io.spacing import Spacing
+from mitoflow.io.volumes import Volume
+
+ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict, how, and where to.
+
+    Attributes
+    ----------
+    source
+        The stack; see `mitoflow.io.volumes.open_volume`.
+    output
+        Where the mask goes: 255 for mitochondrion, 0 for background; a TIFF or a Zarr by its ending.
+    threshold
+        Probability from which a voxel is mitochondrion, in place of the one that the model comes with.
+    tta
+        Whether the mean over all eight symmetries of a tile is predicted.
+    probability
+        Whether the probability, float32 in [0, 1], goes to a file beside the mask too, ``NAME_probability``.
+    instances
+        Whether each mitochondrion gets a label of its own, in a file beside the mask, ``NAME_instances``: uint32, and
+        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.inference.instances`.
+    table
+        A CSV of the mitochondria, with the sums over the stack in ``TABLE_totals`` beside it; see
+        `mitoflow.inference.morphometry`.
+    overlay
+        A picture of a few slices with the contours of the mask.
+    roi
+        The part to predict, ``z0:z1,y0:y1,x0:x1``, as what it is in the whole.
+    rescale
+        Whether the slices are resampled to the pixel size that the model was trained on.
+    spacing, fill_missing
+        See `mitoflow.io.volumes.open_volume`.
+    overwrite
+        Whether outputs that exist are replaced.
+    workers
+        Processes of this machine that predict; without it this one does.
+    dask
+        The address of a Dask scheduler, whose workers predict. They must see the files under the same paths.
+    name
+        What the lineage calls the input, in place of the name of its file.
+    """
+
+    source: str
+    output: Path
+    threshold: float | None = None
+    tta: bool = False
+    probability: bool = False
+    instances: bool = False
+    table: Path | None = None
+    overlay: Path | None = None
+    roi: str | None = None
+    rescale: bool = False
+    spacing: Spacing | None = None
+    fill_missing: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+    dask: str | None = None
+    name: str | None = None
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """Where each image goes; the mask, which comes last, says that all is there."""
+        wanted = {"probability": self.probability, "instances": self.instances}
+        return {
+            **{name: beside(self.output, name) for name, is_wanted in wanted.items() if is_wanted},
+            "mask": self.output,
+        }
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """Where each table goes."""
+        return {"mitochondria": self.table, "totals": beside(self.table, "totals")} if self.table else {}
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files that are written."""
+        return [*self.images.values(), *self.tables.values(), *([self.overlay] if self.overlay else [])]
+
+    def require_valid(self) -> None:
+        """Raise `InputError` where a value is out of range, or two exclude each other."""
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InputError("--threshold", self.threshold, "a probability between 0 and 1", "change it")
+        if self.dask and self.workers:
+            raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
+
+    def require_outputs(self, inputs: Sequence[Path]) -> None:
+        """Refuse outputs that cannot be written, or that exist.
+
+        Parameters
+        ----------
+        inputs
+            The files that are read.
+
+        Raises
+        ------
+        InputError
+            A name has the wrong ending, its folder is missing, it is that of an input, or it exists.
+        """
+        if not (ome.is_tiff(self.output) or ome.is_zarr(self.output)):
+            expected = "a name that ends with .tif, .ome.tif or .ome.zarr"
+            raise InputError("OUTPUT", self.output, expected, "choose such a name")
+        if self.overlay and self.overlay.suffix.lower() != ".png":
+            raise InputError("--overlay", self.overlay, "a name that ends with .png", "choose such a name")
+        if self.table and self.table.suffix.lower() != ".csv":
+            raise InputError("--table", self.table, "a name that ends with .csv", "choose such a name")
+        for path in self.outputs:
+            if not path.parent.is_dir():
+                raise InputError(path, "no such folder", "a place to write to", "make the folder first")
+            if any(file == path.resolve() or path.resolve() in file.parents for file in inputs):
+                raise InputError(path, "the input", "a name of its own", "choose another output")
+        if not self.overwrite:
+            outputs.refuse_existing(self.output, self.outputs)
+
+
+def beside(path: Path, what: str) -> Path:
+    """Return where something goes that belongs to a file: ``cell_probability.ome.zarr`` beside ``cell.ome.zarr``."""
+    endings = next((each for each in ENDINGS if path.name.lower().endswith(each)), path.suffix)
+    stem = path.name[: len(path.name) - len(endings)]
+    return path.with_name(f"{stem}_{what}{path.name[len(stem) :]}")
+
+
+def parse_roi(text: str | None, volume: Volume) -> Part:
+    """Return the part of a stack that ``z0:z1,y0:y1,x0:x1`` means, without z for a slice; all of it for None.
+
+    A start or end that is left out is that of the stack.
+
+    Raises
+    ------
+    InputError
+        It is written in another way, or does not lie within the stack.
+    """
+    lengths = volume.shape[-len(volume.axes) :]
+    limits = [(0, length) for length in lengths]
+    if text is not None:
+        expected = ",".join(f"{axis}0:{axis}1" for axis in volume.axes)
+        within = ", ".join(f"{axis} up to {length}" for axis, length in zip(volume.axes, lengths, strict=True))
+        try:
+            ends = [[end.strip() for end in side.split(":")] for side in text.split(",")]
+            limits = [
+                (int(start or 0), int(stop or length)) for (start, stop), length in zip(ends, lengths, strict=True)
+            ]
+        except ValueError:
+            raise InputError("--roi", text, expected, f"give voxels: {within}") from None
+        if not all(0 <= start < stop <= length for (start, stop), length in zip(limits, lengths, strict=True)):
+            raise InputError("--roi", text, f"a part of the stack: {within}", "count from 0, the end excluded")
+    (z0, z1), (y0, y1), (x0, x1) = [(0, 1), *limits][-3:]
+    return Part(range(z0, z1), (y0, y1, x0, x1))
