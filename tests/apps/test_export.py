@@ -108,6 +108,19 @@ def test_the_difference_that_is_told_is_the_one_there_is(exported: tuple[Path, o
     assert 0 < parity.converted < 1e-5 < parity.trained < 0.1
 
 
+def test_the_strided_u_net_becomes_onnx(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy("float32")
+    predictor = Predictor(unet.build_strided_unet(2, 4, channels=3), SETTINGS)
+    assert onnx_export.export_onnx(tmp_path / "strided.onnx", predictor).converted < 1e-5
+    image = np.random.default_rng(0).random((1, 32, 12, 3), np.float32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "strided.onnx"), providers=["CPUExecutionProvider"])
+    (probability,) = session.run(["probability"], {"image": image})
+    in_keras = onnx_export.plain(predictor.model).predict_on_batch(image)
+    np.testing.assert_allclose(probability, in_keras, atol=1e-5)
+    assert probability.std() > 1e-3
+
+
 def test_an_onnx_file_says_what_it_takes(exported: tuple[Path, onnx_export.Parity]) -> None:
     model = onnx.load(str(exported[0]))
     axes = [

@@ -116,10 +116,11 @@ def test_part_of_a_stack_is_predicted_as_in_the_whole(model: keras.Model, stack:
             np.testing.assert_allclose(map_, whole[z], atol=1e-6)
 
 
-def test_normalisation_goes_into_the_convolutions() -> None:
+@pytest.mark.parametrize("name", ["unet", "unet_strided"])
+def test_normalisation_goes_into_the_convolutions(name: str) -> None:
     random = np.random.default_rng(0)
     images = random.random((2, 64, 64, 3), np.float32)
-    network = unet_of("float32")
+    network = unet_of("float32", name)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             count = layer.gamma.shape[0]
@@ -132,7 +133,7 @@ def test_normalisation_goes_into_the_convolutions() -> None:
     assert exact.std() > 0.1
     np.testing.assert_allclose(folded.predict_on_batch(images), exact, atol=1e-4 * exact.std())
 
-    network = unet_of("mixed_bfloat16")
+    network = unet_of("mixed_bfloat16", name)
     network.set_weights(weights)
     error = fold_normalization(network).predict_on_batch(images) - exact
     assert 0 < np.sqrt(np.mean(error**2)) < 0.05 * exact.std()  # ten layers, of 8 significant bits each
@@ -160,10 +161,10 @@ def test_a_network_that_is_certain_stays_a_probability(overlap: int) -> None:
     assert single(predictor, np.zeros((300, 310), np.uint8)).max() == 1
 
 
-def unet_of(policy: str) -> keras.Model:
+def unet_of(policy: str, name: str) -> keras.Model:
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)
-    network = unet.build_unet(depth=2, base_width=4, channels=3)
+    network = unet.NETWORKS[name](depth=2, base_width=4, channels=3)
     keras.config.set_dtype_policy("float32")
     return network
 

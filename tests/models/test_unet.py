@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -33,6 +34,32 @@ def test_a_u_net_of_other_blocks_has_one_on_each_level() -> None:
     assert seen == levels
     assert {name for name, _, _ in levels} < {layer.name for layer in model.layers}
     assert model.compute_output_shape((2, 16, 24, 3)) == (2, 16, 24, 1)
+
+
+def test_the_strided_u_net_has_a_u_net_of_one_pooling_less_in_it(tmp_path: Path) -> None:
+    model, inner = unet.build_strided_unet(3, 8, channels=3), unet.build_unet(2, 8)
+    assert model.compute_output_shape((2, 64, 40, 3)) == (2, 64, 40, 1)
+    levels = [layer.name for layer in inner.layers[1:-1]]
+    assert [layer.name for layer in model.layers[4:-1]] == levels
+    assert unet.NETWORKS["unet_strided"] is unet.build_strided_unet
+    unet.save_model(model, tmp_path / "strided.keras")
+    x = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
+    again = unet.load_model(tmp_path / "strided.keras")
+    assert np.array_equal(model.predict_on_batch(x), again.predict_on_batch(x))
+
+
+def test_the_strided_stem_is_a_convolution_of_squares_as_channels() -> None:
+    """The 6 x 6 kernel of stride 2, and a 3 x 3 kernel after space-to-depth by 2 with the same numbers in it."""
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(6, 6, 2, 5)).astype(np.float32)
+    # (3, 2, 3, 2, C, K): places of squares and places in a square, to (3, 3, 2 * 2 * C, K).
+    squares = kernel.reshape(3, 2, 3, 2, 2, 5).transpose(0, 2, 1, 3, 4, 5).reshape(3, 3, 8, 5)
+    stem = unet.build_strided_unet(2, 5, channels=2).get_layer("stem")
+    stem.set_weights([kernel])
+    image = random.random((2, 24, 32, 2), np.float32)
+    as_channels = image.reshape(2, 12, 2, 16, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(2, 12, 16, 8)
+    wanted = keras.ops.conv(as_channels, squares, padding="same")
+    np.testing.assert_allclose(np.asarray(stem(image)), np.asarray(wanted), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -103,9 +130,10 @@ def test_missing_and_broken_models_are_one_line(tmp_path: Path) -> None:
         unet.load_model(tmp_path / "half.keras")
 
 
+@pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_reach_is_how_far_an_output_sees(depth: int) -> None:
-    model = unet.build_unet(depth, 2)
+def test_reach_is_how_far_an_output_sees(depth: int, build: Callable[[int, int], keras.Model]) -> None:
+    model = build(depth, 2)
     side = 2 * (unet.reach(depth) // 2**depth + 3) * 2**depth
     x = np.random.default_rng(0).random((1, side, side, 1), np.float32)
     seen = []

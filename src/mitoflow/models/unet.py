@@ -79,16 +79,37 @@ def sharing_devices() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def _convolve(x: Any, width: int, size: int, name: str, strides: int = 1) -> Any:
+    """Convolve (N, Y, X, C) to `width` feature maps, with normalisation and ReLU."""
+    # The normalisation brings its own offset, so the convolution goes without a bias.
+    convolve = layers.Conv2D(
+        width, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+    )
+    x = convolve(x)
+    x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
 def convolve_twice(x: Any, width: int, name: str) -> Any:
     """Convolve (N, Y, X, C) twice to `width` feature maps, each time with normalisation and ReLU: a level's block."""
     for i in (1, 2):
-        # The normalisation brings its own offset, so the convolution goes without a bias.
-        convolve = layers.Conv2D(
-            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{i}"
-        )
-        x = convolve(x)
-        x = FusedBatchNormalization(momentum=MOMENTUM, name=f"{name}_{i}_norm")(x)
-        x = layers.ReLU(name=f"{name}_{i}_relu")(x)
+        x = _convolve(x, width, 3, f"{name}_{i}")
+    return x
+
+
+def _encode_and_decode(x: Any, poolings: int, base_width: int, block: Block) -> Any:
+    """Return (N, Y, X, base_width) from (N, Y, X, C): all of a U-Net but for the logits."""
+    skips = []
+    for level in range(poolings):
+        x = block(x, base_width * 2**level, f"down{level}")
+        skips.append(x)
+        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+    x = block(x, base_width * 2**poolings, "bottom")
+    for level in reversed(range(poolings)):
+        width = base_width * 2**level
+        x = layers.Conv2DTranspose(width, 2, strides=2, name=f"up{level}_transpose")(x)
+        x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
+        x = block(x, width, f"up{level}")
     return x
 
 
@@ -118,28 +139,50 @@ def build_unet(depth: int, base_width: int, channels: int = 1, block: Block = co
     A model from (N, Y, X, channels) float in [0, 1] to (N, Y, X, 1) float32 logits.
     """
     inputs = keras.Input((None, None, channels), name="image")
-    skips = []
-    x = inputs
-    for level in range(depth):
-        x = block(x, base_width * 2**level, f"down{level}")
-        skips.append(x)
-        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-    x = block(x, base_width * 2**depth, "bottom")
-    for level in reversed(range(depth)):
-        width = base_width * 2**level
-        x = layers.Conv2DTranspose(width, 2, strides=2, name=f"up{level}_transpose")(x)
-        x = layers.Concatenate(name=f"up{level}_skip")([skips[level], x])
-        x = block(x, width, f"up{level}")
+    x = _encode_and_decode(inputs, depth, base_width, block)
     logits = layers.Conv2D(1, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="unet")
 
 
-def reach(depth: int) -> int:
-    """Return how many pixels to each side an output of the U-Net sees: half of its receptive field, rounded up.
+@NETWORKS.register("unet_strided")
+def build_strided_unet(depth: int, base_width: int, channels: int = 1, block: Block = convolve_twice) -> keras.Model:
+    """Build a U-Net that works at half of the resolution, for patches of any size that is divisible by ``2**depth``.
 
-    On level l, whose pixels are ``2**l`` wide, two 3 x 3 convolutions see 2 pixels further on the way down and 2 on the
-    way up, and a pooling 1: ``5 * 2**l``, summed over the levels, and ``2 * 2**depth`` at the bottom; together
-    ``7 * 2**depth - 5``.
+    The first level of a U-Net takes more than half of its time. Here a convolution with a stride halves the sides
+    before it and a transposed convolution doubles them after it, so that a network of twice the width takes less time
+    than `build_unet`. No pixel is lost on the way: the 6 x 6 convolution of stride 2 is a 3 x 3 convolution of the
+    pixels of each 2 x 2 square as channels, and the transposed convolution a 1 x 1 convolution to one such square.
+
+    Source: Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional
+    Neural Network", CVPR 2016, for channels as sub-pixels.
+
+    Parameters
+    ----------
+    depth
+        How often the sides are halved: once by the stride, then by ``depth - 1`` poolings.
+    base_width
+        Feature maps at half of the resolution.
+    channels, block
+        As in `build_unet`.
+
+    Returns
+    -------
+    A model from (N, Y, X, channels) float in [0, 1] to (N, Y, X, 1) float32 logits.
+    """
+    inputs = keras.Input((None, None, channels), name="image")
+    x = _convolve(inputs, base_width, 6, "stem", strides=2)
+    x = _encode_and_decode(x, depth - 1, base_width, block)
+    logits = layers.Conv2DTranspose(1, 2, strides=2, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name="unet_strided")
+
+
+def reach(depth: int) -> int:
+    """Return how many pixels to each side an output of a network here sees at most: half of its receptive field.
+
+    In `build_unet`, on level l, whose pixels are ``2**l`` wide, two 3 x 3 convolutions see 2 pixels further on the way
+    down and 2 on the way up, and a pooling 1: ``5 * 2**l``, summed over the levels, and ``2 * 2**depth`` at the bottom;
+    together ``7 * 2**depth - 5``. `build_strided_unet` sees 2 pixels less: twice the ``7 * 2**(depth - 1) - 5`` of the
+    U-Net in it, and the 3 of its first convolution.
     """
     return 7 * (1 << depth) - 5
 
