@@ -30,7 +30,7 @@ from mitoflow.core import files
 from mitoflow.data import phantom
 from mitoflow.data.cutting import write_store
 from mitoflow.data.masks import binarise
-from mitoflow.data.pairs import read_pairs
+from mitoflow.data.pairs import read_pairs, read_set
 from mitoflow.data.patches import PatchStore
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.inference.predictor import Predictor
@@ -100,7 +100,7 @@ def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
     for place, (image, mask) in enumerate(zip(*labelled, strict=True)):
         for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
             tiff.write_stack(folder / "data" / kind / f"{place}.tif", array)
-    pairs = read_pairs(folder / "data")
+    pairs = read_set(folder / "data", "labelled")
     return write_store(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
 
 

@@ -60,7 +60,7 @@ def seed(data: Path, lap: Lap) -> None:
 
     while True:
         images, masks = (
-            baselines.cut(tifffile.imread(data / "train" / kind / "phantom.tif")[:-1], SIZE)
+            baselines.cut(tifffile.imread(data / "train" / "phantom" / kind / "phantom.tif")[:-1], SIZE)
             for kind in ("images", "masks")
         )
         batches = baselines.augmented(images, np.round(masks), BATCH)

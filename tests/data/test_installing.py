@@ -21,7 +21,8 @@ from mitoflow import cli
 from mitoflow.config import params, presets
 from mitoflow.data import cutting
 from mitoflow.data.datasets import Epfl
-from mitoflow.data.installing import Installed, install, install_named, install_own
+from mitoflow.data.installing import Installed, NewSet, install, install_named, install_own
+from mitoflow.data.set_descriptions import SetDescription, read_sets
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import open_stack, write_stack
 
@@ -88,8 +89,9 @@ def own(lab: Path, **options: object) -> Installed:
 def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Path) -> None:
     installed = own(lab, name="liver", mask_rule="nonzero")
     image = tifffile.imread(lab / "em/stack.tif")
-    assert np.array_equal(tifffile.imread("data/train/images/stack.tif"), image[:5])
-    assert np.array_equal(tifffile.imread("data/test/images/stack.tif"), image[9:])
+    assert np.array_equal(tifffile.imread("data/train/liver/images/stack.tif"), image[:5])
+    assert np.array_equal(tifffile.imread("data/test/liver/images/stack.tif"), image[9:])
+    assert read_sets(Path("data")) == {"liver": SetDescription(mask_rule="nonzero")}
     assert installed.notes == ("4 slices between train and test are left out.",)
     assert "md5: " in Path("data.dvc").read_text()
     assert "/data" in Path(".gitignore").read_text().split()
@@ -125,8 +127,8 @@ def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
     own(tmp_path / "lab", gap=2)
-    assert {path.name for path in Path("data/train/masks").iterdir()} == {f"p{n}.tif" for n in range(1, 8)}
-    assert {path.name for path in Path("data/test/images").iterdir()} == {f"p{n}.tif" for n in range(10, 13)}
+    assert {path.name for path in Path("data/train/imported/masks").iterdir()} == {f"p{n}.tif" for n in range(1, 8)}
+    assert {path.name for path in Path("data/test/imported/images").iterdir()} == {f"p{n}.tif" for n in range(10, 13)}
 
 
 def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
@@ -134,8 +136,8 @@ def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
     assert any("--consecutive" in note for note in own(tmp_path / "lab", gap=2).notes)
     assert not any("--consecutive" in note for note in own(tmp_path / "lab", gap=2, consecutive=True).notes)
-    assert open_stack(Path("data/train/images/p1.tif")).shape == (7, 64, 80)
-    assert open_stack(Path("data/test/masks/p1.tif")).shape == (3, 64, 80)
+    assert open_stack(Path("data/train/imported/images/p1.tif")).shape == (7, 64, 80)
+    assert open_stack(Path("data/test/imported/masks/p1.tif")).shape == (3, 64, 80)
 
 
 def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +149,7 @@ def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monk
     for line in recipe.split("    dvc repro\n")[0].strip().splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
         cli.main()
-    assert [len(list(Path("data", part, "images").iterdir())) for part in ("train", "test")] == [3, 1]
+    assert [len(list(Path("data", part, "imported", "images").iterdir())) for part in ("train", "test")] == [3, 1]
     settings = params.load()
     sides = cutting.split([1, 1, 1], settings.patch.validation_fraction, settings.patch.gap)
     assert {side: len(slices) for side, slices in sides.items()} == {"train": 2, "validation": 1}
@@ -159,15 +161,15 @@ def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Pa
     install_own([f"{lab}/em"], [f"{lab}/mito"], [f"{tmp_path}/more/em/*"], [f"{tmp_path}/more/mito/other.tif"])
     for part, folder, name in (("train", lab, "stack"), ("test", tmp_path / "more", "other")):
         for kind, source in (("images", "em"), ("masks", "mito")):
-            copied = Path("data") / part / kind / f"{name}.tif"
+            copied = Path("data") / part / "imported" / kind / f"{name}.tif"
             assert copied.read_bytes() == (folder / source / f"{name}.tif").read_bytes()
 
 
 def test_the_data_before_comes_back_the_way_that_is_told(project: Path, lab: Path, tmp_path: Path) -> None:
     own(lab)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("batch_size: 8", "batch_size: 4"))
-    shutil.copy("data/test/images/stack.tif", "data/test/images/extra.tif")  # nobody versioned this
-    shutil.copy("data/test/masks/stack.tif", "data/test/masks/extra.tif")
+    shutil.copy("data/test/imported/images/stack.tif", "data/test/imported/images/extra.tif")  # nobody versioned this
+    shutil.copy("data/test/imported/masks/stack.tif", "data/test/imported/masks/extra.tif")
     before = contents(project)
 
     write_pair(tmp_path / "other", "b", depth=14, seed=2)
@@ -192,19 +194,19 @@ def test_the_same_data_again_replaces_nothing(project: Path, lab: Path) -> None:
 
 def test_data_may_be_made_of_itself(project: Path, lab: Path) -> None:
     own(lab)
-    install_own(["data/train/images"], ["data/train/masks"], gap=0)
-    assert open_stack(Path("data/train/images/stack.tif")).shape == (4, 64, 80)
+    install_own(["data/train/imported/images"], ["data/train/imported/masks"], gap=0)
+    assert open_stack(Path("data/train/imported/images/stack.tif")).shape == (4, 64, 80)
 
 
 # --- all or nothing ---
 
 
-def with_a_file_that_dvc_refuses(data: Path, lab: Path) -> dict[str, str]:
-    for part, seed in (("train", 5), ("test", 6)):
-        write_pair(lab / part, "x", depth=2, seed=seed)
-        shutil.copytree(lab / part / "em", data / part / "images")
-        shutil.copytree(lab / part / "mito", data / part / "masks")
-    (data / "train" / ".dvcignore").write_text("*.txt")
+def with_a_file_that_dvc_refuses(train: Path, test: Path, lab: Path) -> dict[Path, str]:
+    for folder, seed in ((train, 5), (test, 6)):
+        write_pair(lab / folder.parent.name, "x", depth=2, seed=seed)
+        shutil.copytree(lab / folder.parent.name / "em", folder / "images")
+        shutil.copytree(lab / folder.parent.name / "mito", folder / "masks")
+    (train / ".dvcignore").write_text("*.txt")
     return {}
 
 
@@ -214,7 +216,7 @@ def test_where_dvc_refuses_everything_is_as_before(project: Path, lab: Path, wit
         own(lab)
     before = contents(project)
     with pytest.raises(InputError, match=r"dvc add data: found .*\.dvcignore"):
-        install("x", partial(with_a_file_that_dvc_refuses, lab=lab))
+        install(NewSet("x", SetDescription(), partial(with_a_file_that_dvc_refuses, lab=lab)))
     assert contents(project) == before
     assert Path("data").exists() == with_data
     if with_data:
@@ -378,25 +380,27 @@ def test_if_missing_does_not_swap_datasets(project: Path, lab: Path) -> None:
     assert contents(project) == before
 
 
-def with_what_was_kept(data: Path) -> dict[str, str]:
-    shutil.copytree("kept", data)
+def with_what_was_kept(train: Path, test: Path) -> dict[Path, str]:
+    shutil.copytree("kept/train/liver", train)
+    shutil.copytree("kept/test/liver", test)
     return {}
 
 
 def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: Path, lab: Path) -> None:
-    own(lab)
+    own(lab, name="liver")
     text = COMMITTED.read_text().replace("epochs: 10", "epochs: 3")
     Path("params.yaml").write_text(text)
     Path("data").rename("kept")
-    install("phantom", with_what_was_kept, as_recorded=True)
+    recorded = NewSet("liver", SetDescription(), with_what_was_kept)
+    install(recorded, as_recorded=True)
     assert Path("params.yaml").read_text() == text
 
     shutil.rmtree("data")
     for kind in ("images", "masks"):
-        shutil.copy(f"kept/test/{kind}/stack.tif", f"kept/test/{kind}/more.tif")
+        shutil.copy(f"kept/test/liver/{kind}/stack.tif", f"kept/test/liver/{kind}/more.tif")
     before = contents(project)
-    with pytest.raises(InputError, match=r"data\.dvc: found the hash of a dataset other than phantom, .*`dvc pull`"):
-        install("phantom", with_what_was_kept, as_recorded=True)
+    with pytest.raises(InputError, match=r"data\.dvc: found the hash of a dataset other than liver, .*`dvc pull`"):
+        install(recorded, as_recorded=True)
     assert contents(project) == before
     assert not Path("data").exists()
 
@@ -450,7 +454,9 @@ def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path, s
     assert installed
     assert "Lucchi" in installed.notes[0]
     assert {path.name for path in cache.iterdir()} == {path.name for path in small_epfl.iterdir()}
-    assert Path("data/test/masks/testing.tif").read_bytes() == (small_epfl / "testing_groundtruth.tif").read_bytes()
+    assert (
+        Path("data/test/epfl/masks/testing.tif").read_bytes() == (small_epfl / "testing_groundtruth.tif").read_bytes()
+    )
     again = install_named("epfl")
     assert again
     assert again.changed == {}

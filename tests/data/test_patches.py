@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mitoflow.config.params import Patch
 from mitoflow.data import cutting
 from mitoflow.data.cutting import write_store
-from mitoflow.data.pairs import Pair, read_pairs
+from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import Axis, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.io import tiff
@@ -34,8 +34,8 @@ def pairs(tmp_path: Path) -> list[Pair]:
     rng = np.random.default_rng(0)
     for name, shape in {"a": (12, 70, 100), "b": (9, 64, 130)}.items():
         image = rng.integers(0, 256, shape, dtype=np.uint8)
-        tiff.write_stack(tmp_path / "train/images" / f"{name}.tif", image)
-        tiff.write_stack(tmp_path / "train/masks" / f"{name}.tif", (image > 200).astype(np.uint8) * 255)
+        tiff.write_stack(tmp_path / "train/lab/images" / f"{name}.tif", image)
+        tiff.write_stack(tmp_path / "train/lab/masks" / f"{name}.tif", (image > 200).astype(np.uint8) * 255)
     return read_pairs(tmp_path / "train")
 
 
@@ -87,7 +87,7 @@ def test_digest_follows_content(tmp_path: Path, pairs: list[Pair]) -> None:
     changed = np.stack(list(pairs[0].image.slices()))
     changed[0, 0, 0] ^= 1
     tiff.write_stack(image, changed)
-    pairs = read_pairs(image.parents[1])
+    pairs = read_set(image.parents[1], "lab")
     assert write_store(tmp_path / "four", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).digest != first.digest
 
 

@@ -86,4 +86,5 @@ def test_data_set_is_two_pairs_that_say_what_they_are(tmp_path: Path) -> None:
     for pair in (train, test):
         for stack in (pair.image, pair.mask):
             assert b"ynthetic" in stack.path.read_bytes()[:400]
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    assert [pair.dataset for pair in (train, test)] == ["phantom", "phantom"]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5  # and sets.yaml

@@ -28,8 +28,8 @@ def marks(depth: int = 4) -> np.ndarray:
 
 
 def write(data: Path, part: str, name: str, image: np.ndarray, mask: np.ndarray | None = None) -> None:
-    write_stack(data / part / "images" / f"{name}.tif", image)
-    write_stack(data / part / "masks" / f"{name}.tif", marks(len(image)) if mask is None else mask)
+    write_stack(data / part / "lab" / "images" / f"{name}.tif", image)
+    write_stack(data / part / "lab" / "masks" / f"{name}.tif", marks(len(image)) if mask is None else mask)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def only(findings: list[Finding]) -> str:
 
 
 def test_sections_need_voxels_like_cubes(data: Path) -> None:
-    path = data / "test" / "images" / "c.tif"
+    path = data / "test" / "lab" / "images" / "c.tif"
     for z, errors in ((7.0, 0), (40.0, 1)):
         metadata = {"axes": "ZYX", "spacing": z, "unit": "nm"}
         tifffile.imwrite(path, pictures(2), imagej=True, resolution=(1 / 5, 1 / 5), metadata=metadata)
@@ -79,7 +79,7 @@ def test_findings_are_json_and_repeatable(data: Path) -> None:
     write(data, "test", "d", pictures(0), np.zeros((4, 64, 72), np.uint8))
     once, again = (json.dumps(check(data).as_dict()) for _ in range(2))
     assert once == again
-    assert json.loads(once)["errors"][0]["where"].endswith("test/images")
+    assert json.loads(once)["errors"][0]["where"].endswith("test/lab/images")
 
 
 def test_phantom_is_sound(small_dataset: Path) -> None:
@@ -88,8 +88,8 @@ def test_phantom_is_sound(small_dataset: Path) -> None:
 
 
 def test_all_errors_of_reading_are_told(data: Path) -> None:
-    (data / "train/masks/a.tif").unlink()
-    (data / "test/images/c.tif").write_bytes((data / "test/images/c.tif").read_bytes()[:5000])
+    (data / "train/lab/masks/a.tif").unlink()
+    (data / "test/lab/images/c.tif").write_bytes((data / "test/lab/images/c.tif").read_bytes()[:5000])
     first, second = check(data).errors
     assert "an image without mask" in first.found
     assert "truncated" in second.found
@@ -97,7 +97,7 @@ def test_all_errors_of_reading_are_told(data: Path) -> None:
 
 def test_missing_part_is_an_error(data: Path) -> None:
     for kind in ("images", "masks"):
-        (data / "test" / kind / "c.tif").unlink()
+        (data / "test" / "lab" / kind / "c.tif").unlink()
     assert "an empty folder" in only(check(data).errors)
 
 
@@ -191,11 +191,11 @@ def test_masks_of_two_kinds_are_an_error(data: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_part_without_mitochondria_is_an_error(data: Path, part: str) -> None:
-    for path in (data / part / "masks").iterdir():
+    for path in (data / part / "lab" / "masks").iterdir():
         write_stack(path, 0 * marks(6 if path.stem == "b" else 4))
     line = only(check(data).errors)
     assert "no mitochondrion" in line
-    assert f"{part}/masks" in line
+    assert f"{part}/lab/masks" in line
 
 
 def test_stack_without_mitochondria_is_a_warning(data: Path) -> None:

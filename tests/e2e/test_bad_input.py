@@ -14,7 +14,7 @@ import tifffile
 
 from .conftest import Project
 
-IMAGE, MASK = Path("data/train/images/phantom.tif"), Path("data/train/masks/phantom.tif")
+IMAGE, MASK = Path("data/train/phantom/images/phantom.tif"), Path("data/train/phantom/masks/phantom.tif")
 
 
 def run_as_command(done: subprocess.CompletedProcess[str]) -> str:
@@ -152,7 +152,7 @@ def test_a_place_where_one_may_not_write_is_one_line(finished: Project) -> None:
 
 
 def test_a_model_of_another_bit_depth_is_refused(finished: Project) -> None:
-    image = finished.folder / "data/test/images/phantom.tif"
+    image = finished.folder / "data/test/phantom/images/phantom.tif"
     tifffile.imwrite(image, tifffile.imread(image).astype(np.uint16) * 16)
     before = finished.read("reports/evaluate/metrics.json")
     line = run_as_command(stage(finished, "evaluate"))

@@ -269,8 +269,8 @@ def write_dataset(data: Path) -> None:
     for part in ("train", "test"):
         mask = np.zeros((5, 64, 80), np.uint8)
         mask[:, 10:30, 20:60] = 255
-        tiff.write_stack(data / part / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
-        tiff.write_stack(data / part / "masks" / "a.tif", mask)
+        tiff.write_stack(data / part / "lab" / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
+        tiff.write_stack(data / part / "lab" / "masks" / "a.tif", mask)
 
 
 def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
@@ -288,14 +288,13 @@ def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
 
 
 def test_validation_report_of_bad_data_lists_every_finding(tmp_path):
-    error = Finding("data/train/images/<a>.tif", "an image without mask", "data/train/masks/<a>.tif", "add it")
+    error = Finding("data/train/lab/images/<a>.tif", "an image without mask", "data/train/lab/masks/<a>.tif", "add it")
     warning = Finding("data/test", "no mitochondrion in b", "some foreground", "look at the masks")
     report.write_validation_report(tmp_path / "report.html", Findings([error], [warning]), {})
     page = Page(tmp_path / "report.html")
     assert "1 error: the pipeline stops here" in page.text
-    assert (
-        "data/train/images/<a>.tif found an image without mask, expected data/train/masks/<a>.tif; add it" in page.text
-    )
+    line = "data/train/lab/images/<a>.tif found an image without mask, expected data/train/lab/masks/<a>.tif; add it"
+    assert line in page.text
     assert "found no mitochondrion in b, expected some foreground; look at the masks" in page.text
     assert "stacks" not in page.ids
 

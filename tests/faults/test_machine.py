@@ -155,7 +155,7 @@ def test_two_trainings(finished: Project, chance: random.Random, attempt: int) -
 CACHED = {  # by output of DVC: a file in it, what makes it and who reads it
     "patches": ("train/images.npy", "patch", "train"),
     "models/unet.keras": ("", "train", "evaluate"),
-    "data": ("train/images/phantom.tif", None, None),
+    "data": ("train/phantom/images/phantom.tif", None, None),
 }
 
 

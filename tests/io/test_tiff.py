@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from mitoflow.data.masks import MaskValues, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth, to_unit
-from mitoflow.data.pairs import Pair, open_pair, read_pairs, require_one_dtype
+from mitoflow.data.pairs import Pair, open_pair, read_pairs, read_set, require_one_dtype
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import Stack, open_mask, open_stack, write_stack
 
@@ -244,17 +245,33 @@ def part(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_sets_come_in_natural_order_and_their_pairs_know_them(part: Path, tmp_path: Path) -> None:
+    for name in ("b10", "b2"):
+        for kind in ("images", "masks"):
+            shutil.copytree(part / kind, tmp_path / "train" / name / kind)
+    pairs = read_pairs(tmp_path / "train")
+    assert [(pair.dataset, pair.name) for pair in pairs] == [(s, n) for s in ("b2", "b10") for n in ("S1", "s2", "s10")]
+    shutil.rmtree(tmp_path / "train/b2/masks")
+    with pytest.raises(InputError, match=r"b2/masks: found no such folder"):
+        read_pairs(tmp_path / "train")
+
+
+def test_the_layout_of_0_1_is_refused_with_the_command_that_helps(part: Path) -> None:
+    with pytest.raises(InputError, match=r"images: found the layout of mitoflow 0\.1, .*mitoflow data import --images"):
+        read_pairs(part)
+
+
 def test_pairs_come_in_natural_order(part: Path) -> None:
     (part / "images" / ".hidden.tif").touch()
     (part / "images" / "notes.txt").touch()
-    pairs = read_pairs(part)
+    pairs = read_set(part, "lab")
     assert [pair.name for pair in pairs] == ["S1", "s2", "s10"]
     assert np.array_equal(pairs[0].mask.slice(2), STACK[2] > 200)
 
 
 def test_suffixes_may_differ(part: Path) -> None:
     (part / "masks/s2.tif").rename(part / "masks/s2.TIFF")
-    assert read_pairs(part)[1].mask.path.name == "s2.TIFF"
+    assert read_set(part, "lab")[1].mask.path.name == "s2.TIFF"
 
 
 def remove(path: Path) -> None:
@@ -293,7 +310,7 @@ def take_folder(path: Path) -> None:
 def test_what_does_not_pair_is_refused(part: Path, harm: Callable[[Path], None], file: str, message: str) -> None:
     harm(part / file)
     with pytest.raises(InputError, match=message):
-        read_pairs(part)
+        read_set(part, "lab")
 
 
 def blobs() -> np.ndarray:
@@ -315,7 +332,7 @@ def pairing(tmp_path: Path) -> Iterator[Callable[..., list[Pair]]]:
         for k, mask in enumerate(masks):
             write_stack(tmp_path / "images" / f"{k}.tif", np.zeros(mask.shape, np.uint8))
             write_stack(tmp_path / "masks" / f"{k}.tif", mask)
-        return read_pairs(tmp_path)
+        return read_set(tmp_path, "lab")
 
     yield pairs
 
@@ -386,7 +403,7 @@ def write_images(part: Path, *images: np.ndarray) -> list[Pair]:
     for k, image in enumerate(images):
         write_stack(part / "images" / f"{k}.tif", image)
         write_stack(part / "masks" / f"{k}.tif", np.zeros(image.shape, np.uint8))
-    return read_pairs(part)
+    return read_set(part, "lab")
 
 
 @pytest.mark.parametrize(

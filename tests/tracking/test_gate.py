@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mitoflow.core import provenance, workspace
-from mitoflow.data.pairs import read_pairs
+from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -31,8 +31,8 @@ def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A model that guesses, and a dataset elsewhere."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(small_dataset / "test", tmp_path / "liver")
-    images = np.stack([*read_pairs(tmp_path / "liver")[0].image.slices()])
+    shutil.copytree(small_dataset / "test" / "phantom", tmp_path / "liver")
+    images = np.stack([*read_set(tmp_path / "liver", "liver")[0].image.slices()])
     write_model(tmp_path, SETTINGS, images)
     return tmp_path
 
@@ -187,7 +187,7 @@ def test_size_and_speed_are_measured(folder: Path) -> None:
 
 
 def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
-    pairs = read_pairs(folder / "liver")
+    pairs = read_set(folder / "liver", "liver")
     worse = folder / "worse"
     worse.mkdir()
     shutil.copy(folder / "unet.keras", worse)

@@ -169,8 +169,8 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypa
     absent = compare("1", "2", Path("nowhere"), CONVENTIONS, pictures=True)
     assert absent.notes == ["no pictures: nowhere is not here; `dvc pull` brings it"]
     assert absent.wrong
-    other = compare("1", "2", PART / "images", CONVENTIONS, pictures=True)
-    assert other.notes[0].startswith("no pictures: data/test/images is ")
+    other = compare("1", "2", PART / "phantom", CONVENTIONS, pictures=True)
+    assert other.notes[0].startswith("no pictures: data/test/phantom is ")
     same = compare("1", "1", PART, CONVENTIONS, pictures=True)
     assert same.notes == ["they are equally right on every slice"]
 

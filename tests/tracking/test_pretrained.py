@@ -135,8 +135,8 @@ def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
 def test_the_stated_dice_is_that_of_the_file(finished: Path) -> None:
     model = released(finished)
     predictor = Predictor.load(model.folder / "unet.keras", model.folder / "inference.yaml")
-    masks = predictor.masks(tifffile.imread(finished / "data/test/images/phantom.tif"))
-    truth = tifffile.imread(finished / "data/test/masks/phantom.tif") > 0
+    masks = predictor.masks(tifffile.imread(finished / "data/test/phantom/images/phantom.tif"))
+    truth = tifffile.imread(finished / "data/test/phantom/masks/phantom.tif") > 0
     dice = 2 * np.sum(masks * truth) / (masks.sum() + truth.sum())
     assert model.evaluation.interval("dice").value == pytest.approx(dice, abs=1e-12)
 
@@ -177,7 +177,7 @@ def test_registering_it_elsewhere(
     assert {key for key in here if here[key] != there.get(key)} == of_its_own
     assert there.keys() == here.keys()
 
-    images = tifffile.imread(finished / "data/test/images/phantom.tif")
+    images = tifffile.imread(finished / "data/test/phantom/images/phantom.tif")
     files = (elsewhere / "pretrained/phantom" / name for name in ("unet.keras", "inference.yaml"))
     masks = mlflow.pyfunc.load_model("models:/mitoflow@champion").predict(images)
     np.testing.assert_array_equal(masks, Predictor.load(*files).masks(images))

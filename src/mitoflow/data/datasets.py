@@ -27,6 +27,8 @@ class Dataset(Protocol):
     ----------
     preset
         The section of ``presets.yaml`` that fits it.
+    tissue
+        The tissue and how it was imaged, in a few words.
     note, licence
         What the data are, and on which terms they may be used, for the cards of models that learned from them.
     spacing
@@ -36,24 +38,25 @@ class Dataset(Protocol):
     """
 
     preset: ClassVar[str]
+    tissue: ClassVar[str]
     note: ClassVar[str]
     licence: ClassVar[str]
     spacing: ClassVar[Spacing]
     files: ClassVar[tuple[str, ...]]
 
-    def write(self, data: Path, source: Path | None) -> Mapping[str, str]:
-        """Write ``train`` and ``test``, each with ``images`` and ``masks``, into the folder ``data``.
+    def write(self, train: Path, test: Path, source: Path | None) -> Mapping[Path, str]:
+        """Write both parts, each as ``images`` and ``masks`` in a folder of its own.
 
         Parameters
         ----------
-        data
-            A folder that may not exist yet.
+        train, test
+            Folders that do not exist yet.
         source
             The folder with `files`; None to download or make them.
 
         Returns
         -------
-        What to call a file in errors, by its path in ``data``; empty where that path says it.
+        What to call a written file in errors; empty where its path says it.
 
         Raises
         ------
@@ -70,16 +73,17 @@ class Phantom:
     """Make the synthetic EM stack: no real data, for trying things out."""
 
     preset = "phantom"
+    tissue = "synthetic"
     note = "A synthetic EM stack, drawn by mitoflow and not acquired: it says nothing about real tissue."
     licence = "MIT, as mitoflow"
     spacing: ClassVar[Spacing] = {}
     files = ()
 
-    def write(self, data: Path, source: Path | None) -> Mapping[str, str]:
+    def write(self, train: Path, test: Path, source: Path | None) -> Mapping[Path, str]:
         """Draw both parts; there is no source."""
         from mitoflow.data import phantom
 
-        phantom.write_phantom(data)
+        phantom.write_parts(train, test)
         return {}
 
 
@@ -94,6 +98,7 @@ class Epfl:
     # mask values are those of the set.
 
     preset = "epfl"
+    tissue = "hippocampus, CA1; FIB-SEM"
     note = (
         "FIB-SEM of the CA1 hippocampus, EPFL CVLab, for research use. Cite: A. Lucchi, K. Smith, R. Achanta, "
         'G. Knott, P. Fua, "Supervoxel-Based Segmentation of Mitochondria in EM Image Stacks with Learned Shape '
@@ -106,13 +111,13 @@ class Epfl:
     url = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
     shape = (165, 768, 1024)
 
-    def write(self, data: Path, source: Path | None) -> Mapping[str, str]:
+    def write(self, train: Path, test: Path, source: Path | None) -> Mapping[Path, str]:
         """Copy the four files, of which the second pair tests."""
-        from mitoflow.data.importing import whole, write_parts
+        from mitoflow.data.importing import whole, write_excerpts
 
         paths = [source / name if source else _download(self.url + name) for name in self.files]
-        train, test = self._pair("training", *paths[:2]), self._pair("testing", *paths[2:])
-        return write_parts({"train": whole([train]), "test": whole([test])}, data)
+        training, testing = self._pair("training", *paths[:2]), self._pair("testing", *paths[2:])
+        return write_excerpts({train: whole([training]), test: whole([testing])})
 
     def _pair(self, name: str, image: Path, mask: Path) -> Pair:
         from mitoflow.data.masks import MaskValues

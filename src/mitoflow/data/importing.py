@@ -69,8 +69,8 @@ def find_pairs(
     pairs = [open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
     pairs.sort(key=lambda pair: natural_order(pair.name))
     if consecutive:
-        stacks = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
-        pairs = [Pair(pairs[0].name, *stacks)]
+        image, mask = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
+        pairs = [Pair(pairs[0].name, image, mask)]
     return Sources(pairs, by_order=len(shared) < len(matches))
 
 
@@ -135,14 +135,14 @@ class Excerpt:
         """Number of slices."""
         return self.stop - self.start
 
-    def write(self, part: Path, done: Callable[[int], object]) -> None:
-        """Write the slices to ``part``/images and ``part``/masks, and report to ``done`` how many, as it goes.
+    def write(self, folder: Path, done: Callable[[int], object]) -> None:
+        """Write the slices to ``folder``/images and ``folder``/masks, and report to ``done`` how many, as it goes.
 
         A whole file is copied byte for byte; otherwise a slice at a time is in memory, and of what else the file of an
         image says its voxel size is kept, as OME-XML.
         """
         for stack, kind in ((self.pair.image, "images"), (self.pair.mask, "masks")):
-            target = part / kind / f"{self.pair.name}.tif"
+            target = folder / kind / f"{self.pair.name}.tif"
             target.parent.mkdir(parents=True, exist_ok=True)
             if stack.is_file and self.depth == stack.shape[0]:
                 shutil.copyfile(stack.path, target)
@@ -208,21 +208,21 @@ def _excerpts(pairs: Sequence[Pair], slices: list[tuple[int, int]]) -> list[Exce
     return [Excerpt(pair, places[0], places[-1] + 1) for pair, places in by_stack]
 
 
-def write_parts(parts: Mapping[str, Sequence[Excerpt]], data: Path) -> dict[str, str]:
-    """Write the excerpts of ``train`` and ``test`` into the folder ``data``, with a progress bar.
+def write_excerpts(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> dict[Path, str]:
+    """Write excerpts into ``images`` and ``masks`` of their folders, with a progress bar.
 
     Returns
     -------
-    The file that each comes from, by its path in ``data``, such as ``train/images/s1.tif``.
+    The file that each written file comes from.
     """
-    slices = 2 * sum(excerpt.depth for excerpts in parts.values() for excerpt in excerpts)
+    slices = 2 * sum(excerpt.depth for excerpts in excerpts_by_folder.values() for excerpt in excerpts)
     with tqdm(desc="data", total=slices, unit="slice", disable=None) as bar:
-        for part, excerpts in parts.items():
+        for folder, excerpts in excerpts_by_folder.items():
             for excerpt in excerpts:
-                excerpt.write(data / part, bar.update)
+                excerpt.write(folder, bar.update)
     return {
-        f"{part}/{kind}/{excerpt.pair.name}.tif": str(stack.path)
-        for part, excerpts in parts.items()
+        folder / kind / f"{excerpt.pair.name}.tif": str(stack.path)
+        for folder, excerpts in excerpts_by_folder.items()
         for excerpt in excerpts
         for kind, stack in (("images", excerpt.pair.image), ("masks", excerpt.pair.mask))
     }

@@ -17,11 +17,32 @@ from mitoflow.config import params, presets
 from mitoflow.config.params import MaskRule
 from mitoflow.core import files, workspace
 from mitoflow.data.datasets import DATASETS
-from mitoflow.data.importing import Sources, find_pairs, hold_out, whole, write_parts
+from mitoflow.data.importing import Sources, find_pairs, hold_out, whole, write_excerpts
+from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.data.validation import Findings, check_dataset
 from mitoflow.errors import InputError
 
 DATA, POINTER, PARAMS, IGNORED = Path("data"), Path("data.dvc"), Path("params.yaml"), Path(".gitignore")
+
+
+@dataclass(frozen=True)
+class NewSet:
+    """A set on its way into ``data/``.
+
+    Attributes
+    ----------
+    name
+        The folder below ``data/train`` and ``data/test``, and the entry of ``data/sets.yaml``.
+    description
+        That entry.
+    write
+        Writes the training and the test part, each as ``images`` and ``masks``, into two folders; returns what to call
+        a path there in errors.
+    """
+
+    name: str
+    description: SetDescription
+    write: Callable[[Path, Path], Mapping[Path, str]]
 
 
 @dataclass(frozen=True)
@@ -69,16 +90,17 @@ def install_named(name: str, source: Path | None = None, *, if_missing: bool = F
         There is no such dataset, as `datasets.Dataset.write` and `install`, and see ``if_missing``.
     """
     dataset = DATASETS[name]()
-    write, notes = partial(dataset.write, source=source), (dataset.note,)
+    description = SetDescription(voxel_size=dataset.spacing, tissue=dataset.tissue, terms=dataset.licence)
+    new = NewSet(name, description, partial(dataset.write, source=source))
     if not if_missing:
-        return install(name, write, preset=dataset.preset, notes=notes)
+        return install(new, preset=dataset.preset, notes=(dataset.note,))
     if _holds_files(DATA):
         return None
     named = params.load(PARAMS).data.name
     if named != name:
         remedy = f"run `dvc pull` to get it, or `mitoflow data {name}` to work on the {name} instead"
         raise InputError(DATA, "no files", f"the dataset {named} that {PARAMS} names", remedy)
-    return install(name, write, preset=dataset.preset, notes=notes, as_recorded=True)
+    return install(new, preset=dataset.preset, notes=(dataset.note,), as_recorded=True)
 
 
 def install_own(
@@ -132,20 +154,19 @@ def install_own(
     if test_images:
         tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"), consecutive=consecutive)
         notes += _matches(tests)
-        parts = {"train": whole(found.pairs), "test": whole(tests.pairs)}
+        parts = whole(found.pairs), whole(tests.pairs)
     else:
-        train, test = hold_out(found.pairs, test_fraction, gap)
-        parts = {"train": train, "test": test}
-        slices, used = sum(pair.image.shape[0] for pair in found.pairs), sum(e.depth for e in train + test)
+        parts = hold_out(found.pairs, test_fraction, gap)
+        slices, used = sum(pair.image.shape[0] for pair in found.pairs), sum(e.depth for part in parts for e in part)
         notes.append(f"{slices - used} slices between train and test are left out.")
     prefix = "--test-" if test_images else "--"
-    folders = {"train/images": "--images", "train/masks": "--masks"}
-    folders |= {"test/images": f"{prefix}images", "test/masks": f"{prefix}masks"}
 
-    def write(data: Path) -> dict[str, str]:
-        return write_parts(parts, data) | folders
+    def write(train: Path, test: Path) -> dict[Path, str]:
+        folders = {train / "images": "--images", train / "masks": "--masks"}
+        folders |= {test / "images": f"{prefix}images", test / "masks": f"{prefix}masks"}
+        return write_excerpts(dict(zip((train, test), parts, strict=True))) | folders
 
-    return install(name, write, mask_rule=mask_rule, notes=notes)
+    return install(NewSet(name, SetDescription(mask_rule=mask_rule), write), mask_rule=mask_rule, notes=notes)
 
 
 def _matches(sources: Sources) -> list[str]:
@@ -156,8 +177,7 @@ def _matches(sources: Sources) -> list[str]:
 
 
 def install(
-    name: str,
-    write: Callable[[Path], Mapping[str, str]],
+    new: NewSet,
     *,
     preset: str = "imported",
     mask_rule: MaskRule = "auto",
@@ -172,11 +192,10 @@ def install(
 
     Parameters
     ----------
-    name, preset, mask_rule
-        Of ``params.yaml``: ``data.name``, the values that fit, and ``data.mask_rule``.
-    write
-        Makes ``train`` and ``test`` in the folder that it is given; returns what to call a path there, such as
-        ``train/images/s1.tif``, in errors.
+    new
+        The set that becomes all of ``data/``; its name becomes ``data.name`` of ``params.yaml``.
+    preset, mask_rule
+        Of ``params.yaml``: the values that fit, and ``data.mask_rule``.
     notes
         As in `Installed`.
     as_recorded
@@ -190,7 +209,8 @@ def install(
     settings = _require_project()
     with _all_or_nothing() as old:
         with files.replacing(DATA) as beside:
-            origins = write(beside)
+            origins = new.write(beside / "train" / new.name, beside / "test" / new.name)
+            write_sets(beside, {new.name: new.description})
             _say("checking every slice")
             findings = _check(beside, mask_rule, settings.validate_.near_duplicate, origins)
             if _holds_files(DATA):
@@ -201,13 +221,13 @@ def install(
         _dvc("add", str(DATA))
         same = before == _recorded_hash()
         if as_recorded and before and not same:
-            found, expected = f"the hash of a dataset other than {name}", f"that of {name}"
-            remedy = f"run `dvc pull` to get it, or `mitoflow data {name}` to replace it"
+            found, expected = f"the hash of a dataset other than {new.name}", f"that of {new.name}"
+            remedy = f"run `dvc pull` to get it, or `mitoflow data {new.name}` to replace it"
             raise InputError(POINTER, found, expected, remedy)
         changed = {}
         if not as_recorded:
-            changed = presets.apply(PARAMS, preset, name=name, mask_rule=mask_rule)
-    return Installed(name, findings, changed, None if same else way_back, tuple(notes))
+            changed = presets.apply(PARAMS, preset, name=new.name, mask_rule=mask_rule)
+    return Installed(new.name, findings, changed, None if same else way_back, tuple(notes))
 
 
 def _require_project() -> params.Params:
@@ -217,13 +237,13 @@ def _require_project() -> params.Params:
     return settings
 
 
-def _check(data: Path, mask_rule: MaskRule, near_duplicate: float, origins: Mapping[str, str]) -> Findings:
+def _check(data: Path, mask_rule: MaskRule, near_duplicate: float, origins: Mapping[Path, str]) -> Findings:
     findings = check_dataset(data, mask_rule, near_duplicate)
     for error in findings.errors:
         words = [error.where, error.found, error.expected, error.remedy]
         # The longer paths first: a file before its folder, and what remains lies in data/ for the user.
-        for path, origin in [*origins.items(), ("", str(DATA))]:
-            words = [word.replace(str(data / path), origin) for word in words]
+        for path, origin in [*origins.items(), (data, str(DATA))]:
+            words = [word.replace(str(path), origin) for word in words]
         raise InputError(*words)
     return findings
 

@@ -1,4 +1,4 @@
-"""Images and their masks, opened in pairs."""
+"""Images and their masks, opened in pairs, set by set: ``data/train/SET/images`` and ``data/train/SET/masks``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,69 @@ SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask of equal shape; ``name`` is their file name without suffix."""
+    """An image and its mask of equal shape.
+
+    Attributes
+    ----------
+    name
+        Their file name without suffix, which is unique within a set.
+    image, mask
+        The two stacks.
+    dataset
+        The name of their set; empty before they belong to one.
+    """
 
     name: str
     image: Stack
     mask: Stack
+    dataset: str = ""
 
 
 def read_pairs(part: Path) -> list[Pair]:
-    """Open the pairs in ``part``/images and ``part``/masks, in natural order of their names (``s2`` before ``s10``).
+    """Open the pairs of all sets of a part, in natural order of set and name (``s2`` before ``s10``).
 
     Parameters
     ----------
     part
-        ``data/train`` or ``data/test``.
+        ``data/train`` or ``data/test``, which has a folder for each set.
+
+    Raises
+    ------
+    InputError
+        There is no set, the folder has the layout of mitoflow 0.1, or as in `read_set`.
+    """
+    return [pair for name in set_names(part) for pair in read_set(part / name, name)]
+
+
+def set_names(part: Path) -> list[str]:
+    """Return the names of the sets of a part, ``data/train`` or ``data/test``, in natural order.
+
+    Raises
+    ------
+    InputError
+        There is none, or the folder has the layout of mitoflow 0.1.
+    """
+    if not part.is_dir():
+        raise InputError(part, "no such folder", "a folder for each set", "run `mitoflow data --help`")
+    if (part / "images").is_dir():
+        options = f"--images {part / 'images'} --masks {part / 'masks'}"
+        remedy = f"import the files again: `mitoflow data import {options} ...`"
+        raise InputError(part / "images", "the layout of mitoflow 0.1", f"{part / 'SET' / 'images'}", remedy)
+    names = [path.name for path in part.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not names:
+        raise InputError(part, "an empty folder", "a folder for each set", "run `mitoflow data --help`")
+    return sorted(names, key=natural_order)
+
+
+def read_set(folder: Path, dataset: str) -> list[Pair]:
+    """Open the pairs in ``folder``/images and ``folder``/masks, in natural order of their names.
+
+    Parameters
+    ----------
+    folder
+        Where the two folders are, such as ``data/train/epfl``.
+    dataset
+        The name of the set.
 
     Raises
     ------
@@ -38,12 +87,12 @@ def read_pairs(part: Path) -> list[Pair]:
         A folder is missing or holds no TIFF, an image has no mask or a mask no image, their sizes differ, two files
         have the same name but for the suffix, or a file cannot be used (`open_stack`, `open_mask`).
     """
-    images, masks = _tiffs_by_name(part / "images"), _tiffs_by_name(part / "masks")
+    images, masks = _tiffs_by_name(folder / "images"), _tiffs_by_name(folder / "masks")
     for name in sorted(images.keys() ^ masks.keys(), key=natural_order):
         if name in images:
-            raise InputError(images[name], "an image without mask", f"{part / 'masks' / images[name].name}", "add it")
-        raise InputError(masks[name], "a mask without image", f"{part / 'images' / masks[name].name}", "add it")
-    return [open_pair(name, images[name], masks[name]) for name in sorted(images, key=natural_order)]
+            raise InputError(images[name], "an image without mask", f"{folder / 'masks' / images[name].name}", "add it")
+        raise InputError(masks[name], "a mask without image", f"{folder / 'images' / masks[name].name}", "add it")
+    return [open_pair(name, images[name], masks[name], dataset) for name in sorted(images, key=natural_order)]
 
 
 def _tiffs_by_name(folder: Path) -> dict[str, Path]:
@@ -61,7 +110,7 @@ def _tiffs_by_name(folder: Path) -> dict[str, Path]:
     return files
 
 
-def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
+def open_pair(name: str, image_path: Path, mask_path: Path, dataset: str = "") -> Pair:
     """Open an image and its mask to learn or to measure from.
 
     Raises
@@ -77,7 +126,7 @@ def open_pair(name: str, image_path: Path, mask_path: Path) -> Pair:
     if image.shape != mask.shape:
         found = f"{_size(mask)} beside an image of {_size(image)}"
         raise InputError(mask_path, found, "the size of its image", "export image and mask of the same region")
-    return Pair(name, image, mask)
+    return Pair(name, image, mask, dataset)
 
 
 def _size(stack: Stack) -> str:

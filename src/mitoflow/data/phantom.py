@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mitoflow.data.integer_drawing import LONGEST, OPAQUE, PX, Draws, Ints, blend, ramp, root, smooth_noise
+from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.io.tiff import write_stack
 
 Shape = tuple[int, int, int]
@@ -351,11 +352,22 @@ def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.ND
 
 
 def write_phantom(data: Path, train: Shape = TRAIN, test: Shape = TEST) -> None:
-    """Write a synthetic data set: ``data``/{train,test}/{images,masks}/phantom.tif.
+    """Write a folder ``data/`` with the one set ``phantom``; see `write_parts` for the shapes."""
+    write_parts(data / "train" / "phantom", data / "test" / "phantom", train, test)
+    write_sets(data, {"phantom": SetDescription(tissue="synthetic")})
 
-    ``train`` and ``test`` are the shapes (Z, Y, X) of two different pieces.
+
+def write_parts(train: Path, test: Path, train_shape: Shape = TRAIN, test_shape: Shape = TEST) -> None:
+    """Write images/phantom.tif and masks/phantom.tif into two folders: different pieces of the same tissue.
+
+    Parameters
+    ----------
+    train, test
+        The folders.
+    train_shape, test_shape
+        ``(Z, Y, X)`` in pixels.
     """
-    for seed, (part, shape) in enumerate((("train", train), ("test", test))):
+    for seed, (folder, shape) in enumerate(((train, train_shape), (test, test_shape))):
         image, mask = make_phantom(shape, seed)
-        write_stack(data / part / "images" / "phantom.tif", image, "Synthetic EM stack, drawn by mitoflow")
-        write_stack(data / part / "masks" / "phantom.tif", mask, "Mitochondria of a synthetic EM stack")
+        write_stack(folder / "images" / "phantom.tif", image, "Synthetic EM stack, drawn by mitoflow")
+        write_stack(folder / "masks" / "phantom.tif", mask, "Mitochondria of a synthetic EM stack")

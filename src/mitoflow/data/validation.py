@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from mitoflow.config.params import MaskRule
 from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
-from mitoflow.data.pairs import Pair, read_pairs, require_one_dtype
+from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import is_elongated, read_tiff_spacing
 from mitoflow.io.tiff import Array
@@ -91,11 +92,8 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, ort
     summaries: dict[str, list[_StackSummary]] = {part: [] for part in PARTS}
     for part in PARTS:
         with findings.collecting():
-            last: Array | None = None
-            for pair in read_pairs(data / part):
-                summaries[part].append(_StackSummary(pair))
-                with findings.collecting():
-                    last = summaries[part][-1].read(after=last)
+            for dataset in set_names(data / part):
+                summaries[part] += _read_set(findings, data / part / dataset, dataset)
     if findings.errors:
         return findings
 
@@ -115,12 +113,28 @@ def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, ort
     for part in PARTS:
         if orthoplanes:
             _check_voxels(findings, summaries[part])
-        _check_images(findings, data / part / "images", summaries[part], near_duplicate)
+        for dataset, of_set in groupby(summaries[part], lambda summary: summary.pair.dataset):
+            folder, stacks = data / part / dataset, list(of_set)
+            _check_images(findings, folder / "images", stacks, near_duplicate)
+            if findings.mask_rule:
+                _check_masks(findings, folder / "masks", stacks, findings.mask_rule)
         if findings.mask_rule:
-            _check_masks(findings, data / part / "masks", summaries[part], findings.mask_rule)
             findings.facts[part] = _facts(summaries[part], findings.mask_rule, near_duplicate)
-    _check_leak(findings, data / "test" / "images", summaries["train"], summaries["test"])
+    for dataset, of_set in groupby(summaries["test"], lambda summary: summary.pair.dataset):
+        _check_leak(findings, data / "test" / dataset / "images", summaries["train"], list(of_set))
     return findings
+
+
+def _read_set(findings: Findings, folder: Path, dataset: str) -> list[_StackSummary]:
+    """Read one part of a set; what is wrong with it joins the findings."""
+    summaries: list[_StackSummary] = []
+    last: Array | None = None
+    with findings.collecting():
+        for pair in read_set(folder, dataset):
+            summaries.append(_StackSummary(pair))
+            with findings.collecting():
+                last = summaries[-1].read(after=last)
+    return summaries
 
 
 class _StackSummary:

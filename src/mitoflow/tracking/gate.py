@@ -18,7 +18,7 @@ from mitoflow.config import sections
 from mitoflow.config.params import Bootstrap, Fraction
 from mitoflow.config.sections import Section
 from mitoflow.core import files, provenance, workspace
-from mitoflow.data.pairs import read_pairs
+from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.bootstrap import Interval
@@ -62,7 +62,7 @@ class NonInferiorityDataset(Section):
             The dataset cannot be read, or not by this model.
         """
         part, settings = self.part, weights.with_name(model_files.SETTINGS)
-        pairs = read_pairs(part)
+        pairs = read_set(part, self.name)
         data = files.short_digest(self.mask_rule, part / "images", part / "masks")
         digest = provenance.file_sha256(weights)
         drawn = bootstrap.model_dump()
