@@ -79,11 +79,11 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
     make = ENGINES[name]
     run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
 
-    class NonInferiorityDataset(Predictor):
-        def _run(self, batch: np.ndarray) -> np.ndarray:
-            return np.asarray(run(batch))[..., 0] if run else super()._run(batch)
+    class OnEngine(Predictor):
+        def run_network(self, batch: np.ndarray) -> np.ndarray:
+            return np.asarray(run(batch))[..., 0] if run else super().run_network(batch)
 
-    images, predictor = np.load(folder / "images.npy"), NonInferiorityDataset(loaded.model, loaded.settings)
+    images, predictor = np.load(folder / "images.npy"), OnEngine(loaded.model, loaded.settings)
     np.save(folder / f"{name}.npy", predictor.probabilities(images))
     while True:
         predictor.masks(images)

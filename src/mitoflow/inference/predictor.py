@@ -266,7 +266,8 @@ class Predictor:
         """
         units = self._unit(np.stack([self._checked(patch) for patch in patches]))
         count = _batch(*units.shape[1:3])
-        return np.concatenate([self._run(units[first : first + count]) for first in range(0, len(units), count)])
+        firsts = range(0, len(units), count)
+        return np.concatenate([self.run_network(units[first : first + count]) for first in firsts])
 
     def _blend(self, images: list[np.ndarray], region: TileRegion) -> np.ndarray:
         """Return the map of a region, (Y, X) float32 in [0, 1], from its source in a slice and its neighbours."""
@@ -289,11 +290,15 @@ class Predictor:
         """Return the mean probability over the symmetries of a batch, (N, Y, X) float32."""
         total = np.zeros(batch.shape[:3], np.float32)
         for turns, flip in TTA[self.settings.tta]:
-            seen = self._run(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
+            seen = self.run_network(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
             total += np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
         return total / self.settings.tta
 
-    def _run(self, batch: np.ndarray) -> np.ndarray:
+    def run_network(self, batch: np.ndarray) -> np.ndarray:
+        """Return (N, Y, X) float32 in [0, 1] for (N, Y, X, 2 context + 1) float32 in [0, 1]: one pass of the network.
+
+        A subclass that overrides it runs the network on another engine, or several networks.
+        """
         logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
         return np.asarray(expit(logits))
 
