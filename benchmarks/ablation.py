@@ -119,10 +119,12 @@ class PartlyMined(TrainPatches):
 
     mined: TrainPatches | None = None
 
-    def place(self, axis: int, rng: np.random.Generator) -> tuple[int, int, tuple[int, int]]:
+    def place(
+        self, axis: int, rng: np.random.Generator, sides: tuple[int, int] | None = None
+    ) -> tuple[int, int, tuple[int, int]]:
         if self.mined is not None and rng.random() < 0.25:
-            return self.mined.place(axis, rng)
-        return super().place(axis, rng)
+            return self.mined.place(axis, rng, sides)
+        return super().place(axis, rng, sides)
 
 
 class Mining(keras.callbacks.Callback):

@@ -38,6 +38,7 @@ KEYS = {
     "train.learning_rate": ["tune", "train"],
     "train.depth": ["tune", "train"],
     "train.augment_strength": ["tune", "train"],
+    "train.augmentation.*": ["tune", "train"],
     "train.affine_fraction": ["tune", "train"],
     "train.intensity_strength": ["tune", "train"],
     "train.foreground_fraction": ["tune", "train"],

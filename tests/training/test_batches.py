@@ -1,12 +1,15 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 
+from mitoflow.config import presets
+from mitoflow.config.params import Recipe
 from mitoflow.data.network_input import neighbours
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
-from mitoflow.training import fitting
+from mitoflow.training import augmentation, fitting, geometry
 from mitoflow.training.batches import TrainPatches, ValidationPatches
 
 from .conftest import RECIPE
@@ -22,6 +25,92 @@ def test_a_crop_is_its_place_in_the_slices(store: PatchStore) -> None:
     for channel, near in enumerate(neighbours(z, 1, 2, store.train.ranges[stack])):
         assert np.array_equal(image[..., channel], store.train.image(stack, near, box) / np.float32(255))
     assert np.array_equal(mask[..., 0], store.train.mask(stack, z, box))
+
+
+def crop_of_0_1(dataset: TrainPatches, axis: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A crop as it was drawn before `train.augmentation` came."""
+    recipe, patches, sides = dataset.recipe, dataset.patches, dataset._sides[axis > 0]
+    strength = recipe.augment_strength
+    stack, place, corner = dataset.place(axis, rng)
+    is_affine = rng.random() < recipe.affine_fraction and strength > 0
+    transform = geometry.random_map(sides, strength, rng) if is_affine else None
+    shape = [len(patches.ranges[stack]), *patches.shapes[stack][1:]]
+    length = shape.pop(axis)
+    crop = geometry.Crop(corner, sides, transform, (shape[0], shape[1]))
+    near = neighbours(place, recipe.context, recipe.context_step, range(length))
+    if rng.random() < recipe.context_dropout:
+        near = [place] * len(near)
+    images = [crop.image(partial(patches.plane, "images", stack, axis, at)) for at in near]
+    image = np.stack(images, axis=-1).astype(np.float32) / np.float32(255)
+    mask = crop.mask(partial(patches.plane, "masks", stack, axis, place))[..., None]
+    if strength > 0:
+        turn = geometry.random_turn(sides, rng)
+        image, mask = turn(image), turn(mask)
+        if rng.random() < 0.5:
+            image = image[..., ::-1]
+    functions = {
+        augmentation.vary_gamma: 0.5,
+        augmentation.vary_contrast: 0.8,
+        augmentation.vary_slices: 0.3,
+        augmentation.blur: 0.25,
+        augmentation.add_noise: 0.4,
+    }
+    for vary, share in functions.items() if recipe.intensity_strength else ():
+        if rng.random() < share:
+            image = vary(image, recipe.intensity_strength, rng)
+    return np.clip(image, 0, 1), mask.astype(np.float32)
+
+
+@pytest.mark.parametrize("preset", ["phantom", "epfl", "epfl-quick", "finetune", "imported"])
+def test_presets_of_one_dataset_draw_the_crops_that_they_drew(store: PatchStore, preset: str) -> None:
+    values = presets.load(preset).train.model_dump(exclude={"init_from"})
+    tuned = {"learning_rate": 0.001, "depth": 2, "augment_strength": 0.6}
+    values |= {key: value for key, value in tuned.items() if values[key] == "tuned"}
+    recipe = Recipe.model_validate(values | {"depth": 3, "batch_size": 4})
+    dataset = TrainPatches(store.train, 8, recipe)
+    for step in range(3 if recipe.orthoplanes else 2):
+        images, masks = dataset[step]
+        rng = np.random.default_rng((recipe.seed, 0, step))
+        for image, mask in zip(images, masks, strict=True):
+            wanted = crop_of_0_1(dataset, step % (3 if recipe.orthoplanes else 1), rng)
+            assert np.array_equal(image, wanted[0])
+            assert np.array_equal(mask, wanted[1])
+
+
+@pytest.mark.parametrize("ends", [(0.3, 1.0), (1.0, 2.0)])
+def test_scaled_crops_hold_the_foreground_that_they_are_placed_on(store: PatchStore, ends: tuple[float, float]) -> None:
+    scale = {"scale": {"share": 1.0, "low": ends[0], "high": ends[1]}}
+    recipe = RECIPE.replace(foreground_fraction=1.0, intensity_strength=0.0, batch_size=64, augmentation=scale)
+    images, masks = TrainPatches(store.train, 8, recipe)[0]
+    assert images.shape == (64, 64, 64, 3)
+    assert set(np.unique(masks)) == {0.0, 1.0}
+    assert np.mean(masks.any(axis=(1, 2, 3))) > 0.9  # the corners of a turned crop may lie outside
+
+
+def test_smaller_structures_come_with_smaller_scales(store: PatchStore) -> None:
+    """The border between mitochondria and the rest is longer, for each pixel of them, where they are smaller."""
+    borders = []
+    for low, high in ((0.5, 1.0), (1.0, 2.0)):
+        scale = {"scale": {"share": 1.0, "low": low, "high": high}}
+        recipe = RECIPE.replace(affine_fraction=0.0, intensity_strength=0.0, batch_size=64, augmentation=scale)
+        _, masks = TrainPatches(store.train, 8, recipe)[0]
+        borders.append(np.abs(np.diff(masks, axis=1)).sum() / masks.sum())
+    assert borders[0] > 1.5 * borders[1]
+
+
+def test_dropped_slices_are_those_between_the_neighbours(store: PatchStore) -> None:
+    dropped = {"dropped_slices": {"share": 1.0, "limit": 2}}
+    plain = RECIPE.replace(augment_strength=0.0, intensity_strength=0.0, augmentation=dropped)
+    dataset = TrainPatches(store.train, 8, plain)
+    steps = set()
+    for seed in range(12):
+        stack, z, (y, x) = dataset.place(0, np.random.default_rng(seed))
+        image, _ = dataset.crop(0, np.random.default_rng(seed))
+        for step in (3, 4):
+            near = neighbours(z, 1, step, store.train.ranges[stack])
+            wanted = [store.train.image(stack, at, (y, y + 64, x, x + 64)) / np.float32(255) for at in near]
+            steps |= {step} if np.array_equal(image, np.stack(wanted, axis=-1)) else set()
+    assert steps == {3, 4}
 
 
 def test_without_its_neighbours_a_slice_stands_for_them(store: PatchStore) -> None:

@@ -110,11 +110,94 @@ class Tune(Section):
     augment_strength: Strengths = Strengths()
 
 
+class Scale(Section):
+    """Zoom with rotation by any angle, on a share of the crops.
+
+    `low` and `high` are sizes of structures in the crop relative to those in the image, drawn evenly in log; `stretch`
+    is the greatest ratio of the sizes along the two axes.
+    """
+
+    share: Fraction = 0.0
+    low: Annotated[float, Field(gt=0, le=1)] = 0.5
+    high: Annotated[float, Field(ge=1, le=16)] = 2.0
+    stretch: Annotated[float, Field(ge=1, le=4)] = 1.5
+
+
+class Inversion(Section):
+    """Dark for bright, on a share of the crops."""
+
+    share: Fraction = 0.0
+
+
+class LocalContrast(Section):
+    """CLAHE on a share of the crops; its clip limit lies between 1 and `limit`."""
+
+    share: Fraction = 0.0
+    limit: Annotated[float, Field(ge=1)] = 5.0
+
+
+class Shading(Section):
+    """A smooth field added to a share of the crops; `limit` is its greatest standard deviation."""
+
+    share: Fraction = 0.0
+    limit: Fraction = 0.12
+
+
+class Sharpening(Section):
+    """An unsharp mask on a share of the crops, of at most `limit` times what a blur takes away."""
+
+    share: Fraction = 0.0
+    limit: Annotated[float, Field(gt=0)] = 1.5
+
+
+class CorrelatedNoise(Section):
+    """Noise that neighbouring pixels share, on a share of the crops; `limit` is its greatest standard deviation."""
+
+    share: Fraction = 0.0
+    limit: Fraction = 0.12
+
+
+class Cutout(Section):
+    """Boxes of constant grey in a share of the crops, with sides of at most `limit` pixels."""
+
+    share: Fraction = 0.0
+    limit: Annotated[int, Field(ge=4)] = 64
+
+
+class DamagedSlices(Section):
+    """A neighbouring slice that is missing, repeated, or shifted by at most `limit` pixels, in a share of the crops."""
+
+    share: Fraction = 0.0
+    limit: Positive = 16
+
+
+class DroppedSlices(Section):
+    """Neighbouring slices further apart in a share of the crops: up to `limit` of the stack's are left out between."""
+
+    share: Fraction = 0.0
+    limit: Positive = 3
+
+
+class Augmentation(Section):
+    """How far the crops leave what the training stacks show; each is off at a share of 0."""
+
+    scale: Scale = Scale()
+    inversion: Inversion = Inversion()
+    local_contrast: LocalContrast = LocalContrast()
+    shading: Shading = Shading()
+    sharpening: Sharpening = Sharpening()
+    correlated_noise: CorrelatedNoise = CorrelatedNoise()
+    cutout: Cutout = Cutout()
+    damaged_slices: DamagedSlices = DamagedSlices()
+    dropped_slices: DroppedSlices = DroppedSlices()
+
+
 class SharedWithTrials(Section):
     """The keys of ``train`` that the trials of the study are fitted with, too."""
 
     affine_fraction: Fraction = 0.33
     intensity_strength: Fraction = 0.5
+    augmentation: Augmentation = Augmentation()
     foreground_fraction: Fraction = 0.5
     orthoplanes: bool = False
     context: Annotated[int, Field(ge=0, le=8)] = 1

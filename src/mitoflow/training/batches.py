@@ -11,7 +11,7 @@ from mitoflow.config.params import Recipe
 from mitoflow.data.network_input import neighbours, to_unit
 from mitoflow.data.patches import Patches
 from mitoflow.errors import InputError
-from mitoflow.training import augmentation
+from mitoflow.training import augmentation, geometry
 
 
 def feeding(devices: int) -> dict[str, int]:
@@ -76,34 +76,48 @@ class TrainPatches(keras.utils.PyDataset):
 
     def crop(self, axis: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw a crop of a plane perpendicular to an axis, and its mask."""
-        sides, strength = self._sides[axis > 0], self.recipe.augment_strength
-        stack, place, corner = self.place(axis, rng)
+        sides, strength, further = self._sides[axis > 0], self.recipe.augment_strength, self.recipe.augmentation
+        scaling = geometry.random_scaling(further.scale, rng)
+        stack, place, corner = self.place(axis, rng, geometry.scaled_sides(sides, scaling))
         is_affine = rng.random() < self.recipe.affine_fraction and strength > 0
-        transform = augmentation.random_map(sides, strength, rng) if is_affine else None
+        transform = geometry.random_map(sides, strength, rng) if is_affine else None
+        if scaling is not None:
+            to_box = geometry.scaled_map(sides, scaling)
+            transform = to_box if transform is None else to_box @ transform
         length, *shape = self._turned(stack, axis)
-        crop = augmentation.Crop(corner, sides, transform, (shape[0], shape[1]))
-        near = neighbours(place, self.recipe.context, self.recipe.context_step, range(length))
+        crop = geometry.Crop(corner, sides, transform, (shape[0], shape[1]))
+        near = neighbours(place, self.recipe.context, self._context_step(axis, rng), range(length))
         if rng.random() < self.recipe.context_dropout:
             near = [place] * len(near)
         images = [crop.image(functools.partial(self.patches.plane, "images", stack, axis, at)) for at in near]
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
         mask = crop.mask(functools.partial(self.patches.plane, "masks", stack, axis, place))[..., None]
         if strength > 0:
-            turn = augmentation.random_turn(sides, rng)
+            turn = geometry.random_turn(sides, rng)
             image, mask = turn(image), turn(mask)
             if rng.random() < 0.5:  # no end of a stack is the upper one
                 image = image[..., ::-1]
-        return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng), mask
+        return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng, further), mask
+
+    def _context_step(self, axis: int, rng: np.random.Generator) -> int:
+        """Return how far neighbours are apart: of some crops further, as in a stack that lacks slices."""
+        step, dropped = self.recipe.context_step, self.recipe.augmentation.dropped_slices
+        if axis == 0 and dropped.share > 0 and rng.random() < dropped.share:
+            step += int(rng.integers(1, dropped.limit, endpoint=True))
+        return step
 
     def _turned(self, stack: int, axis: int) -> tuple[int, ...]:
         """Return how many planes perpendicular to an axis the slices held of a stack give, and their shape."""
         shape = [len(self.patches.ranges[stack]), *self.patches.shapes[stack][1:]]
         return shape.pop(axis), *shape
 
-    def place(self, axis: int, rng: np.random.Generator) -> tuple[int, int, tuple[int, int]]:
+    def place(
+        self, axis: int, rng: np.random.Generator, sides: tuple[int, int] | None = None
+    ) -> tuple[int, int, tuple[int, int]]:
         """Draw a stack, a section of it, and the corner there of a crop that holds a voxel drawn at random.
 
-        The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held.
+        The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held. The
+        crop has these `sides` in the section, or else those of a patch.
         """
         rows, pixels = self._rows[axis > 0], self._pixels[axis > 0]
         on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground_fraction
@@ -116,10 +130,10 @@ class TrainPatches(keras.utils.PyDataset):
         places = np.flatnonzero(owned) if on_foreground else range(owned.size)
         inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
         voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
-        place, sides = voxel.pop(axis), np.array(self._sides[axis > 0])
-        corner = voxel - rng.integers(sides // 8, sides - sides // 8)
+        place, lengths = voxel.pop(axis), np.array(sides or self._sides[axis > 0])
+        corner = voxel - rng.integers(lengths // 8, lengths - lengths // 8)
         # A crop lies inside a plane that is large enough, and around a smaller one.
-        room = np.array(self._turned(stack, axis)[1:]) - sides
+        room = np.array(self._turned(stack, axis)[1:]) - lengths
         corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
         return stack, place, (int(corner[0]), int(corner[1]))
 
