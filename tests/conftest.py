@@ -12,9 +12,18 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from mitoflow.data.phantom import write_phantom
 from tests.services import PostgreSQL
 
+TESTS = Path(__file__).parent
+
 # A machine that is busy with something else is no reason to fail.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in ``e2e`` and ``faults``; elsewhere a test that starts a server has its marker in its file."""
+    for item in items:
+        if item.path.is_relative_to(TESTS / "e2e") or item.path.is_relative_to(TESTS / "faults"):
+            item.add_marker("e2e")
 
 
 @pytest.fixture(scope="session")
