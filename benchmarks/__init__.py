@@ -1,1 +1,1 @@
-"""What is measured, against what, in one run: one file a question; `make bench` runs them all."""
+"""Benchmarks against baselines, one file for each question; `make bench` runs them all."""

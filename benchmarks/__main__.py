@@ -1,4 +1,4 @@
-"""Run the benchmarks and write what they found: `python -m benchmarks [NAME ...]`."""
+"""Run the benchmarks and write their results: `python -m benchmarks [NAME ...]`."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def write(rows: list[Row], names: list[str], rounds: int, folder: Path) -> Path:
     name = "-".join([circumstances["date"], name, *names])
     results = {**circumstances, "rows": [dataclasses.asdict(row) for row in rows]}
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    told = "".join(f"- {key}: {value}\n" for key, value in circumstances.items())
+    facts = "".join(f"- {key}: {value}\n" for key, value in circumstances.items())
     table = folder / f"{name}.md"
-    table.write_text(f"# Benchmarks\n\n{told}\n{markdown(rows)}", encoding="utf-8")
+    table.write_text(f"# Benchmarks\n\n{facts}\n{markdown(rows)}", encoding="utf-8")
     for row in rows:
         if str(growth.SLICES[-1]) in row.series:
             growth.draw(dict(row.series), folder / f"{name}-{growth.PICTURE}")
@@ -81,7 +81,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the commit and the versions of what is measured."""
+    """Return the commit of this project, and the versions of Python and of the packages that are compared."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     known = {"commit": commit.stdout.strip(), "python": platform.python_version()}
     for package in PACKAGES:

@@ -1,10 +1,10 @@
-"""What each part of the recipe is worth: `python -m benchmarks.ablation`, in a project whose patches/ are cut.
+"""Ablation of the recipe: `python -m benchmarks.ablation`, in a project whose patches/ are cut.
 
-Every row changes one thing in the recipe of `params.yaml`, which here learns from slices and not from sections along y
-and x, trains on the same number of patches from the same seed, and is judged on the validation slices alone: as they
-are, and with other contrast, brightness, sharpness and noise, since validation slices come from the volume of the
-training slices and a user's stack does not. The test part stays closed. Rows that are done are not done again; `--seed`
-adds others.
+Every row changes one thing in the recipe of `params.yaml`, which here trains without orthogonal planes, on the same
+number of patches and with the same random seed. It is scored on the validation slices alone: as they are, and with
+other contrast, brightness, sharpness and noise, since validation slices come from the volume of the training slices and
+a user's stack does not. The test part is not read. Rows that have results are skipped; `--seed` adds runs with another
+random seed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ for block in (group_normalised, residual):
 
 @unet.NETWORKS.register("deeply_supervised")
 def build_deeply_supervised(depth: int, base_width: int, channels: int) -> keras.Model:
-    """The U-Net, with logits of the two coarser levels of the way up as further channels (Lee et al., AISTATS 2015)."""
+    """Build the U-Net with the logits of two coarser levels as further channels (Lee et al., AISTATS 2015)."""
     model = unet.build_unet(depth, base_width, channels)
     outputs = [model.output]
     for level in (1, 2):
@@ -83,7 +83,7 @@ def build_deeply_supervised(depth: int, base_width: int, channels: int) -> keras
 
 @losses.LOSSES.register("bce_dice_of_all_levels")
 class OfAllLevels(keras.losses.Loss):
-    """Cross-entropy with soft Dice of each level of `build_deeply_supervised`, half as much from level to level."""
+    """Cross-entropy with soft Dice of each level of `build_deeply_supervised`; a coarser level weighs half as much."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Averaging(keras.callbacks.Callback):
 
 
 def fit_averaged(store: PatchStore, recipe: Recipe, title: str) -> keras.Model:
-    """End with the moving average in place of the weights of the best epoch."""
+    """Fit a model and give it the moving average in place of the weights of the best epoch."""
     averaging = Averaging()
     model = fitting.fit(store, recipe, callbacks=[averaging], title=title).model
     model.set_weights(averaging.average)
@@ -169,18 +169,18 @@ class Ensemble(Predictor):
 
 @dataclass(frozen=True)
 class Row:
-    """What a row changes.
+    """A row of the table: what it changes in the recipe.
 
     Attributes
     ----------
     changes
-        Keys of the recipe; the patches of all epochs together stay as many.
+        Keys of the recipe; the number of patches over all epochs stays the same.
     fit
-        Fits a model by a recipe, on patches, under a title.
+        Fits a model; called with the patch store, the recipe and a title.
     size
         Pixels of a patch along y and x.
     members
-        Models, each of another seed, whose probabilities are averaged.
+        Number of models, each with another random seed, whose probabilities are averaged.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -191,14 +191,14 @@ class Row:
 
 ROWS = {
     "the recipe": Row(),
-    "sections along y and x too, judged on slices": Row({"orthoplanes": True}),
+    "orthogonal planes, measured on slices": Row({"orthoplanes": True}),
     "no neighbouring slices": Row({"context": 0}),
     "one neighbour on each side, next to it": Row({"context": 1, "context_step": 1}),
     "no variation of grey values": Row({"intensity_strength": 0.0}),
     "crops anywhere, none placed on foreground": Row({"foreground_fraction": 0.0}),
     "every crop placed on foreground": Row({"foreground_fraction": 1.0}),
-    "turns and flips only, nothing resampled": Row({"affine_fraction": 0.0}),
-    "every crop resampled, as the student's report did": Row({"affine_fraction": 1.0, "augment_strength": 1.0}),
+    "quarter turns and flips only, nothing resampled": Row({"affine_fraction": 0.0}),
+    "every crop resampled, as in the first baseline": Row({"affine_fraction": 1.0, "augment_strength": 1.0}),
     "no geometric augmentation": Row({"augment_strength": 0.0}),
     "cross-entropy without Dice": Row({"loss": "bce"}),
     "half of the width": Row({"base_width": 8}),
@@ -216,7 +216,7 @@ ROWS = {
 
 
 def altered(patches: Patches) -> Patches:
-    """Return validation patches as another microscope could have taken them; the masks are the same."""
+    """Return validation patches with other contrast, brightness, sharpness and noise; the masks are the same."""
     images = patches.images.astype(np.float32)
     top = np.iinfo(patches.images.dtype).max
     noise = np.random.default_rng(0).normal(0, 0.04 * top, images.shape[1:]).astype(np.float32)
@@ -228,7 +228,7 @@ def altered(patches: Patches) -> Patches:
 
 @contextmanager
 def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
-    """Yield the patches that a row trains on: the project's, or its data cut into others."""
+    """Yield the patches that a row trains on: the project's own, or its data cut to the size of the row."""
     if row.size is None:
         yield store
         return
@@ -299,7 +299,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return Markdown: one line for each row, each figure the mean over its seeds."""
+    """Return Markdown: one line for each row, each figure the mean over its random seeds."""
     lines = [
         "| change | validation Dice | altered validation Dice | CPU seconds | parameters | seeds |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What a user of each framework writes: the U-Net, its training loop, and the augmentation of the seed project.
+"""The U-Net and its training loop as a user of each framework writes them, and the augmentation of the first baseline.
 
 The U-Net is that of `mitoflow.models.unet.build_unet`, layer by layer, in the framework's own layers.
 """
@@ -72,7 +72,7 @@ def torch_unet(base_width: int, depth: int = 4) -> Any:
 
 
 def augmented(images: np.ndarray, masks: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches as the seed project does: two of Keras' generators that draw alike, one for images, one for masks.
+    """Yield batches as the first baseline does: two Keras generators with equal draws, for images and for masks.
 
     Images and masks are (N, Y, X, 1) float32 in [0, 1], before and after.
     """

@@ -1,9 +1,9 @@
-"""Which engine should run the network? `python -m benchmarks.engines MODEL`, in a project with its data.
+"""Engines that run the network: `python -m benchmarks.engines MODEL`, in a project with its data.
 
-Engines run the same network on the last slices of the training volume, which validated it, one after the other and in
-turn, with mitoflow's tiles around it. Beside the speed: how far probabilities lie from those of Keras in float32, which
-share of the mask's pixels agrees, and the Dice. int8 is ONNX Runtime's static quantisation, calibrated on other slices
-of the training volume. The test part stays closed.
+The engines run the same network in turn, in mitoflow's tiles, on the last slices of the training volume, which are
+validation slices. Beside the speed, the table has the largest difference from the probabilities of Keras in float32,
+the share of the mask's pixels that agree, and the Dice. int8 is ONNX Runtime's static quantisation, calibrated on other
+slices of the training volume. The test part is not read.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.measure import Candidate, Lap, alternate, quartiles, ratio
 
 RESULTS = Path(__file__).with_name("results") / "engines.json"
-SLICES = 8  # judged
-CALIBRATING = range(10, 140, 10)  # slices whose middle tile tells the quantisation which values there are
+SLICES = 8  # that are predicted and scored
+CALIBRATING = range(10, 140, 10)  # slices whose middle tile calibrates the quantisation
 TILE = 256
 KERAS, TENSORFLOW = "Keras, float32", "TensorFlow, bfloat16: mitoflow"
 
@@ -69,7 +69,7 @@ ENGINES: dict[str, Callable[[Path], Run] | None] = {
 
 
 def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
-    """Predict the judged slices for ever; the first time, the probabilities are kept."""
+    """Predict the slices again and again; the first time, write the probabilities."""
     from mitoflow.apps import onnx_export
     from mitoflow.inference.predictor import Predictor
     from mitoflow.tracking import model_lookup
@@ -91,7 +91,7 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
 
 
 def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
-    """Write ``float.onnx`` and ``int8.onnx``; `volume` is (Z, Y, X) and calibrates."""
+    """Write ``float.onnx`` and ``int8.onnx``; the quantisation is calibrated on `volume` (Z, Y, X)."""
     from onnxruntime import quantization
 
     from mitoflow.apps import onnx_export

@@ -1,11 +1,11 @@
-"""What a lab's few labels are worth: `python -m benchmarks.finetune MODEL_FOLDER`, in a project with the EPFL data.
+"""Fine-tuning on a few annotated slices: `python -m benchmarks.finetune MODEL_FOLDER`, in a project with the EPFL data.
 
 Four annotated slices of a target: a phantom, and EPFL with inverted contrast, at half of the resolution, and with
 strong noise. For each target three contenders are measured on slices that none of them was trained on: the model
 untouched, the same U-Net from scratch, and the model fine-tuned, the last two on the same patches and for the same
 time, with the recipe of the preset `finetune`. The EPFL slices are those that validated the model, so its epoch was
-chosen on them, undegraded; the phantom is wholly new to it. The test part stays closed. Targets that are done are not
-done again.
+chosen on them, undegraded; the phantom is wholly new to it. The test part is not read. Targets
+that have results are skipped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def inverted(image: np.ndarray, mask: np.ndarray) -> Volume:
 
 
 def halved(image: np.ndarray, mask: np.ndarray) -> Volume:
-    """Twice as coarse along y and x; a pixel is mitochondrion where half of it is."""
+    """Return images and masks at half of the resolution; a pixel is foreground where half of it is."""
     depth, height, width = (length // 2 * 2 for length in image.shape)
 
     def mean(array: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ EPFL: dict[str, Callable[[np.ndarray, np.ndarray], Volume]] = {
 
 
 def targets(data: Path) -> dict[str, Callable[[], tuple[Volume, Volume]]]:
-    """Return, for each target, what makes its annotated slices and the consecutive slices that are judged."""
+    """Return for each target the function that makes its annotated slices and the consecutive slices to score."""
 
     def of_phantom() -> tuple[Volume, Volume]:
         image, mask = phantom.make_phantom((40, 320, 448), seed=5)
@@ -83,7 +83,7 @@ def targets(data: Path) -> dict[str, Callable[[], tuple[Volume, Volume]]]:
         (pair,) = read_pairs(data / "train")
         image = np.stack([*pair.image.slices()])
         mask = np.stack([binarise(each, "nonzero") for each in pair.mask.slices()])
-        # The model was not trained on the last 20 slices: some are labelled, and behind a gap others are judged.
+        # The model was not trained on the last 20 slices: some are annotated, and others, behind a gap, are scored.
         return _spread(*change(image[-20:-12], mask[-20:-12])), change(image[-8:], mask[-8:])
 
     degraded = {name: lambda change=change: of_epfl(change) for name, change in EPFL.items()}

@@ -1,6 +1,6 @@
 """How many pixels of a volume a second does inference segment?
 
-Slices go in and masks come out, as from a file to a file; the U-Net has base width 16 and depth 4.
+Slices go in and masks come out, the U-Net has base width 16 and depth 4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def images() -> Any:
 
 
 def predictor() -> Predictor:
-    """Return mitoflow's predictor, as training would leave it but for its weights."""
+    """Return mitoflow's predictor with an untrained network."""
     import keras
 
     from mitoflow.inference.predictor import Predictor

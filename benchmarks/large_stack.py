@@ -1,11 +1,11 @@
-"""How much memory does `mitoflow predict` need for a stack of 10 Gvoxel, and does it stay what it is?
+"""How much memory does `mitoflow predict` need for a stack of 10 Gvoxel, and does it stay constant?
 
-A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it while its memory is looked at; the same
-command with a stack of one small slice tells what the loaded model needs. It is the pretrained one.
+A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it with the pretrained model
+while its memory is measured; the same command with a single small slice measures the loaded model alone.
 
     python -m benchmarks.large_stack                    # hours on two cores
     python -m benchmarks.large_stack --slices 64        # slices of the same size, fewer of them
-    python -m benchmarks.large_stack --project big      # killed half-way, the same command goes on
+    python -m benchmarks.large_stack --project big      # keeps the folder, so that it can be resumed
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 RESULTS = Path(__file__).with_name("results")
 SIDE = 2155  # voxels: a cube of 10 Gvoxel
 CHUNK = (32, 512, 512)
-STEP = 1.0  # seconds from one look to the next
+STEP = 1.0  # seconds between two measurements
 LIMIT = 1024.0  # MiB above the loaded model
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_stack", description=__doc__)
     parser.add_argument("--slices", type=int, default=SIDE, help="of 2155 x 2155 voxels (default %(default)s)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the results (default %(default)s)")
-    parser.add_argument("--project", type=Path, help="a folder to work in and to keep: the same command goes on there")
+    parser.add_argument("--project", type=Path, help="a folder to work in and to keep: the same command resumes there")
     options = parser.parse_args()
     shape = (options.slices, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,9 @@ def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
     from mitoflow.data.phantom import make_phantom
     from mitoflow.io import ome
 
-    drawn = make_phantom(CHUNK, seed=0)[0] & 0xF0  # fewer grey values: it compresses, and no network is the wiser
+    drawn = (
+        make_phantom(CHUNK, seed=0)[0] & 0xF0
+    )  # fewer grey values compress better, and the time does not depend on them
     array = ome.create_multiscale(path, shape, drawn.dtype, CHUNK[0])
     starts = (range(0, length, chunk) for length, chunk in zip(shape, CHUNK, strict=True))
     for start in itertools.product(*starts):

@@ -1,4 +1,4 @@
-"""How large a share of a training is MLflow's?
+"""Which share of the time of a training does MLflow take?
 
 One contender reports a whole training of the preset to MLflow, with nothing between its epochs, and waits until
 MLflow has everything; the other trains. In a training the sending happens beside the work, so the share is an upper

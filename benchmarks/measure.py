@@ -1,8 +1,8 @@
 """Contenders measured alternately, each in a process of its own.
 
-A contender is a function that does the same piece of work for ever and calls its `Lap` after each piece. It has a
+A contender is a function that repeats the same piece of work without end and calls its `Lap` after each piece. It has a
 process to itself, because precision policies, thread pools and peak memory belong to a process, and it waits in the
-lap until its turn comes again: whatever else the machine does, it does to all contenders alike.
+lap until its turn comes again, so that other load on the machine affects all contenders.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-PATIENCE = 10.0  # seconds in which a contender may come to its end
+PATIENCE = 10.0  # seconds within which a contender must end
 
 
 class Lap:
-    """The end of a piece of work: hands its time over, and waits for the next turn."""
+    """The end of a piece of work: reports its time and waits for the next turn."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._start = connection, time.perf_counter()
@@ -96,7 +96,7 @@ def ratio(ours: Series, theirs: Series) -> Interval:
     """Return how many times faster we are: the median of the rounds, between the smallest and the largest of them.
 
     Each round gives one ratio, in which slow moments of the machine cancel. The range of n independent values covers
-    their median with probability ``1 - 2**(1 - n)``, whatever their distribution: 94 % for 5 rounds.
+    their median with probability ``1 - 2**(1 - n)``, for any distribution: 94 % for 5 rounds.
     """
     ratios = [our / their for our, their in zip(ours.rates, theirs.rates, strict=True)]
     return Interval(statistics.median(ratios), min(ratios), max(ratios))
@@ -123,7 +123,7 @@ def alternate(contenders: Mapping[str, Candidate], rounds: int) -> dict[str, Ser
             else:
                 running[name] = process
         for turn in range(rounds):
-            # Not always in the same order: nobody always follows the same one.
+            # In alternating order, so that none always follows the same one.
             for process in sorted(running.values(), key=lambda each: each.name, reverse=bool(turn % 2)):
                 process.work()
         return {name: process.series() for name, process in running.items()}

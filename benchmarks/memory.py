@@ -1,4 +1,4 @@
-"""Does the memory of a process stay flat that keeps a model loaded and predicts again and again?
+"""Does the memory of a process with a loaded model stay flat while it predicts again and again?
 
 Three processes, each with the same small stacks: a script that calls `predict`, the page, to which a browser uploads
 files, and the server, which gets TIFF files over HTTP.
@@ -45,7 +45,7 @@ def rows(_: int) -> list[Row]:
 
 
 def row(what: str, calls: Calls, folder: Path) -> Row:
-    """Call as often as `CALLS` says, and return what became of the memory."""
+    """Call as often as `CALLS` says, and return the row with the memory after some of the calls."""
     cells = {"what": f"memory after {', '.join(map(str, CALLS))} {what}", "baseline": f"after {CALLS[1]}"}
     cells |= {"goal": f"≤ {GROWTH:g} ×", "command": f"`{COMMAND}`"}
     try:
@@ -176,7 +176,14 @@ def browser(folder: Path) -> Iterator[WebDriver]:
         raise ModuleNotFoundError("no chromium and chromedriver on this machine")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+    ):
         options.add_argument(argument)
     options.add_argument(f"--user-data-dir={folder / 'browser'}")
     page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))

@@ -1,8 +1,8 @@
-"""What is done after the network is worth: `python -m benchmarks.postprocessing MODEL`, in a project with its patches/.
+"""Ablation of what follows the network: `python -m benchmarks.postprocessing MODEL`, in a project with its patches/.
 
 Orthogonal planes where the model knows them, test-time augmentation, the median along z, and the removal of small
 objects, of one model, on the validation slices alone. Every row has the threshold that is best for it. The test
-part stays closed.
+part is not read.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def predict(predictor: Predictor, validation: Patches, images: list[tiff.Stack])
     """Return truth and unfiltered probability of each validation stack, the end of one of `images`."""
     stacks = []
     planes = "orthogonal planes" if predictor.settings.orthoplanes else "slices"
-    said = f"{planes}, test-time augmentation {predictor.settings.tta}"
+    title = f"{planes}, test-time augmentation {predictor.settings.tta}"
     for stack, held in validation.ranges.items():
         maps = predictor.stream_unfiltered(images[stack].slice, range(images[stack].shape[0]), held)
-        probability = np.stack([*tqdm(maps, desc=said, total=len(held), unit="slice")])
+        probability = np.stack([*tqdm(maps, desc=title, total=len(held), unit="slice")])
         stacks.append((np.stack([validation.mask(stack, z) for z in held]), probability))
     return stacks
 

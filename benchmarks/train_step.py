@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 COMMAND = "python -m benchmarks train_step"
 BATCH, SIZE = 8, 256
 STEPS = 32  # of a lap, which is an epoch: presets have 100 to 250
-STACK = (137, SIZE, SIZE)  # pixels of the phantom: 136 slices train, whole batches, with sections as high as of EPFL
+STACK = (137, SIZE, SIZE)  # pixels of the phantom: 136 slices train, whole batches, about as many as EPFL has
 PRESET = "epfl-quick"
-REACHING = 3_200  # patches of this preset, with `train.epochs: 4`, that reach the seed's Dice; see docs/quality.md
+REACHING = 3_200  # patches with which this preset reaches the Dice of the first baseline; see docs/quality.md
 
-#: Changes to the preset that make one input channel of it, and of every patch what the seed project makes of it.
-LIKE_THE_SEED = {
+#: Changes to the preset that give it one input channel, and augment every patch as the first baseline does.
+LIKE_THE_FIRST_BASELINE = {
     "orthoplanes": False,
     "context": 0,
     "affine_fraction": 1.0,
@@ -35,31 +35,39 @@ LIKE_THE_SEED = {
     "intensity_strength": 0.0,
 }
 
-# The seed project: width 64, float32, 25 epochs of the 1,980 patches of its training volume.
-SEED_WIDTH, SEED_PATCHES = 64, 25 * 1_980
-SEED = "the seed's own model (31 M parameters) and loop, 25 epochs"
+# The first baseline: width 64, float32, 25 epochs of the 1,980 patches of its training volume.
+BASELINE_WIDTH, BASELINE_PATCHES = 64, 25 * 1_980
+FIRST_BASELINE = "its own model (31 M parameters) and loop, 25 epochs"
 
 
 def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         patches = write_patches(Path(folder))
         same: dict[str, Candidate] = {
-            "mitoflow": partial(mitoflow, patches, LIKE_THE_SEED),
+            "mitoflow": partial(mitoflow, patches, LIKE_THE_FIRST_BASELINE),
             "Keras": partial(keras, 16, STEPS),
             "PyTorch": pytorch,
         }
         same_unet = alternate(same, rounds)
-        # By themselves: the seed's model needs the memory that the others would hold.
+        # By themselves: the first baseline needs the memory that the others would hold.
         own: dict[str, Candidate] = {
             "mitoflow": partial(mitoflow, patches, {}),
-            "the seed": partial(keras, SEED_WIDTH, 1),
+            "the first baseline": partial(keras, BASELINE_WIDTH, 1),
         }
-        seed = alternate(own, rounds)
+        to_its_dice = alternate(own, rounds)
     what = "training, the same U-Net"
     return [
         compare(what, "patches/s", same_unet, "Keras", "Keras `fit`, float32, `ImageDataGenerator`", 4, COMMAND),
         compare(what, "patches/s", same_unet, "PyTorch", "PyTorch bf16, channels_last, no augmentation", 1.3, COMMAND),
-        compare("training to the seed's Dice", "an hour", _trainings(seed), "the seed", SEED, 200, COMMAND),
+        compare(
+            "training to the Dice of the first baseline",
+            "an hour",
+            _trainings(to_its_dice),
+            "the first baseline",
+            FIRST_BASELINE,
+            200,
+            COMMAND,
+        ),
     ]
 
 
@@ -136,6 +144,6 @@ def pytorch(lap: Lap) -> None:
 
 
 def _trainings(series: dict[str, Series]) -> dict[str, Series]:
-    """Turn patches into trainings an hour, of which each reaches the seed's Dice."""
-    needed = {"mitoflow": REACHING, "the seed": SEED_PATCHES}
+    """Turn patches into trainings an hour, of which each reaches the Dice of the first baseline."""
+    needed = {"mitoflow": REACHING, "the first baseline": BASELINE_PATCHES}
     return {name: dataclasses.replace(each, work=each.work / needed[name] * 3600) for name, each in series.items()}

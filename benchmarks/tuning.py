@@ -1,8 +1,8 @@
 """How many trials an hour does a second worker bring, and how long does the owner of a study take for a trial?
 
 The first question is one of real trials, short ones, on one worker of a Dask scheduler that has all cores against two
-that share them. The second is one of trials that sleep, on 1, 8 and 64 workers: whatever the study takes longer than
-the sleep, divided by its trials. It is an upper bound of the owner's work: the workers are threads of its process.
+that share them. The second is one of trials that sleep, on 1, 8 and 64 workers: the time of the study beyond the
+sleep, divided by its trials. It is an upper bound of the owner's work: the workers are threads of its process.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ def simulate(folder: Path, workers: int, lap: Lap) -> None:
 
 
 def sleep(name: str, values: dict[str, Any], report: Any) -> float:
-    """Report twice, and be as good as the sampled value."""
+    """Report twice, and return the sampled value as the score."""
     for epoch in range(2):
         time.sleep(ASLEEP / 2)
         report(epoch, {"val_dice": values["augment_strength"]})
     return float(values["augment_strength"])
 
 
-class Untold:
-    """A callback that nobody keeps."""
+class NoReports:
+    """A callback of the study that does nothing."""
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None: ...
 
@@ -113,13 +113,13 @@ def search(folder: Path, objective: Any, trials: int, address: str) -> None:
         study = optuna_study.open_study(f"sqlite:///{own}/study.db", "study")
         study.pruner = optuna.pruners.NopPruner()
         settings = params.Tune.model_validate({**counts, **ranges})
-        optuna_study.Search(study, settings, Untold()).on_cluster(objective, address=address)
+        optuna_study.Search(study, settings, NoReports()).on_cluster(objective, address=address)
 
 
 @contextmanager
 def cluster(folder: Path, workers: int) -> Iterator[str]:
     """Start a Dask scheduler and that many workers, each a process with its share of the cores."""
-    told = folder / f"scheduler-of-{workers}.json"
+    scheduler_file = folder / f"scheduler-of-{workers}.json"
     environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
     with ExitStack() as processes:
 
@@ -128,10 +128,10 @@ def cluster(folder: Path, workers: int) -> Iterator[str]:
             process = subprocess.Popen(dask, env=environment, stderr=subprocess.DEVNULL)
             processes.callback(process.kill)
 
-        start("scheduler", "--port", "0", "--scheduler-file", str(told))
-        while not told.exists() or not told.read_text().endswith("}"):
+        start("scheduler", "--port", "0", "--scheduler-file", str(scheduler_file))
+        while not scheduler_file.exists() or not scheduler_file.read_text().endswith("}"):
             time.sleep(0.1)
-        address = json.loads(told.read_text())["address"]
+        address = json.loads(scheduler_file.read_text())["address"]
         for _ in range(workers):
             start("worker", address, "--nthreads", "1", "--no-nanny")
         from distributed import Client

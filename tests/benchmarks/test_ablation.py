@@ -11,7 +11,7 @@ def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dat
     store = write_store(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8)
     lengths = {"epochs": 2, "patience": 2, "patches_per_epoch": 16, "batch_size": 4}
     recipe = train_step.recipe(**lengths, orthoplanes=False, depth=3, base_width=4, context=1, precision="float32")
-    changed = ["sections along y and x too, judged on slices"]
+    changed = ["orthogonal planes, measured on slices"]
     changed += [name for name, row in ablation.ROWS.items() if row.fit is not ablation.fit or "network" in row.changes]
     scores = {}
     for name in ["the recipe", *changed]:
