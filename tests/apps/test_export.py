@@ -1,4 +1,4 @@
-"""A model leaves the house: as ONNX, and as a package that the BioImage Model Zoo's own test passes."""
+"""Export of a model as ONNX, and as a package that passes the test of the BioImage Model Zoo."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, on
     assert in_keras.std() > 0.01
 
 
-def test_the_difference_that_is_told_is_the_one_there_is(exported: tuple[Path, onnx_export.Parity]) -> None:
+def test_the_reported_differences_are_small_and_not_zero(exported: tuple[Path, onnx_export.Parity]) -> None:
     parity = exported[1]
     assert 0 < parity.converted < 1e-5 < parity.trained < 0.1
 
@@ -121,7 +121,7 @@ def test_the_strided_u_net_becomes_onnx(tmp_path: Path) -> None:
     assert probability.std() > 1e-3
 
 
-def test_an_onnx_file_says_what_it_takes(exported: tuple[Path, onnx_export.Parity]) -> None:
+def test_an_onnx_file_describes_its_input(exported: tuple[Path, onnx_export.Parity]) -> None:
     model = onnx.load(str(exported[0]))
     axes = [
         [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
@@ -156,7 +156,7 @@ def package(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_zoo_s_own_test_passes_a_package(package: Path) -> None:
-    """With the real tool, in a process that knows nothing of mitoflow's layers: ONNX and Keras, at several sizes."""
+    """With the real tool, in a process that does not import mitoflow: ONNX and Keras, at several sizes."""
     done = subprocess.run(
         [sys.executable, "-m", "bioimageio.core", "test", str(package), "--summary", str(package / "summary.md")],
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
@@ -172,19 +172,19 @@ def test_the_zoo_s_own_test_passes_a_package(package: Path) -> None:
             assert f"Run {weights} inference for inputs with batch_size: {batch} and size parameter n: 2" in summary
 
 
-def test_a_package_says_what_it_is(package: Path) -> None:
-    said = YAML(typ="safe").load((package / "rdf.yaml").read_text())
-    assert said["format_version"].startswith("0.5.")
-    assert said["name"] == "Mitochondria in EM slices (unet)"
-    assert ([author["name"] for author in said["authors"]], said["license"]) == (["Ada Lovelace"], "CC-BY-4.0")
-    assert said["cite"][0]["doi"] == "10.1007/978-3-319-24574-4_28"
-    (image,), (probability,) = said["inputs"], said["outputs"]
+def test_a_package_describes_the_model(package: Path) -> None:
+    rdf = YAML(typ="safe").load((package / "rdf.yaml").read_text())
+    assert rdf["format_version"].startswith("0.5.")
+    assert rdf["name"] == "Mitochondria in EM slices (unet)"
+    assert ([author["name"] for author in rdf["authors"]], rdf["license"]) == (["Ada Lovelace"], "CC-BY-4.0")
+    assert rdf["cite"][0]["doi"] == "10.1007/978-3-319-24574-4_28"
+    (image,), (probability,) = rdf["inputs"], rdf["outputs"]
     assert image["axes"][3]["channel_names"] == ["z-2", "z", "z+2"]
     assert image["axes"][1]["size"] == {"min": 20, "step": 4}
     assert image["preprocessing"][1]["kwargs"]["gain"] == pytest.approx(1 / 255)
     assert probability["axes"][1]["halo"] == 8
-    assert set(said["weights"]) == {"keras_v3", "onnx"}
-    assert said["config"]["mitoflow"]["settings"] == dataclasses.asdict(SETTINGS)
+    assert set(rdf["weights"]) == {"keras_v3", "onnx"}
+    assert rdf["config"]["mitoflow"]["settings"] == dataclasses.asdict(SETTINGS)
     with Image.open(package / "phantom.png") as cover:
         assert cover.width == 2 * cover.height
     readme = (package / "README.md").read_text()
@@ -261,7 +261,7 @@ def test_a_pretrained_model_comes_with_its_card(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "export: nothing to write: give --onnx FILE, --bioimageio DIR or both; see `mitoflow export --help`"),
         (["--onnx", "inference.yaml"], "inference.yaml: found something that exists, expected a new name; take"),
@@ -283,7 +283,11 @@ def test_a_pretrained_model_comes_with_its_card(project: Path) -> None:
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
-    project: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("alone", "other", "broken"):
         Path(name).mkdir()
@@ -293,9 +297,9 @@ def test_what_cannot_be_exported_is_one_line(
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit, match="2"):
         run(*arguments, monkeypatch=monkeypatch)
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert told.err.startswith(f"mitoflow: {said}")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"mitoflow: {message}")
     made = {path for path in Path().rglob("*") if path not in before}
     assert all(path.name.startswith(("mlflow.db", "mlruns", ".mitoflow")) for path in made if path.parent == Path())
 
@@ -312,7 +316,7 @@ def test_an_earlier_export_is_replaced_when_asked(
     onnx.checker.check_model("unet.onnx")
 
 
-def test_without_the_libraries_it_says_which(
+def test_missing_libraries_are_named(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("onnx_export", "bioimageio_export"):

@@ -1,4 +1,4 @@
-"""The widget in a real napari, whose windows nobody sees."""
+"""The widget in a real napari with offscreen windows."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def application() -> QApplication:
 
 
 def press(application: QApplication, **asked: object) -> tuple[list[tuple[np.ndarray, dict[str, Any], str]], list[str]]:
-    """Open the widget, choose, press the button and wait; gives the layers that come back, or what went wrong."""
+    """Open the widget, choose, press the button and wait; returns the new layers and the errors shown."""
     made: list[tuple[np.ndarray, dict[str, Any], str]] = []
-    told: list[str] = []
+    errors: list[str] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(napari_widget, "show_error", told.append)
+        patched.setattr(napari_widget, "show_error", errors.append)
         worker = napari_widget.widget()(model="unet.keras", **asked)
         worker.returned.connect(made.extend)
         for _ in range(3000):
             application.processEvents()
-            if made or told:
+            if made or errors:
                 break
             application.thread().msleep(20)
-    return made, told
+    return made, errors
 
 
 def test_napari_knows_the_widget() -> None:
@@ -122,7 +122,7 @@ def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
         (np.zeros((2, 2, 64, 64), np.uint8), "greyscale"),
     ],
 )
-def test_a_layer_that_cannot_be_used_is_told(
+def test_a_layer_that_cannot_be_used_is_one_error(
     application: QApplication, folder: Path, voxels: np.ndarray, said: str
 ) -> None:
     made, (line,) = press(application, image=Image(voxels, name="odd", rgb=voxels.shape[-1] == 3))

@@ -135,7 +135,7 @@ def download(browser: WebDriver, folder: Path, label: str) -> Path:
     return next(folder.iterdir())
 
 
-def test_a_stack_is_looked_at(page: WebDriver, folder: Path) -> None:
+def test_a_slider_shows_another_slice(page: WebDriver, folder: Path) -> None:
     predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
     text = shown(page, "Model: unet", "the model does not say what its training images look like")
     assert "Traceback" not in text
@@ -155,7 +155,7 @@ def test_a_stack_is_looked_at(page: WebDriver, folder: Path) -> None:
     assert len(page.find_elements(By.CSS_SELECTOR, "[data-testid=stSlider]")) == 2
 
 
-def test_a_threshold_is_moved_and_the_mask_taken_home(page: WebDriver, folder: Path, tmp_path: Path) -> None:
+def test_the_threshold_changes_the_mask_that_is_downloaded(page: WebDriver, folder: Path, tmp_path: Path) -> None:
     predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
     probability = predictor.probabilities(STACK)
     go_to(page, "Threshold")

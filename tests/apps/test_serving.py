@@ -1,4 +1,4 @@
-"""A real server over HTTP: masks for raw images, and errors that a person can read."""
+"""A real server over HTTP: masks for raw images, and errors in one readable line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STACK = np.random.default_rng(0).integers(0, 256, (6, 64, 80), np.uint8)
 
 
 class Server:
-    """A server that a person started, and a client of it."""
+    """A running server and a client of it."""
 
     def __init__(self, port: int, log: Path) -> None:
         self.port, self.log = port, log
@@ -79,13 +79,13 @@ def server(folder: Path) -> Iterator[Server]:
                 process.terminate()
 
 
-def test_json_gets_masks(server: Server, expected: np.ndarray) -> None:
+def test_json_returns_masks(server: Server, expected: np.ndarray) -> None:
     status, _, body = server.post(json.dumps({"inputs": STACK.tolist()}))
     assert status == 200, body
     np.testing.assert_array_equal(json.loads(body)["predictions"], expected)
 
 
-def test_a_tiff_gets_a_tiff_with_its_lineage(server: Server, expected: np.ndarray, tmp_path: Path) -> None:
+def test_a_tiff_returns_a_tiff_with_its_lineage(server: Server, expected: np.ndarray, tmp_path: Path) -> None:
     status, headers, body = server.post(tiff(STACK), "image/tiff")
     assert (status, headers["content-type"]) == (200, "image/tiff"), body
     assert "the model does not say what its training images look like" in headers["x-mitoflow-note"]
@@ -133,7 +133,7 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
     "truth": ('{"inputs": [[[true]]]}', "application/json", 422, "bool values"),
     "too deep": ("[" * 100_000, "application/json", 422, "JSON that cannot be read"),
     "endless number": ('{"inputs": [[[' + "1" * 5000 + "]]]}", "application/json", 422, "JSON that cannot be read"),
-    "nothing said": (b"x", "", 415, "no Content-Type"),
+    "no type": (b"x", "", 415, "no Content-Type"),
     "another kind": (b"x", "image/png", 415, "content types"),
     "no tiff": (b"not a TIFF", "image/tiff", 422, "TIFF"),
     "colour": (tiff(np.zeros((64, 64, 3), np.uint8)), "image/tiff", 422, "expected"),

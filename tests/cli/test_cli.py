@@ -1,4 +1,4 @@
-"""The command line as a person meets it."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """Run the command in this process, which imports MLflow and Keras once; gives exit code, stdout and stderr."""
+    """Run the command in this process, which imports MLflow and Keras once; returns exit code, stdout and stderr."""
 
     def run_here(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments])
@@ -149,9 +149,9 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
     header, row = run_here("models")[1].splitlines()
     assert header.split()[:4] == ["version", "alias", "Dice", "IoU"]
     assert re.match(r"1        champion  0\.9100 \[0\.9000, 0\.9200\]  +01234567 +\d{4}-\d\d-\d\d", row)
-    told = dict(line.split(maxsplit=1) for line in run_here("lineage", "1")[1].splitlines())
-    assert (told["version"], told["run"], told["git_commit"]) == ("1", run_id, "abc")
-    assert told["params.train.epochs"] == "3"
+    lineage = dict(line.split(maxsplit=1) for line in run_here("lineage", "1")[1].splitlines())
+    assert (lineage["version"], lineage["run"], lineage["git_commit"]) == ("1", run_id, "abc")
+    assert lineage["params.train.epochs"] == "3"
     assert run_here("promote", "1")[1] == "version 1 is the champion: it is the champion already\n"
 
     client.create_model_version("mitoflow", folder.as_uri())
@@ -178,7 +178,7 @@ def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     assert "secret" not in done.stderr
 
 
-def test_nothing_to_summarise_or_register_is_said(folder: Path, run_here: Here) -> None:
+def test_nothing_to_summarise_or_register_is_one_line(folder: Path, run_here: Here) -> None:
     for command in ("summary", "register"):
         code, _, err = run_here(command)
         line = err.splitlines()[-1]  # TensorFlow may say something before
@@ -200,7 +200,7 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     assert done.stdout == "MLflow is at https://lab.example\n"
 
 
-def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
+def test_summary_has_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
     from mitoflow.evaluation import metrics
     from mitoflow.evaluation.verdict import Verdict
     from mitoflow.tracking import store
@@ -227,7 +227,7 @@ def test_summary_tells_the_version_of_the_model_in_the_folder(folder: Path, run_
     assert "registered model: version 1 (no alias): so" in run_here("summary")[1]
 
 
-def test_repro_changes_parameters_and_passes_on_what_dvc_says(folder: Path) -> None:
+def test_repro_changes_parameters_and_shows_the_output_of_dvc(folder: Path) -> None:
     done = run("repro", "train", "--set", "train.epochs=3", "--set", "train.depth=")
     assert done.returncode not in (0, 2)  # no DVC project here
     assert "params.yaml: train.epochs 10 -> 3" in done.stdout
@@ -247,13 +247,13 @@ def test_presets_are_listed_and_written(folder: Path, run_here: Here) -> None:
     code, listed, _ = run_here("preset")
     assert code == 0
     assert "epfl-quick" in listed
-    code, told, _ = run_here("preset", "epfl-quick")
+    code, out, _ = run_here("preset", "epfl-quick")
     assert code == 0
-    assert "params.yaml: train.learning_rate tuned -> 0.002" in told
+    assert "params.yaml: train.learning_rate tuned -> 0.002" in out
     assert params.load(folder / "params.yaml").data.name == "phantom"
-    code, told, complaint = run_here("preset", "quick")
+    code, out, complaint = run_here("preset", "quick")
     assert code == 2
-    assert told == ""
+    assert out == ""
     assert complaint.startswith("mitoflow: preset: found quick, expected one of phantom")
 
 

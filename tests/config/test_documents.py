@@ -50,7 +50,7 @@ def resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(part: dict[str, Any], schema: dict[str, Any]) -> str:
-    """Return the values that a JSON schema allows, in words."""
+    """Return the allowed values of a JSON schema, as the document writes them."""
     match part:
         case {"anyOf": choices}:
             return " or ".join(described(choice, schema) for choice in choices)

@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_committed_file_is_the_preset_of_the_phantom(path: Path) -> None:
+def test_the_committed_file_is_the_preset_phantom(path: Path) -> None:
     presets.apply(path, "epfl", name="epfl", mask_rule="half")
     presets.apply(path, "phantom", name="phantom", mask_rule="auto")
     assert path.read_bytes() == COMMITTED.read_bytes()
@@ -74,7 +74,7 @@ def test_comments_order_and_columns_stay(path: Path) -> None:
     assert {place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new} == lines
 
 
-def test_what_the_file_looks_like_otherwise_does_not_matter() -> None:
+def test_the_layout_of_the_file_does_not_matter() -> None:
     edited = presets.edited(CRLF, {"data.name": "epfl"})
     assert edited == "# ours\r\ndata:   {name:  epfl , mask_rule: auto}\r\n"
 
@@ -103,10 +103,10 @@ def test_a_file_that_is_no_yaml_is_one_line(path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_wrong_value_is_told_of_the_file_itself(path: Path) -> None:
-    with pytest.raises(InputError) as told:
+def test_a_wrong_value_names_the_file_and_the_key(path: Path) -> None:
+    with pytest.raises(InputError) as error:
         presets.change(path, {"train.depth": "99"})
-    assert told.value.where == f"{path}: train.depth"
+    assert error.value.where == f"{path}: train.depth"
 
 
 def test_a_key_that_is_not_there_is_named(path: Path) -> None:

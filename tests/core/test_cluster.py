@@ -1,4 +1,4 @@
-"""A scheduler on loopback that goes away, or that is not what failed."""
+"""Errors of the Dask cluster: a scheduler that is gone, and failures that are not its own."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
         yield process, address
 
 
-def test_a_scheduler_that_went_away_unseen_is_one_line(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+def test_a_lost_scheduler_is_one_line(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     process, address = scheduler
     with pytest.raises(InputError, match="--dask: found a scheduler that went away"), cluster.connected(address) as it:
         process.kill()
         until(lambda: it.status != "running")
-        Event("anything", it).set()  # which tries to connect again until its patience ends
+        Event("anything", it).set()  # which tries to connect again until its timeout
 
 
-def test_what_else_the_system_refuses_is_not_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+def test_other_system_errors_are_not_reported_as_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with pytest.raises(FileNotFoundError), cluster.connected(scheduler[1]):
         Path("absent").read_bytes()
 
@@ -51,7 +51,7 @@ def test_each_process_of_this_machine_has_a_gpu_of_its_own(monkeypatch: pytest.M
         until(lambda: sorted(client.run(visible, on_error="ignore").values()) == ["3", "5"])
 
 
-def test_what_else_uses_dask_does_not_meet_the_cluster(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
+def test_other_uses_of_dask_do_not_run_on_the_cluster(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with cluster.connected(scheduler[1]) as client:
         computed_here = delayed(os.getpid)().compute()
         assert client.submit(os.getpid).result() != computed_here == os.getpid()

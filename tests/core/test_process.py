@@ -1,4 +1,4 @@
-"""What a stage does as a process, and what no other process gets to feel."""
+"""Memory, signals and log levels: set by stages, and not by an import."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_library_that_cannot_be_mapped_is_one_line() -> None:
     assert done.stderr.startswith("mitoflow: memory: found ")
 
 
-def test_where_no_thread_can_be_started_it_says_so_and_ends() -> None:
+def test_threads_that_cannot_be_started_are_one_line() -> None:
     done = run("""
         import threading
         from mitoflow.core import process
@@ -96,7 +96,7 @@ SIGTERM = """
     "lines",
     [
         {"in_finaliser": "pass", "after": "os.kill(os.getpid(), signal.SIGTERM)"},
-        # Python ignores an exception in a finaliser, and with it the end.
+        # Python ignores an exception in a finaliser, so the process would not end.
         {"in_finaliser": "os.kill(os.getpid(), signal.SIGTERM)", "after": "pass"},
     ],
     ids=["anywhere", "in a finaliser"],
@@ -118,7 +118,7 @@ def test_sigterm_ends_a_stage_in_order(lines: dict[str, str]) -> None:
         (MemoryError("Unable to allocate 8 GiB"), "Unable to allocate 8 GiB"),
     ],
 )
-def test_memory_that_a_library_does_not_get_is_one_line(error: Exception, found: str) -> None:
+def test_an_allocation_that_fails_in_a_library_is_one_line(error: Exception, found: str) -> None:
     line = f"memory: found {found}, expected enough for this step; use a machine that has more"
     assert str(errors.as_user_error(error)) == line
 

@@ -68,7 +68,7 @@ def test_locks_of_different_names_are_independent(checkout: Path) -> None:
     ("number", "error"),
     [(errno.EACCES, BlockingIOError), (errno.ENOLCK, InputError), (errno.EOPNOTSUPP, InputError), (errno.EIO, OSError)],
 )
-def test_what_a_file_system_answers(
+def test_errors_of_a_file_system_in_locking(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
 ) -> None:
     def flock(*_: object) -> None:
