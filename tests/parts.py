@@ -32,7 +32,7 @@ PATIENCE = 120  # seconds; two workers share the machine
 
 
 def write_model(folder: Path, settings: Settings, images: np.ndarray) -> None:
-    """Write a tiny U-Net in float32 that learned nothing, and its settings, into a folder that is a project.
+    """Write a tiny untrained U-Net in float32 and its settings into a folder, which becomes a project.
 
     Noise predicts as noise: the threshold lies where half of the images (Z, Y, X) is mitochondrion.
     """
@@ -46,7 +46,7 @@ def write_model(folder: Path, settings: Settings, images: np.ndarray) -> None:
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 
 def until(true: Callable[[], object], why: Callable[[], object] = str) -> None:
-    """Wait until something is true; `why` says what is the case where it does not become so."""
+    """Wait until a condition holds; `why` returns the message of the error if it does not in time."""
     end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end, why()
@@ -64,11 +64,11 @@ def until(true: Callable[[], object], why: Callable[[], object] = str) -> None:
 @contextmanager
 def scheduling() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start a Dask scheduler on loopback; its address is in the file that it writes."""
-    told = Path("where.json")
-    where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told))
+    scheduler_file = Path("where.json")
+    where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(scheduler_file))
     with started("scheduler", *where) as process:
-        until(lambda: told.exists() and told.read_text().endswith("}"))
-        yield process, json.loads(told.read_text())["address"]
+        until(lambda: scheduler_file.exists() and scheduler_file.read_text().endswith("}"))
+        yield process, json.loads(scheduler_file.read_text())["address"]
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_a_server_that_cannot_go_on_starts_again(server: Server, tmp_path: Path)
 
 
 @pytest.mark.parametrize("left", [CONTENT, CONTENT + b"more than the server has"])
-def test_a_rest_that_is_not_there(server: Server, tmp_path: Path, left: bytes) -> None:
+def test_a_part_as_long_as_the_file_or_longer(server: Server, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "stack.tif.part").write_bytes(left)
     assert fetch(server.url, tmp_path).read_bytes() == CONTENT
 
@@ -103,12 +103,12 @@ def test_a_server_that_sends_nothing_is_given_up_and_the_part_is_kept(server: Se
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"stack.tif.part": 200_000}
 
 
-def test_an_address_that_does_not_exist_is_said_at_once(server: Server, tmp_path: Path) -> None:
+def test_an_address_that_does_not_exist_is_one_line_at_once(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="404"):
         fetch(server.url.replace("stack.tif", "missing"), tmp_path)
     assert len(server.asked) == 1
 
 
-def test_no_network_is_said(tmp_path: Path) -> None:
+def test_no_network_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no connection .*run it again to resume"):
         fetch("http://127.0.0.1:9/stack.tif", tmp_path)

@@ -35,16 +35,16 @@ def patches() -> list[np.ndarray]:
     return [draw(seed) for seed in range(100, 116)]
 
 
-def test_images_like_those_of_training_raise_no_word(trained: Fingerprint, patches: list[np.ndarray]) -> None:
+def test_images_like_those_of_training_give_no_warning(trained: Fingerprint, patches: list[np.ndarray]) -> None:
     assert differences(trained, measure(patches, {})) == []
 
 
-def test_contrast_that_is_inverted_is_said(trained: Fingerprint, patches: list[np.ndarray]) -> None:
+def test_inverted_contrast_is_reported(trained: Fingerprint, patches: list[np.ndarray]) -> None:
     found = differences(trained, measure([1 - patch for patch in patches], {}))
     assert "contrast is inverted" in found[0]
 
 
-def test_coarser_pixels_are_said(trained: Fingerprint) -> None:
+def test_coarser_pixels_are_reported(trained: Fingerprint) -> None:
     coarse = [draw(seed, scale=1 / 3) for seed in range(100, 116)]
     (found,) = [line for line in differences(trained, measure(coarse, {})) if "pixels are" in line]
     times = float(found.split("about ")[1].split(" x coarser")[0])
@@ -60,7 +60,7 @@ def test_known_voxel_sizes_are_compared(trained: Fingerprint, patches: list[np.n
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda patch: patch * 0.4, "it is darker"),
         (lambda patch: (patch - 0.5) * 0.3 + 0.5, "it has less contrast"),
@@ -68,10 +68,12 @@ def test_known_voxel_sizes_are_compared(trained: Fingerprint, patches: list[np.n
         (lambda patch: ndimage.gaussian_filter(patch, 1.2), "it is smoother"),
     ],
 )
-def test_other_differences_are_said(trained: Fingerprint, patches: list[np.ndarray], change: object, said: str) -> None:
+def test_other_differences_are_reported(
+    trained: Fingerprint, patches: list[np.ndarray], change: object, message: str
+) -> None:
     assert callable(change)
     found = differences(trained, measure([change(patch) for patch in patches], {}))
-    assert any(line.startswith(said) for line in found), found
+    assert any(line.startswith(message) for line in found), found
     assert not any("inverted" in line for line in found)
 
 

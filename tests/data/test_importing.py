@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, and which slices become the test part."""
+"""Pairing of masks with images, and the slices that become the test part."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def partners(sources: Sources) -> dict[str, str]:
     return {pair.image.path.name: pair.mask.path.name for pair in sources.pairs}
 
 
-def test_equal_names_belong_together_in_whatever_order(tmp_path: Path) -> None:
+def test_equal_names_are_pairs_in_any_order(tmp_path: Path) -> None:
     images = [str(write(tmp_path / "em" / f"s{n}.tif")) for n in (10, 2, 1)]
     masks = [str(write(tmp_path / "mito" / f"s{n}.tiff")) for n in (1, 10, 2)]
     sources = find_pairs(images, masks, OPTIONS)
@@ -45,7 +45,7 @@ def test_equal_names_belong_together_in_whatever_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spell", [str, lambda folder: f"{folder}/*.tif", lambda folder: f"{folder.parent}/**/*.tif"])
-def test_other_names_go_together_in_natural_order_and_say_so(tmp_path: Path, spell: Callable[[Path], str]) -> None:
+def test_other_names_are_paired_in_natural_order_with_a_note(tmp_path: Path, spell: Callable[[Path], str]) -> None:
     for n in (2, 10, 1):
         write(tmp_path / "a" / "em" / f"img_{n}.tif")
         write(tmp_path / "b" / "mito" / f"mask_{n:03d}.tif")
@@ -109,7 +109,7 @@ def test_numbers_that_contradict_the_order_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spelled", "found"), [("", "an empty folder"), ("/*", "no TIFF file"), ("/x", "no TIFF")])
-def test_nothing_there_is_said(tmp_path: Path, spelled: str, found: str) -> None:
+def test_no_files_are_one_line(tmp_path: Path, spelled: str, found: str) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "em" / "a.tif")
     (tmp_path / "empty" / "notes.txt").touch()
@@ -134,7 +134,7 @@ def test_a_whole_pair_is_copied_byte_for_byte(tmp_path: Path) -> None:
     assert sum(done) == 8
 
 
-def test_part_of_a_pair_is_as_written_in_one_go(tmp_path: Path) -> None:
+def test_part_of_a_pair_equals_one_that_is_written_at_once(tmp_path: Path) -> None:
     image, mask = write(tmp_path / "a.tif", 6, np.uint16), write(tmp_path / "m.tif", 6, np.int32)
     pair = Pair("a", open_stack(image), open_mask(mask))
     done: list[int] = []
@@ -166,9 +166,9 @@ def test_consecutive_files_are_one_stack(tmp_path: Path) -> None:
     options = [str(tmp_path / "em")], [str(tmp_path / "mito")], OPTIONS
     (pair,) = find_pairs(*options, consecutive=True).pairs
     (excerpt,) = whole([pair])
-    told: list[int] = []
-    excerpt.write(tmp_path / "data", told.append)
-    assert sum(told) == 2 * 3
+    reported: list[int] = []
+    excerpt.write(tmp_path / "data", reported.append)
+    assert sum(reported) == 2 * 3
     for kind, folder in (("images", "em"), ("masks", "mito")):
         written = open_stack(tmp_path / "data" / kind / "s9.tif")
         single = [tifffile.imread(tmp_path / folder / f"s{n}.tif") for n in (9, 10, 11)]

@@ -105,7 +105,7 @@ def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Pat
     assert sorted(path.name for path in project.iterdir() if path.name.startswith(".data")) == []
 
 
-def test_what_happened_is_told(
+def test_the_summary_of_an_import(
     project: Path, lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own(lab, name="first")
@@ -165,10 +165,10 @@ def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Pa
             assert copied.read_bytes() == (folder / source / f"{name}.tif").read_bytes()
 
 
-def test_the_data_before_comes_back_the_way_that_is_told(project: Path, lab: Path, tmp_path: Path) -> None:
+def test_the_printed_command_brings_the_data_before_back(project: Path, lab: Path, tmp_path: Path) -> None:
     own(lab)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("batch_size: 8", "batch_size: 4"))
-    shutil.copy("data/test/imported/images/stack.tif", "data/test/imported/images/extra.tif")  # nobody versioned this
+    shutil.copy("data/test/imported/images/stack.tif", "data/test/imported/images/extra.tif")  # not under DVC's control
     shutil.copy("data/test/imported/masks/stack.tif", "data/test/imported/masks/extra.tif")
     before = contents(project)
 
@@ -232,7 +232,7 @@ def test_where_params_lack_a_key_everything_is_as_before(project: Path, lab: Pat
     assert contents(project) == before
 
 
-def test_outside_a_project_is_said(tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_project_is_one_line(tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"params\.yaml: found no such file"):
         own(lab)
@@ -287,7 +287,7 @@ def swap_images_and_masks(lab: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lose_a_mask, "em/second.tif: found an image without mask, expected second.tif in --masks"),
         (change_a_size, "mito/stack.tif: found 12 slices of 81 x 64 beside an image of 12 slices of 80 x 64"),
@@ -304,7 +304,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     project: Path,
     lab: Path,
     spoil: Callable[[Path], None],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -317,7 +317,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     *progress, line = capsys.readouterr().err.splitlines()
     assert all(step.startswith("data: ") for step in progress)
     assert line.startswith("mitoflow: ")
-    assert said in line
+    assert message in line
     assert ".new" not in line
     assert contents(project) == before
 
@@ -333,7 +333,7 @@ def test_test_images_need_test_masks(project: Path, lab: Path) -> None:
         own(lab, test_images=[f"{lab}/em"])
 
 
-def test_a_slice_in_both_parts_is_said_in_terms_of_the_options(project: Path, lab: Path) -> None:
+def test_a_slice_in_both_parts_names_the_options(project: Path, lab: Path) -> None:
     with pytest.raises(InputError, match=r"--test-images: found 12 test slices that are also in train"):
         own(lab, test_images=[f"{lab}/em"], test_masks=[f"{lab}/mito"])
 
@@ -471,7 +471,7 @@ def test_a_download_that_is_no_tiff_is_not_kept(project: Path, small_epfl: Path,
 
 
 @pytest.mark.parametrize(
-    ("file", "array", "said"),
+    ("file", "array", "message"),
     [
         ("training.tif", np.ones((5, 64, 80), np.uint8), r"uint8 of \(5, 64, 80\), expected uint8 of \(6, 64, 80\)"),
         ("testing.tif", np.ones((6, 64, 80), np.uint16), r"uint16 of"),
@@ -479,11 +479,11 @@ def test_a_download_that_is_no_tiff_is_not_kept(project: Path, small_epfl: Path,
     ],
 )
 def test_another_file_under_an_epfl_name_is_refused(
-    project: Path, small_epfl: Path, file: str, array: np.ndarray, said: str
+    project: Path, small_epfl: Path, file: str, array: np.ndarray, message: str
 ) -> None:
     write_stack(small_epfl / file, array)
     before = contents(project)
-    with pytest.raises(InputError, match=rf"{file}: found {said}"):
+    with pytest.raises(InputError, match=rf"{file}: found {message}"):
         install_named("epfl", small_epfl)
     assert contents(project) == before
 

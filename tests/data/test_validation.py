@@ -49,7 +49,7 @@ def only(findings: list[Finding]) -> str:
     return str(findings[0])
 
 
-def test_sections_need_voxels_like_cubes(data: Path) -> None:
+def test_orthogonal_planes_need_voxels_like_cubes(data: Path) -> None:
     path = data / "test" / "lab" / "images" / "c.tif"
     for z, errors in ((7.0, 0), (40.0, 1)):
         metadata = {"axes": "ZYX", "spacing": z, "unit": "nm"}
@@ -87,7 +87,7 @@ def test_phantom_is_sound(small_dataset: Path) -> None:
     assert (findings.errors, findings.warnings) == ([], [])
 
 
-def test_all_errors_of_reading_are_told(data: Path) -> None:
+def test_all_errors_of_reading_are_reported(data: Path) -> None:
     (data / "train/lab/masks/a.tif").unlink()
     (data / "test/lab/images/c.tif").write_bytes((data / "test/lab/images/c.tif").read_bytes()[:5000])
     first, second = check(data).errors
@@ -147,7 +147,7 @@ def test_single_pages_are_neighbours_across_files(data: Path) -> None:
     assert "near-duplicates of the slice before them: s11.tif," in only(check(data).warnings)
 
 
-def test_labels_are_read_and_told(data: Path) -> None:
+def test_labels_are_read_and_reported(data: Path) -> None:
     mask = marks().astype(np.uint16)
     mask[:, 40:50, 40:50] = 300
     write(data, "train", "a", pictures(0), mask)

@@ -225,7 +225,7 @@ def test_interval_of_fractions_is_that_of_a_plain_resampling():
     assert (interval.low, interval.high) == pytest.approx(tuple(expected), abs=5e-3)
 
 
-def test_a_single_slice_tells_nothing():
+def test_a_single_slice_has_the_widest_interval():
     counts = drifting_counts(1, seed=0)
     interval = bootstrap_interval(counts, metrics.dice, 5, 100, 0)
     assert interval == Interval(float(metrics.dice(counts[0])), 0, 1)

@@ -1,4 +1,4 @@
-"""The reports: what they say, that they need nothing from elsewhere, and that they repeat to the byte."""
+"""The reports: their content, no resources from other hosts, and equal bytes for equal results."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def page(case: Case, tmp_path: Path) -> Page:
     return case.write(tmp_path / "report.html")
 
 
-def test_evaluation_report_says_what_it_was_given(page, case):
+def test_evaluation_report_has_the_given_results(page, case):
     dice = case.results.whole_slice.intervals["dice"].value
     accuracy = case.results.whole_slice.intervals["accuracy"].value
     assert f"{dice:.4f}" in page.text
@@ -154,7 +154,7 @@ def test_evaluation_report_says_what_it_was_given(page, case):
     assert "train.learning_rate 0.001" in page.text
 
 
-def test_evaluation_report_tells_of_boundaries_instances_and_slices(page, case):
+def test_evaluation_report_has_boundaries_instances_and_slices(page, case):
     assert "Boundary F1 at 2 px 0.9012 0.8877 – 0.9155" in page.text
     assert "Errors within 2 px of the boundary 62.34 % 60.00 – 65.43" in page.text
     assert "Instance F1 at IoU 0.5 0.7500 0.4321 – 0.9876" in page.text
@@ -200,12 +200,12 @@ def test_same_results_give_the_same_bytes(case, page, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("promoted", "said"), [(True, "Version 7 is the champion"), (False, "Version 7 stays a challenger")]
+    ("promoted", "message"), [(True, "Version 7 is the champion"), (False, "Version 7 stays a challenger")]
 )
-def test_verdict_is_shown_or_that_there_is_none_yet(promoted, said, case, page, tmp_path):
+def test_verdict_or_its_absence_is_shown(promoted, message, case, page, tmp_path):
     assert "Not decided yet The registry could not be reached." in page.text
     verdict = Verdict(version=7, promoted=promoted, reason="there was no champion")
-    assert f"{said} There was no champion." in case.write(tmp_path / "verdict.html", verdict).text
+    assert f"{message} There was no champion." in case.write(tmp_path / "verdict.html", verdict).text
     verdict = dataclasses.replace(verdict, checks=(Check("megabytes", "23.4", "at most 20", False),))
     assert "megabytes 23.4 at most 20 failed" in case.write(tmp_path / "verdict.html", verdict).text
 

@@ -1,4 +1,4 @@
-"""What is measured on the test part, and the scores that come of it."""
+"""Measurements on the test part, and the scores computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks of an output, and who predicts them: a real Dask scheduler with real worker processes."""
+"""The blocks of an output, predicted by a real Dask scheduler with real worker processes."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
     assert runs == [[8, 16], [40, 48, 56]]
 
 
-def test_what_is_done_in_three_planes_adds_up_to_the_voxels() -> None:
-    told: list[int] = []
-    progress = jobs.RunProgress(3 * 7, 3, told.append)
+def test_progress_in_three_planes_adds_up_to_the_voxels() -> None:
+    reported: list[int] = []
+    progress = jobs.RunProgress(3 * 7, 3, reported.append)
     for place in range(1, 6):
         progress.planes(place / 5)
-    assert sum(told) == 14
+    assert sum(reported) == 14
     for _ in range(3):
         progress.slice(7)
-    assert sum(told) == 21
-    assert min(told) >= 0
+    assert sum(reported) == 21
+    assert min(reported) >= 0
 
 
 def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_rest_is_continued(here: 
 
 
 def test_a_worker_does_not_take_one_job_for_another(here: Path) -> None:
-    """Jobs of different requests live in different folders, so that what a worker has at hand is told apart."""
+    """Jobs of different requests live in different folders, so a worker does not confuse what it has loaded."""
     folders = []
     for threshold in (0.3, 0.6):
         with pytest.MonkeyPatch.context() as seen, pytest.raises(KeyboardInterrupt):

@@ -113,7 +113,7 @@ def three() -> NDArray[np.uint8]:
     return labels
 
 
-def test_the_border_and_the_cut_are_told():
+def test_the_border_and_the_cut_are_reported():
     found = measured(three(), voxel_size=NM)
     assert found.touches_border.tolist() == [True, False, True]
     whole = measured(np.pad(three(), 1), voxel_size=NM)

@@ -83,7 +83,7 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
             pass
 
 
-def test_what_may_not_be_replaced_is_not_whoever_was_publishing(
+def test_an_existing_output_is_kept_when_an_earlier_publication_was_cut_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "o.zarr"
@@ -169,6 +169,6 @@ def test_a_straggler_of_an_earlier_request_writes_elsewhere(tmp_path: Path) -> N
         work.publish({})
 
 
-def test_a_full_disk_tells_whose_it_is(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_output(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="o.zarr"), pending_output(tmp_path / "o.zarr", {}):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""The file that keeps what inference must know besides the weights."""
+"""The file of settings that inference needs besides the weights."""
 
 from __future__ import annotations
 

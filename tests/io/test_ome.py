@@ -159,7 +159,7 @@ def without_its_array(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: None, "found no such folder"),
         (Path.mkdir, "found no group of Zarr"),
@@ -173,9 +173,9 @@ def without_its_array(path: Path) -> None:
         (lambda path: version_05(path, "zyx"), r"found no image of OME-Zarr|found axes z, y, x of an array"),
     ],
 )
-def test_what_is_no_image_is_one_line(tmp_path: Path, make: Any, said: str) -> None:
+def test_what_is_no_image_is_one_line(tmp_path: Path, make: Any, message: str) -> None:
     make(tmp_path / "i.zarr")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         ome.open_multiscale(tmp_path / "i.zarr")
 
 
@@ -184,6 +184,6 @@ def test_images_of_others_have_no_lineage(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_text("text")
     version_05(tmp_path / "i.zarr")
     wrong = {"i.tif": "no lineage", "i.zarr": "no lineage", "text.tif": "not a TIFF", "x.tif": "no such file"}
-    for name, said in wrong.items():
-        with pytest.raises(InputError, match=said):
+    for name, message in wrong.items():
+        with pytest.raises(InputError, match=message):
             ome.read_lineage(tmp_path / name)

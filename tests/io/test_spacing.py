@@ -33,7 +33,7 @@ def test_the_voxel_size_comes_from_what_a_program_wrote(
     assert spacing.read_tiff_spacing(tmp_path / "s.tif") == pytest.approx(known)
 
 
-def test_a_person_gives_nanometres() -> None:
+def test_the_option_is_in_nanometres() -> None:
     assert spacing.parse("30,4,5") == {"z": 30, "y": 4, "x": 5}
     assert spacing.parse("4, 5") == {"y": 4, "x": 5}
     assert spacing.parse("5") == {"z": 5, "y": 5, "x": 5}

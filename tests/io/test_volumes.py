@@ -102,7 +102,7 @@ def write_zarr(
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("slab", [1, 2 * 55 * 74, 2**26])
-def test_boxes_of_a_zarr_whatever_is_kept(
+def test_boxes_of_a_zarr_in_slabs_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, slab: int
 ) -> None:
     monkeypatch.setattr(volumes, "SLAB", slab)
@@ -122,7 +122,7 @@ def test_single_channels_and_times_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(flat.read(0, BOX), STACK[0, 10:65, 3:77])
 
 
-def test_a_voxel_size_that_is_given_counts(tmp_path: Path) -> None:
+def test_a_given_voxel_size_comes_first(tmp_path: Path) -> None:
     path = str(write_zarr(tmp_path / "s.zarr", STACK))
     assert open_volume(path, spacing={"z": 1, "y": 2, "x": 3}).spacing == {"z": 1, "y": 2, "x": 3}
 
@@ -137,7 +137,7 @@ def test_chunks_that_are_missing_are_an_error_unless_they_are_empty(tmp_path: Pa
     np.testing.assert_array_equal(volume.read(3, WHOLE), STACK[3])
 
 
-def test_damage_is_told_when_it_is_met(tmp_path: Path) -> None:
+def test_damage_is_reported_where_it_is_read(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK)
     (path / "0/1/0/2").write_bytes(b"damaged")
     tifffile.imwrite(tmp_path / "s.tif", STACK, compression="zlib")
@@ -201,8 +201,8 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
-    make, said = BAD[kind]
-    with pytest.raises(InputError, match=said):
+    make, message = BAD[kind]
+    with pytest.raises(InputError, match=message):
         open_volume(make(tmp_path))
 
 
@@ -226,7 +226,7 @@ def test_a_resampled_scan_has_no_seams(tmp_path: Path) -> None:
         np.testing.assert_array_equal(volume.read(2, (y0, y1, x0, x1)), whole[y0:y1, x0:x1])
 
 
-def test_the_state_tells_files_apart(tmp_path: Path) -> None:
+def test_the_state_differs_between_files(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", STACK)
     before = open_volume(str(tmp_path / "s.tif")).state()
     assert open_volume(str(tmp_path / "s.tif")).state() == before

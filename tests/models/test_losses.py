@@ -111,7 +111,7 @@ def test_fit_reports_the_dice_of_the_weighted_pixels(name, batch):
     assert result["loss"] == pytest.approx(expected(name, truth[:, :6, :5], logits[:, :6, :5]), rel=1e-5)
 
 
-def test_of_several_output_channels_the_first_is_judged(batch):
+def test_of_several_output_channels_the_first_is_scored(batch):
     truth, logits, owned = batch
     first, all_three = losses.Dice(), losses.Dice()
     first.update_state(truth, logits, owned)
