@@ -32,7 +32,7 @@ from scipy import ndimage
 from mitoflow.config import params
 from mitoflow.config.params import Recipe
 from mitoflow.core import files
-from mitoflow.data.conventions import Conventions
+from mitoflow.data.conventions import read_conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.network_input import to_unit
 from mitoflow.data.pairs import read_pairs
@@ -233,11 +233,8 @@ def store_of(row: Row, store: PatchStore) -> Iterator[PatchStore]:
         yield store
         return
     settings = params.load().patch.model_copy(update={"size": row.size, "step": row.size})
-    conventions, pairs = Conventions.read(CONVENTIONS), read_pairs(DATA / "train")
     with tempfile.TemporaryDirectory() as folder:
-        yield write_store(
-            Path(folder, "patches"), pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth
-        )
+        yield write_store(Path(folder, "patches"), read_pairs(DATA / "train"), settings, read_conventions(CONVENTIONS))
 
 
 def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mitoflow.config import presets
 from mitoflow.config.params import Patch
 from mitoflow.core import files
 from mitoflow.data import phantom
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.masks import binarise
 from mitoflow.data.pairs import read_pairs, read_set
@@ -101,7 +102,7 @@ def store_of(labelled: Volume, folder: Path, settings: Patch) -> PatchStore:
         for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
             tiff.write_stack(folder / "data" / kind / f"{place}.tif", array)
     pairs = read_set(folder / "data", "labelled")
-    return write_store(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return write_store(folder / "patches", pairs, settings, {"labelled": Conventions(8, "nonzero")})
 
 
 def measure(labelled: Volume, judged: Volume, model_folder: Path) -> dict[str, Any]:

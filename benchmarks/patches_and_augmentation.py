@@ -42,6 +42,7 @@ def mitoflow(data: Path, lap: Lap) -> None:
     import cv2
 
     from mitoflow.config.params import Patch
+    from mitoflow.data.conventions import Conventions
     from mitoflow.data.cutting import write_store
     from mitoflow.data.pairs import read_pairs
     from mitoflow.training.batches import TrainPatches
@@ -51,7 +52,7 @@ def mitoflow(data: Path, lap: Lap) -> None:
     training_recipe = recipe(**LIKE_THE_FIRST_BASELINE, patches_per_epoch=PATCHES)
     while True:
         pairs = read_pairs(data / "train")
-        store = write_store(data / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+        store = write_store(data / "patches", pairs, settings, {"phantom": Conventions(8, "nonzero")})
         batches = TrainPatches(store.train, store.bit_depth, training_recipe)
         with ThreadPoolExecutor(batches.workers) as threads:
             for _ in threads.map(batches.__getitem__, range(len(batches))):

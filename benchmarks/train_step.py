@@ -74,6 +74,7 @@ def rows(rounds: int) -> list[Row]:
 def write_patches(folder: Path) -> Path:
     """Draw a phantom and write its patch store."""
     from mitoflow.config.params import Patch
+    from mitoflow.data.conventions import Conventions
     from mitoflow.data.cutting import write_store
     from mitoflow.data.pairs import read_pairs
     from mitoflow.data.phantom import write_phantom
@@ -81,7 +82,7 @@ def write_patches(folder: Path) -> Path:
     write_phantom(folder / "data", train=STACK, test=(1, 64, 64))
     settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
     pairs = read_pairs(folder / "data" / "train")
-    write_store(folder / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder / "patches", pairs, settings, {"phantom": Conventions(8, "nonzero")})
     return folder / "patches"
 
 

@@ -2,13 +2,14 @@ from pathlib import Path
 
 from benchmarks import ablation, train_step
 from mitoflow.config.params import Patch
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 
 
 def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dataset: Path, tmp_path: Path) -> None:
     pairs, cut = read_pairs(small_dataset / "train"), Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    store = write_store(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8)
+    store = write_store(tmp_path / "patches", pairs, cut, {"phantom": Conventions(8, "nonzero")})
     lengths = {"epochs": 2, "patience": 2, "patches_per_epoch": 16, "batch_size": 4}
     recipe = train_step.recipe(**lengths, orthoplanes=False, depth=3, base_width=4, context=1, precision="float32")
     changed = ["orthogonal planes, measured on slices"]

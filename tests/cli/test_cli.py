@@ -72,7 +72,7 @@ def test_version() -> None:
     [
         (
             ["data", "retina"],
-            "data: found retina, expected phantom, epfl, import or verify; see `mitoflow data --help`",
+            "data: found retina, expected phantom, epfl, import, add, list or verify; see `mitoflow data --help`",
         ),
         (["modls"], "command: found modls, expected data, "),
         (["data", "import"], "data import: Missing option '--images'; see `mitoflow data import --help`"),
@@ -84,7 +84,7 @@ def test_version() -> None:
         ),
         (
             ["data", "import", "--images", "a", "--masks", "m", "--test-fraction", "1"],
-            "1.0 is not in the range 0<x<1",
+            "1.0 is not in the range 0<=x<1",
         ),
         (["data", "import", "--images", "a", "--masks", "m", "--gap", "-1"], "-1 is not in the range x>=0"),
         (["promote", "first"], "promote: Invalid value for 'VERSION'"),

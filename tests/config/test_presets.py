@@ -17,7 +17,7 @@ from mitoflow.errors import InputError
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
 NAMES = list(presets.names())
 
-CRLF = "# ours\r\ndata:   {name:  'phantom' , mask_rule: auto}\r\n"
+CRLF = "# ours\r\ndata:   {name:  'phantom' }\r\n"
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_the_committed_file_is_the_preset_phantom(path: Path) -> None:
-    presets.apply(path, "epfl", name="epfl", mask_rule="half")
-    presets.apply(path, "phantom", name="phantom", mask_rule="auto")
+    presets.apply(path, "epfl", name="epfl")
+    presets.apply(path, "phantom", name="phantom")
     assert path.read_bytes() == COMMITTED.read_bytes()
-    assert presets.apply(path, "phantom", name="phantom", mask_rule="auto") == {}
+    assert presets.apply(path, "phantom", name="phantom") == {}
     assert path.read_bytes() == COMMITTED.read_bytes()
 
 
@@ -60,9 +60,8 @@ def test_there_is_no_other_preset(path: Path) -> None:
 
 
 def test_comments_order_and_columns_stay(path: Path) -> None:
-    changed = presets.apply(path, "epfl", name="epfl", mask_rule="nonzero")
+    changed = presets.apply(path, "epfl", name="epfl")
     assert changed["data.name"] == ("phantom", "epfl")
-    assert changed["data.mask_rule"] == ("auto", "nonzero")
     before, after = COMMITTED.read_text().splitlines(), path.read_text().splitlines()
     assert len(before) == len(after)
     for old, new in zip(before, after, strict=True):
@@ -76,7 +75,7 @@ def test_comments_order_and_columns_stay(path: Path) -> None:
 
 def test_the_layout_of_the_file_does_not_matter() -> None:
     edited = presets.edited(CRLF, {"data.name": "epfl"})
-    assert edited == "# ours\r\ndata:   {name:  epfl , mask_rule: auto}\r\n"
+    assert edited == "# ours\r\ndata:   {name:  epfl }\r\n"
 
 
 def test_a_value_too_long_for_its_column_keeps_a_space_before_the_comment() -> None:
@@ -91,7 +90,7 @@ def test_a_name_is_read_back_as_the_text_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["true", "null", "1.5", "yes: no", "a # b"])
 def test_a_name_that_yaml_would_read_as_something_else_is_quoted(path: Path, name: str) -> None:
-    presets.apply(path, "imported", name=name, mask_rule="auto")
+    presets.apply(path, "imported", name=name)
     assert params.load(path).data.name == name
 
 
@@ -113,7 +112,7 @@ def test_a_key_that_is_not_there_is_named(path: Path) -> None:
     text = path.read_text().replace("  seed: 1\n\nevaluate", "\nevaluate")
     path.write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml: train\.seed: found no such key"):
-        presets.apply(path, "epfl", name="epfl", mask_rule="auto")
+        presets.apply(path, "epfl", name="epfl")
     assert path.read_text() == text
 
 
@@ -121,6 +120,6 @@ def test_values_that_do_not_fit_the_file_leave_it_alone(path: Path) -> None:
     text = path.read_text() + "surprise: 1\n"
     path.write_text(text)
     with pytest.raises(InputError, match="surprise"):
-        presets.apply(path, "epfl", name="epfl", mask_rule="auto")
+        presets.apply(path, "epfl", name="epfl")
     assert path.read_text() == text
     assert list(path.parent.iterdir()) == [path]

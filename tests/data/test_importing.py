@@ -138,7 +138,7 @@ def test_part_of_a_pair_equals_one_that_is_written_at_once(tmp_path: Path) -> No
     image, mask = write(tmp_path / "a.tif", 6, np.uint16), write(tmp_path / "m.tif", 6, np.int32)
     pair = Pair("a", open_stack(image), open_mask(mask))
     done: list[int] = []
-    Excerpt(pair, 2, 5).write(tmp_path / "test", done.append)
+    Excerpt(pair, 2, 5, "a").write(tmp_path / "test", done.append)
     for stack, kind in ((pair.image, "images"), (pair.mask, "masks")):
         write_stack(tmp_path / "expected.tif", np.stack([*stack.slices()][2:5]))
         assert (tmp_path / "test" / kind / "a.tif").read_bytes() == (tmp_path / "expected.tif").read_bytes()
@@ -150,7 +150,7 @@ def test_part_of_a_pair_keeps_its_voxel_size_and_its_bytes(tmp_path: Path) -> No
     voxels = np.random.default_rng(0).integers(0, 200, (5, 64, 67), np.uint8)
     metadata = {"axes": "ZYX", "spacing": 40.0, "unit": "nm"}
     tifffile.imwrite(image, voxels, imagej=True, resolution=(1 / 4, 1 / 5), metadata=metadata)
-    excerpt = Excerpt(Pair("s", open_stack(image), open_mask(mask)), 1, 4)
+    excerpt = Excerpt(Pair("s", open_stack(image), open_mask(mask)), 1, 4, "s")
     for part in ("once", "again"):
         excerpt.write(tmp_path / part, lambda _: None)
     once, again = (tmp_path / part / "images" / "s.tif" for part in ("once", "again"))

@@ -87,7 +87,7 @@ def own(lab: Path, **options: object) -> Installed:
 
 
 def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Path) -> None:
-    installed = own(lab, name="liver", mask_rule="nonzero")
+    installed = own(lab, name="liver", description=SetDescription(mask_rule="nonzero"))
     image = tifffile.imread(lab / "em/stack.tif")
     assert np.array_equal(tifffile.imread("data/train/liver/images/stack.tif"), image[:5])
     assert np.array_equal(tifffile.imread("data/test/liver/images/stack.tif"), image[9:])
@@ -98,7 +98,7 @@ def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Pat
     assert not subprocess.check_output([sys.executable, "-m", "dvc", "status", "--quiet"])
 
     settings = params.load()
-    assert (settings.data.name, settings.data.mask_rule) == ("liver", "nonzero")
+    assert settings.data.name == "liver"
     assert settings.train == presets.load("imported").train
     assert installed.changed["data.name"] == ("phantom", "liver")
     assert installed.replaced is None
@@ -114,9 +114,10 @@ def test_the_summary_of_an_import(
     monkeypatch.setattr(sys, "argv", command)
     cli.main()
     first, _, train, test, *rest = capsys.readouterr().out.splitlines()
-    assert first == "data/ holds imported, 8 bits; masks read by the rule nonzero"
-    assert train.split() == ["train", "1", "6", "80", "x", "64", "7.81%"]
-    assert test.split() == ["test", "1", "3", "80", "x", "64", "7.81%"]
+    assert first == "data/ holds imported"
+    read = ["unknown", "8", "bits,", "masks", "nonzero", "7.81%"]
+    assert train.split() == ["imported", "train", "1", "6", "80", "x", "64", *read]
+    assert test.split() == ["imported", "test", "1", "3", "80", "x", "64", *read]
     assert f"  {lab}/em/stack.tif with {lab}/mito/labels.tif" in rest
     assert "3 slices between train and test are left out." in rest
     assert "params.yaml: data.name first -> imported" in rest
@@ -198,6 +199,125 @@ def test_data_may_be_made_of_itself(project: Path, lab: Path) -> None:
     assert open_stack(Path("data/train/imported/images/stack.tif")).shape == (4, 64, 80)
 
 
+# --- several sets ---
+
+
+def run(arguments: list[str]) -> None:
+    cli.mitoflow.main(arguments, standalone_mode=False)
+
+
+def add(folder: Path, name: str, *options: str, command: str = "add") -> None:
+    """Run `mitoflow data add` on the files in ``em`` and ``mito`` of a folder."""
+    files = ["--images", f"{folder}/em", "--masks", f"{folder}/mito"]
+    run(["data", command, *files, "--name", name, *options])
+
+
+def names(part: str, kind: str = "images") -> list[str]:
+    return sorted(str(path.relative_to(Path("data") / part)) for path in Path("data", part).glob(f"*/{kind}/*"))
+
+
+def test_sets_are_added_described_and_listed(
+    project: Path, lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(lab, "liver", "--voxel-size", "30,4,4", "--tissue", "liver; SBF-SEM", "--terms", "CC BY 4.0", command="import")
+    trained = Path("data/train/liver/images/stack.tif").read_bytes()
+    write_pair(tmp_path / "few", "sections", depth=6, seed=5)
+    write_pair(tmp_path / "few", "more", depth=1, seed=6)
+    add(tmp_path / "few", "heart", "--unrelated")
+    write_pair(tmp_path / "third", "x", depth=3, seed=7)
+    add(tmp_path / "third", "b10", "--test-fraction", "0")
+
+    assert names("train") == [
+        "b10/images/x.tif",
+        "heart/images/more.tif",
+        *(f"heart/images/sections_{z}.tif" for z in range(4)),
+        "liver/images/stack.tif",
+    ]
+    assert names("test", "masks") == [*(f"heart/masks/sections_{z}.tif" for z in (4, 5)), "liver/masks/stack.tif"]
+    assert Path("data/train/liver/images/stack.tif").read_bytes() == trained
+    sections = tifffile.imread(tmp_path / "few/em/sections.tif")
+    assert np.array_equal(tifffile.imread("data/test/heart/images/sections_5.tif"), sections[5])
+    sets = read_sets(Path("data"))
+    assert list(sets) == ["b10", "heart", "liver"]
+    size = {"z": 30.0, "y": 4.0, "x": 4.0}
+    assert sets["liver"] == SetDescription(voxel_size=size, tissue="liver; SBF-SEM", terms="CC BY 4.0")
+    assert sets["heart"] == SetDescription(unrelated=True)
+    assert params.load().data.name == "b10+heart+liver"
+    assert not subprocess.check_output([sys.executable, "-m", "dvc", "status", "--quiet"])
+
+    capsys.readouterr()
+    run(["data", "list"])
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[:4] for row in rows[:5]] == [
+        ["b10", "train", "1", "3"],
+        ["heart", "train", "5", "5"],
+        ["heart", "test", "2", "2"],
+        ["liver", "train", "1", "5"],
+        ["liver", "test", "1", "3"],
+    ]
+    assert "30 x 4 x 4" in rows[3]
+    assert rows[5:] == ["heart: unrelated slices", "liver: liver; SBF-SEM; CC BY 4.0"]
+
+
+def test_the_order_in_which_sets_come_changes_nothing(project: Path, lab: Path, tmp_path: Path) -> None:
+    write_pair(tmp_path / "other", "b", depth=14, seed=2)
+    own(lab, name="s10")
+    own(tmp_path / "other", name="s2", add=True)
+    first = contents(project)
+    own(tmp_path / "other", name="s2")
+    own(lab, name="s10", add=True)
+    assert contents(project) == first
+    assert params.load().data.name == "s2+s10"
+
+
+def test_a_set_that_is_there_is_replaced_on_request_alone(project: Path, lab: Path, tmp_path: Path) -> None:
+    own(lab, name="liver")
+    write_pair(tmp_path / "heart", "a", depth=2, seed=8)
+    own(tmp_path / "heart", name="heart", add=True, test_fraction=0)
+    before = contents(project)
+    with pytest.raises(InputError, match=r"--name: found heart, a set that is there, .*heart, liver; .*--overwrite"):
+        own(tmp_path / "heart", name="heart", add=True)
+    assert contents(project) == before
+    write_pair(tmp_path / "other", "b", depth=14, seed=2)
+    own(tmp_path / "other", name="heart", add=True, overwrite=True)
+    assert names("train") == ["heart/images/b.tif", "liver/images/stack.tif"]
+
+
+def test_a_set_is_not_added_to_data_that_are_away(project: Path, lab: Path) -> None:
+    own(lab)
+    shutil.rmtree("data")
+    with pytest.raises(InputError, match=r"data: found no files, expected those that data\.dvc names; run `dvc pull`"):
+        own(lab, name="other", add=True)
+
+
+def test_a_slice_that_tests_in_another_set_is_refused(project: Path, lab: Path) -> None:
+    own(lab, name="liver")
+    before = contents(project)
+    with pytest.raises(InputError, match=r"data/test/liver/images: found 3 test slices that are also in train"):
+        own(lab, name="again", add=True, test_fraction=0)
+    assert contents(project) == before
+
+
+def test_a_voxel_size_that_contradicts_the_file_is_refused(project: Path, lab: Path) -> None:
+    metadata = {"axes": "ZYX", "spacing": 30.0, "unit": "nm"}
+    image = tifffile.imread(lab / "em/stack.tif")
+    tifffile.imwrite(lab / "em/stack.tif", image, imagej=True, resolution=(1 / 4, 1 / 4), metadata=metadata)
+    with pytest.raises(
+        InputError, match=r"em/stack\.tif: found voxels of 4 nm along x, expected 5 nm as in --voxel-size"
+    ):
+        own(lab, description=SetDescription(voxel_size={"z": 30.0, "x": 5.0}))
+    assert own(lab).sets["imported"].voxel_size == pytest.approx({"z": 30.0, "y": 4.0, "x": 4.0})
+
+
+def test_unrelated_slices_need_one_for_each_part(project: Path, tmp_path: Path) -> None:
+    write_pair(tmp_path, "one", depth=1, seed=0)
+    unrelated = SetDescription(unrelated=True)
+    with pytest.raises(InputError, match=r"--images: found 1 slices, expected one for each part; .*--test-fraction 0"):
+        own(tmp_path, description=unrelated)
+    with pytest.raises(InputError, match="--consecutive: found --unrelated too"):
+        own(tmp_path, description=unrelated, consecutive=True)
+
+
 # --- all or nothing ---
 
 
@@ -225,9 +345,9 @@ def test_where_dvc_refuses_everything_is_as_before(project: Path, lab: Path, wit
 
 def test_where_params_lack_a_key_everything_is_as_before(project: Path, lab: Path) -> None:
     lines = Path("params.yaml").read_text().splitlines(keepends=True)
-    Path("params.yaml").write_text("".join(line for line in lines if "mask_rule" not in line))
+    Path("params.yaml").write_text("".join(line for line in lines if "batch_size" not in line))
     before = contents(project)
-    with pytest.raises(InputError, match=r"params\.yaml: data\.mask_rule: found no such key"):
+    with pytest.raises(InputError, match=r"params\.yaml: train\.batch_size: found no such key"):
         own(lab)
     assert contents(project) == before
 
@@ -445,6 +565,17 @@ def server(small_epfl: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Thread
     yield server
     server.shutdown()
     server.server_close()
+
+
+def test_a_named_dataset_joins_others(project: Path, tmp_path: Path, small_epfl: Path) -> None:
+    write_pair(tmp_path / "liver", "stack", depth=12, seed=40)
+    own(tmp_path / "liver", name="liver")
+    run(["data", "epfl", "--from", str(small_epfl), "--add"])
+    assert names("train") == ["epfl/images/training.tif", "liver/images/stack.tif"]
+    assert read_sets(Path("data"))["epfl"].voxel_size == {"z": 5.0, "y": 5.0, "x": 5.0}
+    assert params.load().data.name == "epfl+liver"
+    with pytest.raises(InputError, match="--add: found --if-missing too"):
+        run(["data", "epfl", "--add", "--if-missing"])
 
 
 def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path, server: ThreadingHTTPServer) -> None:

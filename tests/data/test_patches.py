@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mitoflow.config.params import Patch
 from mitoflow.data import cutting
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import Axis, PatchStore
@@ -40,7 +41,7 @@ def pairs(tmp_path: Path) -> list[Pair]:
 
 
 def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[Pair]) -> None:
-    store = write_store(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
+    store = write_store(tmp_path / "patches", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
     seen = []
     for side in (store.train, store.validation):
         assert isinstance(side.images, np.memmap)
@@ -58,7 +59,7 @@ def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[Pair]) -> None
 
 
 def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pairs: list[Pair]) -> None:
-    store = write_store(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
+    store = write_store(tmp_path / "patches", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
     side = store.validation
     rows = np.arange(len(side))[::3]
     images = side.with_neighbours(rows, context=1, step=2)
@@ -73,35 +74,35 @@ def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pai
 
 
 def test_foreground_is_counted_where_it_is_owned(tmp_path: Path, pairs: list[Pair]) -> None:
-    side = write_store(tmp_path / "patches", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).train
+    side = write_store(tmp_path / "patches", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")}).train
     whole = sum(int(side.mask(stack, z).sum()) for stack, held in side.ranges.items() for z in held)
     assert side.foreground().sum() == whole > 0
 
 
 def test_digest_follows_content(tmp_path: Path, pairs: list[Pair]) -> None:
-    first = write_store(tmp_path / "one", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
-    again = write_store(tmp_path / "two", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
-    other = write_store(tmp_path / "three", pairs, SETTINGS, mask_rule="half", bit_depth=8)
+    first = write_store(tmp_path / "one", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
+    again = write_store(tmp_path / "two", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
+    other = write_store(tmp_path / "three", pairs, SETTINGS, {"lab": Conventions(8, "half")})
     assert first.digest == again.digest == other.digest
     image = pairs[0].image.path
     changed = np.stack(list(pairs[0].image.slices()))
     changed[0, 0, 0] ^= 1
     tiff.write_stack(image, changed)
     pairs = read_set(image.parents[1], "lab")
-    assert write_store(tmp_path / "four", pairs, SETTINGS, mask_rule="nonzero", bit_depth=8).digest != first.digest
+    assert write_store(tmp_path / "four", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")}).digest != first.digest
 
 
 def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[Pair]) -> None:
     settings = SETTINGS.model_copy(update={"gap": 50})
     with pytest.raises(InputError, match="lower patch.gap"):
-        write_store(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+        write_store(tmp_path / "patches", pairs, settings, {"lab": Conventions(8, "nonzero")})
     assert not (tmp_path / "patches").exists()
 
 
 @pytest.mark.parametrize("damage", ["missing", "half", "format", "no store"])
 def test_broken_store_is_one_line(tmp_path: Path, pairs: list[Pair], damage: str) -> None:
     folder = tmp_path / "patches"
-    write_store(folder, pairs, SETTINGS, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
     if damage == "missing":
         (folder / "train/masks.npy").unlink()
     elif damage == "half":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitoflow.data.conventions import Conventions, read_conventions, write_conventions
+from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.data.validation import Finding, Findings, check_dataset, correlation
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import write_stack
@@ -27,9 +30,11 @@ def marks(depth: int = 4) -> np.ndarray:
     return mask
 
 
-def write(data: Path, part: str, name: str, image: np.ndarray, mask: np.ndarray | None = None) -> None:
-    write_stack(data / part / "lab" / "images" / f"{name}.tif", image)
-    write_stack(data / part / "lab" / "masks" / f"{name}.tif", marks(len(image)) if mask is None else mask)
+def write(
+    data: Path, part: str, name: str, image: np.ndarray, mask: np.ndarray | None = None, dataset: str = "lab"
+) -> None:
+    write_stack(data / part / dataset / "images" / f"{name}.tif", image)
+    write_stack(data / part / dataset / "masks" / f"{name}.tif", marks(len(image)) if mask is None else mask)
 
 
 @pytest.fixture
@@ -37,11 +42,13 @@ def data(tmp_path: Path) -> Path:
     write(tmp_path, "train", "a", pictures(0))
     write(tmp_path, "train", "b", pictures(1, 6))
     write(tmp_path, "test", "c", pictures(2))
+    write_sets(tmp_path, {"lab": SetDescription()})
     return tmp_path
 
 
 def check(data: Path, rule: str = "auto") -> Findings:
-    return check_dataset(data, rule, LIMIT)  # type: ignore[arg-type]
+    write_sets(data, {"lab": SetDescription(mask_rule=rule)})  # type: ignore[arg-type]
+    return check_dataset(data, LIMIT)
 
 
 def only(findings: list[Finding]) -> str:
@@ -54,16 +61,16 @@ def test_orthogonal_planes_need_voxels_like_cubes(data: Path) -> None:
     for z, errors in ((7.0, 0), (40.0, 1)):
         metadata = {"axes": "ZYX", "spacing": z, "unit": "nm"}
         tifffile.imwrite(path, pictures(2), imagej=True, resolution=(1 / 5, 1 / 5), metadata=metadata)
-        found = check_dataset(data, "auto", LIMIT, orthoplanes=True).errors
+        found = check_dataset(data, LIMIT, orthoplanes=True).errors
         assert len(found) == errors
-        assert check_dataset(data, "auto", LIMIT).errors == []
-    assert "c.tif: found voxels of 40 x 5 x 5 nm (z, y, x)" in only(found)
+        assert check_dataset(data, LIMIT).errors == []
+    assert "train/lab: found voxels of 40 x 5 x 5 nm (z, y, x)" in only(found)
 
 
 def test_sound_data_gives_facts_only(data: Path) -> None:
     findings = check(data)
     assert (findings.errors, findings.warnings) == ([], [])
-    assert (findings.mask_rule, findings.bit_depth) == ("nonzero", 8)
+    assert findings.conventions == {"lab": Conventions(8, "nonzero", {})}
     train = findings.facts["train"]
     assert (train["slices"], train["foreground"]) == (10, 16 * 18 / (64 * 72))
     assert [stack["name"] for stack in train["stacks"]] == ["a", "b"]
@@ -83,7 +90,7 @@ def test_findings_are_json_and_repeatable(data: Path) -> None:
 
 
 def test_phantom_is_sound(small_dataset: Path) -> None:
-    findings = check(small_dataset)
+    findings = check_dataset(small_dataset, LIMIT)
     assert (findings.errors, findings.warnings) == ([], [])
 
 
@@ -167,15 +174,71 @@ def antialiased() -> np.ndarray:
 def test_antialiased_masks_are_cut_at_half_range(data: Path) -> None:
     write(data, "test", "c", pictures(2), antialiased())
     findings = check(data)
-    assert findings.mask_rule == "half"
+    assert findings.conventions["lab"].mask_rule == "half"
     assert "from half range on" in only(findings.warnings)
     assert findings.facts["test"]["foreground"] == 17 * 18 / (64 * 72)
+
+
+def test_each_set_has_its_own_conventions_and_may_lack_a_test_part(data: Path) -> None:
+    write(data, "train", "x", pictures(7, dtype=np.uint16) * 20, antialiased(), dataset="s10")
+    write(data, "train", "y", pictures(8)[:1], marks(1), dataset="s2")
+    size = {"z": 40.0, "y": 4.0, "x": 4.0}
+    sets = {"lab": SetDescription(), "s10": SetDescription(voxel_size=size), "s2": SetDescription(unrelated=True)}
+    write_sets(data, sets)
+    findings = check_dataset(data, LIMIT)
+    assert findings.errors == []
+    assert findings.conventions == {
+        "lab": Conventions(8, "nonzero"),
+        "s10": Conventions(12, "half", size),
+        "s2": Conventions(8, "nonzero", unrelated=True),
+    }
+    assert [*findings.facts["train"]["sets"]] == ["lab", "s2", "s10"]
+    assert findings.facts["train"]["sets"]["s10"] == {"files": 1, "slices": 4, "foreground": 17 * 18 / (64 * 72)}
+    assert [*findings.facts["test"]["sets"]] == ["lab"]
+    write_conventions(data / "conventions.yaml", findings.conventions)
+    assert read_conventions(data / "conventions.yaml") == findings.conventions
+
+
+def test_a_training_slice_of_one_set_in_the_test_part_of_another_is_an_error(data: Path) -> None:
+    write(data, "train", "x", pictures(2), dataset="other")
+    write_sets(data, {"lab": SetDescription(), "other": SetDescription()})
+    assert "4 test slices that are also in train: slice 0 of c.tif is slice 0 of x" in only(
+        check_dataset(data, LIMIT).errors
+    )
+
+
+def test_folders_and_entries_of_sets_belong_together(data: Path) -> None:
+    write(data, "test", "x", pictures(7), dataset="other")
+    first = only(check(data).errors)
+    assert "sets.yaml: found no entry for the set other" in first
+    write_sets(data, {"lab": SetDescription(), "other": SetDescription()})
+    assert "train/other: found no such folder" in only(check_dataset(data, LIMIT).errors)
+
+
+def test_stacks_of_unrelated_slices_are_an_error(data: Path) -> None:
+    write_sets(data, {"lab": SetDescription(unrelated=True)})
+    errors = check_dataset(data, LIMIT).errors
+    assert [error.found for error in errors] == ["4 slices", "6 slices", "4 slices"]
+    assert "files of one slice each" in errors[0].expected
+
+
+def test_what_is_wrong_in_the_descriptions_names_the_key(data: Path) -> None:
+    for text, said in {
+        "lab: {voxel_size: {t: 5}}": "sets.yaml: lab: voxel_size: found .*an axis t",
+        "lab: {voxel_size: {z: 0}}": "sets.yaml: lab: voxel_size.z: found 0",
+        "lab: {tisue: liver}": "sets.yaml: lab: tisue: found an unknown key, .*did you mean tissue",
+        "lab: 5": "sets.yaml: lab",
+    }.items():
+        (data / "sets.yaml").write_text(text)
+        assert re.search(said, only(check_dataset(data, LIMIT).errors)), text
+    (data / "sets.yaml").unlink()
+    assert "sets.yaml: found no such file" in only(check_dataset(data, LIMIT).errors)
 
 
 def test_given_rule_is_taken(data: Path) -> None:
     write(data, "test", "c", pictures(2), antialiased())
     findings = check(data, "nonzero")
-    assert findings.mask_rule == "nonzero"
+    assert findings.conventions["lab"].mask_rule == "nonzero"
     assert findings.facts["test"]["foreground"] == 18 * 18 / (64 * 72)
 
 
@@ -186,7 +249,7 @@ def test_masks_of_two_kinds_are_an_error(data: Path) -> None:
     write(data, "train", "b", pictures(1), labels)
     findings = check(data)
     assert "antialiased edges, but labels in" in only(findings.errors)
-    assert findings.mask_rule is None
+    assert findings.conventions == {}
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -216,7 +279,7 @@ def test_bit_depth_is_that_of_the_training_images(data: Path, brighter: str) -> 
         write(data, part, name, pictures(seed, dtype=np.uint16) * (20 if part == brighter else 1))
     findings = check(data)
     if brighter == "train":
-        assert (findings.errors, findings.bit_depth) == ([], 12)
+        assert (findings.errors, findings.conventions["lab"].bit_depth) == ([], 12)
     else:
         assert "at most 10 bits, as in the training images" in only(findings.errors)
 

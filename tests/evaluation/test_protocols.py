@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results
@@ -72,7 +73,7 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
     """The maps of the slices before validation are in the medians of the first ones, as in the whole stack."""
     pairs = read_pairs(small_dataset / "train")
     cut = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
-    validation = write_store(tmp_path / "patches", pairs, cut, mask_rule="nonzero", bit_depth=8).validation
+    validation = write_store(tmp_path / "patches", pairs, cut, {"phantom": Conventions(8, "nonzero")}).validation
     inputs = keras.Input((None, None, 1))
     settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5, median=5)
     sharp = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.data.validation import Finding, Findings, check_dataset
 from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
@@ -271,12 +272,13 @@ def write_dataset(data: Path) -> None:
         mask[:, 10:30, 20:60] = 255
         tiff.write_stack(data / part / "lab" / "images" / "a.tif", rng.integers(0, 255, mask.shape, dtype=np.uint8))
         tiff.write_stack(data / part / "lab" / "masks" / "a.tif", mask)
+    write_sets(data, {"lab": SetDescription()})
 
 
 def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
     write_dataset(tmp_path / "data")
-    findings = check_dataset(tmp_path / "data", "auto", near_duplicate=0.99)
-    samples = {part: report.sample_slices(tmp_path / "data" / part, "nonzero") for part in ("train", "test")}
+    findings = check_dataset(tmp_path / "data", near_duplicate=0.99)
+    samples = {part: report.sample_slices(tmp_path / "data" / part, {"lab": "nonzero"}) for part in ("train", "test")}
     report.write_validation_report(tmp_path / "report.html", findings, samples)
     page = Page(tmp_path / "report.html")
     assert_self_contained(page)
@@ -284,7 +286,7 @@ def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
     assert "5 × 64 × 80" in page.text
     assert "15.62 %" in page.text
     assert [sample.z for sample in samples["train"]] == [0, 2, 4]
-    assert "a, z = 2, 15.62 % mitochondria" in page.text
+    assert "lab/a, z = 2, 15.62 % mitochondria" in page.text
 
 
 def test_validation_report_of_bad_data_lists_every_finding(tmp_path):
@@ -301,5 +303,5 @@ def test_validation_report_of_bad_data_lists_every_finding(tmp_path):
 
 def test_samples_of_a_part_with_fewer_slices_are_all_of_them(tmp_path):
     write_dataset(tmp_path)
-    samples = report.sample_slices(tmp_path / "train", "nonzero", number=9)
+    samples = report.sample_slices(tmp_path / "train", {"lab": "nonzero"}, number=9)
     assert [sample.z for sample in samples] == [0, 1, 2, 3, 4]

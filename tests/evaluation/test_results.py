@@ -51,7 +51,9 @@ def measured(pairs: list[Pair]) -> Measured:
     constant = keras.initializers.Constant
     dark = keras.layers.Conv2D(1, 1, kernel_initializer=constant(-9), bias_initializer=constant(4))
     settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=THRESHOLD)
-    return protocols.measure(Predictor(keras.Model(inputs, dark(inputs)), settings), pairs, "nonzero", size=64)
+    return protocols.measure(
+        Predictor(keras.Model(inputs, dark(inputs)), settings), pairs, {"phantom": "nonzero"}, size=64
+    )
 
 
 @pytest.fixture(scope="module")

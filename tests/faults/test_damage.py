@@ -21,6 +21,7 @@ from keras.callbacks import LambdaCallback
 from mitoflow.config.params import Patch
 from mitoflow.core import files
 from mitoflow.data import patches
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import SPLITS, Patches, PatchStore
@@ -62,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Patc
     folder = tmp_path_factory.mktemp("damage") / "patches"
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
-    return write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_patch_store(
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     tried = examples(long=200, short=20)
     for _ in range(tried):
@@ -164,7 +165,7 @@ def test_index(
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
     whole = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     outcomes = []
 
@@ -245,14 +246,14 @@ def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kin
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     pairs = read_pairs(small_dataset / "train")
     folder = tmp_path / "patches"
-    write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
     kind(folder)
     with pytest.raises(InputError, match="expected a patch store of format 3; run `dvc repro -f patch`"):
         PatchStore.open(folder)
     # What a killed process was writing is swept by the next.
     stale = of_process(2**22 + 1, folder)
     stale.mkdir()
-    again = write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    again = write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
     assert not stale.exists()
     assert again.digest == store.digest
 

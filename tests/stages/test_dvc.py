@@ -29,7 +29,6 @@ STAGES = YAML(typ="safe").load(TEXT)["stages"]
 #: Changing a key makes these stages run; those after them run where what they read has changed.
 KEYS = {
     "data.name": ["train", "evaluate"],
-    "data.mask_rule": ["validate"],
     "validate.*": ["validate"],
     "patch.*": ["patch"],
     "tune.*": ["tune"],

@@ -200,7 +200,9 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     assert verdict.difference is not None
     assert verdict.difference.low > 0
     (check,) = verdict.checks
-    _, counts = protocols.count(Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, "nonzero")
+    _, counts = protocols.count(
+        Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, {"liver": "nonzero"}
+    )
     tp, fp, fn, _ = counts.sum(axis=0)
     assert check.what == "gain in Dice on liver"
     assert float(check.found.split()[0]) == pytest.approx(-2 * tp / (2 * tp + fp + fn), abs=1e-4)

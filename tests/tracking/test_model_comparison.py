@@ -18,7 +18,7 @@ import pytest
 
 from mitoflow import cli
 from mitoflow.core import files, provenance
-from mitoflow.data.conventions import Conventions
+from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Itera
         for command in ("git init -q -b main", "git config user.name T", "git config user.email t@localhost"):
             run(*command.split())
         run(sys.executable, "-m", "dvc", "init", "-q")
-        Conventions(8, "nonzero").write(CONVENTIONS)
+        write_conventions(CONVENTIONS, {"phantom": Conventions(8, "nonzero")})
         for rate in RATES:
             train(rate)
         run("git", "update-ref", "refs/exps/12/3456/slower", "HEAD")  # as DVC names an experiment
@@ -84,8 +84,8 @@ def train(rate: float) -> None:
     middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
-    stacks, counts = protocols.count(Predictor(network, settings), pairs, "nonzero")
-    hashed = files.short_digest("nonzero", PART)
+    stacks, counts = protocols.count(Predictor(network, settings), pairs, {"phantom": "nonzero"})
+    hashed = files.short_digest({"phantom": "nonzero"}, PART)
     measured = Evaluation(
         provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
     )

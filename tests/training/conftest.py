@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from mitoflow.config.params import Patch, Recipe
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
@@ -34,4 +35,4 @@ def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Patc
     pairs = read_pairs(small_dataset / "train")
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     folder = tmp_path_factory.mktemp("store") / "patches"
-    return write_store(folder, pairs, settings, mask_rule="nonzero", bit_depth=8)
+    return write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})

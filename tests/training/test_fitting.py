@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
@@ -71,7 +72,7 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
     """In a process of its own: the devices of a process are made before anything else."""
     settings = Patch(size=48, step=48, validation_fraction=0.375, gap=2)
     pairs = read_pairs(small_dataset / "train")
-    store = write_store(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    store = write_store(tmp_path / "patches", pairs, settings, {"phantom": Conventions(8, "nonzero")})
     # More batches than are made ahead: Keras would keep those for the next epoch.
     recipe = RECIPE.replace(loss="bce_dice", depth=1, learning_rate=0.001, patches_per_epoch=48)
     assert len(store.validation) % recipe.batch_size == 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mitoflow.config.params import Patch
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
@@ -40,7 +41,7 @@ VALUES = {"learning_rate": 0.001, "depth": 1, "augment_strength": 0.5}
 def trial(small_dataset: Path, tmp_path: Path) -> Trial:
     pairs = read_pairs(small_dataset / "train")
     settings = Patch(size=64, step=64, validation_fraction=0.1, gap=2)
-    write_store(tmp_path / "patches", pairs, settings, mask_rule="nonzero", bit_depth=8)
+    write_store(tmp_path / "patches", pairs, settings, {"phantom": Conventions(8, "nonzero")})
     return Trial.of(tmp_path / "patches", SHARED)
 
 

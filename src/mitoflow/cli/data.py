@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,13 @@ from mitoflow.cli._output import print_changes, print_table
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
+    from mitoflow.config.params import MaskRule
     from mitoflow.data.installing import Installed
+    from mitoflow.data.set_descriptions import SetDescription
+    from mitoflow.data.validation import Findings
 
 MASK_RULES = click.Choice(["auto", "nonzero", "half"])
+OVERWRITE = "Where a set is added: replace the one of its name."
 
 
 class DatasetGroup(OrderedGroup):
@@ -45,7 +49,11 @@ def _dataset_command(name: str) -> click.Command:
 
     dataset = DATASETS[name]
     unless = "Do nothing where data/ holds files; never replace another dataset."
-    options = [click.Option(["--if-missing"], is_flag=True, help=unless)]
+    options = [
+        click.Option(["--add"], is_flag=True, help="Keep the sets that are there, and add this one."),
+        click.Option(["--overwrite"], is_flag=True, help=OVERWRITE),
+        click.Option(["--if-missing"], is_flag=True, help=unless),
+    ]
     if dataset.files:
         instead = f"Take {', '.join(dataset.files)} from DIR."
         path = click.Path(path_type=Path)
@@ -53,10 +61,12 @@ def _dataset_command(name: str) -> click.Command:
     return click.Command(name, params=[*options], callback=partial(_install, name), help=inspect.getdoc(dataset))
 
 
-def _install(name: str, if_missing: bool, source: Path | None = None) -> None:
+def _install(name: str, if_missing: bool, add: bool, overwrite: bool, source: Path | None = None) -> None:
     from mitoflow.data import installing
 
-    installed = installing.install_named(name, source, if_missing=if_missing)
+    if if_missing and add:
+        raise InputError("--add", "--if-missing too", "one of them", "leave one out")
+    installed = installing.install_named(name, source, if_missing=if_missing, add=add, overwrite=overwrite)
     if installed:
         _report(installed)
     else:
@@ -65,40 +75,107 @@ def _install(name: str, if_missing: bool, source: Path | None = None) -> None:
 
 @click.group(cls=DatasetGroup)
 def data() -> None:
-    """Put a dataset into data/, under DVC.
+    """Put sets of images and masks into data/, under DVC.
 
-    The preset that fits it goes into params.yaml. What is there now stays in DVC's cache, and the command
+    The preset that fits them goes into params.yaml. What is there now stays in DVC's cache, and the command
     that brings it back is printed.
     """
 
 
+def _with_files(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that describe a set of one's own files."""
+    options = [
+        click.option("--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF."),
+        click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks."),
+        click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train."),
+        click.option("--test-masks", multiple=True, metavar="PATH", help="Their masks."),
+        click.option("--name", default="imported", show_default=True, help="What to call the set."),
+        click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where the files do not say."),
+        click.option("--tissue", default="", metavar="TEXT", help="The tissue, and how it was imaged."),
+        click.option("--terms", default="", metavar="TEXT", help="On which terms the data may be used."),
+        click.option(
+            "--consecutive", is_flag=True, help="The files are the slices of one stack, in the order of their names."
+        ),
+        click.option(
+            "--unrelated", is_flag=True, help="No slice is the neighbour of another, in a file or in several."
+        ),
+        click.option(
+            "--mask-rule", type=MASK_RULES, default="auto", show_default=True, help="Values that are mitochondrion."
+        ),
+        click.option(
+            "--test-fraction",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.25,
+            show_default=True,
+            help="Share of each stack that tests, at its end in z, unless there are test images; 0: none.",
+        ),
+        click.option(
+            "--gap", type=click.IntRange(min=0), default=4, show_default=True, help="Slices left out before that share."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @data.command("import")
-@click.option("--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF.")
-@click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks.")
-@click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train.")
-@click.option("--test-masks", multiple=True, metavar="PATH", help="Their masks.")
-@click.option("--consecutive", is_flag=True, help="The files are the slices of one stack, in the order of their names.")
-@click.option("--mask-rule", type=MASK_RULES, default="auto", show_default=True, help="Values that are mitochondrion.")
-@click.option(
-    "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.25,
-    show_default=True,
-    help="Share of each stack that tests, at its end in z, where there are no test images.",
-)
-@click.option(
-    "--gap", type=click.IntRange(min=0), default=4, show_default=True, help="Slices left out before that share."
-)
-@click.option("--name", default="imported", show_default=True, help="What to call the dataset.")
-def data_import(images: Sequence[str], masks: Sequence[str], **options: Any) -> None:
-    """Take your own stacks: TIFF files of one page or many.
+@_with_files
+def data_import(**options: Any) -> None:
+    """Take your own stacks in place of what is there: TIFF files of one page or many.
 
     PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
     where no name is shared, the first image goes with the first mask and so on, which the command reports.
     """
-    from mitoflow.data import installing
+    _install_own(**options)
 
-    _report(installing.install_own(images, masks, **options))
+
+@data.command("add")
+@_with_files
+@click.option("--overwrite", is_flag=True, help=OVERWRITE)
+def data_add(**options: Any) -> None:
+    """Add your own stacks as one more set, which trains and is evaluated beside those that are there.
+
+    The options are those of `mitoflow data import`. `mitoflow data epfl --add` adds a named dataset.
+    """
+    _install_own(**options, add=True)
+
+
+def _install_own(
+    images: Sequence[str],
+    masks: Sequence[str],
+    voxel_size: str | None,
+    tissue: str,
+    terms: str,
+    mask_rule: MaskRule,
+    unrelated: bool,
+    **options: Any,
+) -> None:
+    from mitoflow.data import installing
+    from mitoflow.data.set_descriptions import SetDescription
+    from mitoflow.io import spacing
+
+    description = SetDescription(
+        voxel_size=spacing.parse(voxel_size) if voxel_size else {},
+        tissue=tissue,
+        terms=terms,
+        mask_rule=mask_rule,
+        unrelated=unrelated,
+    )
+    _report(installing.install_own(images, masks, description=description, **options))
+
+
+@data.command("list")
+def data_list() -> None:
+    """Print the sets in data/, with what is known of each; reads every slice."""
+    from mitoflow.config import params
+    from mitoflow.data import set_descriptions, validation
+
+    folder, near_duplicate = Path("data"), params.load().validate_.near_duplicate
+    sets = set_descriptions.read_sets(folder)
+    findings = validation.check_dataset(folder, near_duplicate)
+    for error in findings.errors:
+        raise InputError(error.where, error.found, error.expected, error.remedy)
+    _print_sets(findings, sets)
 
 
 @data.command("verify")
@@ -135,14 +212,8 @@ def data_verify(store: Path | None, delete: bool) -> None:
 
 
 def _report(installed: Installed) -> None:
-    findings = installed.findings
-    click.echo(f"data/ holds {installed.name}, {findings.bit_depth} bits; masks read by the rule {findings.mask_rule}")
-    rows = []
-    for part, facts in findings.facts.items():
-        sizes = {f"{x} x {y}" for _, y, x in (stack["shape"] for stack in facts["stacks"])}
-        size = sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"
-        rows.append([part, str(len(facts["stacks"])), str(facts["slices"]), size, f"{facts['foreground']:.2%}"])
-    print_table(["part", "files", "slices", "size", "mitochondria"], rows)
+    click.echo(f"data/ holds {' and '.join(installed.sets)}")
+    _print_sets(installed.findings, installed.sets)
     for note in installed.notes:
         click.echo(note)
     print_changes(installed.changed)
@@ -150,3 +221,24 @@ def _report(installed: Installed) -> None:
         archive = shlex.quote(os.path.relpath(installed.replaced))
         click.echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
     click.echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
+
+
+def _print_sets(findings: Findings, sets: Mapping[str, SetDescription]) -> None:
+    """Print a row for each part of each set, then what is known of each set."""
+    rows = []
+    for name, conventions in findings.conventions.items():
+        spacing = conventions.spacing
+        voxel = " x ".join(f"{spacing[axis]:g}" if axis in spacing else "?" for axis in "zyx") if spacing else "unknown"
+        read = f"{conventions.bit_depth} bits, masks {conventions.mask_rule}"
+        for part, facts in findings.facts.items():
+            if of_set := facts["sets"].get(name):
+                sizes = {tuple(stack["shape"][1:]) for stack in facts["stacks"] if stack["dataset"] == name}
+                size = "{1} x {0}".format(*sizes.pop()) if len(sizes) == 1 else f"{len(sizes)} sizes"
+                share = f"{of_set['foreground']:.2%}"
+                rows.append([name, part, str(of_set["files"]), str(of_set["slices"]), size, voxel, read, share])
+    print_table(["set", "part", "files", "slices", "size", "voxel, nm (z y x)", "read as", "mitochondria"], rows)
+    for name, described in sets.items():
+        unrelated = "unrelated slices" if described.unrelated else ""
+        known = [text for text in (described.tissue, unrelated, described.terms) if text]
+        if known:
+            click.echo(f"{name}: {'; '.join(known)}")

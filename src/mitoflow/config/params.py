@@ -37,10 +37,9 @@ Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class Data(Section):
-    """What lies in ``data/``; ``mitoflow data`` writes this section."""
+    """The sets in ``data/``, their names joined by ``+``; ``mitoflow data`` writes this section."""
 
     name: str = "phantom"
-    mask_rule: MaskRule = "auto"
 
 
 class Validate(Section):
@@ -298,6 +297,7 @@ class Params(Section):
     """All of ``params.yaml``."""
 
     renamed: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "data.mask_rule": ("data/sets.yaml", "remove it"),
         "tune.workers": ("machine.workers", "move it"),
         "train.strategy": ("machine.strategy", "move it"),
         "train.resampled": ("affine_fraction", "rename it"),

@@ -60,7 +60,7 @@ def apply(path: Path, preset: str, **data: str) -> dict[str, tuple[str, str]]:
     preset
         A section of ``presets.yaml``: ``phantom``, ``epfl``, ``epfl-quick``, ``finetune`` or ``imported``.
     data
-        Keys of the section ``data``, ``name`` and ``mask_rule``, with their values.
+        The key ``name`` of the section ``data``, with its value; none to keep it.
 
     Returns
     -------

@@ -1,35 +1,57 @@
-"""How the grey values and masks of a data set are read: what stage `validate` hands to later stages."""
+"""How the grey values, masks and voxels of each set are read: what stage `validate` hands to later stages."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from mitoflow.core.files import read_yaml, write_yaml
 from mitoflow.data.masks import Rule
+from mitoflow.errors import InputError
+from mitoflow.io.spacing import Spacing
+
+REMEDY = "run `dvc repro validate`"
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """How the grey values and masks of a data set are to be read: what stage `validate` hands to later stages.
+    """How one set is to be read.
 
     Attributes
     ----------
     bit_depth
-        Bits that the grey values of the training images use; see `camera_depth`.
+        Bits that the grey values of its training images use; see `camera_depth`.
     mask_rule
         See `binarise`.
+    spacing
+        Nanometres of a voxel, as far as they are known.
+    unrelated
+        Whether its slices are no neighbours of each other.
     """
 
     bit_depth: int
     mask_rule: Rule
+    spacing: Spacing = field(default_factory=dict)
+    unrelated: bool = False
 
-    def write(self, path: Path) -> None:
-        """Write the conventions as YAML."""
-        write_yaml(path, asdict(self))
 
-    @classmethod
-    def read(cls, path: Path) -> Conventions:
-        """Read conventions that `write` wrote; raises `InputError` where they are missing or broken."""
-        values = read_yaml(path, "run `dvc repro validate`", ("bit_depth", "mask_rule"))
-        return cls(values["bit_depth"], values["mask_rule"])
+def write_conventions(path: Path, sets: Mapping[str, Conventions]) -> None:
+    """Write the conventions of all sets as YAML."""
+    write_yaml(path, {name: asdict(conventions) for name, conventions in sets.items()})
+
+
+def read_conventions(path: Path) -> dict[str, Conventions]:
+    """Read what `write_conventions` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing or broken.
+    """
+    keys = {each.name for each in fields(Conventions)}
+    entries = read_yaml(path, REMEDY)
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or entry.keys() != keys:
+            raise InputError(f"{path}: {name}", entry, f"the keys {', '.join(sorted(keys))}", REMEDY)
+    return {name: Conventions(**entry) for name, entry in entries.items()}

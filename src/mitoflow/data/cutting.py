@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from mitoflow.config.params import Patch
 from mitoflow.core import files
-from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.masks import binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
 from mitoflow.errors import InputError
@@ -52,6 +54,21 @@ def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceI
     return {name: sorted(slices) for name, slices in sides.items()}
 
 
+def split_sets(pairs: Sequence[Pair], settings: Patch, sets: Mapping[str, Conventions]) -> dict[str, list[SliceId]]:
+    """Split each set by itself, as `split` does; among unrelated slices there is no gap.
+
+    A set that is too small to give slices to both sides trains.
+    """
+    sides: dict[str, list[SliceId]] = {name: [] for name in SPLITS}
+    for name in dict.fromkeys(pair.dataset for pair in pairs):
+        stacks = [place for place, pair in enumerate(pairs) if pair.dataset == name]
+        depths = [pairs[stack].image.shape[0] for stack in stacks]
+        of_set = split(depths, settings.validation_fraction, 0 if sets[name].unrelated else settings.gap)
+        for side, slices in of_set.items():
+            sides[side] += [(stacks[stack], z) for stack, z in slices]
+    return sides
+
+
 def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut one slice into patches with patchify, reflecting what does not fill a patch.
 
@@ -74,7 +91,7 @@ def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray
     return patchify(padded, (size, size), step=step).reshape(-1, size, size), layout(rows, columns)
 
 
-def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: Rule, bit_depth: int) -> PatchStore:
+def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[str, Conventions]) -> PatchStore:
     """Cut pairs into a patch store and open it; one slice at a time is in memory.
 
     Parameters
@@ -85,10 +102,8 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: 
         Images and masks.
     settings
         The section ``patch`` of ``params.yaml``.
-    mask_rule
-        How masks are read.
-    bit_depth
-        Bits that the grey values use.
+    sets
+        How the images and masks of each set are read.
 
     Raises
     ------
@@ -97,7 +112,8 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: 
     OSError
         The disk is full; what was there before stays.
     """
-    sides = split([pair.image.shape[0] for pair in pairs], settings.validation_fraction, settings.gap)
+    sides = split_sets(pairs, settings, sets)
+    bit_depth = _one_bit_depth(sets)
     if not sides["validation"]:
         raise InputError(
             "data/train",
@@ -108,13 +124,13 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: 
     digests = {}
     with files.replacing(folder) as beside:
         for side, slices in sides.items():
-            digests[side] = _write_side(beside / side, pairs, slices, settings, mask_rule)
+            digests[side] = _write_side(beside / side, pairs, slices, settings, sets)
         header: dict[str, Any] = {
             "format": FORMAT,
             "bit_depth": bit_depth,
             "size": settings.size,
             "step": settings.step,
-            "stacks": [{"name": pair.name, "shape": list(pair.image.shape)} for pair in pairs],
+            "stacks": [_stack_facts(pair) for pair in pairs],
             "sha256": digests,
         }
         header["sha256"]["layout"] = files.short_digest(header)
@@ -122,7 +138,21 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, *, mask_rule: 
     return PatchStore.open(folder, verify=False)
 
 
-def _write_side(folder: Path, pairs: list[Pair], slices: list[SliceId], settings: Patch, mask_rule: Rule) -> str:
+def _stack_facts(pair: Pair) -> dict[str, Any]:
+    return {"dataset": pair.dataset, "name": pair.name, "shape": list(pair.image.shape)}
+
+
+def _one_bit_depth(sets: Mapping[str, Conventions]) -> int:
+    depths = {conventions.bit_depth: name for name, conventions in sets.items()}
+    if len(depths) > 1:
+        found = " and ".join(f"{depth} bits in {name}" for depth, name in sorted(depths.items()))
+        raise InputError("data/train", found, "one bit depth", "convert the images to one of them")
+    return next(iter(depths))
+
+
+def _write_side(
+    folder: Path, pairs: list[Pair], slices: list[SliceId], settings: Patch, sets: Mapping[str, Conventions]
+) -> str:
     """Write one side and return the SHA-256 of its content."""
     folder.mkdir(parents=True)
     per_stack = [
@@ -138,7 +168,8 @@ def _write_side(folder: Path, pairs: list[Pair], slices: list[SliceId], settings
         _write_header(masks, shape, np.dtype(np.uint8))
         for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
             patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
-            truth, _ = cut(binarise(pairs[stack].mask.slice(z), mask_rule), settings.size, settings.step)
+            rule = sets[pairs[stack].dataset].mask_rule
+            truth, _ = cut(binarise(pairs[stack].mask.slice(z), rule), settings.size, settings.step)
             for stream, array in ((images, patches), (masks, truth)):
                 content = np.ascontiguousarray(array).data
                 stream.write(content)

@@ -124,11 +124,12 @@ def _unique_names(paths: list[Path]) -> list[str]:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Slices ``start`` to ``stop`` of a pair, on their way into ``data/``."""
+    """Slices ``start`` to ``stop`` of a pair, on their way into ``data/`` under a name."""
 
     pair: Pair
     start: int
     stop: int
+    name: str
 
     @property
     def depth(self) -> int:
@@ -142,7 +143,7 @@ class Excerpt:
         image says its voxel size is kept, as OME-XML.
         """
         for stack, kind in ((self.pair.image, "images"), (self.pair.mask, "masks")):
-            target = folder / kind / f"{self.pair.name}.tif"
+            target = folder / kind / f"{self.name}.tif"
             target.parent.mkdir(parents=True, exist_ok=True)
             if stack.is_file and self.depth == stack.shape[0]:
                 shutil.copyfile(stack.path, target)
@@ -170,7 +171,31 @@ class Excerpt:
 
 def whole(pairs: Sequence[Pair]) -> list[Excerpt]:
     """Return every pair from its first to its last slice."""
-    return [Excerpt(pair, 0, pair.image.shape[0]) for pair in pairs]
+    return [Excerpt(pair, 0, pair.image.shape[0], pair.name) for pair in pairs]
+
+
+def single_slices(pairs: Sequence[Pair]) -> list[Excerpt]:
+    """Return every slice by itself, named by its stack and its z: what slices are that are no neighbours."""
+    return [
+        Excerpt(pair, z, z + 1, f"{pair.name}_{z}" if pair.image.shape[0] > 1 else pair.name)
+        for pair in pairs
+        for z in range(pair.image.shape[0])
+    ]
+
+
+def hold_out_slices(slices: Sequence[Excerpt], fraction: float) -> tuple[list[Excerpt], list[Excerpt]]:
+    """Take the last of slices that are no neighbours for testing, at least one; see `hold_out`.
+
+    Raises
+    ------
+    InputError
+        There is a single slice.
+    """
+    held_out = max(1, round(fraction * len(slices)))
+    if held_out >= len(slices):
+        expected = "one for each part"
+        raise InputError("--images", f"{len(slices)} slices", expected, "add some, or give --test-fraction 0")
+    return list(slices[:-held_out]), list(slices[-held_out:])
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Excerpt], list[Excerpt]]:
@@ -199,13 +224,14 @@ def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Exc
     if not sides["validation"]:
         found = f"at most {max(*depths, depths.count(1))} consecutive slices"
         expected = f"more than --gap {gap} and one for each part"
-        raise InputError("--images", found, expected, "give --test-images and --test-masks, or a smaller --gap")
+        remedy = "give a smaller --gap, --test-images and --test-masks, or --test-fraction 0 for a set that only trains"
+        raise InputError("--images", found, expected, remedy)
     return _excerpts(pairs, sides["train"]), _excerpts(pairs, sides["validation"])
 
 
 def _excerpts(pairs: Sequence[Pair], slices: list[tuple[int, int]]) -> list[Excerpt]:
     by_stack = ((pairs[stack], [z for _, z in group]) for stack, group in groupby(slices, key=lambda place: place[0]))
-    return [Excerpt(pair, places[0], places[-1] + 1) for pair, places in by_stack]
+    return [Excerpt(pair, places[0], places[-1] + 1, pair.name) for pair, places in by_stack]
 
 
 def write_excerpts(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> dict[Path, str]:
@@ -221,7 +247,7 @@ def write_excerpts(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> dict
             for excerpt in excerpts:
                 excerpt.write(folder, bar.update)
     return {
-        folder / kind / f"{excerpt.pair.name}.tif": str(stack.path)
+        folder / kind / f"{excerpt.name}.tif": str(stack.path)
         for folder, excerpts in excerpts_by_folder.items()
         for excerpt in excerpts
         for kind, stack in (("images", excerpt.pair.image), ("masks", excerpt.pair.mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,13 +15,25 @@ from functools import partial
 from pathlib import Path
 
 from mitoflow.config import params, presets
-from mitoflow.config.params import MaskRule
 from mitoflow.core import files, workspace
 from mitoflow.data.datasets import DATASETS
-from mitoflow.data.importing import Sources, find_pairs, hold_out, whole, write_excerpts
-from mitoflow.data.set_descriptions import SetDescription, write_sets
-from mitoflow.data.validation import Findings, check_dataset
+from mitoflow.data.importing import (
+    Excerpt,
+    Sources,
+    find_pairs,
+    hold_out,
+    hold_out_slices,
+    single_slices,
+    whole,
+    write_excerpts,
+)
+from mitoflow.data.set_descriptions import SetDescription, agree_on_voxel_size, read_sets, write_sets
+from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
+from mitoflow.io.tiff import natural_order
+
+SEVERAL = "imported"  # the preset for several sets
+UNDESCRIBED = SetDescription()
 
 DATA, POINTER, PARAMS, IGNORED = Path("data"), Path("data.dvc"), Path("params.yaml"), Path(".gitignore")
 
@@ -51,8 +64,8 @@ class Installed:
 
     Attributes
     ----------
-    name
-        ``data.name`` in ``params.yaml``.
+    sets
+        The sets by their names, which ``data.name`` in ``params.yaml`` joins by ``+``.
     findings
         What `check_dataset` found; no errors.
     changed
@@ -64,14 +77,16 @@ class Installed:
         Notes for the user.
     """
 
-    name: str
+    sets: Mapping[str, SetDescription]
     findings: Findings
     changed: dict[str, tuple[str, str]]
     replaced: Path | None
     notes: tuple[str, ...] = ()
 
 
-def install_named(name: str, source: Path | None = None, *, if_missing: bool = False) -> Installed | None:
+def install_named(
+    name: str, source: Path | None = None, *, if_missing: bool = False, add: bool = False, overwrite: bool = False
+) -> Installed | None:
     """Put one of `datasets.DATASETS` into ``data/``.
 
     Parameters
@@ -83,6 +98,8 @@ def install_named(name: str, source: Path | None = None, *, if_missing: bool = F
     if_missing
         Do nothing where ``data/`` holds files, and return None. Otherwise leave ``params.yaml`` as it is, and refuse
         where it or ``data.dvc`` speaks of other data.
+    add, overwrite
+        As in `install`.
 
     Raises
     ------
@@ -93,7 +110,7 @@ def install_named(name: str, source: Path | None = None, *, if_missing: bool = F
     description = SetDescription(voxel_size=dataset.spacing, tissue=dataset.tissue, terms=dataset.licence)
     new = NewSet(name, description, partial(dataset.write, source=source))
     if not if_missing:
-        return install(new, preset=dataset.preset, notes=(dataset.note,))
+        return install(new, preset=dataset.preset, notes=(dataset.note,), add=add, overwrite=overwrite)
     if _holds_files(DATA):
         return None
     named = params.load(PARAMS).data.name
@@ -109,64 +126,95 @@ def install_own(
     test_images: Sequence[str] = (),
     test_masks: Sequence[str] = (),
     *,
-    consecutive: bool = False,
     name: str = "imported",
-    mask_rule: MaskRule = "auto",
+    description: SetDescription = UNDESCRIBED,
+    consecutive: bool = False,
     test_fraction: float = 0.25,
     gap: int = 4,
+    add: bool = False,
+    overwrite: bool = False,
 ) -> Installed:
-    """Put a lab's own stacks into ``data/``.
+    """Put a lab's own stacks into ``data/``, as one set.
 
     Parameters
     ----------
     images, masks, test_images, test_masks
         Files, folders or globs, paired by `importing.find_pairs`. Without test files the last slices of each stack are
-        the test part.
+        the test part; of unrelated slices the last ones.
+    name
+        What to call the set: a letter, then letters, digits, ``-``, ``_`` and ``.``.
+    description
+        What is known of it. The voxel size that its files say joins what is given here.
     consecutive
         The files are the slices of one stack, in natural order of their names; the same for those that test.
-    name
-        What to call the dataset: a letter, then letters, digits, ``-``, ``_`` and ``.``.
-    mask_rule
-        How the masks are to be read.
     test_fraction, gap
-        Share of the slices that tests, and how many are left out before those (`importing.hold_out`).
+        Share of the slices that tests, 0 for none, and how many are left out before those (`importing.hold_out`).
+    add, overwrite
+        As in `install`.
 
     Raises
     ------
     InputError
-        Files cannot be paired or used, or there are too few slices; and as in `install`.
+        Files cannot be paired or used, contradict each other or the description, or there are too few slices; and as
+        in `install`.
     """
     _require_project()
-    if name in DATASETS or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+    if name in (*DATASETS, "images", "masks") or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
         expected = "a letter, then letters, digits, - or _, and no other dataset's name"
         raise InputError("--name", name, expected, "choose another name")
     if bool(test_images) != bool(test_masks):
         given, lacking = ("--test-images", "--test-masks") if test_images else ("--test-masks", "--test-images")
         raise InputError(given, f"no {lacking}", "both or none", f"add {lacking}")
+    if consecutive and description.unrelated:
+        raise InputError("--consecutive", "--unrelated too", "one of them", "leave one out")
 
     found = find_pairs(images, masks, ("--images", "--masks"), consecutive=consecutive)
-    notes = _matches(found)
-    if sum(pair.image.shape[0] == 1 for pair in found.pairs) > 1:
-        notes.append(
-            "Files of one slice each: the network learns them without their neighbours. "
-            "Where they are consecutive slices of one stack, import them again with --consecutive."
-        )
+    tests = None
     if test_images:
         tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"), consecutive=consecutive)
-        notes += _matches(tests)
-        parts = whole(found.pairs), whole(tests.pairs)
-    else:
-        parts = hold_out(found.pairs, test_fraction, gap)
-        slices, used = sum(pair.image.shape[0] for pair in found.pairs), sum(e.depth for part in parts for e in part)
-        notes.append(f"{slices - used} slices between train and test are left out.")
-    prefix = "--test-" if test_images else "--"
+    sources = [found, tests] if tests else [found]
+    paths = [pair.image.path for source in sources for pair in source.pairs]
+    voxel_size = agree_on_voxel_size(paths, description.voxel_size, "--voxel-size")
+    described = description.model_copy(update={"voxel_size": voxel_size})
+    train, test = _divide(found, tests, test_fraction, gap, unrelated=description.unrelated)
+    prefix = "--test-" if tests else "--"
 
-    def write(train: Path, test: Path) -> dict[Path, str]:
-        folders = {train / "images": "--images", train / "masks": "--masks"}
-        folders |= {test / "images": f"{prefix}images", test / "masks": f"{prefix}masks"}
-        return write_excerpts(dict(zip((train, test), parts, strict=True))) | folders
+    def write(train_folder: Path, test_folder: Path) -> dict[Path, str]:
+        folders = {train_folder / "images": "--images", train_folder / "masks": "--masks"}
+        folders |= {test_folder / "images": f"{prefix}images", test_folder / "masks": f"{prefix}masks"}
+        return write_excerpts({train_folder: train, test_folder: test}) | folders
 
-    return install(NewSet(name, SetDescription(mask_rule=mask_rule), write), mask_rule=mask_rule, notes=notes)
+    notes = [note for source in sources for note in _matches(source)]
+    notes += _notes(found, None if tests else train + test, unrelated=description.unrelated)
+    return install(NewSet(name, described, write), notes=notes, add=add, overwrite=overwrite)
+
+
+def _divide(
+    found: Sources, tests: Sources | None, fraction: float, gap: int, *, unrelated: bool
+) -> tuple[list[Excerpt], list[Excerpt]]:
+    """Return what trains and what tests."""
+    every = single_slices if unrelated else whole
+    if tests:
+        return every(found.pairs), every(tests.pairs)
+    if not fraction:
+        return every(found.pairs), []
+    if unrelated:
+        return hold_out_slices(single_slices(found.pairs), fraction)
+    return hold_out(found.pairs, fraction, gap)
+
+
+def _notes(found: Sources, used: Sequence[Excerpt] | None, *, unrelated: bool) -> list[str]:
+    """Return what a user should know of files and of the slices that are `used` of them, where a share tests."""
+    notes = []
+    if not unrelated and sum(pair.image.shape[0] == 1 for pair in found.pairs) > 1:
+        notes.append(
+            "Files of one slice each: the network learns them without their neighbours. Where they are consecutive "
+            "slices of one stack, import them again with --consecutive; where they are not, with --unrelated."
+        )
+    slices = sum(pair.image.shape[0] for pair in found.pairs)
+    if used is not None and (lost := slices - sum(excerpt.depth for excerpt in used)):
+        notes.append(f"{lost} slices between train and test are left out.")
+    return notes
 
 
 def _matches(sources: Sources) -> list[str]:
@@ -180,11 +228,12 @@ def install(
     new: NewSet,
     *,
     preset: str = "imported",
-    mask_rule: MaskRule = "auto",
     notes: Sequence[str] = (),
     as_recorded: bool = False,
+    add: bool = False,
+    overwrite: bool = False,
 ) -> Installed:
-    """Make a dataset beside ``data/``, check it, and let it take the place of what is there.
+    """Make a set beside ``data/``, check it, and let it take the place of what is there, or join it.
 
     What is there goes into DVC's cache first, and a copy of ``data.dvc`` and ``params.yaml`` leads back to it. Then
     come ``dvc add`` and the preset. When anything fails, ``data/``, ``data.dvc``, ``params.yaml`` and ``.gitignore``
@@ -193,26 +242,34 @@ def install(
     Parameters
     ----------
     new
-        The set that becomes all of ``data/``; its name becomes ``data.name`` of ``params.yaml``.
-    preset, mask_rule
-        Of ``params.yaml``: the values that fit, and ``data.mask_rule``.
+        The set.
+    preset
+        The values of ``params.yaml`` that fit it alone; `SEVERAL` fits several sets.
     notes
         As in `Installed`.
     as_recorded
         Leave ``params.yaml`` as it is, and insist on the hash in ``data.dvc`` where there is one.
+    add
+        Keep the other sets.
+    overwrite
+        Where a set is added, replace the one of its name.
 
     Raises
     ------
     InputError
-        This is no project with DVC, the new data has errors, or DVC refuses it.
+        This is no project with DVC, there is a set of that name, the new data has errors, or DVC refuses it.
     """
     settings = _require_project()
+    kept = _kept_sets(new.name, overwrite) if add else {}
+    sets = {name: (kept | {new.name: new.description})[name] for name in sorted([*kept, new.name], key=natural_order)}
     with _all_or_nothing() as old:
         with files.replacing(DATA) as beside:
+            for name in kept:
+                _link(DATA, beside, name)
             origins = new.write(beside / "train" / new.name, beside / "test" / new.name)
-            write_sets(beside, {new.name: new.description})
+            write_sets(beside, sets)
             _say("checking every slice")
-            findings = _check(beside, mask_rule, settings.validate_.near_duplicate, origins)
+            findings = _check(beside, settings.validate_.near_duplicate, origins)
             if _holds_files(DATA):
                 _dvc("add", str(DATA))
             before, way_back = _recorded_hash(), _keep_way_back()
@@ -226,8 +283,36 @@ def install(
             raise InputError(POINTER, found, expected, remedy)
         changed = {}
         if not as_recorded:
-            changed = presets.apply(PARAMS, preset, name=new.name, mask_rule=mask_rule)
-    return Installed(new.name, findings, changed, None if same else way_back, tuple(notes))
+            changed = presets.apply(PARAMS, SEVERAL if len(sets) > 1 else preset, name="+".join(sets))
+    return Installed(sets, findings, changed, None if same else way_back, tuple(notes))
+
+
+def _kept_sets(name: str, overwrite: bool) -> dict[str, SetDescription]:
+    """Return the sets of ``data/`` that stay where one of that name is added."""
+    if not _holds_files(DATA):
+        if POINTER.exists():
+            remedy = "run `dvc pull`, or `mitoflow data import` to start anew"
+            raise InputError(DATA, "no files", f"those that {POINTER} names", remedy)
+        return {}
+    sets = read_sets(DATA)
+    if name in sets and not overwrite:
+        expected = f"a name other than {', '.join(sets)}"
+        raise InputError("--name", f"{name}, a set that is there", expected, "choose another, or give --overwrite")
+    return {each: description for each, description in sets.items() if each != name}
+
+
+def _link(source: Path, target: Path, name: str) -> None:
+    """Put a set of one data folder into another; hard links where they can be, for sets may be large."""
+
+    def link(file: str, to: str) -> None:
+        try:
+            os.link(file, to)
+        except OSError:
+            shutil.copyfile(file, to)
+
+    for part in PARTS:
+        if (source / part / name).is_dir():
+            shutil.copytree(source / part / name, target / part / name, copy_function=link)
 
 
 def _require_project() -> params.Params:
@@ -237,8 +322,8 @@ def _require_project() -> params.Params:
     return settings
 
 
-def _check(data: Path, mask_rule: MaskRule, near_duplicate: float, origins: Mapping[Path, str]) -> Findings:
-    findings = check_dataset(data, mask_rule, near_duplicate)
+def _check(data: Path, near_duplicate: float, origins: Mapping[Path, str]) -> Findings:
+    findings = check_dataset(data, near_duplicate)
     for error in findings.errors:
         words = [error.where, error.found, error.expected, error.remedy]
         # The longer paths first: a file before its folder, and what remains lies in data/ for the user.

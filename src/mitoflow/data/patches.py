@@ -18,7 +18,7 @@ from mitoflow.data import network_input
 from mitoflow.errors import InputError
 
 SPLITS = ("train", "validation")
-FORMAT = 3
+FORMAT = 4
 
 #: A part of a slice, ``y0, y1, x0, x1``: that of `mitoflow.io.tiff`, which a fit does not import.
 Box = tuple[int, int, int, int]
@@ -112,6 +112,8 @@ class Patches:
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes
         (Z, Y, X) of each stack.
+    datasets
+        The set of each stack.
     step
         Pixels from one patch to the next.
     """
@@ -120,6 +122,7 @@ class Patches:
     masks: np.ndarray
     index: np.ndarray
     shapes: list[tuple[int, int, int]]
+    datasets: list[str]
     step: int
 
     def __len__(self) -> int:
@@ -129,6 +132,11 @@ class Patches:
     def size(self) -> int:
         """Pixels of a patch along y and x."""
         return int(self.images.shape[1])
+
+    @property
+    def sets(self) -> list[str]:
+        """The sets of which this side holds patches."""
+        return list(dict.fromkeys(self.datasets[stack] for stack in self.ranges))
 
     @cached_property
     def ranges(self) -> dict[int, range]:
@@ -264,6 +272,7 @@ class PatchStore:
                     masks=np.load(folder / side / "masks.npy", mmap_mode="r", allow_pickle=False),
                     index=np.load(folder / side / "index.npy", allow_pickle=False),
                     shapes=shapes,
+                    datasets=[stack["dataset"] for stack in header["stacks"]],
                     step=header["step"],
                 )
                 for side in SPLITS

@@ -1,8 +1,9 @@
-"""``data/sets.yaml``: what is known of each set besides its pixels."""
+"""``data/sets.yaml``: what is known of each set besides its pixels, and how it agrees with what files say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,11 @@ from pydantic import AfterValidator, Field
 from mitoflow.config.params import MaskRule
 from mitoflow.config.sections import Section, validated
 from mitoflow.core.files import read_yaml, write_yaml
-from mitoflow.io.spacing import Spacing
+from mitoflow.errors import InputError
+from mitoflow.io.spacing import Spacing, read_tiff_spacing
 
 FILE = "sets.yaml"
+TOLERANCE = 0.01  # by which two voxel sizes may differ that mean the same
 
 
 def _along_axes(sizes: Spacing) -> Spacing:
@@ -38,12 +41,15 @@ class SetDescription(Section):
         On which terms the data may be used.
     mask_rule
         How the masks are read; ``auto`` finds out.
+    unrelated
+        Whether its slices are no neighbours of each other. Each is then a file of its own.
     """
 
     voxel_size: VoxelSize = Field(default_factory=dict)
     tissue: str = ""
     terms: str = ""
     mask_rule: MaskRule = "auto"
+    unrelated: bool = False
 
 
 def read_sets(data: Path) -> dict[str, SetDescription]:
@@ -62,3 +68,32 @@ def read_sets(data: Path) -> dict[str, SetDescription]:
 def write_sets(data: Path, sets: Mapping[str, SetDescription]) -> None:
     """Write ``sets.yaml`` in the folder ``data``."""
     write_yaml(data / FILE, {name: description.model_dump() for name, description in sets.items()})
+
+
+def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str) -> Spacing:
+    """Return the voxel size of a set: as given, and for other axes as its files say.
+
+    Parameters
+    ----------
+    images
+        Its TIFF files.
+    given
+        The voxel size that a person gave, as far as one did.
+    source
+        Where it was given.
+
+    Raises
+    ------
+    InputError
+        A file contradicts what was given, or another file.
+    """
+    known, sources = dict(given), dict.fromkeys(given, source)
+    for path in images:
+        for axis, size in read_tiff_spacing(path).items():
+            if axis not in known:
+                known[axis], sources[axis] = size, str(path)
+            elif not math.isclose(size, known[axis], rel_tol=TOLERANCE):
+                found, expected = f"voxels of {size:g} nm along {axis}", f"{known[axis]:g} nm as in {sources[axis]}"
+                remedy = f"correct {source} or the file; files of different voxel sizes are different sets"
+                raise InputError(path, found, expected, remedy)
+    return known

@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mitoflow.config.params import MaskRule
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
+from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
 from mitoflow.errors import InputError
-from mitoflow.io.spacing import is_elongated, read_tiff_spacing
-from mitoflow.io.tiff import Array
+from mitoflow.io.spacing import Spacing, is_elongated
+from mitoflow.io.tiff import Array, natural_order
 
 PARTS = ("train", "test")
 
@@ -49,17 +49,16 @@ class Findings:
     warnings
         What the user should look at.
     facts
-        For ``train`` and ``test``: what every stack is like, and the part as a whole. Empty where errors keep the
+        For ``train`` and ``test``: the part as a whole, each of its sets and every stack. Empty where errors keep the
         slices from being read or understood.
-    mask_rule, bit_depth
-        The conventions of the data set; None where errors hide them.
+    conventions
+        How each set is to be read; without those sets of which errors hide it.
     """
 
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    mask_rule: Rule | None = None
-    bit_depth: int | None = None
+    conventions: dict[str, Conventions] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON knows."""
@@ -74,55 +73,114 @@ class Findings:
             self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
 
 
-def check_dataset(data: Path, mask_rule: MaskRule, near_duplicate: float, *, orthoplanes: bool = False) -> Findings:
+def check_dataset(data: Path, near_duplicate: float, *, orthoplanes: bool = False) -> Findings:
     """Read every slice below ``data`` once and report everything that is wrong.
 
     Parameters
     ----------
     data
-        The folder of ``train`` and ``test``.
-    mask_rule
-        How the masks are to be read; ``auto`` finds out.
+        The folder of ``train``, ``test`` and ``sets.yaml``.
     near_duplicate
         The Pearson correlation, in [0, 1], from which successive slices count as near-duplicates.
     orthoplanes
         Whether planes along z are to be learned, which needs voxels about as long as they are wide.
     """
     findings = Findings()
-    summaries: dict[str, list[_StackSummary]] = {part: [] for part in PARTS}
-    for part in PARTS:
-        with findings.collecting():
-            for dataset in set_names(data / part):
-                summaries[part] += _read_set(findings, data / part / dataset, dataset)
+    sets: dict[str, SetDescription] = {}
+    with findings.collecting():
+        sets = read_sets(data)
+    summaries = {part: _read_part(findings, data / part) for part in PARTS}
+    if not findings.errors:
+        _check_names(findings, data, sets, summaries)
     if findings.errors:
         return findings
 
-    both = summaries["train"] + summaries["test"]
-    with findings.collecting():
-        eight_bit = require_one_dtype([summary.pair for summary in both]) == np.uint8
-        findings.bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
-        for summary in summaries["test"]:
-            if summary.maximum >= 1 << findings.bit_depth:
-                found = f"grey values up to {summary.maximum}"
-                expected = f"at most {findings.bit_depth} bits, as in the training images"
-                findings.errors.append(Finding(str(summary.pair.image.path), found, expected, "scale both parts alike"))
-    with findings.collecting():
-        findings.mask_rule = (
-            agree_on_rule(summary.mask_values for summary in both) if mask_rule == "auto" else mask_rule
-        )
-    for part in PARTS:
-        if orthoplanes:
-            _check_voxels(findings, summaries[part])
-        for dataset, of_set in groupby(summaries[part], lambda summary: summary.pair.dataset):
-            folder, stacks = data / part / dataset, list(of_set)
-            _check_images(findings, folder / "images", stacks, near_duplicate)
-            if findings.mask_rule:
-                _check_masks(findings, folder / "masks", stacks, findings.mask_rule)
-        if findings.mask_rule:
-            findings.facts[part] = _facts(summaries[part], findings.mask_rule, near_duplicate)
-    for dataset, of_set in groupby(summaries["test"], lambda summary: summary.pair.dataset):
-        _check_leak(findings, data / "test" / dataset / "images", summaries["train"], list(of_set))
+    for name, description in sets.items():
+        of_set = {part: [s for s in summaries[part] if s.pair.dataset == name] for part in PARTS}
+        _check_set(findings, data, name, description, of_set, near_duplicate=near_duplicate, orthoplanes=orthoplanes)
+        _check_leak(findings, data / "test" / name / "images", summaries["train"], of_set["test"])
+    if findings.conventions.keys() == sets.keys():
+        rules = {name: conventions.mask_rule for name, conventions in findings.conventions.items()}
+        findings.facts = {part: _facts(found, rules, near_duplicate) for part, found in summaries.items() if found}
     return findings
+
+
+def _read_part(findings: Findings, part: Path) -> list[_StackSummary]:
+    """Read the sets of a part; a test part may be missing."""
+    summaries = []
+    with findings.collecting():
+        for dataset in set_names(part) if part.name == "train" or part.exists() else []:
+            summaries += _read_set(findings, part / dataset, dataset)
+    return summaries
+
+
+def _check_names(
+    findings: Findings, data: Path, sets: Mapping[str, SetDescription], summaries: Mapping[str, Sequence[_StackSummary]]
+) -> None:
+    """Compare ``sets.yaml`` with the folders: each set trains, and has an entry."""
+    training, testing = ({summary.pair.dataset for summary in summaries[part]} for part in PARTS)
+    for name in sorted(training | testing | sets.keys(), key=natural_order):
+        if name not in sets:
+            where, found, remedy = data / FILE, f"no entry for the set {name}", "add it, or `mitoflow data add` the set"
+        elif name not in training:
+            where, found, remedy = data / "train" / name, "no such folder", "`mitoflow data add` the set again"
+        else:
+            continue
+        findings.errors.append(Finding(str(where), found, "an entry and a training part of each set", remedy))
+
+
+def _check_set(
+    findings: Findings,
+    data: Path,
+    name: str,
+    description: SetDescription,
+    summaries: Mapping[str, Sequence[_StackSummary]],
+    *,
+    near_duplicate: float,
+    orthoplanes: bool,
+) -> None:
+    """Check one set; its conventions join the findings."""
+    both = [*summaries["train"], *summaries["test"]]
+    bit_depth: int | None = None
+    spacing: Spacing | None = None
+    rule: Rule | None = None
+    with findings.collecting():
+        bit_depth = _bit_depth(findings, summaries)
+    with findings.collecting():
+        paths = (summary.pair.image.path for summary in both)
+        spacing = agree_on_voxel_size(paths, description.voxel_size, f"{data / FILE}: {name}")
+        if orthoplanes and is_elongated(spacing):
+            found = f"voxels of {spacing['z']:g} x {spacing['y']:g} x {spacing['x']:g} nm (z, y, x)"
+            expected, remedy = "about as long as they are wide, as train.orthoplanes needs", "set it to false"
+            findings.errors.append(Finding(str(data / "train" / name), found, expected, remedy))
+    for summary in both:
+        if description.unrelated and len(summary.digests) > 1:
+            expected = f"files of one slice each, as {data / FILE} says that slices of {name} are unrelated"
+            remedy = "correct that, or `mitoflow data add --unrelated --overwrite` the set"
+            found = f"{len(summary.digests)} slices"
+            findings.errors.append(Finding(str(summary.pair.image.path), found, expected, remedy))
+    with findings.collecting():
+        given = description.mask_rule
+        rule = agree_on_rule(summary.mask_values for summary in both) if given == "auto" else given
+    for part in PARTS:
+        folder = data / part / name
+        _check_images(findings, folder / "images", summaries[part], near_duplicate)
+        if rule:
+            _check_masks(findings, folder / "masks", summaries[part], rule)
+    if bit_depth and spacing is not None and rule:
+        findings.conventions[name] = Conventions(bit_depth, rule, spacing, description.unrelated)
+
+
+def _bit_depth(findings: Findings, summaries: Mapping[str, Sequence[_StackSummary]]) -> int:
+    """Return the bit depth of a set, which is that of its training images."""
+    eight_bit = require_one_dtype([s.pair for part in PARTS for s in summaries[part]]) == np.uint8
+    bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
+    for summary in summaries["test"]:
+        if summary.maximum >= 1 << bit_depth:
+            found = f"grey values up to {summary.maximum}"
+            expected = f"at most {bit_depth} bits, as in the training images"
+            findings.errors.append(Finding(str(summary.pair.image.path), found, expected, "scale both parts alike"))
+    return bit_depth
 
 
 def _read_set(findings: Findings, folder: Path, dataset: str) -> list[_StackSummary]:
@@ -213,14 +271,6 @@ def _check_images(findings: Findings, folder: Path, summaries: Sequence[_StackSu
         findings.warnings.append(Finding(str(folder), found, f"a correlation below {near_duplicate}", remedy))
 
 
-def _check_voxels(findings: Findings, summaries: Sequence[_StackSummary]) -> None:
-    for summary in summaries:
-        if is_elongated(known := read_tiff_spacing(summary.pair.image.path)):
-            found = f"voxels of {known['z']:g} x {known['y']:g} x {known['x']:g} nm (z, y, x)"
-            expected, remedy = "about as long as they are wide, as train.orthoplanes needs", "set it to false"
-            findings.errors.append(Finding(str(summary.pair.image.path), found, expected, remedy))
-
-
 def _check_leak(
     findings: Findings, folder: Path, train: Sequence[_StackSummary], test: Sequence[_StackSummary]
 ) -> None:
@@ -267,32 +317,39 @@ def _counted(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}, ... ({len(names)} in all)" if len(names) > 3 else ", ".join(names)
 
 
-def _facts(summaries: Sequence[_StackSummary], rule: Rule, near_duplicate: float) -> dict[str, Any]:
-    foreground, pixels = (
-        sum(sum(summary.foreground[rule]) for summary in summaries),
-        sum(summary.pixels for summary in summaries),
-    )
+def _facts(summaries: Sequence[_StackSummary], rules: Mapping[str, Rule], near_duplicate: float) -> dict[str, Any]:
+    """Return what a part is like: all of it, each set and each stack."""
+    stacks = [_stack_facts(summary, rules[summary.pair.dataset], near_duplicate) for summary in summaries]
+    by_set = {name: [s for s in stacks if s["dataset"] == name] for name in dict.fromkeys(s["dataset"] for s in stacks)}
+    return {**_totals(stacks), "sets": {name: _totals(of_set) for name, of_set in by_set.items()}, "stacks": stacks}
+
+
+def _totals(stacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pixels = [math.prod(stack["shape"]) for stack in stacks]
+    foreground = sum(round(stack["foreground"] * size) for stack, size in zip(stacks, pixels, strict=True))
     return {
-        "slices": sum(len(summary.digests) for summary in summaries),
-        "foreground": foreground / pixels,
-        "stacks": [
-            {
-                "name": summary.pair.name,
-                "shape": list(summary.pair.image.shape),
-                "dtype": str(summary.pair.image.dtype),
-                "mask_dtype": str(summary.pair.mask.dtype),
-                "mask_values": sorted(summary.mask_values.values) if len(summary.mask_values.values) <= 2 else "many",
-                "minimum": summary.minimum,
-                "maximum": summary.maximum,
-                "mean": summary.total / summary.pixels,
-                "constant_slices": summary.constant,
-                "near_duplicates": summary.near_duplicates(near_duplicate),
-                "median_correlation": _median(summary.correlations),
-                "foreground": sum(summary.foreground[rule]) / summary.pixels,
-                "slices_without_foreground": [z for z, count in enumerate(summary.foreground[rule]) if not count],
-            }
-            for summary in summaries
-        ],
+        "files": len(stacks),
+        "slices": sum(stack["shape"][0] for stack in stacks),
+        "foreground": foreground / sum(pixels),
+    }
+
+
+def _stack_facts(summary: _StackSummary, rule: Rule, near_duplicate: float) -> dict[str, Any]:
+    return {
+        "dataset": summary.pair.dataset,
+        "name": summary.pair.name,
+        "shape": list(summary.pair.image.shape),
+        "dtype": str(summary.pair.image.dtype),
+        "mask_dtype": str(summary.pair.mask.dtype),
+        "mask_values": sorted(summary.mask_values.values) if len(summary.mask_values.values) <= 2 else "many",
+        "minimum": summary.minimum,
+        "maximum": summary.maximum,
+        "mean": summary.total / summary.pixels,
+        "constant_slices": summary.constant,
+        "near_duplicates": summary.near_duplicates(near_duplicate),
+        "median_correlation": _median(summary.correlations),
+        "foreground": sum(summary.foreground[rule]) / summary.pixels,
+        "slices_without_foreground": [z for z, count in enumerate(summary.foreground[rule]) if not count],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -136,15 +136,15 @@ class Measured:
     whole_slice: ProbabilityHistogram
 
 
-def measure(predictor: Predictor, pairs: list[Pair], rule: Rule, size: int) -> Measured:
+def measure(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule], size: int) -> Measured:
     """Predict every slice of `pairs` by both protocols, and compare it with its truth, which is read once.
 
     Parameters
     ----------
     predictor
         The model.
-    pairs, rule
-        The test part, and how its masks are read.
+    pairs, rules
+        The test part, and how the masks of each of its sets are read.
     size
         Pixels of the patches of the patch-wise protocol, along y and x.
 
@@ -155,7 +155,7 @@ def measure(predictor: Predictor, pairs: list[Pair], rule: Rule, size: int) -> M
     """
     histogram = ProbabilityHistogram()
     with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
-        stacks = [_measure_stack(predictor, pair, rule, size, histogram, bar) for pair in pairs]
+        stacks = [_measure_stack(predictor, pair, rules[pair.dataset], size, histogram, bar) for pair in pairs]
     return Measured(stacks, histogram)
 
 
@@ -177,13 +177,14 @@ def _measure_stack(
     return MeasuredStack(pair.name, truth, mask, np.array(patch_wise), compare_shapes(truth, mask))
 
 
-def count(predictor: Predictor, pairs: list[Pair], rule: Rule) -> tuple[list[str], Counts]:
+def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) -> tuple[list[str], Counts]:
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
         maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
-            counts.append(metrics.count(binarise(truth, rule), probability >= predictor.settings.threshold))
+            found = probability >= predictor.settings.threshold
+            counts.append(metrics.count(binarise(truth, rules[pair.dataset]), found))
             stacks.append(pair.name)
     return stacks, np.array(counts)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mitoflow.core import files
 from mitoflow.data.masks import Rule, binarise
-from mitoflow.data.pairs import read_pairs
+from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.validation import Findings
 from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.bootstrap import Interval
@@ -125,13 +125,22 @@ class Origin:
     params: Mapping[str, Mapping[str, Any]]
 
 
-def sample_slices(part: Path, rule: Rule, number: int = 3) -> list[Slice]:
-    """Read ``number`` slices, evenly spaced over all stacks of ``part`` (``data/train`` or ``data/test``)."""
-    places = [(pair, z) for pair in read_pairs(part) for z in range(pair.image.shape[0])]
-    picked = sorted({(2 * i + 1) * len(places) // (2 * number) for i in range(number)})
+def sample_slices(part: Path, rules: Mapping[str, Rule], number: int = 3) -> list[Slice]:
+    """Read ``number`` slices of each set of ``part`` (``data/train`` or ``data/test``), evenly spaced over its stacks.
+
+    ``rules`` says how the masks of each set are read.
+    """
+    places: dict[str, list[tuple[Pair, int]]] = {}
+    for pair in read_pairs(part):
+        places.setdefault(pair.dataset, []).extend((pair, z) for z in range(pair.image.shape[0]))
+    picked = [
+        of_set[i]
+        for of_set in places.values()
+        for i in sorted({(2 * i + 1) * len(of_set) // (2 * number) for i in range(number)})
+    ]
     return [
-        Slice(pair.name, z, pair.image.slice(z), binarise(pair.mask.slice(z), rule))
-        for pair, z in (places[i] for i in picked)
+        Slice(f"{pair.dataset}/{pair.name}", z, pair.image.slice(z), binarise(pair.mask.slice(z), rules[pair.dataset]))
+        for pair, z in picked
     ]
 
 

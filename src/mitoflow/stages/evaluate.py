@@ -14,8 +14,7 @@ import numpy as np
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
-from mitoflow.data.conventions import Conventions
-from mitoflow.data.datasets import DATASETS
+from mitoflow.data.conventions import Conventions, read_conventions
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
@@ -25,7 +24,6 @@ from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
-from mitoflow.io.spacing import read_tiff_spacing
 from mitoflow.models import unet
 from mitoflow.stages.paths import (
     CONVENTIONS,
@@ -80,13 +78,14 @@ class Published:
 def main() -> None:
     settings = params.load()
     Gate.load()  # raises where promotion.yaml is wrong, before anything is computed
-    rule = Conventions.read(CONVENTIONS).mask_rule
+    conventions = read_conventions(CONVENTIONS)
+    rules = {name: each.mask_rule for name, each in conventions.items()}
     facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
         choice, predictor = _choose(model, facts, settings.evaluate, store)
-        measured = protocols.measure(predictor, pairs, rule, store.size)
+        measured = protocols.measure(predictor, pairs, rules, store.size)
         bootstrap = {
             "block": settings.evaluate.bootstrap_block,
             "resamples": settings.evaluate.bootstrap_resamples,
@@ -95,14 +94,14 @@ def main() -> None:
         results = score(measured, choice, **bootstrap)
         evaluation = Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
-            test_hash=files.short_digest(rule, DATA / "test"),
+            test_hash=files.short_digest(rules, DATA / "test"),
             stacks=list(results.stacks),
             counts=results.counts.tolist(),
             boundaries=results.boundaries.tolist(),
             **bootstrap,
         )
         predictor.settings.write(INFERENCE)
-        _look_at_training(store, settings.data.name).write(DOMAIN)
+        _look_at_training(store, conventions).write(DOMAIN)
         evaluation.write(EVALUATED)
         _write_results(results)
         verdict = publish(run, Published(_all_params(settings, facts), history, results.summary(), evaluation))
@@ -214,11 +213,11 @@ def _write_results(results: Results) -> None:
     files.write_csv(SLICES, tuple(columns), zip(*columns.values(), strict=True))
 
 
-def _look_at_training(store: PatchStore, name: str) -> fingerprint.Fingerprint:
+def _look_at_training(store: PatchStore, sets: Mapping[str, Conventions]) -> fingerprint.Fingerprint:
+    """Measure what training images look like; of several sets no voxel size is that of all."""
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
-    first = read_pairs(DATA / "train")[0].image.path
-    known = read_tiff_spacing(first) or (DATASETS[name].spacing if name in DATASETS else {})
+    known = next(iter(sets.values())).spacing if len(sets) == 1 else {}
     return fingerprint.measure((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mitoflow.config import params
-from mitoflow.data.conventions import Conventions
+from mitoflow.data.conventions import read_conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.stages.paths import CONVENTIONS, DATA, PATCHES
@@ -12,11 +12,14 @@ from mitoflow.tracking import runs
 
 def main() -> None:
     settings = params.load().patch
-    conventions = Conventions.read(CONVENTIONS)
+    conventions = read_conventions(CONVENTIONS)
     pairs = read_pairs(DATA / "train")
     with runs.start("patch", "patch") as run:
         run.params({"patch": settings.model_dump()})
-        store = write_store(PATCHES, pairs, settings, mask_rule=conventions.mask_rule, bit_depth=conventions.bit_depth)
+        store = write_store(PATCHES, pairs, settings, conventions)
         run.metrics({"patches.train": len(store.train), "patches.validation": len(store.validation)})
         run.artifact(PATCHES / "store.json")
+    for name in dict.fromkeys(pair.dataset for pair in pairs):
+        if name not in store.validation.sets:
+            print(f"{name}: too few slices to leave out some for validation; all of them train")
     print(f"{PATCHES}: {len(store.train)} training and {len(store.validation)} validation patches")

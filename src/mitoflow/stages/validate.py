@@ -5,7 +5,7 @@ from __future__ import annotations
 from mitoflow.config import params
 from mitoflow.core import files
 from mitoflow.data import validation
-from mitoflow.data.conventions import Conventions
+from mitoflow.data.conventions import write_conventions
 from mitoflow.errors import InputError
 from mitoflow.evaluation import report
 from mitoflow.stages.paths import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
@@ -15,14 +15,17 @@ from mitoflow.tracking import runs
 def main() -> None:
     settings = params.load()
     with runs.start("validate", "validate") as run:
-        rule, near_duplicate = settings.data.mask_rule, settings.validate_.near_duplicate
-        findings = validation.check_dataset(DATA, rule, near_duplicate, orthoplanes=settings.train.orthoplanes)
+        near_duplicate, orthoplanes = settings.validate_.near_duplicate, settings.train.orthoplanes
+        findings = validation.check_dataset(DATA, near_duplicate, orthoplanes=orthoplanes)
+        if findings.facts and "test" not in findings.facts:
+            remedy = "add one: `mitoflow data add` with --test-images or --test-fraction"
+            findings.errors.append(validation.Finding(str(DATA / "test"), "no set", "a set that tests", remedy))
         page = VALIDATE_REPORTS / "report.html"
-        agreed = findings.mask_rule
-        samples = {part: report.sample_slices(DATA / part, agreed) for part in validation.PARTS} if agreed else {}
+        rules = {name: conventions.mask_rule for name, conventions in findings.conventions.items()}
+        samples = {part: report.sample_slices(DATA / part, rules) for part in findings.facts}
         report.write_validation_report(page, findings, samples)
         files.write_json(FINDINGS, findings.as_dict())
-        run.params({"data.mask_rule": settings.data.mask_rule})
+        run.params({"validate": settings.validate_.model_dump()})
         run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
         for file in (page, FINDINGS):
             run.artifact(file)
@@ -32,7 +35,5 @@ def main() -> None:
             first, more = findings.errors[0], len(findings.errors) - 1
             remedy = first.remedy + (f" ({more} more errors in {page})" if more else "")
             raise InputError(first.where, first.found, first.expected, remedy)
-    assert findings.bit_depth is not None
-    assert findings.mask_rule is not None
-    Conventions(findings.bit_depth, findings.mask_rule).write(CONVENTIONS)
+    write_conventions(CONVENTIONS, findings.conventions)
     print(f"{DATA}: no errors, {len(findings.warnings)} warnings; see {page}")

@@ -71,7 +71,7 @@ class NonInferiorityDataset(Section):
             from mitoflow.evaluation import protocols
             from mitoflow.inference.predictor import Predictor  # import Keras
 
-            stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, self.mask_rule)
+            stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, {self.name: self.mask_rule})
             with files.replacing(cached) as beside:
                 Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
         return Evaluation.read(cached)

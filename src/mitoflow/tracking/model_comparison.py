@@ -12,8 +12,8 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from mitoflow.core import files, workspace
-from mitoflow.data.conventions import Conventions
-from mitoflow.data.masks import binarise
+from mitoflow.data.conventions import read_conventions
+from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -200,13 +200,18 @@ def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
     for path in (part, conventions):
         if not path.exists():
             return f"{path} is not here; `dvc pull` brings it"
-    found = files.short_digest(Conventions.read(conventions).mask_rule, part)
+    found = files.short_digest(_rules(conventions), part)
     return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
+
+
+def _rules(conventions: Path) -> dict[str, Rule]:
+    """Return how the masks of each set are read."""
+    return {name: each.mask_rule for name, each in read_conventions(conventions).items()}
 
 
 def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
-    rule = Conventions.read(conventions).mask_rule
+    rules = _rules(conventions)
     pairs = {pair.name: pair for pair in read_pairs(part)}
     places = [_place(a.evaluation, row) for row in rows]
     masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
@@ -217,7 +222,7 @@ def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) 
                 masks[stack, z].append(mask)
     shown = []
     for stack, z in places:
-        truth = binarise(pairs[stack].mask.slice(z), rule)
+        truth = binarise(pairs[stack].mask.slice(z), rules[pairs[stack].dataset])
         shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
     return shown
 
