@@ -276,7 +276,7 @@ def test_a_set_that_is_there_is_replaced_on_request_alone(project: Path, lab: Pa
     own(tmp_path / "heart", name="heart", add=True, test_fraction=0)
     before = contents(project)
     with pytest.raises(InputError, match=r"--name: found heart, a set that is there, .*heart, liver; .*--overwrite"):
-        own(tmp_path / "heart", name="heart", add=True)
+        own(tmp_path / "heart", name="heart", add=True, test_fraction=0)
     assert contents(project) == before
     write_pair(tmp_path / "other", "b", depth=14, seed=2)
     own(tmp_path / "other", name="heart", add=True, overwrite=True)
