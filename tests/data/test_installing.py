@@ -243,6 +243,7 @@ def test_sets_are_added_described_and_listed(
     assert sets["liver"] == SetDescription(voxel_size=size, tissue="liver; SBF-SEM", terms="CC BY 4.0")
     assert sets["heart"] == SetDescription(unrelated=True)
     assert params.load().data.name == "b10+heart+liver"
+    assert params.load().train == presets.load("general").train
     assert not subprocess.check_output([sys.executable, "-m", "dvc", "status", "--quiet"])
 
     capsys.readouterr()

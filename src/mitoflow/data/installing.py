@@ -32,7 +32,7 @@ from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import natural_order
 
-SEVERAL = "imported"  # the preset for several sets
+SEVERAL = "general"  # the preset for several sets
 UNDESCRIBED = SetDescription()
 
 DATA, POINTER, PARAMS, IGNORED = Path("data"), Path("data.dvc"), Path("params.yaml"), Path(".gitignore")
