@@ -1,4 +1,4 @@
-"""What promotion.yaml asks for, of real models on real slices."""
+"""The criteria of promotion.yaml, with real models on real slices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5)
 
 @pytest.fixture
 def folder(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model that guesses, and a dataset elsewhere."""
+    """A project with an untrained model, and a dataset in another folder."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_dataset / "test" / "phantom", tmp_path / "liver")
@@ -74,7 +74,7 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("  dice:", "  dise:", "required.dise: found an unknown key.*did you mean dice?"),
         ("  dice:", "  panoptic_quality:", "required.panoptic_quality: found an unknown key, expected one of dice,"),
@@ -97,8 +97,8 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
         ("non_inferiority: []", "non_inferiority: [{name: a b, folder: liver}]", "0.name: found 'a b'"),
     ],
 )
-def test_what_is_wrong_is_one_line(folder: Path, old: str, new: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as refused:
+def test_what_is_wrong_is_one_line(folder: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
         Gate.load(asked(folder, old, new))
     assert "promotion.yaml" in str(refused.value)
 
@@ -142,25 +142,25 @@ def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:
     assert refused.reason.endswith(f"the 95 % interval is not above {more:g}")
 
 
-def test_how_sure_it_must_be_is_not_for_the_challenger_to_say(folder: Path) -> None:
+def test_the_bootstrap_of_the_gate_does_not_depend_on_the_challenger(folder: Path) -> None:
     drift = np.repeat([300, -100, -100, 100], 10)  # a gain of 50 in ten slices that are near copies of each other
     luck = [[800 + int(d), 50, 200 - int(d), 9000] for d in drift]
     even = [[800, 50, 200, 9000]] * 40
     weights = folder / "unet.keras"
 
-    def told(block: int, resamples: int) -> Verdict:
+    def verdict_of(block: int, resamples: int) -> Verdict:
         ours, theirs = (Evaluation("m", "t", ["s"] * 40, counts, block, resamples, 1) for counts in (luck, even))
         champion = Candidate(1, lambda: theirs, lambda: weights)
         return Gate().decide(Candidate(2, lambda: ours, lambda: weights), champion)
 
-    assert told(1, 1) == told(10, 2000)
-    assert not told(1, 1).promoted
-    sure = told(1, 1).difference
+    assert verdict_of(1, 1) == verdict_of(10, 2000)
+    assert not verdict_of(1, 1).promoted
+    sure = verdict_of(1, 1).difference
     assert sure is not None
     assert sure.low < 0 < sure.value
 
 
-def test_what_cannot_be_measured_does_not_pass_and_is_no_obstacle(folder: Path) -> None:
+def test_what_cannot_be_measured_does_not_pass_and_raises_nothing(folder: Path) -> None:
     lost = replace(
         contender(1, folder / "unet.keras"), weights=lambda: raises(InputError("m", "gone", "it", "mend it"))
     )

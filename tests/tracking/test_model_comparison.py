@@ -1,4 +1,4 @@
-"""Two real models of a real project, with git, DVC and a registry, side by side."""
+"""Comparison of two real models of a real project with git, DVC and a registry."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Itera
 
 
 def train(rate: float) -> None:
-    """Leave what the pipeline leaves of a model that guesses."""
+    """Write what the pipeline writes for an untrained model."""
     text = PARAMS.read_text(encoding="utf-8").replace("learning_rate: tuned", f"learning_rate: {rate}")
     Path("params.yaml").write_text(text, encoding="utf-8")
     keras.utils.set_random_seed(round(1000 * rate))
@@ -106,25 +106,27 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_two_versions(here: Path) -> None:
-    told = compare("1", "2", PART, CONVENTIONS, pictures=True)
-    assert told.names == ("mitoflow version 1", "mitoflow version 2")
-    assert told.params == dict.fromkeys(("recipe.learning_rate", "train.learning_rate"), ("0.001", "0.002"))
+    comparison = compare("1", "2", PART, CONVENTIONS, pictures=True)
+    assert comparison.names == ("mitoflow version 1", "mitoflow version 2")
+    assert comparison.params == dict.fromkeys(("recipe.learning_rate", "train.learning_rate"), ("0.001", "0.002"))
     first, second = (Evaluation.read(registry.model_file(version).with_name("evaluation.json")) for version in (1, 2))
-    assert list(told.scores) == list(metrics.scores_of("pixels"))
-    for score, (ours, theirs, gain) in told.scores.items():
+    assert list(comparison.scores) == list(metrics.scores_of("pixels"))
+    for score, (ours, theirs, gain) in comparison.scores.items():
         assert (ours, theirs) == (first.interval(score), second.interval(score))
         assert gain is not None
         assert gain.value == pytest.approx(theirs.value - ours.value)
         assert gain.low <= gain.value <= gain.high
     wrong = [np.array(each.counts)[:, 1:3].sum(axis=1) for each in (first, second)]
     most = int(np.argmax(np.abs(wrong[0] - wrong[1])))
-    assert told.wrong[0] == ("phantom", most, wrong[0][most], wrong[1][most])
-    assert [(shown.stack, shown.z) for shown in told.slices] == [place[:2] for place in told.wrong]
-    places = [z for _, z, _, _ in told.wrong]
+    assert comparison.wrong[0] == ("phantom", most, wrong[0][most], wrong[1][most])
+    assert [(shown.stack, shown.z) for shown in comparison.slices] == [place[:2] for place in comparison.wrong]
+    places = [z for _, z, _, _ in comparison.wrong]
     assert min(abs(a - b) for a in places for b in places if a != b) >= first.block
-    for shown, (_, _, *expected) in zip(told.slices, told.wrong, strict=True):  # they are what was evaluated
+    for shown, (_, _, *expected) in zip(
+        comparison.slices, comparison.wrong, strict=True
+    ):  # they are what was evaluated
         assert [int((shown.truth != mask).sum()) for mask in (shown.first, shown.second)] == expected
-    assert told.notes == []
+    assert comparison.notes == []
 
 
 def test_revisions_and_experiments_are_the_same_models(here: Path) -> None:
@@ -162,10 +164,10 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypa
     changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
     with runs.start("register", "elsewhere") as again:
         assert registration.register(again, changed, MODEL, REPORTS / "inference.yaml")
-    told = compare("1", "3", PART, CONVENTIONS, pictures=True)
-    assert "the scores cannot be paired" in told.notes[0]
-    assert {gain for _, _, gain in told.scores.values()} == {None}
-    assert (told.slices, told.wrong) == ([], [])
+    comparison = compare("1", "3", PART, CONVENTIONS, pictures=True)
+    assert "the scores cannot be paired" in comparison.notes[0]
+    assert {gain for _, _, gain in comparison.scores.values()} == {None}
+    assert (comparison.slices, comparison.wrong) == ([], [])
     absent = compare("1", "2", Path("nowhere"), CONVENTIONS, pictures=True)
     assert absent.notes == ["no pictures: nowhere is not here; `dvc pull` brings it"]
     assert absent.wrong
@@ -177,13 +179,13 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypa
 
 def test_what_is_not_there_is_one_line(here: Path) -> None:
     expected = "a version, an alias, a run, a git revision or a DVC experiment"
-    for what, said in {
+    for what, message in {
         "99": "version 99: found no such version",
         "f" * 32: "found no version",
         "faster": f"faster: found no such name, expected {expected}",
         "--help": f"--help: found no such name, expected {expected}",
     }.items():
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             model_comparison.find(what)
     run("git", "commit", "-q", "--allow-empty", "-m", "the same")
     cache = here / ".dvc/cache"

@@ -1,4 +1,4 @@
-"""Which model a name means, in a real registry."""
+"""Names of models, in a real registry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the pipeline leaves: a model, its settings and fingerprint, and a version of it that is the champion."""
+    """What the pipeline writes: a model, its settings and fingerprint, and a version of it that is the champion."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_folder(folder, monkeypatch)
@@ -61,7 +61,7 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def test_every_name_of_a_version_means_it(here: Path) -> None:
+def test_every_name_of_a_version_finds_it(here: Path) -> None:
     run = registry.models()[0].run_id
     names = [None, "1", "models:/mitoflow/1", "models:/mitoflow@champion", run, f"runs:/{run}", f"runs:/{run}/model"]
     wanted = model_lookup.find(str(MODEL)).predictor.probabilities(SLICES)
@@ -93,7 +93,7 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("7", "version 7: found no such version"),
         ("models:/mitoflow@best", "--model: found models:/mitoflow@best, which names no version"),
@@ -107,8 +107,8 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
         ("mlflow.db", "--model: found mlflow.db, expected models:/mitoflow@champion, a version, a run, a .keras file"),
     ],
 )
-def test_names_of_nothing_are_one_line(here: Path, name: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_unknown_names_are_one_line(here: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         model_lookup.find(name)
 
 

@@ -120,9 +120,11 @@ def test_down_at_the_start(
         with away.child("trial 0") as trial:
             trial.metrics({"val_dice": 0.0})
     assert time.perf_counter() - begun < 10
-    said = capfd.readouterr().err
-    assert f"{server.uri}: [Errno 111] Connection refused; 19 events are kept on disk, send them with `mitoflow" in said
-    assert len(said.splitlines()) == 1
+    message = capfd.readouterr().err
+    assert (
+        f"{server.uri}: [Errno 111] Connection refused; 19 events are kept on disk, send them with `mitoflow" in message
+    )
+    assert len(message.splitlines()) == 1
     synced = runs.sync()
     assert (synced.sent, synced.left) == (0, 19)
     assert "Connection refused" in synced.reason
@@ -206,7 +208,7 @@ def test_a_server_that_hangs(
 
 
 class _AskForPassword(BaseHTTPRequestHandler):
-    """What a proxy in front of the server answers to whom it does not know."""
+    """The answer of a proxy that asks for a password."""
 
     def do_POST(self) -> None:
         self.send_response(401)
@@ -225,10 +227,10 @@ def test_wrong_credentials(checkout: Path, monkeypatch: pytest.MonkeyPatch, capf
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_port}")
         with runs.start("train", "unet") as run:
             train(run, 0, 5)
-        said = capfd.readouterr().err
-        assert "error code 401" in said
-        assert "7 events are kept on disk" in said
-        assert len(said.splitlines()) == 1
+        message = capfd.readouterr().err
+        assert "error code 401" in message
+        assert "7 events are kept on disk" in message
+        assert len(message.splitlines()) == 1
         assert runs.sync().left == 7
         with pytest.raises(InputError, match="error code 401"):
             registry.promote(1)

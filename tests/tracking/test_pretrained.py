@@ -88,7 +88,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def elsewhere(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkout of somebody else, with a registry of its own and the released model."""
+    """Another checkout, with a registry of its own and the released model."""
     enter(tmp_path / "elsewhere", monkeypatch)
     shutil.copytree(finished / "pretrained", "pretrained")
     return tmp_path / "elsewhere"
@@ -103,7 +103,7 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main()
 
 
-def test_a_release_is_whole_and_says_what_was_measured(finished: Path) -> None:
+def test_a_release_is_complete_and_states_its_scores(finished: Path) -> None:
     model = released(finished)
     assert {file.name for file in model.folder.iterdir()} == FILES
     assert [folder.name for folder in model.folder.parent.iterdir()] == ["phantom"]
@@ -217,7 +217,7 @@ def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "message"),
     [
         ("0", "version 0: found no such version"),
         ("3", "version 3: found no such version, expected a version of model mitoflow"),
@@ -230,10 +230,10 @@ def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch)
         ("", "train.init_from: found , expected none"),
     ],
 )
-def test_weights_that_are_not_there(elsewhere: Path, wanted: str, said: str) -> None:
+def test_missing_weights_are_one_line(elsewhere: Path, wanted: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         initial_weights(wanted)
-    assert str(refused.value).startswith(said)
+    assert str(refused.value).startswith(message)
 
 
 def test_weights_of_a_registry_in_trouble(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,19 +288,19 @@ def data_without_terms(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (unmeasured, "reports/evaluate/metrics.json: found no such file, expected JSON"),
         (another_model, "models/unet.keras: found SHA-256"),
         (data_without_terms, "--licence: found none for cortex, expected the terms"),
     ],
 )
-def test_what_cannot_be_released(project: Path, harm, said: str) -> None:
+def test_what_cannot_be_released(project: Path, harm, message: str) -> None:
     before = {file: file.read_bytes() for file in project.glob("pretrained/**/*") if file.is_file()}
     harm(project)
     with pytest.raises(InputError) as refused:
         release.main()
-    assert str(refused.value).startswith(said)
+    assert str(refused.value).startswith(message)
     assert {file: file.read_bytes() for file in project.glob("pretrained/**/*") if file.is_file()} == before
 
 
@@ -313,7 +313,7 @@ def test_a_model_that_is_too_large_or_unknown_to_mlflow(project: Path, monkeypat
         release.main()
 
 
-def test_a_lab_releases_its_own_model_and_says_the_terms(project: Path) -> None:
+def test_a_lab_releases_its_own_model_with_its_terms(project: Path) -> None:
     data_without_terms(project)
     model = release.main("CC BY 4.0")
     assert model.folder == Path("pretrained/cortex")

@@ -1,4 +1,4 @@
-"""The log of promotions against a real server with PostgreSQL: who promotes at once, and who dies in the middle."""
+"""The log of promotions on a real server with PostgreSQL: promotions at the same time, and processes killed in one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.services import PostgreSQL, TrackingServer
 
 ROUNDS, KILLS = 10, 10
 
-# A person at a machine: promotes what it reads, in a process of its own that it kills where it is told to.
+# A user: promotes the versions that it reads, in a process of its own that is killed where the order says so.
 PERSON = """
 import json, os, signal, sys, time
 from mitoflow.tracking import registry, store
@@ -33,10 +33,10 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         try:
-            told = registry.promote(order["version"], force=True, reason="a test").reason
+            answer = registry.promote(order["version"], force=True, reason="a test").reason
         except InputError as error:
-            told = f"mitoflow: {error}"
-        os.write(write, told.encode())
+            answer = f"mitoflow: {error}"
+        os.write(write, answer.encode())
         os._exit(0)
     os.close(write)
     if order["killed_after"] is not None:
@@ -49,7 +49,7 @@ for line in sys.stdin:
 
 
 class Person:
-    """Somebody with a checkout and a name."""
+    """A user with a checkout and a name."""
 
     def __init__(self, name: str, folder: Path, server: TrackingServer) -> None:
         folder.mkdir()
@@ -70,8 +70,8 @@ class Person:
         self.process.stdin.flush()
 
     def end(self) -> str:
-        told: str = json.loads(self._hear())
-        return told
+        answer: str = json.loads(self._hear())
+        return answer
 
     def _hear(self) -> str:
         assert self.process.stdout
@@ -110,22 +110,22 @@ def champion(client: MlflowClient) -> int:
     return int(client.get_model_version_by_alias("mitoflow", "champion").version)
 
 
-def test_of_two_who_promote_at_once_exactly_one_wins(client: MlflowClient, people: tuple[Person, Person]) -> None:
+def test_of_two_promotions_at_once_exactly_one_counts(client: MlflowClient, people: tuple[Person, Person]) -> None:
     overtaken = 0
     for turn in range(ROUNDS):
         before, versions = registry.history(), (1, 2) if turn % 2 else (3, 4)
         for person, version in zip(people, versions, strict=True):
             person.begin(version)
-        told = [person.end() for person in people]
+        answers = [person.end() for person in people]
         new = registry.history()[len(before) :]
-        losers = [line for line in told if line.startswith("mitoflow: ")]
-        if len(losers) == 0:  # one was done before the other began, who then knew of it
-            champions = [entry.version for entry in before if entry.counts]  # an entry of who was overtaken does not
+        losers = [line for line in answers if line.startswith("mitoflow: ")]
+        if len(losers) == 0:  # one was done before the other began, which then knew of it
+            champions = [entry.version for entry in before if entry.counts]  # an entry that is too late does not
             assert [entry.over for entry in new] == [champions[-1] if champions else None, new[0].version]
             assert champion(client) == new[-1].version
             continue
         overtaken += 1
-        assert len(losers) == 1, told
+        assert len(losers) == 1, answers
         winner = next(entry for entry in new if entry.counts)
         name = winner.who
         assert name == ("ann", "bob")[versions.index(winner.version)]
@@ -136,11 +136,13 @@ def test_of_two_who_promote_at_once_exactly_one_wins(client: MlflowClient, peopl
         )
         assert [entry.counts for entry in new].count(True) == 1
         assert champion(client) == winner.version
-    print(f"{ROUNDS} rounds, {overtaken} in which one was overtaken and told")
+    print(f"{ROUNDS} rounds, {overtaken} in which one was too late")
     assert overtaken >= ROUNDS / 2
 
 
-def test_whoever_dies_in_the_middle_leaves_nothing_open(client: MlflowClient, people: tuple[Person, Person]) -> None:
+def test_a_process_killed_in_a_promotion_leaves_nothing_open(
+    client: MlflowClient, people: tuple[Person, Person]
+) -> None:
     ann, bob = people
     ann.begin(1)
     ann.end()
@@ -152,16 +154,16 @@ def test_whoever_dies_in_the_middle_leaves_nothing_open(client: MlflowClient, pe
     for turn in range(KILLS):
         before, version = champion(client), 3 + turn % 2
         ann.begin(version, killed_after=chance.uniform(0, latest))
-        told = ann.end()
+        answer = ann.end()
         entries = registry.history()
         stored = client.get_model_version_by_alias("mitoflow", "champion")
-        states.append((entries[-1].version == version, int(stored.version) == version, told != ""))
+        states.append((entries[-1].version == version, int(stored.version) == version, answer != ""))
         latest *= 0.7 if states[-1][0] else 1.3  # so that some die before the decision and some after it
         assert registry.champion() == entries[-1].version
 
         bob.begin(version)
-        said = bob.end()
-        assert said == "it is the champion already" if entries[-1].version == version else "a test" in said
+        second = bob.end()
+        assert second == "it is the champion already" if entries[-1].version == version else "a test" in second
         assert champion(client) == version
         tags = client.get_model_version("mitoflow", str(version)).tags
         last = registry.history()[-1]
@@ -169,12 +171,12 @@ def test_whoever_dies_in_the_middle_leaves_nothing_open(client: MlflowClient, pe
         assert tags["mitoflow.promoted.over"] == str(before)
         assert tags["mitoflow.verdict"] == "promoted"
         assert tags["mitoflow.promotion"] == str(last.number)
-    open_ = sum(decided and not told for decided, _, told in states)
+    open_ = sum(decided and not answer for decided, _, answer in states)
     print(f"{KILLS} kills: {sum(not decided for decided, *_ in states)} before the decision, {open_} after it")
     assert 0 < sum(decided for decided, *_ in states) < KILLS
 
 
-def test_the_log_is_told_in_order_and_rolls_back(client: MlflowClient, people: tuple[Person, Person]) -> None:
+def test_the_history_is_in_order_and_rolls_back(client: MlflowClient, people: tuple[Person, Person]) -> None:
     now = champion(client)
     other = 1 if now != 1 else 2
     registry.promote(other, force=True, reason="better on the liver")

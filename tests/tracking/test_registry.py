@@ -29,7 +29,7 @@ MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A U-Net that learned nothing, and an empty MLflow database: making its tables takes seconds."""
+    """An untrained U-Net, and an empty MLflow database, whose tables take seconds to create."""
     folder = tmp_path_factory.mktemp("template")
     store.client(f"sqlite:///{folder / 'mlflow.db'}")
     unet.save_model(unet.build_unet(depth=2, base_width=2), folder / MODEL)
@@ -142,7 +142,7 @@ def test_promotion_by_hand_and_back(checkout: Path) -> None:
     assert tags(3)["mitoflow.promoted.over"] == "2"
 
 
-def test_a_champion_whose_files_are_lost_is_in_nobodys_way(checkout: Path) -> None:
+def test_a_champion_whose_files_are_lost_blocks_no_promotion(checkout: Path) -> None:
     register(evaluation(800))
     for lost in checkout.glob("mlruns/**/evaluation.json"):
         lost.unlink()
@@ -228,7 +228,7 @@ def test_a_promotion_that_was_cut_off_keeps_its_reason(checkout: Path) -> None:
     assert len(registry.history()) == 2
 
 
-def test_a_version_of_other_means_is_not_judged(checkout: Path) -> None:
+def test_a_version_that_mitoflow_did_not_make_is_not_compared(checkout: Path) -> None:
     client = store.client(store.uri())
     client.create_registered_model("mitoflow")
     client.create_model_version("mitoflow", str(checkout))

@@ -20,12 +20,12 @@ from mitoflow.tracking import journal, runs, store
 from mitoflow.tracking.delivery import Delivery
 from mitoflow.tracking.journal import Journal
 
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody answers
+NOWHERE = "http://127.0.0.1:9"  # the discard port, which does not answer
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making its tables takes seconds."""
+    """An empty MLflow database, whose tables take seconds to create."""
     path = tmp_path_factory.mktemp("tables") / "mlflow.db"
     store.client(f"sqlite:///{path}")
     return path
@@ -95,7 +95,9 @@ def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_a_run_that_does_not_end_well_says_so(checkout: Path, error: type[BaseException], status: str) -> None:
+def test_a_run_that_fails_or_is_interrupted_has_that_status(
+    checkout: Path, error: type[BaseException], status: str
+) -> None:
     with pytest.raises(error), runs.start("train", "unet") as run:
         raise error
     assert found(run.key).info.status == status
@@ -243,7 +245,7 @@ def test_a_run_of_an_mlflow_project_is_its_child(checkout: Path, monkeypatch: py
         pass
     there = found(run.key)
     assert there.data.tags["mlflow.parentRunId"] == project.info.run_id
-    # 0 is MLflow's default, which nobody chose: the run is beside all others.
+    # 0 is MLflow's default, which was not chosen: the run goes to the experiment of all others.
     assert there.info.experiment_id == store.client(store.uri()).get_experiment_by_name("mitoflow").experiment_id
 
 
@@ -280,7 +282,7 @@ with runs.start("train", "unet") as run: run.metrics({"x": 1})
         ("really? at https://ann:hunter2@lab.", "really? at https://lab."),
     ],
 )
-def test_an_address_is_told_without_who_and_password(text: str, kept: str) -> None:
+def test_an_address_is_shown_without_user_and_password(text: str, kept: str) -> None:
     assert store.without_credentials(text) == kept
 
 
@@ -293,16 +295,18 @@ def test_secrets_are_not_written_down(
         pass
     (folder,) = journal.folders()
     assert "hunter2" not in (folder / "events.jsonl").read_text()
-    said = capfd.readouterr().err
-    assert said.startswith("mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept")
-    assert len(said.splitlines()) == 1
-    assert "hunter2" not in said + runs.sync().reason
+    message = capfd.readouterr().err
+    assert message.startswith(
+        "mitoflow: tracking: http://127.0.0.1:9: [Errno 111] Connection refused; 2 events are kept"
+    )
+    assert len(message.splitlines()) == 1
+    assert "hunter2" not in message + runs.sync().reason
     assert store.reason(OSError("no http://ann:hunter2@host/api")) == "no http://host/api"
     for before in range(170, 200):  # where a long message is cut, a password is not cut in two
         assert "hunter" not in store.reason(OSError(f"{'-' * before}http://ann:hunter2@host/api"))
 
 
-def test_reporting_takes_next_to_no_time(checkout: Path) -> None:
+def test_reporting_takes_less_than_a_percent_of_an_epoch(checkout: Path) -> None:
     with runs.start("train", "unet") as run:
         begun = time.perf_counter()
         for epoch in range(50):
@@ -311,7 +315,7 @@ def test_reporting_takes_next_to_no_time(checkout: Path) -> None:
     assert taken / 50 < 0.05  # an epoch takes 5 s and more, so this is below 1 %
 
 
-def test_lineage_tells_code_data_and_lock(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lineage_has_code_data_and_lock(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
@@ -327,12 +331,12 @@ def test_lineage_tells_code_data_and_lock(checkout: Path, monkeypatch: pytest.Mo
     git("add", *files)
     git("commit", "-qm", "first")
     Path("dvc.lock").write_text(files["dvc.lock"].replace("def", "fed"))  # DVC does this between stages
-    told = provenance.current()
-    assert told["git_commit"] == git("rev-parse", "HEAD")
-    assert told["git_dirty"] == "false"
-    assert (told["data_md5"], told["patches_md5"]) == ("abc.dir", "fed.dir")
-    assert told["requirements_sha256"] == hashlib.sha256(b"numpy==1.26.4\n").hexdigest()
-    assert provenance.from_tags(provenance.tags(told)) == told
+    lineage = provenance.current()
+    assert lineage["git_commit"] == git("rev-parse", "HEAD")
+    assert lineage["git_dirty"] == "false"
+    assert (lineage["data_md5"], lineage["patches_md5"]) == ("abc.dir", "fed.dir")
+    assert lineage["requirements_sha256"] == hashlib.sha256(b"numpy==1.26.4\n").hexdigest()
+    assert provenance.from_tags(provenance.tags(lineage)) == lineage
     Path("requirements.lock").write_text("numpy==1.26.5\n")
     assert provenance.current()["git_dirty"] == "true"
 
@@ -401,15 +405,15 @@ def test_a_damaged_journal_stops_no_other(
     assert (synced.returncode, synced.stdout) == (2, "3 events sent\n")
     assert synced.stderr.startswith(f"mitoflow: {damaged}/events.jsonl: found a damaged line")
     assert synced.stderr.count("\n") == 1
-    told = runs.sync()
-    assert (told.sent, told.left) == (0, 0)
-    (error,) = told.damaged
+    synced = runs.sync()
+    assert (synced.sent, synced.left) == (0, 0)
+    (error,) = synced.damaged
     assert str(damaged) in str(error)
     assert "\n" not in str(error)
     assert curve("whole", "x") == [(0, 1)]
     assert (damaged / "events.jsonl").read_bytes() == content
     assert journal.folders() == [damaged]
-    assert Journal(damaged).unsent(), "nobody holds it"
+    assert Journal(damaged).unsent(), "it is still locked"
 
 
 def test_a_bit_that_flips_in_a_journal_is_noticed(checkout: Path) -> None:
@@ -432,7 +436,7 @@ def test_a_bit_that_flips_in_a_journal_is_noticed(checkout: Path) -> None:
     assert list(map(str, events.events())) == written
 
 
-def test_where_there_are_no_locks_it_says_so(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

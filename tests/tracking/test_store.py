@@ -1,4 +1,4 @@
-"""How MLflow is set up, and that nothing is before it is used."""
+"""MLflow's settings: set by the first client, and not by an import."""
 
 from __future__ import annotations
 
