@@ -160,7 +160,7 @@ class PostgreSQL(Service):
         return done.stdout
 
     def environment(self) -> dict[str, str]:
-        """Return what tells PostgreSQL's programs where it is, and who asks."""
+        """Return the environment by which PostgreSQL's programs find the server and its user."""
         server = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": self.user, "PGPASSWORD": self.password}
         return {**os.environ, **server, "PGDATABASE": "postgres"}
 
@@ -242,7 +242,7 @@ class ObjectStore(Service):
 
 
 class SSHServer(Service):
-    """OpenSSH's server, which lets in whoever runs it, by one key.
+    """OpenSSH's server, which the user who runs it can log in to by one key.
 
     Attributes
     ----------

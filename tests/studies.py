@@ -25,8 +25,8 @@ SETTINGS = Tune(
 )
 
 
-class Told:
-    """A callback that can be read again."""
+class Recorder:
+    """A callback of the study that keeps what it is called with."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
@@ -49,11 +49,11 @@ def opened(file: Path, recorded: str | None = None) -> optuna.Study:
 
 
 def search(study: optuna.Study, settings: Tune = SETTINGS) -> optuna_study.Search:
-    return optuna_study.Search(study, settings, Told())
+    return optuna_study.Search(study, settings, Recorder())
 
 
 def score(name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Best near the middle of the ranges; reported over three epochs."""
+    """Return a score that is best near the middle of the ranges, reported over three epochs."""
     missed = abs(values["augment_strength"] - 0.5) + abs(values["depth"] - 3) / 4 + abs(values["learning_rate"] - 0.001)
     dice = 1 - missed
     for epoch in range(3):
@@ -62,7 +62,7 @@ def score(name: str, values: dict[str, Any], report: optuna_study.Report) -> flo
 
 
 def slowly(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Leave a file for each epoch, which tells what this process fits."""
+    """Score slowly, and write a file for each epoch, whose name has the trial and the process."""
 
     def slow_report(epoch: int, logs: Mapping[str, float]) -> None:
         time.sleep(0.1)
@@ -73,7 +73,7 @@ def slowly(folder: Path, name: str, values: dict[str, Any], report: optuna_study
 
 
 def endless(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Go on until nobody wants the trial any more."""
+    """Report epochs until the trial is stopped."""
     (folder / f"{name} began").touch()
     try:
         for epoch in itertools.count():

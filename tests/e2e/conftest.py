@@ -131,7 +131,7 @@ def stages_run(printed: str) -> list[str]:
 
 
 def outputs(project: Project) -> dict[str, str]:
-    """Return DVC's hash of every output but the report, which tells the verdict."""
+    """Return DVC's hash of every output but the report, which has the verdict."""
     with Repo(project.folder) as repo:
         outs = {str(out): out.hash_info.value for stage in repo.index.stages for out in stage.outs}
     return {name: digest for name, digest in outs.items() if not name.endswith("evaluate/report.html")}

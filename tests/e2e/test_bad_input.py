@@ -1,4 +1,4 @@
-"""What a person can get wrong ends in one line and exit code 2, with nothing half-written."""
+"""Wrong input ends in one line and exit code 2, with nothing half-written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE, MASK = Path("data/train/phantom/images/phantom.tif"), Path("data/train/ph
 
 
 def run_as_command(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the only line that the command said of its own on stderr."""
+    """Return the only line that the command itself wrote to stderr."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("mitoflow: ")]
@@ -70,7 +70,7 @@ def mask_all_zero(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "where", "said"),
+    ("damage", "where", "message"),
     [
         (without_mask, "images/other.tif", "an image without mask"),
         (of_another_size, "phantom.tif", "128 x 95"),
@@ -83,18 +83,18 @@ def mask_all_zero(folder: Path) -> None:
     ],
 )
 def test_data_that_cannot_be_used_ends_the_pipeline(
-    fresh: Project, damage: Callable[[Path], None], where: str, said: str
+    fresh: Project, damage: Callable[[Path], None], where: str, message: str
 ) -> None:
     damage(fresh.folder)
     line = run_as_command(stage(fresh, "validate"))
     assert where in line
-    assert said in line
+    assert message in line
     assert not (fresh.folder / "reports/validate/conventions.yaml").exists()
     assert (fresh.folder / "reports/validate/report.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("size: 64", "size: 66", "patch.size 66 is not divisible by 2^depth = 4"),
         ("patience:", "patiense:", "did you mean patience?"),
@@ -102,11 +102,11 @@ def test_data_that_cannot_be_used_ends_the_pipeline(
         ("epochs: 4", "epochs: many", "train.epochs: found 'many', expected integer"),
     ],
 )
-def test_parameters_are_checked_before_anything_runs(fresh: Project, old: str, new: str, said: str) -> None:
+def test_parameters_are_checked_before_anything_runs(fresh: Project, old: str, new: str, message: str) -> None:
     text = fresh.read("params.yaml")
     assert old in text
     (fresh.folder / "params.yaml").write_text(text.replace(old, new, 1))
-    assert said in run_as_command(stage(fresh, "validate"))
+    assert message in run_as_command(stage(fresh, "validate"))
     assert not (fresh.folder / "reports").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
         "unshare", "--mount", "--map-root-user", "sh", "-c", script, check=False, DVC_ROOT=str(tmp_path)
     )
     if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip("this machine lets nobody make a file system")
+        pytest.skip("file systems cannot be made on this machine")
     assert "no space left" in run_as_command(done)
     assert done.stderr.splitlines()[-3:] == ["data", "params.yaml", "reports"]
 

@@ -1,4 +1,4 @@
-"""What people do with a finished pipeline: experiments, comparisons, MLflow projects, clones."""
+"""Commands on a finished pipeline: experiments, comparisons, MLflow projects, clones."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_a_clone_that_pulled_registers_without_running(finished: Project, tmp_pa
     assert champion.tags["mitoflow.lineage.data_md5"]
     table = clone.run("mitoflow", "models").stdout
     assert "champion" in table
-    told = clone.run("mitoflow", "lineage", "models/unet.keras").stdout
-    assert champion.tags["mitoflow.model_sha256"] in told
+    lineage = clone.run("mitoflow", "lineage", "models/unet.keras").stdout
+    assert champion.tags["mitoflow.model_sha256"] in lineage
 
 
 def test_a_study_is_fitted_by_other_processes_and_machines(

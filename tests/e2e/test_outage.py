@@ -44,7 +44,7 @@ def test_the_server_dies_during_training(
         assert away.returncode == 2
 
         server.start()
-        said = fresh.run("mitoflow", "sync", **who).stdout
+        printed = fresh.run("mitoflow", "sync", **who).stdout
         for name, value in who.items():
             monkeypatch.setenv(name, value)
         client = MlflowClient(server.uri)
@@ -57,7 +57,7 @@ def test_the_server_dies_during_training(
         # The environment was enough: no file that git knows was changed.
         assert fresh.run("git", "diff", "--name-only").stdout == ""
         assert not (fresh.folder / "mlflow.db").exists()
-        texts = [done.stdout, done.stderr, away.stderr, said, server.log, postgresql.run("pg_dump", "pipeline")]
+        texts = [done.stdout, done.stderr, away.stderr, printed, server.log, postgresql.run("pg_dump", "pipeline")]
         files = [file for place in (fresh.folder, server.folder) for file in place.rglob("*") if file.is_file()]
         assert not [text for text in texts if password in text]
         assert not [file for file in files if password.encode() in file.read_bytes()]

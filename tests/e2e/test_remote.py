@@ -35,7 +35,7 @@ def test_a_clone_takes_the_results_from_a_folder(finished: Project, tmp_path: Pa
     assert outputs(taken) == outputs(finished)
 
     again = clone(finished, tmp_path / "restored")
-    (again.folder / "dvc.lock").unlink()  # nobody ever computed this here; the run cache of the remote knows better
+    (again.folder / "dvc.lock").unlink()  # never computed in this clone; the run cache of the remote has it
     assert stages_run(again.run("dvc", "repro", "--pull", "patch").stdout) == []
     again.run("git", "checkout", "-q", "dvc.lock")
     assert stages_run(again.run("dvc", "repro", "--pull").stdout) == []
@@ -48,9 +48,9 @@ def test_a_clone_takes_the_results_from_a_folder(finished: Project, tmp_path: Pa
     victim.write_bytes(content)
     bitten = clone(finished, tmp_path / "bitten")
     assert bitten.run("dvc", "pull", check=False).returncode != 0
-    told = finished.run("mitoflow", "data", "verify", str(remote), check=False)
-    assert told.returncode == 2
-    named, summary = told.stderr.splitlines()
+    verified = finished.run("mitoflow", "data", "verify", str(remote), check=False)
+    assert verified.returncode == 2
+    named, summary = verified.stderr.splitlines()
     assert named.startswith(f"{victim} (")
     assert "found 1 damaged objects, expected none" in summary
     assert "every object matches its hash" in finished.run("mitoflow", "data", "verify").stdout

@@ -1,4 +1,4 @@
-"""`make ui` in a real browser: what a person sees in MLflow."""
+"""`make ui` in a real browser: the pages of MLflow."""
 
 from __future__ import annotations
 

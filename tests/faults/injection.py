@@ -58,14 +58,14 @@ class Table:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        told = dict(report.user_properties)
-        if "fault" not in told or (report.when != "call" and report.passed):
+        properties = dict(report.user_properties)
+        if "fault" not in properties or (report.when != "call" and report.passed):
             return
-        name = str(told["fault"])
+        name = str(properties["fault"])
         if report.skipped:
             self.skipped[name] = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         elif report.when == "call":
-            self.tried[name] += int(told.get("tried", 1))
+            self.tried[name] += int(properties.get("tried", 1))
             self.lost[name] += report.failed
         else:
             self.tried[name] += report.when == "setup"

@@ -1,4 +1,4 @@
-"""A small disk of one's own, seen by the processes that enter it alone: a tmpfs in a mount namespace of Linux."""
+"""A small disk for some processes: a tmpfs in a mount namespace of Linux, which only they see."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Disk:
         self.run("rm", "-f", FILLER)
 
     def read_only(self, yes: bool) -> None:
-        """Let nobody write to it, or let them again."""
+        """Make the disk read-only, or writable again."""
         self.run("mount", "-o", "remount,ro" if yes else "remount,rw", str(self.folder))
 
 

@@ -1,4 +1,4 @@
-"""What the fault tests do to a finished pipeline, and how they look at it."""
+"""Faults in a finished pipeline, and the state of the pipeline after them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMPORTS = 6  # seconds in which DVC and then a stage load their libraries
 
 
 def recorded(lock: str) -> dict[str, Any]:
-    """Return all that ``dvc.lock`` says, hashes of dependencies and outputs, but the report that tells the verdict."""
+    """Return all that ``dvc.lock`` says, hashes of dependencies and outputs, but the report, which has the verdict."""
     stages = YAML(typ="safe").load(lock)["stages"]
     for stage in stages.values():
         stage["outs"] = [out for out in stage["outs"] if out["path"] != "reports/evaluate/report.html"]
@@ -85,6 +85,6 @@ def _stage(process: subprocess.Popen[str], stage: str) -> psutil.Process:
 
 
 def go_on(project: Project) -> None:
-    """Run the pipeline to its end, as a person would after a fault; what was not to be sent is sent."""
+    """Run the pipeline to its end, as a user does after a fault, and send what waits for MLflow."""
     project.run("dvc", "repro")
     project.run("mitoflow", "sync")

@@ -1,4 +1,4 @@
-"""What stands between a client and a server, and does what networks and servers do."""
+"""A proxy between a client and a server that injects faults of networks and servers."""
 
 from __future__ import annotations
 

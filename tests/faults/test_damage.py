@@ -1,4 +1,4 @@
-"""Files that changed while nobody looked: refused in one line or read as they were, and never in between."""
+"""Files that were damaged on disk: refused in one line, or read with the content that they had."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def undisturbed(store: PatchStore) -> fitting.Fit:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, store: PatchStore) -> Path:
-    """What a fit leaves that is killed after its second epoch."""
+    """The checkpoints of a fit that is killed after its second epoch."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def kill(epoch: int, logs: Logs) -> None:
@@ -135,7 +135,7 @@ def test_patch_store(
 
 
 def check_refused_or_equal(folder: Path, store: PatchStore) -> bool:
-    """Tell whether a store can be opened, which then is the same."""
+    """Return whether a store can be opened; one that can must be equal to the original."""
     try:
         read = PatchStore.open(folder)
     except InputError as error:
@@ -218,7 +218,7 @@ def sign(folder: Path, header: dict) -> None:
     header["sha256"].pop("layout")
     for side in SPLITS:
         read = {name: np.load(folder / side / f"{name}.npy") for name in ARRAYS}
-        with suppress(Exception):  # some have no digest, whatever they are
+        with suppress(Exception):  # some have no digest
             header["sha256"][side] = patches._digest(Patches(**read, shapes=[], step=64))
     header["sha256"]["layout"] = files.short_digest(header)
     (folder / "store.json").write_text(json.dumps(header))

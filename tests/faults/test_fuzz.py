@@ -1,4 +1,4 @@
-"""Input that nobody would think of: accepted and read rightly, or refused in one line; no traceback and no hang."""
+"""Fuzzing: input is accepted and read correctly, or refused in one line; no traceback and no hang."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_tiff_headers(
 
     check()
     record_property("tried", len(tried))
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
 
 
 def harmed_directories(content: bytes, chance: random.Random) -> bytes:
@@ -276,6 +276,6 @@ def check_command(arguments: list[str]) -> None:
     if error is None or isinstance(error, SystemExit):  # click's own complaints
         assert result.exit_code in (0, 2), arguments
     else:
-        told = as_user_error(error) if isinstance(error, Exception) else None
-        assert told is not None, (arguments, error)
-        assert "\n" not in str(told)
+        user_error = as_user_error(error) if isinstance(error, Exception) else None
+        assert user_error is not None, (arguments, error)
+        assert "\n" not in str(user_error)

@@ -1,4 +1,4 @@
-"""A machine that refuses: no space, no writing, no memory, a clock that jumps, and two people at once."""
+"""Faults of a machine: a full or read-only disk, too little memory, a clock that jumps, and two users at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None
 
 
 def check_one_line(done: subprocess.CompletedProcess[str], *reasons: str) -> None:
-    """A stage failed, and said so in one line, and why."""
+    """Check that a stage failed with one line, which has the reason."""
     assert done.returncode == 2, done.stderr
     print(done.stderr)
     line = said_in_one_line(done)
@@ -32,10 +32,10 @@ def check_one_line(done: subprocess.CompletedProcess[str], *reasons: str) -> Non
 
 
 def said_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a stage said, or DVC for it."""
+    """Return the line that a stage printed, or DVC for it."""
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("mitoflow: ")]
-    (line,) = (line for line in told if not line.startswith("mitoflow: tracking: "))  # what it keeps for later
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mitoflow: ")]
+    (line,) = (line for line in lines if not line.startswith("mitoflow: tracking: "))  # what it keeps for later
     return line
 
 
@@ -162,7 +162,7 @@ CACHED = {  # by output of DVC: a file in it, what makes it and who reads it
 @pytest.mark.parametrize("output", CACHED)
 @fault("a bit flipped in DVC's cache: {output}", long=1, short=0)
 def test_bit_in_the_cache(finished: Project, chance: random.Random, output: str, attempt: int) -> None:
-    """DVC trusts its cache; whoever reads patches or a model does not, and `mitoflow data verify` names the object."""
+    """DVC trusts its cache; stages that read patches or a model do not, and `mitoflow data verify` names the object."""
     undisturbed = recorded(finished.read("dvc.lock"))
     name, maker, reader = CACHED[output]
     file = finished.folder / output / name
@@ -176,9 +176,9 @@ def test_bit_in_the_cache(finished: Project, chance: random.Random, output: str,
         done = finished.run("dvc", "repro", "-s", "-f", reader, check=False)
         assert done.returncode, "it worked with what is damaged"
         assert said_in_one_line(done).startswith(f"mitoflow: {output}: found ")
-    told = finished.run("mitoflow", "data", "verify", check=False)
-    assert told.returncode == 2
-    assert any(str(cached) in line and name in line for line in told.stderr.splitlines()), told.stderr
+    verified = finished.run("mitoflow", "data", "verify", check=False)
+    assert verified.returncode == 2
+    assert any(str(cached) in line and name in line for line in verified.stderr.splitlines()), verified.stderr
     finished.run("mitoflow", "data", "verify", "--delete")
     finished.run("dvc", *(["repro", "-s", "-f", maker] if maker else ["add", output]))
     assert "every object matches its hash" in finished.run("mitoflow", "data", "verify").stdout

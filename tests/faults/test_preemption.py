@@ -1,4 +1,4 @@
-"""`kill -9`, and SIGTERM, the notice that the machine is taken away: neither costs more than what was under way."""
+"""`kill -9` and SIGTERM, as schedulers send them: neither costs more than the current epoch, trial or stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_pre_empted(finished: Project, chance: random.Random, stage: str, attemp
 @pytest.mark.parametrize("stage", ["tune", "train"] if LONG else ["train"])
 @fault("`kill -9` after results, before DVC records them, in {stage}", long=1)
 def test_killed_before_dvc_records_it(finished: Project, stage: str, attempt: int) -> None:
-    """The stage alone, which is what a kill of DVC at that moment leaves; then it has nothing left to compute."""
+    """The stage runs alone, as if DVC was killed before it recorded the results; `dvc repro` then computes nothing."""
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
     before = len(runs(finished))
@@ -56,7 +56,7 @@ def test_killed_before_dvc_records_it(finished: Project, stage: str, attempt: in
     go_on(finished)
     assert recorded(finished.read("dvc.lock")) == undisturbed
     assert len(runs(finished)) == once
-    # What DVC has on record is computed again where a person forces that.
+    # What DVC has on record is computed again when it is forced.
     finished.run("dvc", "repro", "-s", "-f", stage)
     assert recorded(finished.read("dvc.lock")) == undisturbed
     assert len(runs(finished)) == once + (once - before)

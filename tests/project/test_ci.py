@@ -1,4 +1,4 @@
-"""The workflows of CI: who may do what, and the commands of their steps as far as they can run here."""
+"""The workflows of CI: their rights, and the commands of their steps as far as they can run here."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ git clone -q . '{fork}'
     text = script("ci.yml", "Compare the metrics")
     done = bash(text, fork, BASE="main", GITHUB_STEP_SUMMARY=str(summary), PATH=path)
     assert done.returncode == 0, done.stderr
-    told = (fork / "metrics.md").read_text(encoding="utf-8")
-    assert told == summary.read_text(encoding="utf-8")
-    assert "against main" in told
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if "|" in line]
+    comment = (fork / "metrics.md").read_text(encoding="utf-8")
+    assert comment == summary.read_text(encoding="utf-8")
+    assert "against main" in comment
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in comment.splitlines() if "|" in line]
     assert rows[0] == ["Path", "Metric", "origin/main", "workspace", "Change"]
     assert rows[2:] == [["reports/metrics.json", "whole_slice.dice", "0.9", "0.9123", "0.0123"]]
 
@@ -121,5 +121,5 @@ def test_the_comment_goes_to_the_pull_request_of_that_commit_or_nowhere(tmp_path
     assert choose
     answers = json.dumps([{"number": 3, "head": {"sha": "old"}}, {"number": 7, "head": {"sha": "abc"}}])
     for sha, number in (("abc", "7"), ("gone", "")):
-        told = bash(f"echo '{answers}' | {choose[1]}", tmp_path, SHA=sha)
-        assert (told.returncode, told.stdout.strip()) == (0, number), told.stderr
+        done = bash(f"echo '{answers}' | {choose[1]}", tmp_path, SHA=sha)
+        assert (done.returncode, done.stdout.strip()) == (0, number), done.stderr

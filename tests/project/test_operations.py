@@ -1,4 +1,4 @@
-"""What ``deploy/`` has and ``docs/operations.md`` says: its commands are run as they stand there."""
+"""``deploy/`` and ``docs/operations.md``: the commands of the page are run as they stand there."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def served(folder: Path, environment: dict[str, str]) -> Iterator[str]:
 
 
 def environment_for(folder: Path, database: PostgreSQL) -> dict[str, str]:
-    """Return the environment in which a person begins, whose PostgreSQL has the user that the guide makes."""
+    """Return the environment before the set-up, whose PostgreSQL has the user that the guide makes."""
     (password,) = re.findall("^PGPASSWORD=(.+)$", (folder / "deploy/.env").read_text(), re.MULTILINE)
     make_user = commands("Start, without Docker")[0].strip().splitlines()[-1]
     program, *options = make_user.removeprefix("sudo -u postgres ").split()
@@ -124,12 +124,12 @@ def set_up(folder: Path, environment: dict[str, str]) -> dict[str, str]:
 
 
 def studies(environment: dict[str, str]) -> str:
-    """Return where studies are, with the password that whoever tunes is told."""
+    """Return the URL of the database of studies, with the password for users who tune."""
     return "postgresql://studies:{STUDIES_PASSWORD}@127.0.0.1:{PGPORT}/optuna".format_map(environment)
 
 
 def registered(client: MlflowClient) -> list[tuple[object, ...]]:
-    """Return what a registry must not lose."""
+    """Return the content of a registry that a restored backup must have."""
     return [
         (
             model.name,
@@ -177,9 +177,9 @@ def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
             assert Path(client.download_artifacts(trained.run_id, "note.txt", str(folder))).read_text() == note
         run("\n".join(commands("Upgrade")), folder, environment)
-    said = (folder / "log").read_text()
+    log = (folder / "log").read_text()
     hidden = [environment[name] for name in environment if re.search("PASSWORD|SECRET", name)] + [password]
-    assert [secret for secret in hidden if secret in said] == []
+    assert [secret for secret in hidden if secret in log] == []
 
 
 def query(environment: dict[str, str], database: str, statement: str) -> subprocess.CompletedProcess[str]:
@@ -188,7 +188,7 @@ def query(environment: dict[str, str], database: str, statement: str) -> subproc
     return subprocess.run([*command, statement], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_who_tunes_sees_studies_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_of_studies_sees_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with PostgreSQL("postgres") as database:
         keeper = set_up(folder, environment_for(folder, database))
@@ -243,7 +243,7 @@ def test_a_backup_that_fails_leaves_the_one_before(folder: Path, with_docker: bo
         asks = environment | {"PGHOST": "127.0.0.1"}
         tuner = asks | {"PGUSER": "studies", "PGPASSWORD": asks["STUDIES_PASSWORD"]}
         for who, name in ((asks, "mlflow"), (asks, "accounts"), (tuner, "optuna")):
-            assert query(who, name, f"CREATE TABLE things AS SELECT 'of {name}' AS said").returncode == 0
+            assert query(who, name, f"CREATE TABLE things AS SELECT 'of {name}' AS owner").returncode == 0
         artifacts.mkdir(parents=True)
         (artifacts / "model").write_text("weights")
         done = backup("save")
@@ -269,7 +269,7 @@ def test_a_backup_that_fails_leaves_the_one_before(folder: Path, with_docker: bo
         done = backup("restore")
         assert done.returncode == 0, done.stderr
         for who, name in ((asks, "mlflow"), (asks, "accounts"), (tuner, "optuna")):
-            assert query(who, name, "SELECT said FROM things").stdout == f"of {name}\n"
+            assert query(who, name, "SELECT owner FROM things").stdout == f"of {name}\n"
         assert query(tuner, "optuna", "DROP TABLE things").returncode == 0
         assert (artifacts / "model").read_text() == "weights"
         again = backup("restore")
@@ -277,14 +277,14 @@ def test_a_backup_that_fails_leaves_the_one_before(folder: Path, with_docker: bo
         assert "already exists" in again.stderr
 
 
-def test_a_backup_is_told_what_to_do(folder: Path) -> None:
+def test_a_backup_without_a_command_is_one_line(folder: Path) -> None:
     done = subprocess.run(["deploy/backup.sh", "backup"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "backup.sh: found backup, expected save FOLDER or restore FOLDER; say which\n"
 
 
 def give(address: str, name: str, role: str, password: str) -> None:
-    """Give somebody a role as the admin of the environment."""
+    """Give a user a role, as the admin of the environment."""
     command = [sys.executable, DEPLOY / "users.py", name, role]
     subprocess.run(
         command,
@@ -317,7 +317,7 @@ def test_the_server_is_what_is_tested_here() -> None:
             assert line.startswith("#")
 
 
-def test_ports_are_on_loopback_unless_somebody_says_otherwise() -> None:
+def test_ports_are_on_loopback_unless_configured_otherwise() -> None:
     ports = [port for service in SERVICES.values() for port in service["ports"]]
     assert len(ports) == 3
     assert all(port.startswith("${ADDRESS:-127.0.0.1}:") for port in ports)
@@ -338,7 +338,7 @@ def test_secrets_come_from_the_environment() -> None:
     subprocess.run(["git", "check-ignore", "--quiet", "deploy/.env"], cwd=ROOT, check=True)
 
 
-def test_every_service_says_when_it_is_well() -> None:
+def test_every_service_has_a_health_check() -> None:
     assert all(service["healthcheck"]["test"][0] == "CMD" for service in SERVICES.values())
     assert SERVICES["tracking"]["depends_on"] == {
         name: {"condition": "service_healthy"} for name in ("database", "objects")

@@ -1,4 +1,4 @@
-"""What comes from others is data: it is never run, and never leads to other files; servers listen at home."""
+"""Input from elsewhere is data: it is never run, and never leads to other files; servers listen on loopback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "torch"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "os.system", "tempfile.mktemp"}
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
-REQUIRED = {  # what a call must say
+REQUIRED = {  # what a call must have
     "np.load": ("allow_pickle", "False"),
     "keras.saving.load_model": ("safe_mode", "True"),
 }
@@ -96,7 +96,7 @@ def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An OME-Zarr image beside one that is nobody else's business."""
+    """An OME-Zarr image beside a private one."""
     for name in ("secret.ome.zarr", "image.ome.zarr"):
         array = ome.create_multiscale(tmp_path / name, (1, 64, 64), np.dtype(np.uint8), 1)
         array[:] = 7

@@ -1,4 +1,4 @@
-"""PostgreSQL and ``mlflow server`` in front of it, broken and set going again."""
+"""PostgreSQL and ``mlflow server``, stopped and started again."""
 
 from mlflow import MlflowClient
 

@@ -1,4 +1,4 @@
-"""A tracking server that asks who one is: what each role may, and passwords that nobody ever sees."""
+"""A tracking server with user accounts: the rights of each role, and passwords that are never shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def log_in(monkeypatch: pytest.MonkeyPatch, name: str, password: str = "") -> No
 
 
 def train(checkout: Path, correct: int) -> Verdict | None:
-    """Train, as far as the server can tell, a model that gets so many of 20 pixels right."""
+    """Report a training to the server whose model gets so many of 20 pixels right."""
     model, settings = checkout / "unet.keras", checkout / "inference.yaml"
     unet.save_model(unet.build_unet(depth=1, base_width=1), model)
     Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(settings)
@@ -180,7 +180,7 @@ def test_an_account_gets_another_password_and_is_taken_away(
 def test_what_an_admin_gets_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://admin:{PASSWORDS['admin']}@127.0.0.1:9")
     without = "import sys, runpy; sys.modules['flask_wtf'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    for command, said in {
+    for command, message in {
         (USERS, "anna", "reader"): "mitoflow: http://127.0.0.1:9: found .*refused, .*; start its server, or check",
         (USERS, "anna", "queen"): "mitoflow: users.py: found anna queen, expected NAME reader|",
         ("-c", without, USERS): "users.py: found .*Flask-WTF.*; .*pip install -r deploy/requirements.txt",
@@ -188,6 +188,6 @@ def test_what_an_admin_gets_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch) -
         # Well below the minutes that MLflow would try again.
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=90)
         assert done.returncode == 2
-        assert re.match(said, done.stderr)
+        assert re.match(message, done.stderr)
         assert len(done.stderr.splitlines()) == 1
         assert PASSWORDS["admin"] not in done.stderr

@@ -1,4 +1,4 @@
-"""What a stage does before it begins."""
+"""Checks of a stage before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
         *(("tune", 1300), ("train", 1400), ("evaluate", 1900), ("train", 3000)),
     ],
 )
-def test_where_there_is_too_little_memory_it_says_so_before_any_library_waits(stage: str, megabytes: int) -> None:
+def test_too_little_memory_is_one_line_before_a_library_waits(stage: str, megabytes: int) -> None:
     command = ["prlimit", f"--as={megabytes}000000", sys.executable, "-m", "mitoflow.stages", stage]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr

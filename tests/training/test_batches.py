@@ -139,7 +139,7 @@ def test_image_and_mask_of_a_crop_go_the_same_way(store: PatchStore, strength: f
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_a_crop_of_a_section_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
+def test_a_crop_of_an_orthogonal_plane_is_its_place_in_the_stack(store: PatchStore, axis: int) -> None:
     plain = RECIPE.replace(augment_strength=0.0, intensity_strength=0.0, orthoplanes=True)
     dataset = TrainPatches(store.train, 8, plain)
     stack, place, (row, column) = dataset.place(axis, np.random.default_rng(7))
@@ -165,7 +165,7 @@ def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchSto
     assert fitted.model.input_shape[-1] == 3
 
 
-def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: PatchStore) -> None:
+def test_a_batch_of_orthogonal_planes_is_a_whole_number_of_batches_of_slices(store: PatchStore) -> None:
     depths = {stack: len(held) for stack, held in store.train.ranges.items()}
     height = max(depths.values()) // 4 * 4
     for batch_size in (2, 6, 8):
@@ -173,7 +173,7 @@ def test_a_batch_of_sections_is_a_whole_number_of_batches_of_slices(store: Patch
         assert len(dataset[1][0]) == batch_size * (64 // height)  # so that devices which share it all get some
 
 
-def test_stacks_without_sections_are_told(store: PatchStore) -> None:
+def test_stacks_without_orthogonal_planes_are_reported(store: PatchStore) -> None:
     shallow = RECIPE.replace(orthoplanes=True, depth=6)
     with pytest.raises(InputError, match="train.orthoplanes: found true"):
         TrainPatches(store.train, 8, shallow)

@@ -189,9 +189,9 @@ def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypa
         assert trial.value == complete or trial.state.name == "PRUNED"
         assert len(trial.intermediate_values) == 3 or trial.state.name == "PRUNED"
     assert study.best_value == max(trial.value for trial in stored if trial.state.name == "COMPLETE")
-    told = Counter(searching.callback.lines)
-    assert set(told.values()) == {1}
-    assert sum(line[0] == "ended" for line in told) == 12
+    counts = Counter(searching.callback.lines)
+    assert set(counts.values()) == {1}
+    assert sum(line[0] == "ended" for line in counts) == 12
     fitted = {tuple(name.split(", ")[::2]) for name in epochs("trial")}
     assert len(fitted) > 12, "the trial of the worker that died was fitted on another one"
 
@@ -255,7 +255,7 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("nonsense of user:secret@host", "found no URL of a database"),
         ("postgresql+secret://host", "found no URL of a database"),
@@ -264,12 +264,12 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
     ],
 )
 def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
-    url: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MITOFLOW_OPTUNA_STORAGE", url)
     with (
-        pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{said}") as refused,
+        pytest.raises(InputError, match=f"MITOFLOW_OPTUNA_STORAGE: .*{message}") as refused,
         optuna_study.owned_study("s"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A trial on another machine: what it needs to see there."""
+"""A trial on another machine, and the files that it needs there."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def trial(small_dataset: Path, tmp_path: Path) -> Trial:
     return Trial.of(tmp_path / "patches", SHARED)
 
 
-def test_a_trial_that_was_sent_away_gives_what_it_gives_here(trial: Trial) -> None:
-    told: list[tuple[int, dict[str, Any]]] = []
-    dice = trial("trial 1", VALUES, lambda epoch, logs: told.append((epoch, logs)))
-    assert [epoch for epoch, _ in told] == [0, 1]
-    assert dice == max(logs["val_dice"] for _, logs in told)
+def test_a_trial_on_a_worker_gives_the_same_score(trial: Trial) -> None:
+    reported: list[tuple[int, dict[str, Any]]] = []
+    dice = trial("trial 1", VALUES, lambda epoch, logs: reported.append((epoch, logs)))
+    assert [epoch for epoch, _ in reported] == [0, 1]
+    assert dice == max(logs["val_dice"] for _, logs in reported)
     assert pickle.loads(pickle.dumps(trial))("trial 1", VALUES, lambda epoch, logs: None) == dice
 
 
