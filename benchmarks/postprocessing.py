@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mitoflow.core import files
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
-from mitoflow.evaluation import metrics
+from mitoflow.evaluation import curves, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.inference import components
 from mitoflow.inference.median import median_along_z
@@ -56,7 +56,7 @@ def best(stacks: list[Stack]) -> float:
     for truth, probability in stacks:
         for one, other in zip(truth, probability, strict=True):
             histogram.add(one, other)
-    return histogram.best_threshold()
+    return curves.best_threshold([histogram])
 
 
 def without_specks(mask: np.ndarray, smallest: int) -> np.ndarray:

@@ -112,13 +112,13 @@ def histogram(predicted) -> ProbabilityHistogram:
 def test_best_threshold_beats_every_other(predicted, histogram):
     truth, probability = predicted
     scores = [metrics.dice(metrics.count(truth, probability >= t).sum(0)) for t in curves.THRESHOLDS]
-    assert scores[int(histogram.best_threshold() * 256)] == max(scores)
+    assert scores[int(curves.best_threshold([histogram]) * 256)] == max(scores)
 
 
 def test_of_equal_thresholds_the_one_nearest_to_half_is_best():
     histogram = ProbabilityHistogram()
     histogram.add(np.array([[0, 1]]), np.array([[0.25, 0.75]]))
-    assert histogram.best_threshold() == 0.5
+    assert curves.best_threshold([histogram]) == 0.5
 
 
 def test_precision_recall_is_that_of_scikit_learn(predicted, histogram):
@@ -141,6 +141,32 @@ def test_reliability_is_that_of_the_pixels(predicted, histogram):
     gaps = [abs(probability[groups == i].mean() - truth[groups == i].mean()) * np.mean(groups == i) for i in range(8)]
     assert reliability.expected_calibration_error == pytest.approx(sum(gaps))
     assert reliability.brier == pytest.approx(brier_score_loss(truth.ravel(), probability.ravel()))
+
+
+def test_curves_over_sets_are_means_of_sets(predicted, histogram):
+    truth, probability = predicted
+    easy = ProbabilityHistogram()
+    easy.add(truth[0], np.where(truth[0], 0.6, 0.2).astype(np.float32))
+    both = [histogram, easy]
+    scores = np.mean([each.dice() for each in both], axis=0)
+    threshold = curves.best_threshold(both)
+    assert scores[int(threshold * 256)] == scores.max()
+    assert threshold != curves.best_threshold([histogram])
+    curve = curves.mean_precision_recall(both)
+    assert curve.recall[200] == np.mean([each.precision_recall().recall[200] for each in both])
+    reliability = curves.mean_reliability(both)
+    assert reliability.brier == np.mean([each.reliability().brier for each in both])
+    shares = reliability.pixels / reliability.pixels.sum()
+    in_last = [np.mean(probability >= 15 / 16), 0.0]
+    assert shares[-1] == pytest.approx(np.mean(in_last), abs=1e-3)
+
+
+def test_the_curves_of_one_set_are_its_own(histogram):
+    alone, own = curves.mean_reliability([histogram]), histogram.reliability()
+    assert np.array_equal(alone.probability, own.probability)
+    assert np.array_equal(alone.pixels, own.pixels)
+    curve, own_curve = curves.mean_precision_recall([histogram]), histogram.precision_recall()
+    assert np.array_equal(curve.precision, own_curve.precision)
 
 
 def test_bins_without_pixels_are_left_out():
@@ -230,6 +256,55 @@ def test_a_single_slice_has_the_widest_interval():
     interval = bootstrap_interval(counts, metrics.dice, 5, 100, 0)
     assert interval == Interval(float(metrics.dice(counts[0])), 0, 1)
     assert paired_difference(counts, counts, metrics.dice, 5, 100, 0) == Interval(0, -1, 1)
+
+
+def test_several_sets_count_alike_whatever_their_size():
+    """A plain resampling of slices within each of three sets; the mean of their scores is not that of all pixels."""
+    sizes = {"large": 40, "small": 8, "other": 20}
+    counts = np.concatenate([drifting_counts(n, seed) for seed, n in enumerate(sizes.values())])
+    counts[40:48, 0] //= 4  # the small set is the hard one
+    datasets = np.repeat([*sizes], [*sizes.values()]).tolist()
+    rows = [np.flatnonzero(np.array(datasets) == name) for name in sizes]
+    rng = np.random.default_rng(3)
+    draws = [
+        np.mean([metrics.dice(counts[rng.choice(of_set, len(of_set))].sum(0)) for of_set in rows]) for _ in range(4000)
+    ]
+    interval = bootstrap_interval(counts, metrics.dice, 1, 4000, seed=0, stacks=["s"] * 68, datasets=datasets)
+    assert interval.value == np.mean([metrics.dice(counts[of_set].sum(0)) for of_set in rows])
+    assert interval.value < metrics.dice(counts.sum(0)) - 0.05
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=1e-3)
+
+
+def test_draws_of_two_sets_are_independent_of_each_other():
+    """Two sets with the same counts: the mean of two independent draws varies less than one by itself."""
+    alone = drifting_counts(60, seed=3)
+    one = bootstrap_interval(alone, metrics.dice, 5, 2000, 0)
+    twice = bootstrap_interval(np.concatenate([alone] * 2), metrics.dice, 5, 2000, 0, datasets=[0] * 60 + [1] * 60)
+    assert twice.value == one.value
+    assert (twice.high - twice.low) / (one.high - one.low) == pytest.approx(2**-0.5, abs=0.06)
+
+
+def test_one_set_is_what_no_set_is_and_a_set_of_one_slice_adds_its_doubt():
+    counts = drifting_counts(20, seed=2)
+    assert bootstrap_interval(counts, metrics.dice, 4, 300, 0, datasets=["a"] * 20) == bootstrap_interval(
+        counts, metrics.dice, 4, 300, 0
+    )
+    some = bootstrap_interval(counts[:19], metrics.dice, 4, 300, 0)
+    doubtful = bootstrap_interval(counts, metrics.dice, 4, 300, 0, datasets=["a"] * 19 + ["b"])
+    assert (doubtful.low, doubtful.high) == pytest.approx((some.low / 2, (1 + some.high) / 2))
+
+
+def test_a_paired_difference_over_sets_is_the_mean_of_theirs():
+    counts, gain = drifting_counts(50, seed=1), np.array([60, -60, -60, 60])
+    better = counts + np.repeat([gain, -3 * gain], [40, 10], axis=0)
+    datasets = ["large"] * 40 + ["small"] * 10
+    over = paired_difference(better, counts, metrics.dice, 4, 500, 0, datasets=datasets)
+    each = [
+        paired_difference(better[of], counts[of], metrics.dice, 4, 500, 0).value for of in (slice(40), slice(40, 50))
+    ]
+    assert each[0] > 0 > each[1]
+    assert over.value == pytest.approx(np.mean(each))
+    assert over.high < 0 < paired_difference(better, counts, metrics.dice, 4, 500, 0).value
 
 
 def test_pairing_sees_a_difference_that_single_intervals_hide():

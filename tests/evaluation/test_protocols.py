@@ -83,7 +83,7 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
         image = pairs[stack].image
         for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):
             histogram.add(validation.mask(stack, z), probability)
-    wanted = histogram.best_threshold()
+    wanted = curves.best_threshold([histogram])
     choice = protocols.choose(predictor, validation, [5], [pair.image for pair in pairs])
     assert choice.threshold == wanted
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))

@@ -59,7 +59,13 @@ def _keys(name: str, separator: str) -> tuple[str, str, str]:
 
 
 def bootstrap_interval(
-    counts: NDArray[Any], score: OfCounts, block: int, resamples: int, seed: int, stacks: Sequence[Any] | None = None
+    counts: NDArray[Any],
+    score: OfCounts,
+    block: int,
+    resamples: int,
+    seed: int,
+    stacks: Sequence[Any] | None = None,
+    datasets: Sequence[Any] | None = None,
 ) -> Interval:
     """Return a score of all slices together, with its 95 % interval from a circular block bootstrap over slices.
 
@@ -71,6 +77,10 @@ def bootstrap_interval(
 
     For a short stack even this is narrow: in simulated stacks of 165 slices whose neighbours correlate by 0.6 and 0.8,
     blocks of 10 held the truth in 88 and 82 % of the stacks, and slices drawn one by one in 64 and 46 %.
+
+    Of several sets, the score is the mean of the sets' scores, so that each set counts alike, however many pixels it
+    has. A resample draws blocks within each set, scores each set, and takes the mean: the bootstrap of a stratified
+    sample (Bickel & Freedman 1984, Ann. Stat. 12:470), whose strata, here the sets, are not drawn.
 
     Parameters
     ----------
@@ -87,16 +97,17 @@ def bootstrap_interval(
     stacks
         ``(slices,)`` labels: to which stack each slice belongs; None for one stack. Slices that are alone in their
         stack count together, in their order, as one stack: most often they are pages of one volume.
+    datasets
+        ``(slices,)`` labels: to which set each slice belongs; None for one set. Stacks of two sets are two stacks, also
+        where they have the same label.
 
     Returns
     -------
     interval
-        [0, 1] where there is one slice only: nothing else can be drawn, so nothing is known.
+        [0, 1] where there is one slice only: nothing else can be drawn, so nothing is known. A set of one slice adds
+        the same doubt to the mean of several.
     """
-    value = float(score(counts.sum(0)))
-    if len(counts) < 2:
-        return Interval(value, 0.0, 1.0)
-    return _interval(value, score(_resample(counts, block, resamples, seed, stacks)))
+    return _interval(counts, score, (0.0, 1.0), block, resamples, seed, stacks, datasets)
 
 
 def paired_difference(
@@ -107,11 +118,13 @@ def paired_difference(
     resamples: int,
     seed: int,
     stacks: Sequence[Any] | None = None,
+    datasets: Sequence[Any] | None = None,
 ) -> Interval:
     """Return the score of a minus that of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
 
     Both are scored on the same draws. What makes a slice hard for both cancels, so the interval is narrower than the
-    intervals of a and b suggest. It is [-1, 1] where there is one slice only.
+    intervals of a and b suggest. It is [-1, 1] where there is one slice only. Of several sets it is the mean of their
+    differences.
 
     Raises
     ------
@@ -120,23 +133,53 @@ def paired_difference(
     """
     if counts_a.shape != counts_b.shape:
         raise ValueError(f"counts of {len(counts_a)} and of {len(counts_b)} slices cannot be paired")
-    value = float(score(counts_a.sum(0)) - score(counts_b.sum(0)))
-    if len(counts_a) < 2:
-        return Interval(value, -1.0, 1.0)
-    drawn_a, drawn_b = (_resample(counts, block, resamples, seed, stacks) for counts in (counts_a, counts_b))
-    return _interval(value, score(drawn_a) - score(drawn_b))
+    columns = counts_a.shape[-1]
+
+    def difference(counts: NDArray[Any]) -> NDArray[np.float64]:
+        return score(counts[..., :columns]) - score(counts[..., columns:])
+
+    both = np.concatenate([counts_a, counts_b], axis=-1)
+    return _interval(both, difference, (-1.0, 1.0), block, resamples, seed, stacks, datasets)
 
 
-def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+def _interval(
+    counts: NDArray[Any],
+    score: OfCounts,
+    bounds: tuple[float, float],
+    block: int,
+    resamples: int,
+    seed: int,
+    stacks: Sequence[Any] | None,
+    datasets: Sequence[Any] | None,
+) -> Interval:
+    """Return the mean of the sets' scores; of a score of which nothing is known, the interval is `bounds`."""
+    rng = np.random.default_rng(seed)
+    values, lows, highs = [], [], []
+    for rows in _rows_of_sets(len(counts), datasets):
+        of_set, labels = counts[rows], None if stacks is None else np.asarray(stacks)[rows]
+        values.append(float(score(of_set.sum(0))))
+        if len(rows) < 2:
+            drawn = [np.full(resamples, bound) for bound in bounds]
+        else:
+            drawn = [score(_resample(of_set, block, resamples, rng, labels))] * 2
+        lows.append(drawn[0])
+        highs.append(drawn[1])
+    low, high = np.quantile(np.mean(lows, axis=0), 0.025), np.quantile(np.mean(highs, axis=0), 0.975)
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def _rows_of_sets(slices: int, datasets: Sequence[Any] | None) -> list[NDArray[np.intp]]:
+    """Return the rows of each set, in the order in which the sets come."""
+    if datasets is None:
+        return [np.arange(slices)]
+    labels = np.asarray(datasets)
+    return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
 
 
 def _resample(
-    counts: NDArray[Any], block: int, resamples: int, seed: int, stacks: Sequence[Any] | None
+    counts: NDArray[Any], block: int, resamples: int, rng: np.random.Generator, stacks: NDArray[Any] | None
 ) -> NDArray[Any]:
-    """Return the summed counts of each draw, ``(resamples, columns)``, from counts ``(slices, columns)``."""
-    rng = np.random.default_rng(seed)
+    """Return the summed counts of each draw, ``(resamples, columns)``, from counts ``(slices, columns)`` of a set."""
     drawn = np.zeros((resamples, counts.shape[-1]), counts.dtype)
     for rows in _rings(len(counts), stacks):
         ring = counts[rows]
@@ -147,11 +190,11 @@ def _resample(
     return drawn
 
 
-def _rings(slices: int, stacks: Sequence[Any] | None) -> list[NDArray[np.intp]]:
+def _rings(slices: int, stacks: NDArray[Any] | None) -> list[NDArray[np.intp]]:
     """Return the rows of each stack; those that are alone come together as the last one."""
     if stacks is None:
         return [np.arange(slices)]
-    _, label, size = np.unique(np.asarray(stacks), return_inverse=True, return_counts=True)
+    _, label, size = np.unique(stacks, return_inverse=True, return_counts=True)
     alone = np.flatnonzero(size[label] == 1)
     rings = [np.flatnonzero(label == i) for i in np.flatnonzero(size > 1)]
     return [*rings, alone] if len(alone) else rings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mitoflow.evaluation.metrics import Counts, dice, precision, recall
 
 BINS = 256
+REPORTED_BINS = 16  # of a reliability diagram
 
 
 THRESHOLDS: NDArray[np.float64] = np.arange(BINS) / BINS
@@ -64,7 +66,7 @@ class ProbabilityHistogram:
     >>> histogram.add(truth=np.array([[0, 0, 1, 1]]), probability=np.array([[0.1, 0.6, 0.7, 0.9]]))
     >>> histogram.counts_at(0.5).tolist()
     [[2, 1, 0, 1]]
-    >>> histogram.best_threshold()
+    >>> best_threshold([histogram])
     0.6015625
     """
 
@@ -108,29 +110,23 @@ class ProbabilityHistogram:
             raise ValueError(f"threshold {threshold} is not one of k/{BINS}, k = 0 ... {BINS - 1}")
         return _counts_at_all(np.array(self._rows, np.int64).reshape(-1, 2, BINS))[:, int(threshold * BINS)]
 
-    def best_threshold(self) -> float:
-        """Return the threshold of the highest Dice over all rows together, and of equals the one nearest to 0.5."""
-        scores = dice(_counts_at_all(self._pooled()))
-        best = THRESHOLDS[scores == scores.max()]
-        return float(best[np.argmin(np.abs(best - 0.5))])
+    def dice(self) -> NDArray[np.float64]:
+        """Return the Dice of all rows together at each of `THRESHOLDS`, ``(256,)``."""
+        return dice(_counts_at_all(self._pooled()))
 
     def precision_recall(self) -> PrecisionRecall:
         """Return the curve over all thresholds, of all rows together."""
         counts = _counts_at_all(self._pooled())
         return PrecisionRecall(THRESHOLDS, precision(counts), recall(counts))
 
-    def reliability(self, bins: int = 16) -> Reliability:
+    def reliability(self, bins: int = REPORTED_BINS) -> Reliability:
         """Return the calibration of all rows together, in ``bins`` bins; ``bins`` divides 256."""
-        pixels = self._pooled().reshape(2, bins, -1).sum(-1)
-        probability_sum = self._probability_sum.reshape(bins, -1).sum(-1)
-        total = pixels.sum(0)
-        held = total > 0
-        return Reliability(
-            probability=probability_sum[held] / total[held],
-            frequency=pixels[1, held] / total[held],
-            pixels=total[held],
-            brier=self._squared_error / float(total.sum()),
-        )
+        pixels, probability_sum = self._bins(bins)
+        return _reliability(pixels, probability_sum, self._squared_error / float(pixels.sum()))
+
+    def _bins(self, bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return pixels by truth and bin, ``(2, bins)``, and the sum of the probabilities in each bin, ``(bins,)``."""
+        return self._pooled().reshape(2, bins, -1).sum(-1), self._probability_sum.reshape(bins, -1).sum(-1)
 
     def _pooled(self) -> NDArray[np.int64]:
         """Return pixels by truth and bin, ``(2, 256)``, over all rows."""
@@ -138,6 +134,52 @@ class ProbabilityHistogram:
             raise ValueError("no slice was added to the histogram")
         pooled: NDArray[np.int64] = np.sum(self._rows, axis=0)
         return pooled
+
+
+def best_threshold(histograms: Sequence[ProbabilityHistogram]) -> float:
+    """Return the threshold of the highest Dice, and of equals the one nearest to 0.5.
+
+    Of several histograms, one for each set, it is that of the highest mean of their Dice: each set counts alike.
+    """
+    scores = np.mean([histogram.dice() for histogram in histograms], axis=0)
+    best = THRESHOLDS[scores == scores.max()]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def mean_precision_recall(histograms: Sequence[ProbabilityHistogram]) -> PrecisionRecall:
+    """Return precision and recall at every threshold, of several sets the mean of theirs."""
+    curves = [histogram.precision_recall() for histogram in histograms]
+    return PrecisionRecall(
+        THRESHOLDS,
+        np.mean([curve.precision for curve in curves], axis=0),
+        np.mean([curve.recall for curve in curves], axis=0),
+    )
+
+
+def mean_reliability(histograms: Sequence[ProbabilityHistogram]) -> Reliability:
+    """Return the calibration, of several sets that of pixels of which each set has the same share."""
+    first, *others = histograms
+    if not others:
+        return first.reliability()
+    sides = [histogram._bins(REPORTED_BINS) for histogram in histograms]
+    total = sum(int(pixels.sum()) for pixels, _ in sides)
+    weights = [total / len(sides) / int(pixels.sum()) for pixels, _ in sides]
+    pixels = np.sum([weight * pixels for weight, (pixels, _) in zip(weights, sides, strict=True)], axis=0)
+    probability_sum = np.sum([weight * summed for weight, (_, summed) in zip(weights, sides, strict=True)], axis=0)
+    brier = float(np.mean([histogram.reliability().brier for histogram in histograms]))
+    return _reliability(pixels, probability_sum, brier)
+
+
+def _reliability(pixels: NDArray[Any], probability_sum: NDArray[np.float64], brier: float) -> Reliability:
+    """Return the calibration of pixels by truth and bin, ``(2, bins)``, whose probabilities have this sum by bin."""
+    total = pixels.sum(0)
+    held = total > 0
+    return Reliability(
+        probability=probability_sum[held] / total[held],
+        frequency=pixels[1, held] / total[held],
+        pixels=np.asarray(np.ceil(total[held]), np.int64),
+        brier=brier,
+    )
 
 
 def _counts_at_all(histogram: NDArray[np.int64]) -> Counts:

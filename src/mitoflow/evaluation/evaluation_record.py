@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mitoflow.config.params import Bootstrap
+from mitoflow.core import files
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, metrics
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
@@ -31,7 +34,8 @@ class Evaluation:
     model_sha256
         Of the ``.keras`` file.
     test_hash
-        Of the test images and masks: only models that were evaluated on the same ones can be compared.
+        Of the test images and masks: only models that were evaluated on the same ones can be compared. Of several sets
+        it is a digest of `test_hashes`.
     stacks
         For each slice the stack that it belongs to.
     counts
@@ -40,6 +44,11 @@ class Evaluation:
         Of the block bootstrap; `mitoflow.evaluation.bootstrap.bootstrap_interval` says what they mean.
     boundaries
         For each slice its counts by `mitoflow.evaluation.boundary.COLUMNS`; empty where they were not counted.
+    datasets
+        For each slice the name of the set that it belongs to; empty where there is one set.
+    test_hashes
+        Of each set, by name, the digest of its test images and masks: the `test_hash` that it has alone. Empty where
+        there is one set.
     """
 
     model_sha256: str
@@ -50,6 +59,28 @@ class Evaluation:
     resamples: int
     seed: int
     boundaries: list[list[int]] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    test_hashes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_sets(cls, sets: Mapping[str, Evaluation]) -> Evaluation:
+        """Return the evaluation over all sets, from that of each by its name; of one set it is the same.
+
+        They are of one model, and of one bootstrap.
+        """
+        first, *others = sets.values()
+        if not others:
+            return first
+        hashes = {name: each.test_hash for name, each in sets.items()}
+        return replace(
+            first,
+            test_hash=files.short_digest(hashes),
+            stacks=[stack for each in sets.values() for stack in each.stacks],
+            counts=[row for each in sets.values() for row in each.counts],
+            boundaries=[row for each in sets.values() for row in each.boundaries],
+            datasets=[name for name, each in sets.items() for _ in each.stacks],
+            test_hashes=hashes,
+        )
 
     def write(self, path: Path) -> None:
         """Write the evaluation as JSON, the same bytes for the same evaluation."""
@@ -81,27 +112,70 @@ class Evaluation:
         """Digest of everything in it."""
         return hashlib.sha256(self._json().encode()).hexdigest()
 
+    @cached_property
+    def sets(self) -> dict[str, Evaluation]:
+        """The evaluation of each set by its name, which is empty where there is one set."""
+        if not self.datasets:
+            return {"": self}
+        return {name: self._of_set(name, digest) for name, digest in self.test_hashes.items()}
+
+    def _of_set(self, name: str, digest: str) -> Evaluation:
+        rows = [row for row, dataset in enumerate(self.datasets) if dataset == name]
+        return replace(
+            self,
+            test_hash=digest,
+            stacks=[self.stacks[row] for row in rows],
+            counts=[self.counts[row] for row in rows],
+            boundaries=[self.boundaries[row] for row in rows] if self.boundaries else [],
+            datasets=[],
+            test_hashes={},
+        )
+
+    def shared_sets(self, other: Evaluation) -> dict[str, tuple[Evaluation, Evaluation]]:
+        """Return the sets whose test images and masks are the same in both, by name: this evaluation and the other.
+
+        A set that is the only one of this evaluation has the name that the other has for it.
+        """
+        theirs = {each.test_hash: (name, each) for name, each in other.sets.items()}
+        return {
+            name or theirs[ours.test_hash][0]: (ours, theirs[ours.test_hash][1])
+            for name, ours in self.sets.items()
+            if ours.test_hash in theirs
+        }
+
     @property
     def scores(self) -> list[str]:
         """The names of those `metrics.SCORES` for which it has counts."""
         return [*metrics.scores_of(*(RECORDED if self.boundaries else RECORDED[:1]))]
 
     def interval(self, score: str) -> Interval:
-        """Return one of `scores` with its 95 % interval."""
-        return bootstrap_interval(self._array(score), metrics.SCORES[score], *self._bootstrap())
+        """Return one of `scores` with its 95 % interval; of several sets, the mean of theirs."""
+        return bootstrap_interval(
+            self._array(score),
+            metrics.SCORES[score],
+            self.block,
+            self.resamples,
+            self.seed,
+            self.stacks,
+            self.datasets or None,
+        )
 
     def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
 
-        Both were made on the same slices: `test_hash` is the same. The bootstrap is of neither, so that no
-        model chooses its own interval.
+        Both were made on the same slices: `test_hash` is the same; of several sets it is the mean of their differences.
+        The bootstrap is of neither, so that no model chooses its own interval.
         """
-        ours, theirs = self._array(score), other._array(score)
-        drawn = (bootstrap.block, bootstrap.resamples, bootstrap.seed, self.stacks)
-        return paired_difference(ours, theirs, metrics.SCORES[score], *drawn)
-
-    def _bootstrap(self) -> tuple[int, int, int, list[str]]:
-        return self.block, self.resamples, self.seed, self.stacks
+        return paired_difference(
+            self._array(score),
+            other._array(score),
+            metrics.SCORES[score],
+            bootstrap.block,
+            bootstrap.resamples,
+            bootstrap.seed,
+            self.stacks,
+            self.datasets or None,
+        )
 
     def _array(self, score: str) -> metrics.Counts:
         of_boundaries = metrics.SCORES[score].counted == "boundaries"
@@ -109,5 +183,6 @@ class Evaluation:
         return np.array(rows, np.int64).reshape(-1, columns)
 
     def _json(self) -> str:
-        values = {key: value for key, value in asdict(self).items() if key != "boundaries" or value}
+        optional = ("boundaries", "datasets", "test_hashes")
+        values = {key: value for key, value in asdict(self).items() if key not in optional or value}
         return json.dumps(values, sort_keys=True) + "\n"
