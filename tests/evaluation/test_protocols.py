@@ -84,6 +84,6 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
         for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):
             histogram.add(validation.mask(stack, z), probability)
     wanted = curves.best_threshold([histogram])
-    choice = protocols.choose(predictor, validation, [5], [pair.image for pair in pairs])
+    choice = protocols.choose(predictor, validation, [5], pairs)
     assert choice.threshold == wanted
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))

@@ -81,7 +81,8 @@ class Case:
     median: report.PredictedSlice
 
     def write(self, path: Path, verdict: Verdict | None = None) -> Page:
-        report.write_evaluation_report(path, self.results, self.origin, self.worst, self.median, verdict)
+        shown = {"phantom": (self.worst, self.median)}
+        report.write_evaluation_report(path, self.results, self.origin, shown, verdict)
         return Page(path)
 
 
@@ -110,6 +111,8 @@ def case() -> Case:
         choice=Choice(threshold=0.5, median=1, dice=0.9),
         whole_slice=ProtocolScores(0.5, scores),
         patch_wise=ProtocolScores(0.5, scores),
+        single_slice=None,
+        datasets=["phantom"] * 6,
         stacks=["stack<1>"] * 4 + ["b"] * 2,
         z=[0, 1, 2, 3, 0, 1],
         counts=counts,
@@ -170,7 +173,7 @@ def test_evaluation_report_has_boundaries_instances_and_slices(page, case):
 
 def test_histogram_beside_the_curve_counts_the_slices_with_mitochondria():
     counts = np.array([[90, 10, 10, 0]] * 3 + [[50, 50, 50, 0]] + [[0, 0, 0, 100]] * 5)
-    chart = figures.dice_along_z_chart(counts, ["a"] * 9, worst=3, median=0)
+    chart = figures.dice_along_z_chart({"": figures.SliceScores(counts, ["a"] * 9, worst=3, median=0)})
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+) [^"]*z\n"[^>]*fill: var\(--first\)', chart)
     lengths = [float(end) - float(start) for start, end in bars]
     assert lengths == pytest.approx([lengths[0], 3 * lengths[0]])  # one slice of 0.5, three of 0.9, none of the empty
@@ -256,7 +259,7 @@ def test_charts_take_their_colours_from_the_page(case):
     charts = [
         figures.precision_recall_chart(results.curve, 0.5),
         figures.reliability_chart(results.reliability),
-        figures.dice_along_z_chart(results.counts, results.stacks, 4, 0),
+        figures.dice_along_z_chart({"": figures.SliceScores(results.counts, results.stacks, 4, 0)}),
         figures.learning_chart(case.origin.history, best_epoch=2),
     ]
     for chart in charts:

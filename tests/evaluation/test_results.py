@@ -21,6 +21,7 @@ from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 
 THRESHOLD = 0.5
+BOOTSTRAP = {"block": 2, "resamples": 100, "seed": 0}
 
 
 class Counted:
@@ -38,6 +39,17 @@ class Counted:
         return self._stack.slice(z)
 
 
+class Stack:
+    """Slices in memory, as a stack has them."""
+
+    def __init__(self, slices: list[np.ndarray]) -> None:
+        self._slices = slices
+        self.shape = (len(slices), *slices[0].shape)
+
+    def slice(self, z: int) -> np.ndarray:
+        return self._slices[z]
+
+
 @pytest.fixture(scope="module")
 def pairs(small_dataset: Path) -> list[Pair]:
     """Two stacks of eight slices, whose reads of the masks are counted."""
@@ -46,33 +58,46 @@ def pairs(small_dataset: Path) -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def measured(pairs: list[Pair]) -> Measured:
+def predictor() -> Predictor:
+    """What is dark is mitochondrion."""
     inputs = keras.Input((None, None, 1))
     constant = keras.initializers.Constant
     dark = keras.layers.Conv2D(1, 1, kernel_initializer=constant(-9), bias_initializer=constant(4))
     settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=THRESHOLD)
-    return protocols.measure(
-        Predictor(keras.Model(inputs, dark(inputs)), settings), pairs, {"phantom": "nonzero"}, size=64
-    )
+    return Predictor(keras.Model(inputs, dark(inputs)), settings)
 
 
 @pytest.fixture(scope="module")
-def results(measured: Measured) -> Results:
-    return score(measured, Choice(THRESHOLD, 1, 0.9), block=2, resamples=100, seed=0)
+def measured(predictor: Predictor, pairs: list[Pair]) -> dict[str, Measured]:
+    return protocols.measure(predictor, pairs, {"phantom": "nonzero"}, size=64)
 
 
-def test_each_mask_is_read_once(pairs: list[Pair], measured: Measured) -> None:
-    for pair, stack in zip(pairs, measured.stacks, strict=True):
+@pytest.fixture(scope="module")
+def results(measured: dict[str, Measured]) -> Results:
+    return score(measured, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP)
+
+
+@pytest.fixture(scope="module")
+def two_sets(predictor: Predictor, pairs: list[Pair]) -> dict[str, Measured]:
+    """The first stack as it is, and three slices of the second one with a truth that has few of the mitochondria."""
+    eroded = Counted(Stack([binarise(mask, "nonzero") * (np.arange(128) < 24) for mask in pairs[1].mask.slices()][:3]))
+    hard = dataclasses.replace(pairs[1], image=Stack([*pairs[1].image.slices()][:3]), mask=eroded, dataset="hard")
+    return protocols.measure(predictor, [pairs[0], hard], {"phantom": "nonzero", "hard": "nonzero"}, size=64)
+
+
+def test_each_mask_is_read_once(pairs: list[Pair], measured: dict[str, Measured]) -> None:
+    for pair, stack in zip(pairs, measured["phantom"].stacks, strict=True):
         assert pair.mask.reads == Counter(range(8))
         np.testing.assert_array_equal(stack.truth, [binarise(mask, "nonzero") for mask in pair.mask.slices()])
 
 
-def test_counts_are_those_of_the_masks(measured: Measured, results: Results) -> None:
-    counts = np.concatenate([metrics.count(stack.truth, stack.mask) for stack in measured.stacks])
+def test_counts_are_those_of_the_masks(measured: dict[str, Measured], results: Results) -> None:
+    (of_set,) = measured.values()
+    counts = np.concatenate([metrics.count(stack.truth, stack.mask) for stack in of_set.stacks])
     assert 0 < counts[:, 0].sum() < counts[:, :2].sum()
     np.testing.assert_array_equal(results.counts, counts)
     assert results.whole_slice.intervals["dice"].value == metrics.dice(counts.sum(0))
-    patch_wise = np.concatenate([stack.patch_wise for stack in measured.stacks])
+    patch_wise = np.concatenate([stack.patch_wise for stack in of_set.stacks])
     np.testing.assert_array_equal(patch_wise, counts)  # each pixel is predicted from itself alone
 
 
@@ -92,3 +117,74 @@ def test_there_is_a_row_for_each_slice(results: Results) -> None:
     rows = np.stack([columns[name] for name in ("tp", "fp", "fn", "tn")], axis=-1)
     np.testing.assert_array_equal(rows, results.counts)
     np.testing.assert_array_equal(columns["dice"], metrics.dice(rows))
+
+
+def test_one_set_has_the_keys_of_before_there_were_sets(results: Results) -> None:
+    counted = {"true_instances", "predicted_instances"}
+    quantiles = {f"slice_dice_{name}" for name in ("min", "q05", "median", "q95")}
+    curves = {"average_precision", "calibration_error", "brier"}
+    intervals = {f"{name}{end}" for name in results.shapes for end in ("", "_low", "_high")}
+    sections = {"patch_wise", "whole_slice", "threshold", "median", "validation_dice"}
+    assert results.summary().keys() == sections | counted | quantiles | curves | intervals
+    assert "set" not in results.slices()
+    assert [*results.by_set] == ["phantom"]
+
+
+def test_over_sets_a_score_is_the_mean_of_theirs(two_sets: dict[str, Measured]) -> None:
+    results = score(two_sets, Choice(THRESHOLD, 1, 0.8, {"phantom": 0.9, "hard": 0.7}), **BOOTSTRAP)
+    summary = results.summary()
+    assert [*summary["sets"]] == ["phantom", "hard"]
+    for name, each in two_sets.items():
+        alone = score({name: each}, Choice(THRESHOLD, 1, 0.8), **BOOTSTRAP).summary()
+        of_set = summary["sets"][name]
+        assert of_set["validation_dice"] == results.choice.sets[name]
+        common = of_set.keys() - {"validation_dice"}
+        assert {key: of_set[key] for key in common} == {key: alone[key] for key in common}
+        assert alone.keys() - common == {"threshold", "median", "validation_dice"}
+    for protocol in ("whole_slice", "patch_wise"):
+        for name, value in summary[protocol].items():
+            if not name.endswith(("_low", "_high")):
+                assert value == pytest.approx(np.mean([each[protocol][name] for each in summary["sets"].values()]))
+    means = ("boundary_f1", "instance_f1_50", "panoptic_quality", "average_precision", "calibration_error", "brier")
+    for name in means:
+        assert summary[name] == pytest.approx(np.mean([each[name] for each in summary["sets"].values()])), name
+    assert summary["true_instances"] == sum(each["true_instances"] for each in summary["sets"].values())
+    pooled = float(metrics.dice(results.counts.sum(0)))
+    assert summary["whole_slice"]["dice"] < pooled - 0.02
+    assert list(results.slices()["set"]) == ["phantom"] * 8 + ["hard"] * 3
+    assert "validation_dice" not in score(two_sets, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP).summary()["sets"]["hard"]
+
+
+def test_a_set_without_any_instance_counts_like_the_others(two_sets: dict[str, Measured]) -> None:
+    (stack,) = two_sets["hard"].stacks
+    nothing = np.zeros_like(stack.truth)
+    empty = dataclasses.replace(stack, truth=nothing, mask=nothing, shapes=protocols.compare_shapes(nothing, nothing))
+    sets = two_sets | {"hard": dataclasses.replace(two_sets["hard"], stacks=[empty])}
+    summary = score(sets, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP).summary()
+    assert summary["sets"]["hard"]["instance_f1_50"] == 1
+    assert summary["instance_f1_50"] == (1 + summary["sets"]["phantom"]["instance_f1_50"]) / 2
+
+
+def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pair]) -> None:
+    """The network sees the slice after this one alone: by itself, a slice is its own neighbour."""
+    inputs = keras.Input((None, None, 3))
+    last = np.array([0.0, 0.0, -9.0], np.float32).reshape(1, 1, 3, 1)
+    layer = keras.layers.Conv2D(1, 1, bias_initializer=keras.initializers.Constant(4))
+    network = keras.Model(inputs, layer(inputs))
+    layer.set_weights([last, np.array([4.0], np.float32)])
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=THRESHOLD, context=1)
+    predictor = Predictor(network, settings)
+    measured = protocols.measure(predictor, pairs[:1], {"phantom": "nonzero"}, size=64)
+    (stack,) = measured["phantom"].stacks
+    images = [*pairs[0].image.slices()]
+    alone = np.stack([predictor.masks(image[None])[0] for image in images])
+    np.testing.assert_array_equal(stack.single_slice, metrics.count(stack.truth, alone))
+    assert (stack.single_slice[:-1] != metrics.count(stack.truth, stack.mask)[:-1]).any()
+    results = score(measured, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP)
+    summary = results.summary()
+    assert summary["single_slice"].keys() == summary["whole_slice"].keys()
+    assert summary["single_slice"]["dice"] == metrics.dice(stack.single_slice.sum(0))
+    # A stack of one slice is a single slice, so there is nothing else to score.
+    one = dataclasses.replace(pairs[0], image=Stack(images[:1]), mask=Stack([*pairs[0].mask.slices()][:1]))
+    (alone_in_stack,) = protocols.measure(predictor, [one], {"phantom": "nonzero"}, size=64)["phantom"].stacks
+    assert alone_in_stack.single_slice is None

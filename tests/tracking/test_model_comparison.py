@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from mitoflow import cli
-from mitoflow.core import files, provenance
+from mitoflow.core import provenance
 from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols
-from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
@@ -85,7 +85,7 @@ def train(rate: float) -> None:
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
     stacks, counts = protocols.count(Predictor(network, settings), pairs, {"phantom": "nonzero"})
-    hashed = files.short_digest({"phantom": "nonzero"}, PART)
+    hashed = hash_sets(PART, {"phantom": "nonzero"})["phantom"]
     measured = Evaluation(
         provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
     )
@@ -160,7 +160,7 @@ def test_the_page_and_the_table(
     assert "mitoflow version 1 and mitoflow version 2" in text
 
 
-def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, tmp_path: Path) -> None:
     changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
     with runs.start("register", "elsewhere") as again:
         assert registration.register(again, changed, MODEL, REPORTS / "inference.yaml")
@@ -171,10 +171,38 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, monkeypa
     absent = compare("1", "2", Path("nowhere"), CONVENTIONS, pictures=True)
     assert absent.notes == ["no pictures: nowhere is not here; `dvc pull` brings it"]
     assert absent.wrong
-    other = compare("1", "2", PART / "phantom", CONVENTIONS, pictures=True)
-    assert other.notes[0].startswith("no pictures: data/test/phantom is ")
+    shutil.copytree(PART / "phantom", tmp_path / "phantom")
+    (tmp_path / "phantom/images/phantom.tif").write_bytes(b"another image")
+    other = compare("1", "2", tmp_path, CONVENTIONS, pictures=True)
+    assert other.notes[0].startswith(f"no pictures: {tmp_path} is ")
     same = compare("1", "1", PART, CONVENTIONS, pictures=True)
     assert same.notes == ["they are equally right on every slice"]
+
+
+def test_sets_that_both_were_evaluated_on(here: Path) -> None:
+    """The second model was evaluated on one more set; the first one is of the time before there were sets."""
+    measured = Evaluation.read(REPORTS / "evaluation.json")
+    more = replace(measured, test_hash="c" * 16, counts=[[90 + z, 9, 10, 900] for z in range(8)])
+    sets = Evaluation.of_sets({"phantom": measured, "liver": more})
+    with runs.start("register", "two sets") as again:
+        assert registration.register(again, sets, MODEL, REPORTS / "inference.yaml")
+    version = str(max(row.version for row in registry.models()))
+    told, alone = (compare("1", b, PART, CONVENTIONS, pictures=True) for b in (version, "2"))
+    assert told.notes == ["compared on the sets that both were evaluated on: phantom"]
+    assert (told.scores, told.sets, told.wrong) == (alone.scores, {}, alone.wrong)
+    assert len(told.slices) == len(alone.slices) > 0
+
+    counts = [[1000 - z, z, z, 0] for z in range(8)]
+    worse = Evaluation.of_sets({"liver": more, "phantom": replace(measured, counts=counts)})
+    with runs.start("register", "in another order") as again:
+        assert registration.register(again, worse, MODEL, REPORTS / "inference.yaml")
+    both = compare(version, str(int(version) + 1), PART, CONVENTIONS, pictures=False)
+    assert [*both.sets] == ["phantom", "liver"]
+    gains = {name: of_set["dice"][2] for name, of_set in both.sets.items()}
+    assert gains["liver"] is not None and gains["liver"].value == 0
+    assert gains["phantom"] is not None and both.scores["dice"][2] is not None
+    assert both.scores["dice"][2].value == pytest.approx(gains["phantom"].value / 2)
+    assert {stack for stack, *_ in both.wrong} == {"phantom/phantom"}
 
 
 def test_what_is_not_there_is_one_line(here: Path) -> None:

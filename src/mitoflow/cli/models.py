@@ -68,9 +68,12 @@ def compare(a: str, b: str, html: Path | None) -> None:
     from mitoflow.tracking import model_comparison
 
     compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    scores = dict(compared.scores)
+    for dataset, of_set in compared.sets.items():
+        scores |= {f"{name}, {dataset}": each for name, each in of_set.items()}
     rows = [
         [name, str(first), str(second), f"{gain:+.4f}" if gain else "–"]
-        for name, (first, second, gain) in compared.scores.items()
+        for name, (first, second, gain) in scores.items()
     ]
     print_table(["test", *compared.names, "difference, paired"], rows)
     if compared.params:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mitoflow.config.params import Bootstrap
 from mitoflow.core import files
+from mitoflow.data.masks import Rule
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, metrics
 from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
@@ -21,6 +22,7 @@ from mitoflow.inference import model_files
 
 if TYPE_CHECKING:
     from mitoflow.inference.trained_model import TrainedModel  # imports Keras
+
 
 RECORDED: tuple[metrics.Counted, ...] = ("pixels", "boundaries")  # of the scores that two models are compared by
 
@@ -186,3 +188,16 @@ class Evaluation:
         optional = ("boundaries", "datasets", "test_hashes")
         values = {key: value for key, value in asdict(self).items() if key not in optional or value}
         return json.dumps(values, sort_keys=True) + "\n"
+
+
+def hash_sets(part: Path, rules: Mapping[str, Rule]) -> dict[str, str]:
+    """Return the `Evaluation.test_hash` of each set that has a test part.
+
+    Parameters
+    ----------
+    part
+        ``data/test``.
+    rules
+        How the masks of each set are read, by its name: the same masks are other truth by another rule.
+    """
+    return {name: files.short_digest(rule, part / name) for name, rule in rules.items() if (part / name).is_dir()}

@@ -10,10 +10,12 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)"
 # Widths in inches of a chart across half of the page and across all of it.
 HALF, FULL = 5.6, 12.0
 
+PANELS = 3  # side by side, of a chart with one for each set
 DICE_BAR = 0.01  # width of a bar in the histogram of slices
 
 STYLE = {
@@ -94,38 +97,83 @@ def reliability_chart(reliability: Reliability) -> str:
         return _svg(figure)
 
 
-def dice_along_z_chart(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> str:
-    """Draw Dice of every slice, stack after stack, and beside it how many slices of those with mitochondria have it.
+@dataclass(frozen=True)
+class SliceScores:
+    """What `dice_along_z_chart` draws of one set.
 
-    Two of the rows of ``counts``, ``(slices, 4)``, are marked.
+    Attributes
+    ----------
+    counts
+        ``(slices, 4)`` counts of each slice, in the order of stacks and z.
+    stacks
+        For each slice the name of its stack.
+    worst, median
+        The rows that are marked.
+    """
+
+    counts: Counts
+    stacks: Sequence[str]
+    worst: int
+    median: int
+
+
+def dice_along_z_chart(sets: Mapping[str, SliceScores]) -> str:
+    """Draw Dice of every slice, stack after stack.
+
+    Of one set, the chart shows beside it how many slices of those with mitochondria have which Dice. Several sets, by
+    their names, have a panel each.
     """
     with matplotlib.rc_context(STYLE):
-        return _svg(_dice_along_z(counts, stacks, worst, median))
+        return _svg(_dice_along_z(sets))
 
 
-def dice_along_z_png(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> bytes:
+def dice_along_z_png(sets: Mapping[str, SliceScores]) -> bytes:
     """Return the chart of `dice_along_z_chart` as a PNG on white, for where no page gives it colours."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = _dice_along_z(counts, stacks, worst, median)
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+        _dice_along_z(sets).savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _dice_along_z(counts: Counts, stacks: Sequence[str], worst: int, median: int) -> Figure:
+def _dice_along_z(sets: Mapping[str, SliceScores]) -> Figure:
+    if len(sets) == 1:
+        return _dice_along_z_of_one(next(iter(sets.values())))
+    columns = min(len(sets), PANELS)
+    rows = -(-len(sets) // columns)
+    figure = Figure(figsize=(FULL, 0.5 + 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, (name, of_set) in zip(panels.flat, sets.items(), strict=False):
+        _draw_along_z(axes, of_set)
+        axes.set(title=f"{name}: Dice {float(metrics.dice(of_set.counts.sum(0))):.4f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axes in panels[:, 1:].flat:
+        axes.set(ylabel="")
+    for axes in panels.flat[len(sets) :]:
+        axes.set_axis_off()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
+
+
+def _draw_along_z(axes: Axes, of_set: SliceScores) -> None:
+    counts, stacks = of_set.counts, of_set.stacks
     scores = metrics.dice(counts)
     borders = [0, *(i for i in range(1, len(stacks)) if stacks[i] != stacks[i - 1]), len(stacks)]
-    figure = Figure(figsize=(FULL, 3.2), layout="constrained")
-    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
-    for each in (axes, beside):
-        each.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0, label="all slices together")
+    axes.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0, label="all slices together")
     for first, last in pairwise(borders):
         axes.plot(np.arange(first, last), scores[first:last], ".-", color=FIRST, markersize=5, linewidth=1.2)
     for border in borders[1:-1]:
         axes.axvline(border - 0.5, color=INK, linewidth=0.7, linestyle=":")
-    axes.plot(median, scores[median], "D", color=SECOND, markersize=7, label="median slice")
-    axes.plot(worst, scores[worst], "v", color=SECOND, markersize=9, label="worst slice")
+    axes.plot(of_set.median, scores[of_set.median], "D", color=SECOND, markersize=7, label="median slice")
+    axes.plot(of_set.worst, scores[of_set.worst], "v", color=SECOND, markersize=9, label="worst slice")
     axes.set(xlim=(-1, len(scores)), ylabel="Dice", xlabel="Slice, stack after stack" if borders[2:] else "Slice")
+
+
+def _dice_along_z_of_one(of_set: SliceScores) -> Figure:
+    counts = of_set.counts
+    figure = Figure(figsize=(FULL, 3.2), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
+    _draw_along_z(axes, of_set)
+    beside.axhline(float(metrics.dice(counts.sum(0))), color=FAINT, zorder=0)
     bars, slices = np.unique(np.minimum(metrics.slice_dice(counts) // DICE_BAR, 1 / DICE_BAR - 1), return_counts=True)
     beside.barh((bars + 0.5) * DICE_BAR, slices, height=0.85 * DICE_BAR, color=FIRST)
     beside.set(xlabel="Slices")

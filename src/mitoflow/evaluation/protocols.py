@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import tee
+from itertools import groupby, tee
 from typing import Any
 
 import numpy as np
@@ -15,34 +15,44 @@ from mitoflow.data import cutting, network_input, patches
 from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import PlaneProgress, Predictor
-from mitoflow.io import tiff
+from mitoflow.inference.settings import Settings
 
 PATCH_WISE_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation decided: the threshold, the median along z (see `inference.Settings`), and their Dice."""
+    """What validation decided.
+
+    Attributes
+    ----------
+    threshold, median
+        The threshold and the median along z; see `mitoflow.inference.settings.Settings`.
+    dice
+        Their Dice on the validation slices; of several sets, the mean of `sets`.
+    sets
+        Their Dice on the validation slices of each set by its name; empty where there is one set.
+    """
 
     threshold: float
     median: int
     dice: float
+    sets: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose(
-    predictor: Predictor,
-    validation: patches.Patches,
-    medians: Sequence[int],
-    stacks: Sequence[tiff.Stack] | None = None,
+    predictor: Predictor, validation: patches.Patches, medians: Sequence[int], pairs: Sequence[Pair] | None = None
 ) -> Choice:
     """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
 
-    Every slice is predicted once, whatever the number of `medians`; of equals, the first is chosen.
+    Of several sets it is the highest mean of their Dice: each set counts alike, however many pixels it has, and one
+    without validation slices does not count. Every slice is predicted once, whatever the number of `medians`; of
+    equals, the first is chosen.
 
     Parameters
     ----------
@@ -52,16 +62,18 @@ def choose(
         The slices that count.
     medians
         Windows along z to choose from.
-    stacks
+    pairs
         The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
-        does in use. Without them it sees the validation slices alone.
+        does in use. Without them it sees the validation slices alone, and they count as one set.
     """
-    histograms = [ProbabilityHistogram() for _ in medians]
+    histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     total = sum(len(held) for held in validation.ranges.values())
     with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
-            whole = held if stacks is None else range(stacks[stack].shape[0])
-            read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
+            dataset = pairs[stack].dataset if pairs else ""
+            of_set = histograms.setdefault(dataset, [ProbabilityHistogram() for _ in medians])
+            whole = held if pairs is None else range(pairs[stack].image.shape[0])
+            read = partial(validation.image, stack) if pairs is None else pairs[stack].image.slice
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
             maps = predictor.stream_unfiltered(read, whole, near, on_planes=_plane_progress())
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
@@ -69,14 +81,21 @@ def choose(
                 if z not in held:  # its map is in the medians of those that are
                     continue
                 truth = validation.mask(stack, z)
-                for histogram, probability in zip(histograms, candidates, strict=True):
+                for histogram, probability in zip(of_set, candidates, strict=True):
                     histogram.add(truth, probability)
                 bar.update()
-    choices = []
-    for histogram, median in zip(histograms, medians, strict=True):
-        threshold = histogram.best_threshold()
-        choices.append(Choice(threshold, median, float(metrics.dice(histogram.counts_at(threshold).sum(0)))))
+    choices = [
+        _best_with(median, {dataset: of_set[place] for dataset, of_set in histograms.items()})
+        for place, median in enumerate(medians)
+    ]
     return max(choices, key=lambda choice: choice.dice)
+
+
+def _best_with(median: int, histograms: Mapping[str, ProbabilityHistogram]) -> Choice:
+    """Return the best choice with this median, from the histogram of each set."""
+    threshold = best_threshold([*histograms.values()])
+    scores = {name: float(metrics.dice(each.counts_at(threshold).sum(0))) for name, each in histograms.items()}
+    return Choice(threshold, median, float(np.mean([*scores.values()])), scores if len(scores) > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,9 @@ class MeasuredStack:
     patch_wise
         (Z, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
         itself, at threshold 0.5: the protocol of the first baseline (Singh, 2025).
+    single_slice
+        (Z, 4) counts of each slice predicted by itself, as a stack of one, at the predictor's threshold. None where
+        that is what `mask` is already: the stack has one slice, or no slice is predicted with others.
     shapes
         Boundaries and instances of mask and truth.
     """
@@ -116,12 +138,13 @@ class MeasuredStack:
     truth: np.ndarray
     mask: np.ndarray
     patch_wise: Counts
+    single_slice: Counts | None
     shapes: Shapes
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model did on the test part.
+    """What a model did on the test part of a set.
 
     Attributes
     ----------
@@ -136,27 +159,38 @@ class Measured:
     whole_slice: ProbabilityHistogram
 
 
-def measure(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule], size: int) -> Measured:
-    """Predict every slice of `pairs` by both protocols, and compare it with its truth, which is read once.
+def measure(predictor: Predictor, pairs: Sequence[Pair], rules: Mapping[str, Rule], size: int) -> dict[str, Measured]:
+    """Predict every slice of `pairs` by all protocols, and compare it with its truth, which is read once.
+
+    A slice is predicted in its stack, patch by patch, and by itself where that is another thing: a model that sees
+    neighbouring slices may be given single slices.
 
     Parameters
     ----------
     predictor
         The model.
     pairs, rules
-        The test part, and how the masks of each of its sets are read.
+        The test part, set after set, and how the masks of each set are read.
     size
         Pixels of the patches of the patch-wise protocol, along y and x.
+
+    Returns
+    -------
+    measured
+        By the name of the set.
 
     Raises
     ------
     InputError
         The images are of another bit depth than those that the model was trained on.
     """
-    histogram = ProbabilityHistogram()
+    measured = {}
     with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
-        stacks = [_measure_stack(predictor, pair, rules[pair.dataset], size, histogram, bar) for pair in pairs]
-    return Measured(stacks, histogram)
+        for dataset, of_set in groupby(pairs, key=lambda pair: pair.dataset):
+            histogram = ProbabilityHistogram()
+            stacks = [_measure_stack(predictor, pair, rules[dataset], size, histogram, bar) for pair in of_set]
+            measured[dataset] = Measured(stacks, histogram)
+    return measured
 
 
 def _measure_stack(
@@ -164,7 +198,7 @@ def _measure_stack(
 ) -> MeasuredStack:
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
-    patch_wise = []
+    patch_wise, single_slice = [], []
     maps = predictor.stream(pair.image.slice, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
         truth[z] = binarise(pair.mask.slice(z), rule)
@@ -173,8 +207,23 @@ def _measure_stack(
         near = network_input.neighbours(z, settings.context, settings.context_step, held)
         images = np.stack([pair.image.slice(place) for place in near], axis=-1)
         patch_wise.append(_count_patches(predictor, images, truth[z], size))
+        if len(held) > 1 and _sees_others(settings):
+            (alone,) = predictor.stream(pair.image.slice, range(z, z + 1))
+            single_slice.append(metrics.count(truth[z], alone >= settings.threshold))
         bar.update()
-    return MeasuredStack(pair.name, truth, mask, np.array(patch_wise), compare_shapes(truth, mask))
+    return MeasuredStack(
+        name=pair.name,
+        truth=truth,
+        mask=mask,
+        patch_wise=np.array(patch_wise),
+        single_slice=np.array(single_slice) if single_slice else None,
+        shapes=compare_shapes(truth, mask),
+    )
+
+
+def _sees_others(settings: Settings) -> bool:
+    """Return whether the prediction of a slice in a stack depends on other slices."""
+    return settings.context > 0 or settings.orthoplanes or settings.median > 1
 
 
 def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) -> tuple[list[str], Counts]:

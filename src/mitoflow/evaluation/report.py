@@ -87,6 +87,8 @@ class Comparison:
         The parameters that differ, both values of each.
     scores
         For each score that of both, and, where both were made on the same slices, the second minus the first.
+    sets
+        The same of each set by its name; empty where there is one set.
     wrong
         The slices where they differ most: stack, z, and the wrong pixels of both.
     slices
@@ -98,6 +100,7 @@ class Comparison:
     names: tuple[str, str]
     params: Mapping[str, tuple[str, str]]
     scores: Mapping[str, tuple[Interval, Interval, Interval | None]]
+    sets: Mapping[str, Mapping[str, tuple[Interval, Interval, Interval | None]]]
     wrong: Sequence[tuple[str, int, int, int]]
     slices: Sequence[ComparedSlice]
     notes: Sequence[str]
@@ -179,8 +182,7 @@ def write_evaluation_report(
     path: Path,
     results: Results,
     origin: Origin,
-    worst: PredictedSlice,
-    median: PredictedSlice,
+    shown: Mapping[str, tuple[PredictedSlice, PredictedSlice]],
     verdict: Verdict | None = None,
 ) -> None:
     """Write the report on a model.
@@ -191,8 +193,8 @@ def write_evaluation_report(
         The file.
     results, origin
         The scores of the model, and where it comes from.
-    worst, median
-        The slices at the rows that `worst_and_median` names.
+    shown
+        Of each set by its name the slices at the rows that `worst_and_median` names.
     verdict
         Without it the report says that none was reached.
     """
@@ -203,10 +205,23 @@ def write_evaluation_report(
         results=results,
         origin=origin,
         verdict=verdict,
-        pictures={"worst": _error_pictures(worst), "median": _error_pictures(median)},
+        pictures={
+            name: {"worst": _error_pictures(worst), "median": _error_pictures(median)}
+            for name, (worst, median) in shown.items()
+        },
         colours=[f"rgb{colour[:3]}" for colour in figures.ERRORS],
+        stacks=len({*zip(results.datasets, results.stacks, strict=True)}),
+        rows_of_sets=[
+            *((name, each, results.choice.sets.get(name)) for name, each in results.sets.items()),
+            ("Mean of the sets", results, results.choice.dice),
+        ],
         quantiles=metrics.slice_dice_quantiles(results.counts),
-        along_z=figures.dice_along_z_chart(results.counts, results.stacks, *worst_and_median(results.counts)),
+        along_z=figures.dice_along_z_chart(
+            {
+                name: figures.SliceScores(each.counts, each.stacks, *worst_and_median(each.counts))
+                for name, each in results.by_set.items()
+            }
+        ),
         precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
         reliability=figures.reliability_chart(results.reliability),
         learning=figures.learning_chart(origin.history, best_epoch),
@@ -218,7 +233,10 @@ def write_comparison(path: Path, compared: Comparison) -> None:
     """Write the page on two models."""
     pictures = [_compared_pictures(shown) for shown in compared.slices]
     colours = [f"rgb{colour[:3]}" for colour in figures.ERRORS]
-    _write(path, "comparison.html", compared=compared, pictures=pictures, colours=colours)
+    rows = [(metrics.SCORES[name].title, name, each) for name, each in compared.scores.items()]
+    for dataset, of_set in compared.sets.items():
+        rows += [(f"{metrics.SCORES[name].title}, {dataset}", name, each) for name, each in of_set.items()]
+    _write(path, "comparison.html", compared=compared, rows=rows, pictures=pictures, colours=colours)
 
 
 def _picture(shown: Slice) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.evaluation import protocols, report
-from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor
@@ -92,28 +92,23 @@ def main() -> None:
             "seed": settings.evaluate.seed,
         }
         results = score(measured, choice, **bootstrap)
-        evaluation = Evaluation(
-            model_sha256=provenance.file_sha256(MODEL),
-            test_hash=files.short_digest(rules, DATA / "test"),
-            stacks=list(results.stacks),
-            counts=results.counts.tolist(),
-            boundaries=results.boundaries.tolist(),
-            **bootstrap,
-        )
+        evaluation = _record(results, hash_sets(DATA / "test", rules), bootstrap)
         predictor.settings.write(INFERENCE)
         _look_at_training(store, conventions).write(DOMAIN)
         evaluation.write(EVALUATED)
         _write_results(results)
         verdict = publish(run, Published(_all_params(settings, facts), history, results.summary(), evaluation))
-        worst, median = (_picture(measured, pairs, results, row) for row in report.worst_and_median(results.counts))
+        shown = {name: _worst_and_median(name, measured[name], pairs, each) for name, each in results.by_set.items()}
         origin = report.Origin(
             dataset=settings.data.name,
             history=history,
             lineage=provenance.current() | {"model_sha256": evaluation.model_sha256},
             params=settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]},
         )
-        report.write_evaluation_report(REPORT, results, origin, worst, median, verdict)
+        report.write_evaluation_report(REPORT, results, origin, shown, verdict)
         run.artifact(REPORT, "evaluate")
+    for name, each in results.sets.items():
+        print(f"test, {name}: whole-slice Dice {each.whole_slice.intervals['dice']}")
     print(f"test: whole-slice Dice {results.whole_slice.intervals['dice']}; see {REPORT}")
 
 
@@ -127,13 +122,12 @@ def publish(run: runs.Run, published: Published) -> Verdict | None:
     for epoch, logs in enumerate(published.history):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)
-    summary = published.summary
-    for protocol in PROTOCOLS:
-        run.metrics({f"test_{protocol}_{name}": figure for name, figure in summary[protocol].items()})
-    run.metrics({f"test_{name}": figure for name, figure in summary.items() if name not in PROTOCOLS})
+    run.metrics(_flat("test", published.summary))
     evaluation = published.evaluation
-    profile = {"slices": len(evaluation.counts), "stacks": sorted(set(evaluation.stacks))}
-    run.dataset(published.params["data"]["name"], str(DATA / "test"), evaluation.test_hash, "test", profile)
+    for name, each in evaluation.sets.items():
+        profile = {"slices": len(each.counts), "stacks": sorted(set(each.stacks))}
+        source = DATA / "test" / name if name else DATA / "test"
+        run.dataset(name or published.params["data"]["name"], str(source), each.test_hash, "test", profile)
     run.artifact(TRAIN_REPORTS)
     for file in PUBLISHED:
         run.artifact(file, "evaluate")
@@ -175,11 +169,43 @@ def _choose(
         orthoplanes=wanted.orthoplanes,
         threshold=0.5,
     )
-    stacks = [pair.image for pair in read_pairs(DATA / "train")]
     predictor = Predictor(model, settings)
-    choice = protocols.choose(predictor, store.validation, wanted.medians, stacks)
+    choice = protocols.choose(predictor, store.validation, wanted.medians, read_pairs(DATA / "train"))
     chosen = dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
     return choice, predictor.with_settings(chosen)
+
+
+def _record(results: Results, hashes: Mapping[str, str], bootstrap: Mapping[str, int]) -> Evaluation:
+    """Return the record of all sets, whose test images and masks have these hashes."""
+    sets = {
+        name: Evaluation(
+            model_sha256=provenance.file_sha256(MODEL),
+            test_hash=hashes[name],
+            stacks=list(each.stacks),
+            counts=each.counts.tolist(),
+            boundaries=each.boundaries.tolist(),
+            **bootstrap,
+        )
+        for name, each in results.by_set.items()
+    }
+    return Evaluation.of_sets(sets)
+
+
+def _flat(prefix: str, summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of ``metrics.json`` by the keys that MLflow has: ``test_whole_slice_dice``.
+
+    Those of one of several sets have its name after ``test``: ``test_epfl_whole_slice_dice``.
+    """
+    flat = {}
+    for name, value in summary.items():
+        if name == "sets":
+            for dataset, of_set in value.items():
+                flat |= _flat(f"{prefix}_{dataset}", of_set)
+        elif isinstance(value, Mapping):
+            flat |= _flat(f"{prefix}_{name}", value)
+        else:
+            flat[f"{prefix}_{name}"] = value
+    return flat
 
 
 def _read_facts() -> dict[str, Any]:
@@ -221,8 +247,16 @@ def _look_at_training(store: PatchStore, sets: Mapping[str, Conventions]) -> fin
     return fingerprint.measure((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
-def _picture(measured: protocols.Measured, pairs: Sequence[Pair], results: Results, row: int) -> report.PredictedSlice:
-    name, z = results.stacks[row], results.z[row]
-    stack = next(stack for stack in measured.stacks if stack.name == name)
-    image = next(pair.image for pair in pairs if pair.name == name).slice(z)
-    return report.PredictedSlice(name, z, image, stack.truth[z], stack.mask[z])
+def _worst_and_median(
+    dataset: str, measured: protocols.Measured, pairs: Sequence[Pair], results: Results
+) -> tuple[report.PredictedSlice, report.PredictedSlice]:
+    """Return the slices of a set that the report shows."""
+
+    def picture(row: int) -> report.PredictedSlice:
+        name, z = results.stacks[row], results.z[row]
+        stack = next(stack for stack in measured.stacks if stack.name == name)
+        image = next(pair.image for pair in pairs if (pair.dataset, pair.name) == (dataset, name)).slice(z)
+        return report.PredictedSlice(name, z, image, stack.truth[z], stack.mask[z])
+
+    worst, median = report.worst_and_median(results.counts)
+    return picture(worst), picture(median)

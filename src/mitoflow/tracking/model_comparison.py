@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 from mitoflow.core import files, workspace
 from mitoflow.data.conventions import read_conventions
 from mitoflow.data.masks import Rule, binarise
-from mitoflow.data.pairs import read_pairs
+from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
-from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.report import ComparedSlice, Comparison
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
@@ -70,38 +71,61 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         There is no such model, or it was never evaluated.
     """
     first, second = find(a), find(b)
-    ours, theirs = first.evaluation, second.evaluation
     keys = sorted(first.params.keys() | second.params.keys())
     params = {key: (first.params.get(key, "–"), second.params.get(key, "–")) for key in keys}
-    paired = ours.test_hash == theirs.test_hash
-    notes = []
-    if not paired:
-        hashes = f"{ours.test_hash[:12]} and {theirs.test_hash[:12]}"
-        notes.append(f"evaluated on different test data ({hashes}): the scores cannot be paired, nor slices compared")
-    bootstrap = Gate.load().bootstrap
-    rows = _rows_that_differ(ours, theirs) if paired else []
-    if paired and not rows:
+    sets, notes = _sets_of_both(first.evaluation, second.evaluation)
+    ours, theirs = first.evaluation, second.evaluation
+    if sets:
+        ours, theirs = (Evaluation.of_sets({name: each[side] for name, each in sets.items()}) for side in (0, 1))
+    rows = _rows_that_differ(ours, theirs) if sets else []
+    if sets and not rows:
         notes.append("they are equally right on every slice")
-    why_not = _differs_from_test(part, conventions, ours.test_hash) if rows and pictures else ""
-    if why_not:
-        notes.append(f"no pictures: {why_not}")
-    shown = _look(rows, first, second, part, conventions) if rows and pictures and not why_not else []
+    shown: list[ComparedSlice] = []
+    if rows and pictures:
+        folders, why_not = _folders(part, conventions, {name: each.test_hash for name, (each, _) in sets.items()})
+        if why_not:
+            notes.append(f"no pictures: {why_not}")
+        else:
+            shown = _look(rows, replace(first, evaluation=ours), second, folders, conventions)
     return Comparison(
         names=(first.name, second.name),
         params={key: values for key, values in params.items() if values[0] != values[1]},
-        scores={
-            score: (
-                ours.interval(score),
-                theirs.interval(score),
-                theirs.better_by(ours, bootstrap, score) if paired else None,
-            )
-            for score in ours.scores
-            if score in theirs.scores
-        },
-        wrong=[(*_place(ours, row), _wrong(ours)[row], _wrong(theirs)[row]) for row in rows],
+        scores=_scores(ours, theirs, paired=bool(sets)),
+        sets={name: _scores(*each, paired=True) for name, each in sets.items()} if len(sets) > 1 else {},
+        wrong=[
+            (_title(*_place(ours, row)), _place(ours, row)[2], _wrong(ours)[row], _wrong(theirs)[row]) for row in rows
+        ],
         slices=shown,
         notes=notes,
     )
+
+
+def _sets_of_both(ours: Evaluation, theirs: Evaluation) -> tuple[dict[str, tuple[Evaluation, Evaluation]], list[str]]:
+    """Return the test sets that both were evaluated on, and a note where these are not all."""
+    sets = ours.shared_sets(theirs)
+    if not sets:
+        hashes = f"{ours.test_hash[:12]} and {theirs.test_hash[:12]}"
+        reason = f"evaluated on different test data ({hashes}): the scores cannot be paired, nor slices compared"
+        return {}, [reason]
+    if len(sets) < max(len(ours.sets), len(theirs.sets)):
+        return sets, [f"compared on the sets that both were evaluated on: {', '.join(sets)}"]
+    return sets, []
+
+
+def _scores(
+    ours: Evaluation, theirs: Evaluation, *, paired: bool
+) -> dict[str, tuple[Interval, Interval, Interval | None]]:
+    """Return each score of both and, where they were made on the same slices, the second minus the first."""
+    bootstrap = Gate.load().bootstrap
+    return {
+        score: (
+            ours.interval(score),
+            theirs.interval(score),
+            theirs.better_by(ours, bootstrap, score) if paired else None,
+        )
+        for score in ours.scores
+        if score in theirs.scores
+    }
 
 
 def find(what: str) -> Side:
@@ -183,25 +207,38 @@ def _rows_that_differ(a: Evaluation, b: Evaluation) -> list[int]:
     difference = np.abs(np.subtract(_wrong(a), _wrong(b)))
     chosen: list[int] = []
     for row in map(int, np.argsort(-difference, kind="stable")):
-        near = any(a.stacks[row] == a.stacks[other] and abs(row - other) < a.block for other in chosen)
+        near = any(_stack(a, row) == _stack(a, other) and abs(row - other) < a.block for other in chosen)
         if difference[row] and not near and len(chosen) < SLICES:
             chosen.append(row)
     return chosen
 
 
-def _place(evaluation: Evaluation, row: int) -> tuple[str, int]:
-    """Return the stack and the z of a slice."""
-    stack = evaluation.stacks[row]
-    return stack, evaluation.stacks[:row].count(stack)
+def _stack(evaluation: Evaluation, row: int) -> tuple[str, str]:
+    """Return the set, which has no name where it is the only one, and the stack of a slice."""
+    return evaluation.datasets[row] if evaluation.datasets else "", evaluation.stacks[row]
 
 
-def _differs_from_test(part: Path, conventions: Path, expected: str) -> str:
-    """Return why the test part is not the one of the evaluations; an empty string where it is."""
+def _place(evaluation: Evaluation, row: int) -> tuple[str, str, int]:
+    """Return the set, the stack and the z of a slice."""
+    of_stack = _stack(evaluation, row)
+    return *of_stack, sum(_stack(evaluation, earlier) == of_stack for earlier in range(row))
+
+
+def _title(dataset: str, stack: str, _z: int) -> str:
+    return f"{dataset}/{stack}" if dataset else stack
+
+
+def _folders(part: Path, conventions: Path, wanted: Mapping[str, str]) -> tuple[dict[str, Path], str]:
+    """Return where the test images of each set are, by their hashes, or why that is not known."""
     for path in (part, conventions):
         if not path.exists():
-            return f"{path} is not here; `dvc pull` brings it"
-    found = files.short_digest(_rules(conventions), part)
-    return "" if found == expected else f"{part} is {found[:12]}, and they were evaluated on {expected[:12]}"
+            return {}, f"{path} is not here; `dvc pull` brings it"
+    here = {found: name for name, found in hash_sets(part, _rules(conventions)).items()}
+    for expected in wanted.values():
+        if expected not in here:
+            return {}, f"{part} is {', '.join(each[:12] for each in here)}, and they were evaluated on {expected[:12]}"
+    folders = {name: part / here[expected] for name, expected in wanted.items()}
+    return folders if len(folders) > 1 else {"": next(iter(folders.values()))}, ""
 
 
 def _rules(conventions: Path) -> dict[str, Rule]:
@@ -209,21 +246,23 @@ def _rules(conventions: Path) -> dict[str, Rule]:
     return {name: each.mask_rule for name, each in read_conventions(conventions).items()}
 
 
-def _look(rows: Sequence[int], a: Side, b: Side, part: Path, conventions: Path) -> list[ComparedSlice]:
+def _look(rows: Sequence[int], a: Side, b: Side, folders: Mapping[str, Path], conventions: Path) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
     rules = _rules(conventions)
-    pairs = {pair.name: pair for pair in read_pairs(part)}
+    pairs = {(name, pair.name): pair for name, folder in folders.items() for pair in read_set(folder, folder.name)}
     places = [_place(a.evaluation, row) for row in rows]
-    masks: dict[tuple[str, int], list[np.ndarray]] = {place: [] for place in places}
-    for stack in dict.fromkeys(stack for stack, _ in places):
-        chosen = sorted(z for each, z in places if each == stack)
+    masks: dict[tuple[str, str, int], list[np.ndarray]] = {place: [] for place in places}
+    for of_stack in dict.fromkeys((dataset, stack) for dataset, stack, _ in places):
+        chosen = sorted(z for *each, z in places if tuple(each) == of_stack)
         for predictor in (a.model.predictor, b.model.predictor):
-            for z, mask in _predict(predictor, pairs[stack].image, chosen):
-                masks[stack, z].append(mask)
+            for z, mask in _predict(predictor, pairs[of_stack].image, chosen):
+                masks[*of_stack, z].append(mask)
     shown = []
-    for stack, z in places:
-        truth = binarise(pairs[stack].mask.slice(z), rules[pairs[stack].dataset])
-        shown.append(ComparedSlice(stack, z, pairs[stack].image.slice(z), truth, *masks[stack, z]))
+    for place in places:
+        dataset, stack, z = place
+        pair = pairs[dataset, stack]
+        truth = binarise(pair.mask.slice(z), rules[pair.dataset])
+        shown.append(ComparedSlice(_title(*place), z, pair.image.slice(z), truth, *masks[place]))
     return shown
 
 

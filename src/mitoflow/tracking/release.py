@@ -92,9 +92,11 @@ def release(folder: Path, trained: Trained) -> Pretrained:
         trained.evaluation.write(beside / model_files.EVALUATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
         files.write_yaml(beside / LINEAGE, made)
-        counts = np.array(trained.evaluation.counts)
-        chart = figures.dice_along_z_png(counts, trained.evaluation.stacks, *report.worst_and_median(counts))
-        (beside / COVER).write_bytes(chart)
+        of_sets = {}
+        for name, each in trained.evaluation.sets.items():
+            of_set = np.array(each.counts)
+            of_sets[name] = figures.SliceScores(of_set, each.stacks, *report.worst_and_median(of_set))
+        (beside / COVER).write_bytes(figures.dice_along_z_png(of_sets))
         card = _card(
             name=folder.name,
             made=made,
@@ -106,7 +108,7 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
             known=metrics.SCORES,
-            slices=np.quantile(metrics.dice(counts), QUANTILES).tolist(),
+            slices=np.quantile(metrics.dice(np.array(trained.evaluation.counts)), QUANTILES).tolist(),
         )
         (beside / CARD).write_text(card, encoding="utf-8")
     return Pretrained(folder)
