@@ -142,6 +142,62 @@ def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:
     assert refused.reason.endswith(f"the 95 % interval is not above {more:g}")
 
 
+def of_sets(version: int, weights: Path, **right: int) -> Candidate:
+    """One set for each keyword: twenty slices of 1000 foreground pixels, of which so many are found."""
+    sets = {}
+    for name, found in right.items():
+        counts = [[found + z, 50, 1000 - found - z, 9000] for z in range(20)]
+        sets[name] = Evaluation("m" * 64, name[0] * 64, ["s"] * 20, counts, 5, 200, 1)
+    return Candidate(version, lambda: Evaluation.of_sets(sets), lambda: weights)
+
+
+def test_a_set_on_which_it_gets_worse_is_named(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    champion = of_sets(1, weights, epfl=800, vnc=600)
+    worse = of_sets(2, weights, epfl=950, vnc=560)
+    verdict = Gate(set_margin=0.01).decide(worse, champion)
+    assert not verdict.promoted
+    assert "the mean over epfl, vnc, on the same slices: the 95 % interval is above zero; but gain" in verdict.reason
+    assert "but gain in Dice on test set vnc is -0.0" in verdict.reason
+    assert "test set epfl" not in verdict.reason
+    assert [check.passed for check in verdict.checks] == [True, False]
+    assert Gate().decide(worse, champion).promoted  # the mean is better
+    assert Gate(set_margin=0.1).decide(worse, champion).promoted
+    assert verdict.difference is not None
+    gains = [float(check.found.split()[0]) for check in verdict.checks]
+    assert verdict.difference.value == pytest.approx(np.mean(gains), abs=1e-4)
+    assert Verdict.from_tags(2, verdict.tags()) == verdict
+
+
+def test_a_set_that_was_added_is_no_gain_and_no_obstacle(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    champion = of_sets(1, weights, epfl=800)  # recorded as a set without a name
+    gate = Gate(set_margin=0.01)
+    better = gate.decide(of_sets(2, weights, epfl=850, vnc=300), champion)
+    assert better.promoted
+    assert better.reason.endswith("above zero; without vnc, on which the champion has no score")
+    assert better.difference == gate.decide(of_sets(2, weights, epfl=850), champion).difference
+    assert not better.checks
+    assert not gate.decide(of_sets(2, weights, epfl=800, vnc=999), champion).promoted
+
+
+def test_a_set_of_the_champion_that_it_was_not_evaluated_on_leaves_it_a_challenger(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    champion = of_sets(1, weights, epfl=800, vnc=600)
+    for gate in (Gate(), Gate(set_margin=0.01)):
+        verdict = gate.decide(of_sets(2, weights, epfl=950), champion)
+        assert (verdict.promoted, verdict.difference) == (False, None)
+        assert "it was evaluated on other test data (eeeeeeeeeeee) than champion 1 (" in verdict.reason
+        assert ", vnc), so they cannot be compared" in verdict.reason
+
+
+def test_required_scores_are_of_the_mean_over_sets(folder: Path) -> None:
+    challenger = of_sets(1, folder / "unet.keras", epfl=950, vnc=500)
+    mean = np.mean([each.interval("dice").value for each in challenger.evaluation.sets.values()])
+    for bound, passed in ((mean - 0.01, True), (mean + 0.01, False)):
+        assert Gate(required={"dice": bound}).decide(challenger, None).promoted is passed
+
+
 def test_the_bootstrap_of_the_gate_does_not_depend_on_the_challenger(folder: Path) -> None:
     drift = np.repeat([300, -100, -100, 100], 10)  # a gain of 50 in ten slices that are near copies of each other
     luck = [[800 + int(d), 50, 200 - int(d), 9000] for d in drift]

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _validate_serving_input
 
 import mitoflow
+from mitoflow import cli
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -282,6 +283,30 @@ def test_origin(checkout: Path) -> None:
         registry.origin("other.keras")
     with pytest.raises(InputError, match=r"absent\.keras: found no such file"):
         registry.origin("absent.keras")
+
+
+def test_each_of_several_sets_has_its_score_and_its_data(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"vnc": evaluation(600, "b" * 64), "epfl": evaluation(900)}
+    with runs.start("train", "unet") as run:
+        for name, each in sets.items():
+            run.dataset(name, f"data/test/{name}", each.test_hash[:16], "test", {})
+        assert registration.register(run, Evaluation.of_sets(sets), MODEL, SETTINGS)
+    (row,) = registry.models()
+    assert row.dice is not None
+    assert row.dice.value == np.mean([each.interval("dice").value for each in sets.values()])
+    assert row.sets == {name: sets[name].interval("dice") for name in ("epfl", "vnc")}
+    assert tags(1)["mitoflow.set.vnc.test_hash"] == "b" * 64
+    assert registry.origin("1")["dataset.test"] == f"epfl {'a' * 16}, vnc {'b' * 16}"
+    monkeypatch.setattr(sys, "argv", ["mitoflow", "models"])
+    cli.main()
+    listed = ", ".join(f"{name} {interval.value:.4f}" for name, interval in row.sets.items())
+    header, line = capsys.readouterr().out.splitlines()
+    assert "Dice by set" in header
+    assert listed in line
+    register(evaluation(950))
+    assert registry.models()[1].sets == {}
 
 
 def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

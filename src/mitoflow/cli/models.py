@@ -19,20 +19,23 @@ def models(shipped: bool) -> None:
         return
     from mitoflow.tracking import registry
 
+    listed = registry.models()
+    by_set = ["Dice by set"] if any(row.sets for row in listed) else []
     rows = [
         [
             str(row.version),
             " ".join(row.aliases),
             str(row.dice or ""),
             str(row.iou or ""),
+            *(", ".join(f"{name} {interval.value:.4f}" for name, interval in row.sets.items()) for _ in by_set),
             row.test_hash[:8],
             f"{row.created.astimezone():%Y-%m-%d %H:%M}",
             row.reason,
         ]
-        for row in registry.models()
+        for row in listed
     ]
     if rows:
-        print_table(["version", "alias", "Dice", "IoU", "test data", "created", "verdict"], rows)
+        print_table(["version", "alias", "Dice", "IoU", *by_set, "test data", "created", "verdict"], rows)
     else:
         click.echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
 

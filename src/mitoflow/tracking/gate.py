@@ -89,6 +89,8 @@ class Gate(Section):
     #: By the names of `metrics.SCORES`, the least or the most that a score on the test part may be.
     required: dict[str, Fraction] = Field(default_factory=dict)
     minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    #: In Dice below the champion, on each of several test sets by itself; the gain is that of their mean.
+    set_margin: Fraction | None = None
     bootstrap: Bootstrap = Bootstrap()
     max_model_mb: Above | None = None
     max_seconds_per_mpx: Above | None = None
@@ -118,6 +120,9 @@ class Gate(Section):
 
     def decide(self, challenger: Candidate, champion: Candidate | None) -> Verdict:
         """Decide whether a challenger becomes the champion; nothing is changed.
+
+        Both are compared on the test sets of the champion, and the challenger must have been evaluated on all of them.
+        Sets that it has beyond these are neither a gain nor an obstacle: the champion has no score there.
 
         Parameters
         ----------
@@ -154,19 +159,24 @@ class Gate(Section):
         if champion is None:
             return True, "there was no champion", None
         theirs, number = champion.evaluation, champion.version
-        if theirs is None or ours.test_hash != theirs.test_hash:
-            tested_on = theirs.test_hash if theirs else "unknown"
+        shared = ours.shared_sets(theirs) if theirs else {}
+        if theirs is None or (missing := _beyond(theirs, shared)):
+            tested_on = ", ".join(filter(None, [theirs.test_hash[:12], *missing])) if theirs else "unknown"
             reason = (
                 f"it was evaluated on other test data ({ours.test_hash[:12]}) than champion {number} "
-                f"({tested_on[:12]}), so they cannot be compared; evaluate both on the same data, or "
+                f"({tested_on}), so they cannot be compared; evaluate both on the same data, or "
                 f"`mitoflow promote {challenger.version} --force --reason TEXT`"
             )
             return False, reason, None
-        gain = ours.better_by(theirs, self.bootstrap)
+        both = [Evaluation.of_sets({name: each[side] for name, each in shared.items()}) for side in (0, 1)]
+        gain = both[0].better_by(both[1], self.bootstrap)
         gains = gain.low > self.minimum_gain
-        against = f"Dice differs by {gain:+.4f} from champion {number} on the same slices"
+        names, new = ", ".join(filter(None, shared)), ", ".join(_beyond(ours, shared))
+        on = f"the mean over {names}, on the same slices" if len(shared) > 1 else "on the same slices"
+        against = f"Dice differs by {gain:+.4f} from champion {number} {on}"
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
-        return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}", gain
+        added = f"; without {new}, on which the champion has no score" if new else ""
+        return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}{added}", gain
 
     def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
         for name, bound in self.required.items():
@@ -182,9 +192,20 @@ class Gate(Section):
         if (limit := self.max_seconds_per_mpx) is not None:
             yield _checked("seconds a megapixel", f"at most {limit:g}", partial(_speed, challenger, limit))
         if champion is not None:
+            yield from self._checks_by_set(measured, champion)
             for dataset in self.non_inferiority:
                 what, wanted = f"gain in Dice on {dataset.name}", f"at least {0 - dataset.margin:g}"
                 yield _checked(what, wanted, partial(self._gain_on, dataset, challenger, champion))
+
+    def _checks_by_set(self, ours: Evaluation, champion: Candidate) -> Iterator[Check]:
+        """Yield whether a challenger is not inferior on any of several test sets that the champion has, too."""
+        shared = ours.shared_sets(champion.evaluation) if champion.evaluation else {}
+        if self.set_margin is None or len(shared) < 2:
+            return
+        for name, (mine, theirs) in shared.items():
+            gain = mine.better_by(theirs, self.bootstrap)
+            what, wanted = f"gain in Dice on test set {name}", f"at least {0 - self.set_margin:g}"
+            yield Check(what, f"{gain:+.4f}", wanted, gain.low >= -self.set_margin)
 
     def _gain_on(self, dataset: NonInferiorityDataset, challenger: Candidate, champion: Candidate) -> tuple[str, bool]:
         ours, theirs = (dataset.evaluate(each.weights(), self.bootstrap) for each in (challenger, champion))
@@ -215,6 +236,12 @@ class Candidate:
     def evaluation(self) -> Evaluation | None:
         """What it did on the test part."""
         return self.measured()
+
+
+def _beyond(evaluation: Evaluation, shared: Mapping[str, tuple[Evaluation, Evaluation]]) -> list[str]:
+    """Return the sets of an evaluation that are not among those shared; a set that is the only one has no name."""
+    known = {of_set.test_hash for both in shared.values() for of_set in both}
+    return [name for name, of_set in evaluation.sets.items() if of_set.test_hash not in known]
 
 
 def _checked(what: str, wanted: str, measure: Callable[[], tuple[str, bool]]) -> Check:

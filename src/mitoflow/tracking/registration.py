@@ -77,11 +77,17 @@ def register_pretrained(name: str) -> Verdict | None:
     key = f"pretrained-{evaluation.model_sha256[:32]}"
     with runs.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
         run.params(made["params"])
-        for context, dataset in made["dataset"].items():
-            name_of_data, _, digest = dataset.rpartition(" ")
-            run.dataset(name_of_data, str(pretrained.HERE / model.name), digest, context, {})
-        scores = metrics.scores_of("pixels")
-        run.metrics({f"test_whole_slice_{name}": evaluation.interval(name).value for name in scores})
+        for context, datasets in made["dataset"].items():
+            for dataset in datasets.split(", "):  # of several sets
+                name_of_data, _, digest = dataset.rpartition(" ")
+                run.dataset(name_of_data, str(pretrained.HERE / model.name), digest, context, {})
+        for dataset, measured in [
+            ("", evaluation),
+            *((name, evaluation.sets[name]) for name in evaluation.test_hashes),
+        ]:
+            prefix = f"test_{dataset}_whole_slice" if dataset else "test_whole_slice"
+            scores = metrics.scores_of("pixels")
+            run.metrics({f"{prefix}_{name}": measured.interval(name).value for name in scores})
         for file in (pretrained.CARD, pretrained.COVER, pretrained.LINEAGE):
             run.artifact(model.folder / file)
         return register(run, evaluation, model.folder / model_files.WEIGHTS, model.folder / model_files.SETTINGS)

@@ -29,6 +29,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
+from mitoflow.io.tiff import natural_order
 from mitoflow.tracking import promotion, promotion_log, store
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState
@@ -40,16 +41,21 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 EVALUATION_SHA256_TAG = "mitoflow.evaluation_sha256"
 TEST_HASH_TAG = "mitoflow.test_hash"
+SET_TAG = "mitoflow.set."  # begins the tags of one of several test sets
 
 
 @dataclass(frozen=True)
 class Row:
-    """A version as `models` lists it; for one that was registered by other means, Dice, IoU and verdict are None."""
+    """A version as `models` lists it; for one that was registered by other means, Dice, IoU and verdict are None.
+
+    Of several test sets, Dice and IoU are the mean over the sets, and ``sets`` has the Dice of each by its name.
+    """
 
     version: int
     aliases: tuple[str, ...]
     dice: Interval | None
     iou: Interval | None
+    sets: Mapping[str, Interval]
     test_hash: str
     model_sha256: str
     run_id: str
@@ -73,7 +79,19 @@ def version_tags(run_key: str, evaluation: Evaluation) -> dict[str, str]:
     for score in ("dice", "iou"):
         figures = evaluation.interval(score).as_dict(f"mitoflow.{score}", ".")
         tags |= {key: str(figure) for key, figure in figures.items()}
+    for name in evaluation.test_hashes:
+        figures = evaluation.sets[name].interval("dice").as_dict(f"{SET_TAG}{name}.dice", ".")
+        tags |= {key: str(figure) for key, figure in figures.items()}
+        tags[f"{SET_TAG}{name}.test_hash"] = evaluation.test_hashes[name]
     return tags
+
+
+def _dice_by_set(tags: Mapping[str, str]) -> dict[str, Interval]:
+    """Return the Dice of each test set from the tags of a version; empty where there is one set."""
+    ending = ".test_hash"
+    names = [tag[len(SET_TAG) : -len(ending)] for tag in tags if tag.startswith(SET_TAG) and tag.endswith(ending)]
+    found = {name: Interval.from_dict(f"{SET_TAG}{name}.dice", tags, ".") for name in sorted(names, key=natural_order)}
+    return {name: interval for name, interval in found.items() if interval}
 
 
 def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
@@ -159,6 +177,7 @@ def models() -> list[Row]:
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
             dice=Interval.from_dict("mitoflow.dice", version.tags, "."),
             iou=Interval.from_dict("mitoflow.iou", version.tags, "."),
+            sets=_dice_by_set(version.tags),
             test_hash=version.tags.get(TEST_HASH_TAG, ""),
             model_sha256=version.tags.get(store.MODEL_SHA256_TAG, ""),
             run_id=version.run_id or "",
@@ -345,13 +364,16 @@ def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
 
 def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
     inputs = run.inputs.dataset_inputs if run.inputs else []
-    used = {tag.value: f"{i.dataset.name} {i.dataset.digest}" for i in inputs for tag in i.tags}
+    used: dict[str, list[str]] = {}
+    for each in inputs:
+        for tag in each.tags:
+            used.setdefault(tag.value, []).append(f"{each.dataset.name} {each.dataset.digest}")
     facts = {
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
         "model_sha256": tags.get(store.MODEL_SHA256_TAG, ""),
         **provenance.from_tags(tags),
-        **{f"dataset.{context}": dataset for context, dataset in sorted(used.items())},
+        **{f"dataset.{context}": ", ".join(sorted(datasets)) for context, datasets in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }
     return {key: value for key, value in facts.items() if value}
