@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.inference import components
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
+from mitoflow.io import tiff
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
 
@@ -84,6 +86,42 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
         for z, probability in zip(held, predictor.stream(image.slice, range(image.shape[0]), held), strict=True):
             histogram.add(validation.mask(stack, z), probability)
     wanted = curves.best_threshold([histogram])
-    choice = protocols.choose(predictor, validation, [5], pairs)
+    choice = protocols.choose(predictor, validation, [5], [pair.image for pair in pairs])
     assert choice.threshold == wanted
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))
+
+
+def test_the_threshold_is_that_of_the_mean_over_sets(small_dataset: Path, tmp_path: Path) -> None:
+    """A small set, in which mitochondria are brighter, has as much to say as a large one."""
+    (large,) = read_pairs(small_dataset / "train")
+    images, masks = (np.stack([*stack.slices()]) for stack in (large.image, large.mask))
+    for kind, array in (("images", np.minimum(images, 155) + 100), ("masks", masks)):
+        tiff.write_stack(tmp_path / "train/small" / kind / "s.tif", array[:8, :64, :64].astype(np.uint8))
+    shutil.copytree(small_dataset / "train/phantom", tmp_path / "train/phantom")
+    pairs = read_pairs(tmp_path / "train")
+    rules = {pair.dataset: Conventions(8, "nonzero") for pair in pairs}
+    cut = Patch(size=64, step=64, validation_fraction=0.5, gap=2)
+    validation = write_store(tmp_path / "patches", pairs, cut, rules).validation
+    inputs = keras.Input((None, None, 1))
+    dark = keras.layers.Conv2D(
+        1, 1, kernel_initializer=keras.initializers.Constant(-9), bias_initializer=keras.initializers.Constant(4)
+    )
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
+    predictor = Predictor(keras.Model(inputs, dark(inputs)), settings)
+    histograms = {name: curves.ProbabilityHistogram() for name in ("phantom", "small")}
+    for stack, held in validation.ranges.items():
+        for z in held:
+            probability = predictor.probabilities(validation.image(stack, z)[None])[0]
+            histograms[validation.datasets[stack]].add(validation.mask(stack, z), probability)
+    choice = protocols.choose(predictor, validation, [1])
+    scores = {name: each.dice() for name, each in histograms.items()}
+    place = int(256 * choice.threshold)
+    assert (
+        choice.dice == np.mean([each[place] for each in scores.values()]) == np.mean([*scores.values()], axis=0).max()
+    )
+    assert choice.sets == {name: each[place] for name, each in scores.items()}
+    pooled = curves.ProbabilityHistogram()
+    for stack, held in validation.ranges.items():
+        for z in held:
+            pooled.add(validation.mask(stack, z), predictor.probabilities(validation.image(stack, z)[None])[0])
+    assert choice.threshold != curves.best_threshold([pooled])

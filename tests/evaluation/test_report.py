@@ -185,6 +185,32 @@ def test_evaluation_report_needs_nothing_from_elsewhere(page):
     assert all(re.fullmatch("[mp][0-9a-f]{10}", name) for name in repeated)  # equal markers of several charts
 
 
+def test_report_on_several_sets_shows_each_of_them(case, tmp_path):
+    one = case.results
+    alone = ProtocolScores(0.5, {name: Interval(0.4321, 0.4, 0.5) for name in one.whole_slice.intervals})
+    other = dataclasses.replace(one, datasets=["liver"] * 6, single_slice=alone)
+    both = dataclasses.replace(
+        other,
+        datasets=["phantom"] * 6 + ["liver"] * 6,
+        stacks=[*one.stacks] * 2,
+        z=[*one.z] * 2,
+        counts=np.concatenate([one.counts] * 2),
+        choice=dataclasses.replace(one.choice, sets={"phantom": 0.8765}),
+        sets={"phantom": one, "liver": other},
+    )
+    shown = dict.fromkeys(("phantom", "liver"), (case.worst, case.median))
+    report.write_evaluation_report(tmp_path / "report.html", both, case.origin, shown)
+    page = Page(tmp_path / "report.html")
+    assert_self_contained(page)
+    dice = f"{one.whole_slice.intervals['dice'].value:.4f}"
+    assert "Mitochondria in the test parts of 2 sets 12 slices of 4 stacks" in page.text
+    assert re.search(rf"phantom 6 {dice} 0.8123 – 0.9877 .* {dice} 0.8765 liver 6 {dice} .* 0.4321 – Mean", page.text)
+    for name in ("phantom", "liver"):
+        assert {f"{kind}-{name}-image" for kind in ("worst", "median")} <= {*page.ids}
+        assert f"{name}, worst slice: stack<1>, z = 4" in page.text
+        assert f"{name}: Dice 0." in page.source  # the title of its panel
+
+
 def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, case):
     truth, prediction = case.worst.truth, case.worst.prediction
     classes = np.asarray(page.picture("worst-errors"))

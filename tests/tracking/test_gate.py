@@ -157,7 +157,8 @@ def test_a_set_on_which_it_gets_worse_is_named(folder: Path) -> None:
     worse = of_sets(2, weights, epfl=950, vnc=560)
     verdict = Gate(set_margin=0.01).decide(worse, champion)
     assert not verdict.promoted
-    assert "the mean over epfl, vnc, on the same slices: the 95 % interval is above zero; but gain" in verdict.reason
+    assert verdict.reason.startswith("the mean Dice over epfl, vnc differs by +0.0")
+    assert "on the same slices: the 95 % interval is above zero; but gain" in verdict.reason
     assert "but gain in Dice on test set vnc is -0.0" in verdict.reason
     assert "test set epfl" not in verdict.reason
     assert [check.passed for check in verdict.checks] == [True, False]

@@ -20,8 +20,11 @@ import tifffile
 from mitoflow import cli
 from mitoflow.config import presets
 from mitoflow.core import files, provenance
+from mitoflow.data.pairs import read_pairs
+from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
+from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.stages import evaluate, patch, release, train, validate
 from mitoflow.stages.paths import BEST_PARAMS
@@ -68,6 +71,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> I
         for command in ("init -q", "config user.name Test", "config user.email test@localhost", "add params.yaml"):
             subprocess.run(["git", *command.split()], check=True)
         subprocess.run(["git", "commit", "-qm", "A project"], check=True)
+        files.write_yaml(BEST_PARAMS, {"value": 0.0})
+        for stage in (validate, patch, train, evaluate):
+            stage.main()
+        release.main()
+        yield folder
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def of_two_sets(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Iterator[Path]:
+    """A finished project on the phantom and on a smaller, brighter piece of it; it is not changed."""
+    folder = tmp_path_factory.mktemp("two_sets")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        shutil.copytree(small_dataset, "data")
+        for part in ("train", "test"):
+            (pair,) = read_pairs(Path("data") / part)
+            images, masks = (np.stack([*stack.slices()])[:, :, :72] for stack in (pair.image, pair.mask))
+            piece = Path("data") / part / "piece"
+            tiff.write_stack(piece / "images/p.tif", (images // 2 + 100).astype(np.uint8))
+            tiff.write_stack(piece / "masks/p.tif", masks)
+        sets = {
+            "phantom": SetDescription(tissue="a phantom", terms="MIT, as mitoflow"),
+            "piece": SetDescription(tissue="half of a phantom", terms="as the phantom"),
+        }
+        write_sets(Path("data"), sets)
+        presets.change(Path("params.yaml"), SMALL | {"data.name": "phantom+piece", "train.context": "1"})
         files.write_yaml(BEST_PARAMS, {"value": 0.0})
         for stage in (validate, patch, train, evaluate):
             stage.main()
@@ -358,3 +388,67 @@ def test_a_wheel_brings_every_file_and_the_models(finished: Path, tmp_path: Path
         check=True,
     )
     assert done.stdout.splitlines()[1].startswith("epfl  0.")
+
+
+def test_of_two_sets_every_figure_is_a_mean_and_each_set_has_its_own(
+    of_two_sets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(of_two_sets)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{of_two_sets}/mlflow.db")
+    measured = json.loads(Path("reports/evaluate/metrics.json").read_text())
+    assert [*measured["sets"]] == ["phantom", "piece"]
+    for protocol in ("whole_slice", "patch_wise", "single_slice"):
+        mean = np.mean([each[protocol]["dice"] for each in measured["sets"].values()])
+        assert measured[protocol]["dice"] == pytest.approx(mean)
+    assert measured["validation_dice"] == np.mean([each["validation_dice"] for each in measured["sets"].values()])
+
+    header, epoch = Path("reports/train/curves.csv").read_text().splitlines()
+    curves = dict(zip(header.split(","), map(float, epoch.split(",")), strict=True))
+    assert curves["val_dice"] == pytest.approx((curves["val_dice_phantom"] + curves["val_dice_piece"]) / 2, abs=1e-6)
+
+    (row,) = registry.models()
+    run_of_it = store.client(store.uri()).get_run(row.run_id)
+    for name, each in measured["sets"].items():
+        assert run_of_it.data.metrics[f"test_{name}_whole_slice_dice"] == each["whole_slice"]["dice"]
+        assert row.sets[name].value == pytest.approx(each["whole_slice"]["dice"])
+    assert run_of_it.data.metrics["test_whole_slice_dice"] == measured["whole_slice"]["dice"]
+    used = {
+        (each.dataset.name, tag.value): each.dataset for each in run_of_it.inputs.dataset_inputs for tag in each.tags
+    }
+    assert used.keys() == {(name, part) for name in ("phantom", "piece") for part in ("training", "validation", "test")}
+    assert len({each.digest for each in used.values()}) == 6
+
+    page = Path("reports/evaluate/report.html").read_text()
+    assert page.count('id="worst-p') == page.count('id="median-p') == 2 * 4
+    assert "Mean of the sets" in page
+
+    model = pretrained.find("phantom+piece")
+    card = (model.folder / "MODEL_CARD.md").read_text()
+    dice = model.evaluation.sets["piece"].interval("dice")
+    assert f"| piece | 8 | {dice.value:.4f} [{dice.low:.4f}, {dice.high:.4f}] |" in card
+    assert "Data: phantom: MIT, as mitoflow; piece: as the phantom." in card
+    assert model.lineage["code"]["sets"] == "phantom: MIT, as mitoflow; piece: as the phantom"
+    assert all(len(line) <= 120 for line in card.splitlines() if not line.startswith("|"))
+    capsys.readouterr()
+    run("summary", monkeypatch=monkeypatch)
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["test", "whole-slice", "patch-wise", "single", "slices", "phantom", "piece"]
+    assert f"{measured['sets']['piece']['whole_slice']['dice']:.4f}" in first
+
+
+def test_a_model_of_two_sets_is_registered_elsewhere_with_both(
+    of_two_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(tmp_path / "elsewhere", monkeypatch)
+    shutil.copytree(of_two_sets / "pretrained", "pretrained")
+    assert registration.register_pretrained("phantom+piece")
+    (row,) = registry.models()
+    there = store.client(store.uri()).get_run(row.run_id)
+    evaluation = pretrained.find("phantom+piece").evaluation
+    for name, each in evaluation.sets.items():
+        assert there.data.metrics[f"test_{name}_whole_slice_dice"] == each.interval("dice").value
+    tests = {
+        i.dataset.name: i.dataset.digest for i in there.inputs.dataset_inputs for tag in i.tags if tag.value == "test"
+    }
+    assert tests == evaluation.test_hashes
+    mlflow.set_tracking_uri(None)

@@ -1,5 +1,7 @@
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mitoflow.config.params import Patch, Recipe
@@ -7,6 +9,7 @@ from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
+from mitoflow.io import tiff
 
 RECIPE = Recipe(
     learning_rate=0.01,
@@ -36,3 +39,17 @@ def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Patc
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
     folder = tmp_path_factory.mktemp("store") / "patches"
     return write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
+
+
+@pytest.fixture(scope="module")
+def two_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    """The phantom, and a small set that is its inverted beginning."""
+    data = tmp_path_factory.mktemp("two_sets")
+    shutil.copytree(small_dataset / "train/phantom", data / "train/phantom")
+    (pair,) = read_pairs(data / "train")
+    images, masks = (np.stack([*stack.slices()])[:8, :64, :64] for stack in (pair.image, pair.mask))
+    tiff.write_stack(data / "train/small/images/s.tif", 255 - images)
+    tiff.write_stack(data / "train/small/masks/s.tif", masks)
+    sets = dict.fromkeys(("phantom", "small"), Conventions(8, "nonzero"))
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    return write_store(data / "patches", read_pairs(data / "train"), settings, sets)

@@ -204,9 +204,21 @@ def test_a_batch_depends_on_seed_epoch_and_place_alone(store: PatchStore) -> Non
 
 def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore) -> None:
     recipe = RECIPE.replace(batch_size=7)
-    alone, shared = (ValidationPatches(store.validation, 8, recipe, devices) for devices in (1, 4))
+    alone, shared = (ValidationPatches(store.validation, "phantom", 8, recipe, devices) for devices in (1, 4))
     assert [len(images) for images, _, _ in alone] == [7, 7, 7, 3]
     assert [len(images) for images, _, _ in shared] == [8, 8, 8, 4]
     for mine, theirs in zip(shared, alone, strict=True):
         assert all(np.array_equal(some[: len(all_)], all_) for some, all_ in zip(mine, theirs, strict=True))
         assert not mine[2][len(theirs[2]) :].any()
+
+
+def test_validation_batches_are_those_of_one_set(two_sets: PatchStore) -> None:
+    validation = two_sets.validation
+    held = {name: ValidationPatches(validation, name, 8, RECIPE) for name in validation.sets}
+    rows = {name: np.concatenate([batches[step][1] for step in range(len(batches))]) for name, batches in held.items()}
+    assert [*rows] == ["phantom", "small"]
+    assert sum(map(len, rows.values())) == len(validation)
+    for name, masks in rows.items():
+        stacks = [stack for stack, dataset in enumerate(validation.datasets) if dataset == name]
+        of_set = np.isin(validation.index[:, 0], stacks)
+        assert np.array_equal(masks[..., 0], validation.masks[of_set])

@@ -6,6 +6,7 @@ from keras.callbacks import Callback, LambdaCallback
 
 from mitoflow.data.patches import PatchStore
 from mitoflow.training import fitting
+from mitoflow.training.batches import ValidationPatches
 from mitoflow.training.callbacks import Logs, best_epoch
 
 from .conftest import RECIPE
@@ -70,3 +71,26 @@ def test_the_model_has_the_weights_of_the_best_epoch(store: PatchStore) -> None:
     for mine, best, last in zip(fitted.model.get_weights(), weights[fitted.best_epoch], weights[-1], strict=True):
         assert np.array_equal(mine, best)
         assert not np.array_equal(mine, last)
+
+
+def test_the_best_epoch_is_that_of_the_mean_over_sets(two_sets: PatchStore) -> None:
+    fitted = fitting.fit(two_sets, RECIPE.replace(epochs=2))
+    for logs in fitted.history:
+        assert set(logs) == {"loss", "dice", "val_loss", "val_dice", "val_dice_phantom", "val_dice_small"}
+        assert logs["val_dice"] == pytest.approx((logs["val_dice_phantom"] + logs["val_dice_small"]) / 2, abs=1e-6)
+    best = fitted.history[fitted.best_epoch]
+    validation = two_sets.validation
+    for name in ("phantom", "small"):
+        counts = np.zeros(4, np.int64)
+        for images, masks, weights in ValidationPatches(validation, name, 8, RECIPE):
+            logits = fitted.model.predict_on_batch(images)
+            counts += metrics_of(masks, logits, weights)
+        tp, fp, fn, _ = counts
+        assert best[f"val_dice_{name}"] == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn), abs=2e-6)
+
+
+def metrics_of(masks: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the counts of the pixels that have a weight: true and false positives, false and true negatives."""
+    truth, found, counted = masks > 0, logits >= 0, weights > 0
+    cells = (truth & found, ~truth & found, truth & ~found, ~(truth | found))
+    return np.array([np.sum(cell & counted) for cell in cells])

@@ -73,12 +73,17 @@ def summary() -> None:
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "a measured model", remedy)
     measured = files.read_json(path, remedy, protocols)
-    columns = (measured["whole_slice"] | measured, measured["patch_wise"])  # boundaries and instances: whole-slice only
+    columns = {
+        "whole-slice": measured["whole_slice"] | measured,  # boundaries and instances: whole-slice only
+        "patch-wise": measured["patch_wise"],
+        **({"single slices": measured["single_slice"]} if "single_slice" in measured else {}),
+        **{name: each["whole_slice"] | each for name, each in measured.get("sets", {}).items()},
+    }
     rows = [
-        [score.title, *(str(Interval.from_dict(name, figures) or "–") for figures in columns)]
+        [score.title, *(str(Interval.from_dict(name, figures) or "–") for figures in columns.values())]
         for name, score in metrics.SCORES.items()
     ]
-    print_table(["test", "whole-slice", "patch-wise"], rows)
+    print_table(["test", *columns], rows)
     try:
         digest = provenance.file_sha256(MODEL)
         same = [row for row in registry.models() if row.model_sha256 == digest]

@@ -138,6 +138,19 @@ class Patches:
         """The sets of which this side holds patches."""
         return list(dict.fromkeys(self.datasets[stack] for stack in self.ranges))
 
+    def rows_of(self, dataset: str) -> np.ndarray:
+        """Return the rows of the patches of a set."""
+        return np.flatnonzero(np.array(self.datasets)[self.index[:, 0]] == dataset)
+
+    def digest_of(self, dataset: str) -> str:
+        """Return the SHA-256 of the patches of a set, whatever other sets there are."""
+        rows = self.rows_of(dataset)
+        digest = hashlib.sha256(np.ascontiguousarray(self.index[rows, 1:]).data)
+        for row in rows:
+            digest.update(np.ascontiguousarray(self.images[row]).data)
+            digest.update(np.ascontiguousarray(self.masks[row]).data)
+        return digest.hexdigest()
+
     @cached_property
     def ranges(self) -> dict[int, range]:
         """The consecutive slices that this side holds of each stack."""

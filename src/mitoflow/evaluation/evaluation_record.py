@@ -119,7 +119,7 @@ class Evaluation:
         """The evaluation of each set by its name, which is empty where there is one set."""
         if not self.datasets:
             return {"": self}
-        return {name: self._of_set(name, digest) for name, digest in self.test_hashes.items()}
+        return {name: self._of_set(name, self.test_hashes[name]) for name in dict.fromkeys(self.datasets)}
 
     def _of_set(self, name: str, digest: str) -> Evaluation:
         rows = [row for row, dataset in enumerate(self.datasets) if dataset == name]

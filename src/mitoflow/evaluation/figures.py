@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -140,7 +141,7 @@ def _dice_along_z(sets: Mapping[str, SliceScores]) -> Figure:
         return _dice_along_z_of_one(next(iter(sets.values())))
     columns = min(len(sets), PANELS)
     rows = -(-len(sets) // columns)
-    figure = Figure(figsize=(FULL, 0.5 + 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(FULL, 0.5 + 2.9 * rows), layout=ConstrainedLayoutEngine(h_pad=0.12))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, (name, of_set) in zip(panels.flat, sets.items(), strict=False):
         _draw_along_z(axes, of_set)

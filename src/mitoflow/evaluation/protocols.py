@@ -21,6 +21,7 @@ from mitoflow.inference.instances import separate
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import PlaneProgress, Predictor
 from mitoflow.inference.settings import Settings
+from mitoflow.io import tiff
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -46,7 +47,10 @@ class Choice:
 
 
 def choose(
-    predictor: Predictor, validation: patches.Patches, medians: Sequence[int], pairs: Sequence[Pair] | None = None
+    predictor: Predictor,
+    validation: patches.Patches,
+    medians: Sequence[int],
+    stacks: Sequence[tiff.Stack] | None = None,
 ) -> Choice:
     """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
 
@@ -62,18 +66,18 @@ def choose(
         The slices that count.
     medians
         Windows along z to choose from.
-    pairs
+    stacks
         The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
-        does in use. Without them it sees the validation slices alone, and they count as one set.
+        does in use. Without them it sees the validation slices alone.
     """
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     total = sum(len(held) for held in validation.ranges.values())
     with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
-            dataset = pairs[stack].dataset if pairs else ""
+            dataset = validation.datasets[stack]
             of_set = histograms.setdefault(dataset, [ProbabilityHistogram() for _ in medians])
-            whole = held if pairs is None else range(pairs[stack].image.shape[0])
-            read = partial(validation.image, stack) if pairs is None else pairs[stack].image.slice
+            whole = held if stacks is None else range(stacks[stack].shape[0])
+            read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
             maps = predictor.stream_unfiltered(read, whole, near, on_planes=_plane_progress())
             filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))

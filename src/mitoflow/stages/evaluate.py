@@ -17,6 +17,7 @@ from mitoflow.data import fingerprint, network_input
 from mitoflow.data.conventions import Conventions, read_conventions
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
+from mitoflow.data.set_descriptions import FILE, read_sets
 from mitoflow.errors import InputError
 from mitoflow.evaluation import protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
@@ -86,13 +87,9 @@ def main() -> None:
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
         choice, predictor = _choose(model, facts, settings.evaluate, store)
         measured = protocols.measure(predictor, pairs, rules, store.size)
-        bootstrap = {
-            "block": settings.evaluate.bootstrap_block,
-            "resamples": settings.evaluate.bootstrap_resamples,
-            "seed": settings.evaluate.seed,
-        }
-        results = score(measured, choice, **bootstrap)
-        evaluation = _record(results, hash_sets(DATA / "test", rules), bootstrap)
+        wanted = settings.evaluate
+        results = score(measured, choice, wanted.bootstrap_block, wanted.bootstrap_resamples, wanted.seed)
+        evaluation = _record(results, hash_sets(DATA / "test", rules), wanted)
         predictor.settings.write(INFERENCE)
         _look_at_training(store, conventions).write(DOMAIN)
         evaluation.write(EVALUATED)
@@ -119,6 +116,9 @@ def publish(run: runs.Run, published: Published) -> Verdict | None:
     saw, because the model was pulled or the store is another one.
     """
     run.params(published.params)
+    if (DATA / FILE).is_file():
+        terms = {name: each.terms or "terms unknown" for name, each in read_sets(DATA).items()}
+        run.tags(provenance.tags({"sets": "; ".join(f"{name}: {text}" for name, text in terms.items())}))
     for epoch, logs in enumerate(published.history):
         run.metrics(logs, step=epoch)
     run.produced(MODEL)
@@ -169,13 +169,14 @@ def _choose(
         orthoplanes=wanted.orthoplanes,
         threshold=0.5,
     )
+    stacks = [pair.image for pair in read_pairs(DATA / "train")]
     predictor = Predictor(model, settings)
-    choice = protocols.choose(predictor, store.validation, wanted.medians, read_pairs(DATA / "train"))
+    choice = protocols.choose(predictor, store.validation, wanted.medians, stacks)
     chosen = dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
     return choice, predictor.with_settings(chosen)
 
 
-def _record(results: Results, hashes: Mapping[str, str], bootstrap: Mapping[str, int]) -> Evaluation:
+def _record(results: Results, hashes: Mapping[str, str], wanted: params.Evaluate) -> Evaluation:
     """Return the record of all sets, whose test images and masks have these hashes."""
     sets = {
         name: Evaluation(
@@ -184,7 +185,9 @@ def _record(results: Results, hashes: Mapping[str, str], bootstrap: Mapping[str,
             stacks=list(each.stacks),
             counts=each.counts.tolist(),
             boundaries=each.boundaries.tolist(),
-            **bootstrap,
+            block=wanted.bootstrap_block,
+            resamples=wanted.bootstrap_resamples,
+            seed=wanted.seed,
         )
         for name, each in results.by_set.items()
     }
@@ -196,7 +199,7 @@ def _flat(prefix: str, summary: Mapping[str, Any]) -> dict[str, float]:
 
     Those of one of several sets have its name after ``test``: ``test_epfl_whole_slice_dice``.
     """
-    flat = {}
+    flat: dict[str, float] = {}
     for name, value in summary.items():
         if name == "sets":
             for dataset, of_set in value.items():

@@ -10,7 +10,7 @@ import keras
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
-from mitoflow.data.patches import PatchStore
+from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 from mitoflow.tracking import pretrained, runs
@@ -37,8 +37,7 @@ def main() -> None:
         with runs.start("train", "train", key=_run_key(checkpoints)) as run:
             run.params(settings.model_dump(by_alias=True) | {"recipe": recipe.model_dump(), "initial": origin})
             for side, patches in (("training", store.train), ("validation", store.validation)):
-                profile = {"patches": len(patches), "size": store.size, "bit_depth": store.bit_depth}
-                run.dataset(settings.data.name, str(PATCHES), store.digest[:32], side, profile)
+                _log_datasets(run, settings.data.name, store, side, patches)
             reporting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: run.metrics(logs, step=epoch))
             fitted = fitting.fit(
                 store,
@@ -57,7 +56,8 @@ def main() -> None:
                 "initial": origin,
             }
             files.write_yaml(MODEL_FACTS, facts)
-            names = ("loss", "val_loss", "dice", "val_dice")
+            names = ["loss", "val_loss", "dice", "val_dice"]
+            names += [name for name in fitted.history[0] if name not in names]  # the validation Dice of several sets
             rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(fitted.history, start=1))
             files.write_csv(CURVES, ("epoch", *names), rows)
             best_epoch = fitted.best_epoch
@@ -72,6 +72,17 @@ def main() -> None:
             run.produced(MODEL)
         files.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
         print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+
+
+def _log_datasets(run: runs.Run, name: str, store: PatchStore, side: str, patches: Patches) -> None:
+    """Log what one side of the split holds: each of several sets by its name, a single one by that of the data."""
+    sets = {dataset: len(patches.rows_of(dataset)) for dataset in patches.sets}
+    for dataset, count in sets.items():
+        profile = {"patches": count, "size": store.size, "bit_depth": store.bit_depth}
+        if len(store.train.sets) == 1:
+            run.dataset(name, str(PATCHES), store.digest[:32], side, profile)
+        else:
+            run.dataset(dataset, str(PATCHES), patches.digest_of(dataset)[:32], side, profile)
 
 
 def _remove_recorded(checkpoints: Path) -> None:

@@ -172,8 +172,8 @@ class Gate(Section):
         gain = both[0].better_by(both[1], self.bootstrap)
         gains = gain.low > self.minimum_gain
         names, new = ", ".join(filter(None, shared)), ", ".join(_beyond(ours, shared))
-        on = f"the mean over {names}, on the same slices" if len(shared) > 1 else "on the same slices"
-        against = f"Dice differs by {gain:+.4f} from champion {number} {on}"
+        subject = f"the mean Dice over {names}" if len(shared) > 1 else "Dice"
+        against = f"{subject} differs by {gain:+.4f} from champion {number} on the same slices"
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
         added = f"; without {new}, on which the champion has no score" if new else ""
         return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}{added}", gain

@@ -139,24 +139,25 @@ class TrainPatches(keras.utils.PyDataset):
 
 
 class ValidationPatches(keras.utils.PyDataset):
-    """Validation batches, as they are, with weight 1 for owned pixels and 0 for the others.
+    """Validation batches of one set, as they are, with weight 1 for owned pixels and 0 for the others.
 
     Where devices share a batch none may go without a patch: the last one is then repeated, with weight 0. That leaves
     Dice as it is, and has the mean loss count the last batch as a slightly larger one.
     """
 
-    def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
+    def __init__(self, patches: Patches, dataset: str, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.devices = patches, bit_depth, recipe, devices
+        self.rows = patches.rows_of(dataset)
 
     def __len__(self) -> int:
-        return -(-len(self.patches) // self.recipe.batch_size)
+        return -(-len(self.rows) // self.recipe.batch_size)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first = step * self.recipe.batch_size
-        last = min(first + self.recipe.batch_size, len(self.patches))
+        last = min(first + self.recipe.batch_size, len(self.rows))
         repeated = (first - last) % self.devices
-        rows = np.append(np.arange(first, last), [last - 1] * repeated).astype(int)
+        rows = np.append(self.rows[first:last], [self.rows[last - 1]] * repeated).astype(int)
         images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
         masks = self.patches.masks[rows][..., None].astype(np.float32)
         weights = self.patches.owned(rows)[..., None].astype(np.float32)

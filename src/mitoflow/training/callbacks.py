@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from mitoflow.core import files
 
-#: What an epoch ended with: loss, dice, val_loss, val_dice.
+#: What an epoch ended with: loss, dice, val_loss, val_dice; with several sets also the val_dice_NAME of each.
 Logs = dict[str, float]
 
 DIGITS = 6  # of the logs
@@ -66,6 +67,32 @@ class BestEpoch(keras.callbacks.Callback):
         if best_epoch(self.history) == epoch:
             self.weights = self.model.get_weights()
         self.model.stop_training = self.finished
+
+
+class ValidationBySet(keras.callbacks.Callback):
+    """Validates on each of several sets by itself; validation loss and Dice are the means of theirs.
+
+    Keras' own validation counts the pixels of all sets together, so the largest set would choose the best epoch. This
+    does after an epoch what Keras does, once for each set. It comes before `BestEpoch` and what else reads the logs.
+
+    Parameters
+    ----------
+    sets
+        The validation batches of each set by its name.
+    """
+
+    def __init__(self, sets: Mapping[str, keras.utils.PyDataset]) -> None:
+        super().__init__()
+        self.sets = sets
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Add ``val_loss`` and ``val_dice``, and the ``val_dice_NAME`` of each set, to the logs."""
+        measured = {
+            name: self.model.evaluate(batches, verbose=0, return_dict=True) for name, batches in self.sets.items()
+        }
+        for key in ("loss", "dice"):
+            logs[f"val_{key}"] = float(np.mean([each[key] for each in measured.values()]))
+        logs |= {f"val_dice_{name}": each["dice"] for name, each in measured.items()}
 
 
 class ProgressBar(keras.callbacks.Callback):

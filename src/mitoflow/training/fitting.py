@@ -19,7 +19,7 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.training.batches import TrainPatches, ValidationPatches
-from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, best_epoch
+from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, ValidationBySet, best_epoch
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
 #: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
@@ -66,6 +66,7 @@ def fit(
 ) -> Fit:
     """Fit a U-Net on the training patches and keep the weights with the best validation Dice.
 
+    Of several sets it is the mean of their validation Dice, and a set without validation patches does not count.
     AdamW with a linear warm-up and a cosine decay of the learning rate (Loshchilov and Hutter, "Decoupled Weight Decay
     Regularization", ICLR 2019). It stops after `Recipe.patience` epochs without a better validation Dice.
 
@@ -104,14 +105,18 @@ def fit(
     loss = make_loss()
     with _sharing(strategy, recipe.batch_size) as devices:
         train = batches(store.train, store.bit_depth, recipe, devices)
-        validation = ValidationPatches(store.validation, store.bit_depth, recipe, devices)
+        validation = {
+            name: ValidationPatches(store.validation, name, store.bit_depth, recipe, devices)
+            for name in store.validation.sets
+        }
         model = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
         if weights:
             _take_over(model, weights)
         _compile(model, recipe, losses.OfWholeBatch(loss) if devices > 1 else loss, len(train))
     best = BestEpoch(recipe.epochs, recipe.patience)
     starting = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: train.begin(epoch))
-    called = [starting, best, *callbacks]
+    by_set = [ValidationBySet(validation)] if len(validation) > 1 else []
+    called = [starting, *by_set, best, *callbacks]
     if checkpoints is not None:
         saving = Checkpoints(checkpoints, best)
         saving.restore(model)
@@ -121,7 +126,7 @@ def fit(
         if not best.finished:
             model.fit(
                 train,
-                validation_data=validation,
+                validation_data=None if by_set else next(iter(validation.values())),
                 initial_epoch=len(best.history),
                 epochs=recipe.epochs,
                 shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
