@@ -47,7 +47,7 @@ def mitoflow(data: Path, lap: Lap) -> None:
     from mitoflow.data.pairs import read_pairs
     from mitoflow.training.batches import TrainPatches
 
-    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0, normalization="range")
     cv2.setNumThreads(1)  # as a fit does
     training_recipe = recipe(**LIKE_THE_FIRST_BASELINE, patches_per_epoch=PATCHES)
     while True:

@@ -80,7 +80,7 @@ def write_patches(folder: Path) -> Path:
     from mitoflow.data.phantom import write_phantom
 
     write_phantom(folder / "data", train=STACK, test=(1, 64, 64))
-    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0)
+    settings = Patch(size=SIZE, step=SIZE, validation_fraction=1 / STACK[0], gap=0, normalization="range")
     pairs = read_pairs(folder / "data" / "train")
     write_store(folder / "patches", pairs, settings, {"phantom": Conventions(8, "nonzero")})
     return folder / "patches"

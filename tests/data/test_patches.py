@@ -11,12 +11,13 @@ from mitoflow.config.params import Patch
 from mitoflow.data import cutting
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
+from mitoflow.data.network_input import grey_range, stretched
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import Axis, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.io import tiff
 
-SETTINGS = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+SETTINGS = Patch(size=64, step=64, validation_fraction=0.25, gap=2, normalization="range")
 
 
 @given(length=st.integers(16, 700), size=st.integers(16, 256), data=st.data())
@@ -56,6 +57,58 @@ def test_store_gives_back_every_slice(tmp_path: Path, pairs: list[Pair]) -> None
     sides = cutting.split([12, 9], SETTINGS.validation_fraction, SETTINGS.gap)
     assert seen == sides["train"] + sides["validation"]
     assert store.validation.owned(np.arange(len(store.validation))).sum() == 3 * 70 * 100 + 2 * 64 * 130
+    assert (store.normalization, store.bit_depth, store.train.datasets) == ("range", 8, ["lab", "lab"])
+
+
+def of_two_sets(tmp_path: Path) -> list[Pair]:
+    """Ten slices of 8 bits, and three unrelated ones of 16 bits, of which one is larger."""
+    rng = np.random.default_rng(0)
+    stacks = {"em/s": rng.integers(0, 200, (10, 70, 100), dtype=np.uint8)}
+    for k, side in enumerate((64, 90, 64)):
+        stacks[f"few/p{k}"] = rng.integers(900, 3000, (1, side, side), dtype=np.uint16)
+    for name, image in stacks.items():
+        dataset, file = name.split("/")
+        tiff.write_stack(tmp_path / "train" / dataset / "images" / f"{file}.tif", image)
+        tiff.write_stack(tmp_path / "train" / dataset / "masks" / f"{file}.tif", (image > 150).astype(np.uint8))
+    return read_pairs(tmp_path / "train")
+
+
+SETS = {"em": Conventions(8, "nonzero", {"z": 30.0}), "few": Conventions(12, "nonzero", unrelated=True)}
+
+
+def test_stretched_slices_of_several_sets_are_in_one_store(tmp_path: Path) -> None:
+    pairs = of_two_sets(tmp_path)
+    settings = SETTINGS.model_copy(update={"normalization": "percentiles"})
+    store = write_store(tmp_path / "patches", pairs, settings, SETS)
+    assert (store.normalization, store.bit_depth) == ("percentiles", 8)
+    for side in (store.train, store.validation):
+        assert side.images.dtype == np.uint8
+        assert side.datasets == ["em", "few", "few", "few"]
+        assert side.spacings == [{"z": 30.0}, {}, {}, {}]
+        for stack, held in side.ranges.items():
+            for z in held:
+                image = pairs[stack].image.slice(z)
+                assert np.array_equal(side.image(stack, z), stretched(image, *grey_range(image)))
+                assert np.array_equal(side.mask(stack, z), pairs[stack].mask.slice(z))
+    # Unrelated slices have no gap between them, and a set has its own share.
+    assert {stack: [*held] for stack, held in store.validation.ranges.items()} == {0: [8, 9], 3: [0]}
+    assert {stack: [*held] for stack, held in store.train.ranges.items()} == {0: [*range(6)], 1: [0], 2: [0]}
+
+
+def test_a_set_that_is_too_small_trains_only(tmp_path: Path) -> None:
+    pairs = of_two_sets(tmp_path)
+    settings = SETTINGS.model_copy(update={"normalization": "percentiles", "gap": 3})
+    related = SETS | {"few": Conventions(12, "nonzero")}
+    store = write_store(tmp_path / "patches", pairs, settings, related)
+    assert store.validation.sets == ["em"]
+    assert store.train.sets == ["em", "few"]
+    assert len(store.train.ranges) == 4
+
+
+def test_sets_of_other_bit_depths_need_to_be_stretched(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"patch\.normalization: found range, and 8 bits in em and 12 bits in few"):
+        write_store(tmp_path / "patches", of_two_sets(tmp_path), SETTINGS, SETS)
+    assert not (tmp_path / "patches").exists()
 
 
 def test_patches_come_with_their_neighbours_of_the_same_side(tmp_path: Path, pairs: list[Pair]) -> None:

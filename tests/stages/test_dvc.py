@@ -30,6 +30,7 @@ STAGES = YAML(typ="safe").load(TEXT)["stages"]
 KEYS = {
     "data.name": ["train", "evaluate"],
     "validate.*": ["validate"],
+    "patch.normalization": ["validate", "patch"],
     "patch.*": ["patch"],
     "tune.*": ["tune"],
     "train.init_from": ["train"],
@@ -41,6 +42,7 @@ KEYS = {
     "train.affine_fraction": ["tune", "train"],
     "train.intensity_strength": ["tune", "train"],
     "train.foreground_fraction": ["tune", "train"],
+    "train.set_balance": ["tune", "train"],
     "train.context": ["tune", "train"],
     "train.context_step": ["tune", "train"],
     "train.context_dropout": ["tune", "train"],

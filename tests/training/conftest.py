@@ -36,7 +36,7 @@ RECIPE = Recipe(
 @pytest.fixture(scope="module")
 def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
     pairs = read_pairs(small_dataset / "train")
-    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2, normalization="range")
     folder = tmp_path_factory.mktemp("store") / "patches"
     return write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
 

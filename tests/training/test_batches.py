@@ -1,12 +1,16 @@
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mitoflow.config import presets
-from mitoflow.config.params import Recipe
+from mitoflow.config.params import Patch, Recipe
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.cutting import write_store
 from mitoflow.data.network_input import neighbours
+from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
 from mitoflow.training import augmentation, fitting, geometry
@@ -75,6 +79,44 @@ def test_presets_of_one_dataset_draw_the_crops_that_they_drew(store: PatchStore,
             wanted = crop_of_0_1(dataset, step % (3 if recipe.orthoplanes else 1), rng)
             assert np.array_equal(image, wanted[0])
             assert np.array_equal(mask, wanted[1])
+
+
+def test_a_single_set_draws_as_if_there_were_no_sets(store: PatchStore) -> None:
+    foreground = store.train.foreground().cumsum()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        if rng.random() < RECIPE.foreground_fraction:
+            row = np.searchsorted(foreground, rng.integers(foreground[-1]), side="right")
+        else:
+            row = rng.integers(len(store.train))
+        for balance in (0.0, 1.0):
+            dataset = TrainPatches(store.train, 8, RECIPE.replace(set_balance=balance))
+            stack, z, _ = dataset.place(0, np.random.default_rng(seed))
+            assert [stack, z] == store.train.index[row, :2].tolist()
+
+
+@pytest.fixture(scope="module")
+def two_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    """18 training slices of one set, and 6 of another, of the same size."""
+    other = [dataclasses.replace(pair, dataset="other") for pair in read_pairs(small_dataset / "test")]
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=0)
+    sets = {name: Conventions(8, "nonzero") for name in ("phantom", "other")}
+    folder = tmp_path_factory.mktemp("two") / "patches"
+    return write_store(folder, read_pairs(small_dataset / "train") + other, settings, sets)
+
+
+@pytest.mark.parametrize(("balance", "share"), [(0.0, 0.25), (1.0, 0.5), (0.5, 0.375)])
+def test_sets_are_drawn_as_the_balance_says(two_sets: PatchStore, balance: float, share: float) -> None:
+    dataset = TrainPatches(two_sets.train, 8, RECIPE.replace(set_balance=balance))
+    drawn = [two_sets.train.datasets[dataset.place(0, np.random.default_rng(seed))[0]] for seed in range(1000)]
+    assert drawn.count("other") / 1000 == pytest.approx(share, abs=0.05)
+    assert np.array_equal(dataset[3][0], TrainPatches(two_sets.train, 8, dataset.recipe)[3][0])
+
+
+def test_other_planes_come_from_sets_with_deep_stacks(two_sets: PatchStore) -> None:
+    dataset = TrainPatches(two_sets.train, 8, RECIPE.replace(orthoplanes=True, depth=3))  # 8 slices are deep
+    drawn = {axis: {dataset.place(axis, np.random.default_rng(seed))[0] for seed in range(40)} for axis in range(3)}
+    assert drawn == {0: {0, 1}, 1: {0}, 2: {0}}
 
 
 @pytest.mark.parametrize("ends", [(0.3, 1.0), (1.0, 2.0)])

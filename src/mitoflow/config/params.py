@@ -22,6 +22,7 @@ Depth = Annotated[int, Field(ge=1, le=6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Tuned = Literal["tuned"]
 MaskRule = Literal["auto", "nonzero", "half"]
+Normalization = Literal["percentiles", "range"]
 
 #: What the study samples: keys of ``tune`` with a range each, and of ``train`` with a number or ``tuned``.
 SAMPLED = ("learning_rate", "depth", "augment_strength")
@@ -49,12 +50,13 @@ class Validate(Section):
 
 
 class Patch(Section):
-    """How slices are cut, and which of them validate; lengths in pixels, ``gap`` in slices."""
+    """How slices are cut and stretched, and which validate; lengths in pixels, ``gap`` in slices."""
 
     size: Annotated[int, Field(ge=16)] = 256
     step: Positive = 256
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     gap: Annotated[int, Field(ge=0)] = 4
+    normalization: Normalization = "percentiles"
 
     @model_validator(mode="after")
     def _step_covers(self) -> Self:
@@ -198,6 +200,7 @@ class SharedWithTrials(Section):
     intensity_strength: Fraction = 0.5
     augmentation: Augmentation = Augmentation()
     foreground_fraction: Fraction = 0.5
+    set_balance: Fraction = 1.0
     orthoplanes: bool = False
     context: Annotated[int, Field(ge=0, le=8)] = 1
     context_step: Positive = 1

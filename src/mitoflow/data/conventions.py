@@ -55,3 +55,18 @@ def read_conventions(path: Path) -> dict[str, Conventions]:
         if not isinstance(entry, dict) or entry.keys() != keys:
             raise InputError(f"{path}: {name}", entry, f"the keys {', '.join(sorted(keys))}", REMEDY)
     return {name: Conventions(**entry) for name, entry in entries.items()}
+
+
+def one_bit_depth(sets: Mapping[str, Conventions]) -> int:
+    """Return the bit depth that all sets have, as grey values need that are not stretched.
+
+    Raises
+    ------
+    InputError
+        They differ.
+    """
+    depths = {conventions.bit_depth: name for name, conventions in sets.items()}
+    if len(depths) > 1:
+        found = "range, and " + " and ".join(f"{depth} bits in {name}" for depth, name in sorted(depths.items()))
+        raise InputError("patch.normalization", found, "sets of one bit depth, or percentiles", "set it to percentiles")
+    return next(iter(depths))

@@ -1,4 +1,4 @@
-"""From stacks to the patch store: split by blocks of slices, and cut with patchify."""
+"""From stacks to the patch store: split by blocks of slices, stretched, and cut with patchify."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import numpy as np
 from patchify import patchify
 from tqdm import tqdm
 
-from mitoflow.config.params import Patch
+from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
-from mitoflow.data.conventions import Conventions
+from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import binarise
+from mitoflow.data.network_input import grey_range, stretched
 from mitoflow.data.pairs import Pair
 from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
 from mitoflow.errors import InputError
+from mitoflow.io.tiff import Array
 
 
 def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceId]]:
@@ -108,12 +110,12 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
     Raises
     ------
     InputError
-        There are too few slices to leave some for validation.
+        There are too few slices to leave some for validation, or the sets differ in bit depth (`one_bit_depth`).
     OSError
         The disk is full; what was there before stays.
     """
     sides = split_sets(pairs, settings, sets)
-    bit_depth = _one_bit_depth(sets)
+    is_stretched = settings.normalization == "percentiles"
     if not sides["validation"]:
         raise InputError(
             "data/train",
@@ -127,10 +129,11 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
             digests[side] = _write_side(beside / side, pairs, slices, settings, sets)
         header: dict[str, Any] = {
             "format": FORMAT,
-            "bit_depth": bit_depth,
+            "bit_depth": 8 if is_stretched else one_bit_depth(sets),
+            "normalization": settings.normalization,
             "size": settings.size,
             "step": settings.step,
-            "stacks": [_stack_facts(pair) for pair in pairs],
+            "stacks": [_stack_facts(pair, sets[pair.dataset]) for pair in pairs],
             "sha256": digests,
         }
         header["sha256"]["layout"] = files.short_digest(header)
@@ -138,16 +141,15 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
     return PatchStore.open(folder, verify=False)
 
 
-def _stack_facts(pair: Pair) -> dict[str, Any]:
-    return {"dataset": pair.dataset, "name": pair.name, "shape": list(pair.image.shape)}
+def _stack_facts(pair: Pair, conventions: Conventions) -> dict[str, Any]:
+    shape = list(pair.image.shape)
+    return {"dataset": pair.dataset, "name": pair.name, "shape": shape, "spacing": conventions.spacing}
 
 
-def _one_bit_depth(sets: Mapping[str, Conventions]) -> int:
-    depths = {conventions.bit_depth: name for name, conventions in sets.items()}
-    if len(depths) > 1:
-        found = " and ".join(f"{depth} bits in {name}" for depth, name in sorted(depths.items()))
-        raise InputError("data/train", found, "one bit depth", "convert the images to one of them")
-    return next(iter(depths))
+def _grey_values(pair: Pair, z: int, normalization: Normalization) -> Array:
+    """Return a slice as the store holds it, (Y, X); stretched as prediction stretches it."""
+    image = pair.image.slice(z)
+    return stretched(image, *grey_range(image)) if normalization == "percentiles" else image
 
 
 def _write_side(
@@ -161,13 +163,15 @@ def _write_side(
         for pair in pairs
     ]
     shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
-    index, digest = [], begin_digest(shape, pairs[0].image.dtype, np.dtype(np.uint8), np.dtype(np.int32))
+    dtype = np.dtype(np.uint8) if settings.normalization == "percentiles" else pairs[0].image.dtype
+    index, digest = [], begin_digest(shape, dtype, np.dtype(np.uint8), np.dtype(np.int32))
     # Plain writes, not a writable memory map: a full disk then raises OSError and is no bus error.
     with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
-        _write_header(images, shape, pairs[0].image.dtype)
+        _write_header(images, shape, dtype)
         _write_header(masks, shape, np.dtype(np.uint8))
         for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
-            patches, boxes = cut(pairs[stack].image.slice(z), settings.size, settings.step)
+            image = _grey_values(pairs[stack], z, settings.normalization)
+            patches, boxes = cut(image, settings.size, settings.step)
             rule = sets[pairs[stack].dataset].mask_rule
             truth, _ = cut(binarise(pairs[stack].mask.slice(z), rule), settings.size, settings.step)
             for stream, array in ((images, patches), (masks, truth)):

@@ -105,15 +105,15 @@ class Patches:
     Attributes
     ----------
     images
-        (P, size, size) uint8 or uint16, as in the source files.
+        (P, size, size) uint8 or uint16: as in the source files, or stretched to uint8.
     masks
         (P, size, size) uint8 in {0, 1}.
     index
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes
         (Z, Y, X) of each stack.
-    datasets
-        The set of each stack.
+    datasets, spacings
+        The set of each stack, and the nanometres of its voxels along ``z``, ``y`` and ``x``, as far as they are known.
     step
         Pixels from one patch to the next.
     """
@@ -123,6 +123,7 @@ class Patches:
     index: np.ndarray
     shapes: list[tuple[int, int, int]]
     datasets: list[str]
+    spacings: list[dict[str, float]]
     step: int
 
     def __len__(self) -> int:
@@ -243,6 +244,8 @@ class PatchStore:
         The two sides.
     bit_depth
         Bits that the grey values use; they are divided by ``2**bit_depth - 1`` at load time.
+    normalization
+        What was done to grey values before: ``percentiles`` stretched each slice, ``range`` nothing.
     size
         Pixels of a patch along y and x.
     digest
@@ -252,6 +255,7 @@ class PatchStore:
     train: Patches
     validation: Patches
     bit_depth: int
+    normalization: str
     size: int
     digest: str
 
@@ -286,6 +290,7 @@ class PatchStore:
                     index=np.load(folder / side / "index.npy", allow_pickle=False),
                     shapes=shapes,
                     datasets=[stack["dataset"] for stack in header["stacks"]],
+                    spacings=[stack["spacing"] for stack in header["stacks"]],
                     step=header["step"],
                 )
                 for side in SPLITS
@@ -299,7 +304,8 @@ class PatchStore:
             remedy = "run `dvc repro -f patch`"
             raise InputError(folder, found, f"a patch store of format {FORMAT}", remedy) from None
         digest = files.file_digest(folder / "store.json")
-        return cls(train, validation, bit_depth=header["bit_depth"], size=header["size"], digest=digest)
+        numbers = {key: header[key] for key in ("bit_depth", "normalization", "size")}
+        return cls(train, validation, digest=digest, **numbers)
 
 
 def begin_digest(shape: tuple[int, ...], *dtypes: np.dtype) -> hashlib._Hash:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mitoflow.data.conventions import Conventions
+from mitoflow.config.params import Normalization
+from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
@@ -73,7 +74,9 @@ class Findings:
             self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
 
 
-def check_dataset(data: Path, near_duplicate: float, *, orthoplanes: bool = False) -> Findings:
+def check_dataset(
+    data: Path, near_duplicate: float, *, orthoplanes: bool = False, normalization: Normalization = "percentiles"
+) -> Findings:
     """Read every slice below ``data`` once and report everything that is wrong.
 
     Parameters
@@ -84,6 +87,8 @@ def check_dataset(data: Path, near_duplicate: float, *, orthoplanes: bool = Fals
         The Pearson correlation, in [0, 1], from which successive slices count as near-duplicates.
     orthoplanes
         Whether planes along z are to be learned, which needs voxels about as long as they are wide.
+    normalization
+        What becomes of grey values; ``range`` needs one bit depth.
     """
     findings = Findings()
     sets: dict[str, SetDescription] = {}
@@ -98,8 +103,13 @@ def check_dataset(data: Path, near_duplicate: float, *, orthoplanes: bool = Fals
     for name, description in sets.items():
         of_set = {part: [s for s in summaries[part] if s.pair.dataset == name] for part in PARTS}
         _check_set(findings, data, name, description, of_set, near_duplicate=near_duplicate, orthoplanes=orthoplanes)
+        if normalization == "range":
+            _check_brightness(findings, findings.conventions.get(name), of_set["test"])
         _check_leak(findings, data / "test" / name / "images", summaries["train"], of_set["test"])
     if findings.conventions.keys() == sets.keys():
+        if normalization == "range":
+            with findings.collecting():
+                one_bit_depth(findings.conventions)
         rules = {name: conventions.mask_rule for name, conventions in findings.conventions.items()}
         findings.facts = {part: _facts(found, rules, near_duplicate) for part, found in summaries.items() if found}
     return findings
@@ -145,7 +155,8 @@ def _check_set(
     spacing: Spacing | None = None
     rule: Rule | None = None
     with findings.collecting():
-        bit_depth = _bit_depth(findings, summaries)
+        eight_bit = require_one_dtype([summary.pair for summary in both]) == np.uint8
+        bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
     with findings.collecting():
         paths = (summary.pair.image.path for summary in both)
         spacing = agree_on_voxel_size(paths, description.voxel_size, f"{data / FILE}: {name}")
@@ -171,16 +182,13 @@ def _check_set(
         findings.conventions[name] = Conventions(bit_depth, rule, spacing, description.unrelated)
 
 
-def _bit_depth(findings: Findings, summaries: Mapping[str, Sequence[_StackSummary]]) -> int:
-    """Return the bit depth of a set, which is that of its training images."""
-    eight_bit = require_one_dtype([s.pair for part in PARTS for s in summaries[part]]) == np.uint8
-    bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
-    for summary in summaries["test"]:
-        if summary.maximum >= 1 << bit_depth:
+def _check_brightness(findings: Findings, conventions: Conventions | None, test: Sequence[_StackSummary]) -> None:
+    """Find test images that are brighter than the bit depth of the training images of their set allows."""
+    for summary in test:
+        if conventions and summary.maximum >= 1 << conventions.bit_depth:
             found = f"grey values up to {summary.maximum}"
-            expected = f"at most {bit_depth} bits, as in the training images"
+            expected = f"at most {conventions.bit_depth} bits, as in the training images"
             findings.errors.append(Finding(str(summary.pair.image.path), found, expected, "scale both parts alike"))
-    return bit_depth
 
 
 def _read_set(findings: Findings, folder: Path, dataset: str) -> list[_StackSummary]:

@@ -15,8 +15,12 @@ from mitoflow.tracking import runs
 def main() -> None:
     settings = params.load()
     with runs.start("validate", "validate") as run:
-        near_duplicate, orthoplanes = settings.validate_.near_duplicate, settings.train.orthoplanes
-        findings = validation.check_dataset(DATA, near_duplicate, orthoplanes=orthoplanes)
+        findings = validation.check_dataset(
+            DATA,
+            settings.validate_.near_duplicate,
+            orthoplanes=settings.train.orthoplanes,
+            normalization=settings.patch.normalization,
+        )
         if findings.facts and "test" not in findings.facts:
             remedy = "add one: `mitoflow data add` with --test-images or --test-fraction"
             findings.errors.append(validation.Finding(str(DATA / "test"), "no set", "a set that tests", remedy))

@@ -109,6 +109,14 @@ class InitialWeights:
     path: Path
     origin: dict[str, str]
 
+    @property
+    def normalization(self) -> str | None:
+        """How grey values were normalised for it, as in ``patch.normalization``; None where no file beside it says."""
+        settings = self.path.with_name(model_files.SETTINGS)
+        if not settings.is_file():
+            return None
+        return str(files.read_yaml(settings, REMEDY).get("normalization", "range"))  # models of 0.1 do not say
+
 
 def initial_weights(wanted: str) -> InitialWeights | None:
     """Find the weights that ``train.init_from`` names.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -22,6 +23,42 @@ def feeding(devices: int) -> dict[str, int]:
     serves in the next epoch.
     """
     return {"workers": 2 if devices == 1 else 1, "max_queue_size": 4}
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where crops may lie, set by set.
+
+    Attributes
+    ----------
+    rows, pixels
+        For each set its patches, and the sum of their foreground up to each.
+    shares
+        How often the sets are drawn, summed up.
+    """
+
+    rows: list[np.ndarray]
+    pixels: list[np.ndarray]
+    shares: np.ndarray
+
+    @classmethod
+    def of(cls, patches: Patches, allowed: np.ndarray, foreground: np.ndarray, balance: float) -> _Places:
+        """Return the places in the patches that are `allowed`, (P,) bool, with their `foreground`, (P,) pixels.
+
+        With a `balance` of 1 the sets are drawn equally often, with 0 in proportion to their patches.
+        """
+        names, of_patch = np.unique(np.array(patches.datasets)[patches.index[:, 0]], return_inverse=True)
+        rows = [np.flatnonzero(allowed & (of_patch == each)) for each in range(len(names))]
+        rows = [of_set for of_set in rows if len(of_set)]
+        sizes = np.array([len(of_set) for of_set in rows])
+        shares = balance / max(len(rows), 1) + (1 - balance) * sizes / max(sizes.sum(), 1)
+        return cls(rows, [foreground[of_set].cumsum() for of_set in rows], shares.cumsum())
+
+    def of_a_set(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a set and return its patches and their foreground; a single set takes nothing from the generator."""
+        drawn = np.searchsorted(self.shares, rng.random(), side="right") if len(self.rows) > 1 else 0
+        place = min(int(drawn), len(self.rows) - 1)  # the shares may sum up to a little less than 1
+        return self.rows[place], self.pixels[place]
 
 
 class TrainPatches(keras.utils.PyDataset):
@@ -53,9 +90,10 @@ class TrainPatches(keras.utils.PyDataset):
             raise InputError("train.orthoplanes", found, f"at least {divisor} slices", "set it to false")
         self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
         # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for other planes.
-        deep, foreground = [depths[stack] >= divisor for stack in patches.index[:, 0].tolist()], patches.foreground()
-        self._rows = np.arange(len(patches)), np.flatnonzero(deep)
-        self._pixels = tuple(foreground[rows].cumsum() for rows in self._rows)
+        deep = np.array([depths[stack] >= divisor for stack in patches.index[:, 0].tolist()])
+        foreground, balance = patches.foreground(), recipe.set_balance
+        everywhere = np.ones(len(patches), bool)
+        self._places = tuple(_Places.of(patches, allowed, foreground, balance) for allowed in (everywhere, deep))
 
     def begin(self, epoch: int) -> None:
         """Make the batches of this epoch, counted from 0, from now on."""
@@ -114,12 +152,12 @@ class TrainPatches(keras.utils.PyDataset):
     def place(
         self, axis: int, rng: np.random.Generator, sides: tuple[int, int] | None = None
     ) -> tuple[int, int, tuple[int, int]]:
-        """Draw a stack, a section of it, and the corner there of a crop that holds a voxel drawn at random.
+        """Draw a set, a plane of one of its stacks, and the corner there of a crop that holds a voxel drawn at random.
 
         The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held. The
         crop has these `sides` in the section, or else those of a patch.
         """
-        rows, pixels = self._rows[axis > 0], self._pixels[axis > 0]
+        rows, pixels = self._places[axis > 0].of_a_set(rng)
         on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground_fraction
         if on_foreground:
             row = rows[np.searchsorted(pixels, rng.integers(pixels[-1]), side="right")]
