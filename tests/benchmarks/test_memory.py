@@ -9,7 +9,7 @@ import pytest
 from benchmarks import memory
 
 CALLS = 12
-GROWTH = 1.03  # from the second call to the last; a network that is copied at each call makes it 1.09
+GROWTH = 1.03  # from the second call to the last; a network that is copied at each call makes it 1.09 and more
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["calls of predict"])
+@pytest.mark.parametrize("what", ["calls of predict", "TIFF files to the server"])  # the page frees such a copy itself
 def test_memory_stays_flat(project: Path, what: str) -> None:
-    try:
-        found, _ = memory.measure(memory.KINDS[what], project, CALLS)
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
+    found, _ = memory.measure(memory.KINDS[what], project, CALLS)
     print(found)
     assert max(found[2:]) < GROWTH * found[1]
