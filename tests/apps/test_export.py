@@ -136,6 +136,7 @@ def test_an_onnx_file_describes_its_input(exported: tuple[Path, onnx_export.Pari
     assert next(each.version for each in model.opset_import if each.domain == "") == 17
 
 
+@pytest.mark.slow
 def test_a_wrong_conversion_is_not_kept(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "unet.onnx").write_text("an earlier one")
     monkeypatch.setattr(onnx_export, "TOLERANCE", 0.0)
@@ -155,6 +156,7 @@ def package(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_zoo_s_own_test_passes_a_package(package: Path) -> None:
     """With the real tool, in a process that does not import mitoflow: ONNX and Keras, at several sizes."""
     done = subprocess.run(
@@ -220,6 +222,7 @@ def test_deeper_grey_values_and_single_slices(tmp_path: Path) -> None:
     assert "No evaluation on a test part comes with this model." in readme
 
 
+@pytest.mark.slow
 def test_a_model_of_the_registry(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     with pytest.raises(InputError, match="found models:/mitoflow@champion, which names no version"):
         model_lookup.find("models:/mitoflow@champion")

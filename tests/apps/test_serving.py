@@ -22,6 +22,8 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from tests.parts import free_port, until, write_model
 
+pytestmark = pytest.mark.e2e
+
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (6, 64, 80), np.uint8)
 

@@ -42,6 +42,7 @@ def visible() -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
+@pytest.mark.e2e
 def test_each_process_of_this_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with cluster.connected(None, workers=2) as client:

@@ -141,6 +141,7 @@ def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", *where)
 
 
+@pytest.mark.e2e
 def test_a_worker_that_is_killed_costs_its_block(here: Path, scheduler: str) -> None:
     expected = masks()
     shutil.rmtree("mask.ome.zarr")
@@ -161,6 +162,7 @@ def test_a_worker_that_is_killed_costs_its_block(here: Path, scheduler: str) -> 
     assert not list(Path().rglob("*.partial"))
 
 
+@pytest.mark.e2e
 def test_a_scheduler_that_goes_away_is_one_line_and_the_rest_is_continued(here: Path) -> None:
     with scheduling() as (process, address), worker(address):
         arguments = ["cell.tif", "mask.ome.zarr", "--model", "unet.keras", "--dask", address]
@@ -188,6 +190,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.e2e
 def test_workers_of_this_machine_predict_the_same(here: Path) -> None:
     alone = masks()
     np.testing.assert_array_equal(masks(workers=2, overwrite=True), alone)

@@ -126,6 +126,7 @@ def test_outputs_are_what_the_model_says(
     assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
 
 
+@pytest.mark.slow
 def test_three_planes_are_taken_where_the_stack_allows_it(
     say: Say, probabilities: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_an_overlay_shows_the_contours(say: Say) -> None:
     assert (picture == (0, 200, 150)).all(axis=2).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
 def test_a_killed_process_is_continued_at_the_first_missing_block(
     say: Say, probabilities: np.ndarray, threshold: float, ending: str, monkeypatch: pytest.MonkeyPatch

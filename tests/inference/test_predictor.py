@@ -61,6 +61,7 @@ def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -
     np.testing.assert_allclose(tiled[48 + reach : 112 - reach], whole[48 + reach : 112 - reach], atol=1e-5)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 2000))
 def test_tiles_cover_a_slice_and_little_more(model: keras.Model, length: int) -> None:
     """They are as few as their largest size allows, and the network sees few pixels twice or beyond the end."""

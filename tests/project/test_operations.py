@@ -144,6 +144,7 @@ def registered(client: MlflowClient) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.e2e
 def test_a_registry_comes_back_from_its_backup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, give an account, fill, back up, and restore into another PostgreSQL and other artifacts."""
     (backup,), (restore,) = commands("Back up"), commands("Restore")
@@ -188,6 +189,7 @@ def query(environment: dict[str, str], database: str, statement: str) -> subproc
     return subprocess.run([*command, statement], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.e2e
 def test_the_user_of_studies_sees_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with PostgreSQL("postgres") as database:
@@ -215,6 +217,7 @@ PGHOST=127.0.0.1 PGUSER=mitoflow exec "$@"
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("with_docker", [False, True])
 def test_a_backup_that_fails_leaves_the_one_before(folder: Path, with_docker: bool) -> None:
     """The databases away, the artifacts away, and then a whole one, which is restored."""

@@ -1,8 +1,11 @@
 """PostgreSQL and ``mlflow server``, stopped and started again."""
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.services import PostgreSQL, TrackingServer
+
+pytestmark = pytest.mark.e2e
 
 
 def test_runs_outlive_what_happens_to_the_servers() -> None:

@@ -18,6 +18,8 @@ from mitoflow.tuning import optuna_study
 from tests.parts import ENVIRONMENT, ROOT, until, write_model
 from tests.studies import opened, score, search
 
+pytestmark = pytest.mark.e2e
+
 RECIPE = ROOT / "deploy" / "slurm.py"
 
 

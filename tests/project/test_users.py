@@ -21,6 +21,8 @@ from mitoflow.models import unet
 from mitoflow.tracking import registration, registry, runs
 from tests.services import PostgreSQL, TrackingServer
 
+pytestmark = pytest.mark.e2e
+
 USERS = Path(__file__).parents[2] / "deploy" / "users.py"
 PASSWORDS = {name: secrets.token_urlsafe(18) for name in ("admin", "reader", "writer", "promoter")}
 

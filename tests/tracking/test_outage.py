@@ -22,6 +22,8 @@ from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import journal, registration, registry, runs, store
 
+pytestmark = pytest.mark.e2e
+
 EPOCHS = 12
 
 

@@ -18,6 +18,8 @@ from mitoflow.errors import InputError
 from mitoflow.tracking import registry, store
 from tests.services import PostgreSQL, TrackingServer
 
+pytestmark = pytest.mark.e2e
+
 ROUNDS, KILLS = 10, 10
 
 # A user: promotes the versions that it reads, in a process of its own that is killed where the order says so.

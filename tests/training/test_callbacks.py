@@ -12,6 +12,7 @@ from mitoflow.training.callbacks import Logs, best_epoch
 from .conftest import RECIPE
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: Path) -> None:
     undisturbed = fitting.fit(store, RECIPE)
 
@@ -34,6 +35,7 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: P
     assert np.array_equal(finished.model.get_weights()[0], undisturbed.model.get_weights()[0])
 
 
+@pytest.mark.slow
 def test_it_stops_when_validation_gets_no_better(store: PatchStore) -> None:
     recipe = RECIPE.replace(learning_rate=1e-9, epochs=9, patches_per_epoch=4, patience=2)
     history = fitting.fit(store, recipe).history

@@ -22,6 +22,7 @@ from tests.parts import ENVIRONMENT
 from .conftest import RECIPE
 
 
+@pytest.mark.slow
 def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -> None:
     recipe = RECIPE.replace(epochs=8, patches_per_epoch=120, patience=8, base_width=8, loss="bce_dice")
     # A thousand small crops, turned but neither resampled nor altered: enough to learn what the phantom shows.
@@ -34,6 +35,7 @@ def test_it_learns_and_reports_the_dice_of_the_owned_pixels(store: PatchStore) -
     assert fitted.history[fitted.best_epoch]["val_dice"] == pytest.approx(float(metrics.dice(counts)), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_starts_from_another_model(store: PatchStore) -> None:
     first = fitting.fit(store, RECIPE).model
     still = RECIPE.replace(learning_rate=1e-9, epochs=1, patches_per_epoch=4)
@@ -61,6 +63,7 @@ def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
     del unet.NETWORKS["of the test"]
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None:
     recipe = RECIPE.replace(precision="mixed_bfloat16", epochs=1, patches_per_epoch=8, loss="bce_dice")
     model = fitting.fit(store, recipe).model
@@ -68,6 +71,7 @@ def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
 
 
+@pytest.mark.slow
 def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_path: Path) -> None:
     """In a process of its own: the devices of a process are made before anything else."""
     settings = Patch(size=48, step=48, validation_fraction=0.375, gap=2)

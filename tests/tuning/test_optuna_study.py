@@ -162,6 +162,7 @@ def test_one_worker_finds_what_one_process_finds(tmp_path: Path, threads: str) -
     assert searches[1].callback.lines == searches[0].callback.lines
 
 
+@pytest.mark.e2e
 def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study, left = opened(tmp_path / "s.db"), tmp_path / "epochs"
@@ -196,6 +197,7 @@ def test_workers_come_and_go_and_each_trial_counts_once(tmp_path: Path, monkeypa
     assert len(fitted) > 12, "the trial of the worker that died was fitted on another one"
 
 
+@pytest.mark.e2e
 def test_where_the_owner_dies_workers_stop_and_the_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ def test_where_the_owner_dies_workers_stop_and_the_study_goes_on(
     assert study.get_trials()[1].params == cut_off.params
 
 
+@pytest.mark.e2e
 def test_processes_of_this_machine_share_a_study(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db")
     left = tmp_path / "epochs"
@@ -238,6 +241,7 @@ def test_a_trial_that_fails_on_a_worker_ends_the_study_loudly(tmp_path: Path, th
         search(opened(tmp_path / "s.db")).on_cluster(broken, address=threads)
 
 
+@pytest.mark.e2e
 def test_a_scheduler_that_goes_away_is_one_line_and_the_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +293,7 @@ def test_a_driver_that_is_missing_is_named_with_its_remedy(tmp_path: Path, monke
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.e2e
 def test_a_study_in_postgresql_has_one_owner_and_goes_on_in_another_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: PostgreSQL, threads: str
 ) -> None:

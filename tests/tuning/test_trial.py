@@ -45,6 +45,7 @@ def trial(small_dataset: Path, tmp_path: Path) -> Trial:
     return Trial.of(tmp_path / "patches", SHARED)
 
 
+@pytest.mark.slow
 def test_a_trial_on_a_worker_gives_the_same_score(trial: Trial) -> None:
     reported: list[tuple[int, dict[str, Any]]] = []
     dice = trial("trial 1", VALUES, lambda epoch, logs: reported.append((epoch, logs)))
