@@ -21,7 +21,7 @@ from mitoflow.core import provenance
 from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
-from mitoflow.evaluation import metrics, protocols
+from mitoflow.evaluation import metrics, protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
@@ -179,7 +179,7 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, tmp_path
     assert same.notes == ["they are equally right on every slice"]
 
 
-def test_sets_that_both_were_evaluated_on(here: Path) -> None:
+def test_sets_that_both_were_evaluated_on(here: Path, tmp_path: Path) -> None:
     """The second model was evaluated on one more set; the first one is of the time before there were sets."""
     measured = Evaluation.read(REPORTS / "evaluation.json")
     more = replace(measured, test_hash="c" * 16, counts=[[90 + z, 9, 10, 900] for z in range(8)])
@@ -203,6 +203,9 @@ def test_sets_that_both_were_evaluated_on(here: Path) -> None:
     assert gains["phantom"] is not None and both.scores["dice"][2] is not None
     assert both.scores["dice"][2].value == pytest.approx(gains["phantom"].value / 2)
     assert {stack for stack, *_ in both.wrong} == {"phantom/phantom"}
+    report.write_comparison(tmp_path / "both.html", both)
+    titles = re.findall("<tr><th>(Dice.*)</th>", (tmp_path / "both.html").read_text(encoding="utf-8"))
+    assert titles == ["Dice", "Dice, phantom", "Dice, liver"]
 
 
 def test_what_is_not_there_is_one_line(here: Path) -> None:

@@ -105,7 +105,7 @@ def describe(
     model: TrainedModel, settings: Settings, parameters: int, authors: Sequence[str], licence: str
 ) -> dict[str, Any]:
     """Return the description of a package, as YAML holds it; see `write_package`."""
-    data = model.origin.get("params.data.name")
+    sets = model.origin.get("params.data.name", "").split("+")
     return {
         "type": "model",
         "format_version": ModelDescr.implemented_format_version,
@@ -115,7 +115,7 @@ def describe(
         "version": __version__,
         "authors": [{"name": author} for author in authors],
         "license": licence,
-        "cite": [UNET, *([DATA[data]] if data in DATA else [])],
+        "cite": [UNET, *(DATA[name] for name in sets if name in DATA)],
         "tags": [
             *("electron-microscopy", "mitochondria", "segmentation", "semantic-segmentation", "unet", "2d"),
             *("tensorflow", "keras", "onnx", "mitoflow"),
