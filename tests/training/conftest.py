@@ -42,7 +42,7 @@ def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Patc
 
 
 @pytest.fixture(scope="module")
-def two_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+def unequal_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
     """The phantom, and a small set that is its inverted beginning."""
     data = tmp_path_factory.mktemp("two_sets")
     shutil.copytree(small_dataset / "train/phantom", data / "train/phantom")

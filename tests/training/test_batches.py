@@ -254,8 +254,8 @@ def test_no_device_goes_without_a_patch_and_none_counts_twice(store: PatchStore)
         assert not mine[2][len(theirs[2]) :].any()
 
 
-def test_validation_batches_are_those_of_one_set(two_sets: PatchStore) -> None:
-    validation = two_sets.validation
+def test_validation_batches_are_those_of_one_set(unequal_sets: PatchStore) -> None:
+    validation = unequal_sets.validation
     held = {name: ValidationPatches(validation, name, 8, RECIPE) for name in validation.sets}
     rows = {name: np.concatenate([batches[step][1] for step in range(len(batches))]) for name, batches in held.items()}
     assert [*rows] == ["phantom", "small"]

@@ -75,13 +75,13 @@ def test_the_model_has_the_weights_of_the_best_epoch(store: PatchStore) -> None:
         assert not np.array_equal(mine, last)
 
 
-def test_the_best_epoch_is_that_of_the_mean_over_sets(two_sets: PatchStore) -> None:
-    fitted = fitting.fit(two_sets, RECIPE.replace(epochs=2))
+def test_the_best_epoch_is_that_of_the_mean_over_sets(unequal_sets: PatchStore) -> None:
+    fitted = fitting.fit(unequal_sets, RECIPE.replace(epochs=2))
     for logs in fitted.history:
         assert set(logs) == {"loss", "dice", "val_loss", "val_dice", "val_dice_phantom", "val_dice_small"}
         assert logs["val_dice"] == pytest.approx((logs["val_dice_phantom"] + logs["val_dice_small"]) / 2, abs=1e-6)
     best = fitted.history[fitted.best_epoch]
-    validation = two_sets.validation
+    validation = unequal_sets.validation
     for name in ("phantom", "small"):
         counts = np.zeros(4, np.int64)
         for images, masks, weights in ValidationPatches(validation, name, 8, RECIPE):
