@@ -96,7 +96,7 @@ def test_a_single_set_draws_as_if_there_were_no_sets(store: PatchStore) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+def uneven_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
     """18 training slices of one set, and 6 of another, of the same size."""
     other = [dataclasses.replace(pair, dataset="other") for pair in read_pairs(small_dataset / "test")]
     settings = Patch(size=64, step=64, validation_fraction=0.25, gap=0)
@@ -106,15 +106,15 @@ def two_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(("balance", "share"), [(0.0, 0.25), (1.0, 0.5), (0.5, 0.375)])
-def test_sets_are_drawn_as_the_balance_says(two_sets: PatchStore, balance: float, share: float) -> None:
-    dataset = TrainPatches(two_sets.train, 8, RECIPE.replace(set_balance=balance))
-    drawn = [two_sets.train.datasets[dataset.place(0, np.random.default_rng(seed))[0]] for seed in range(1000)]
+def test_sets_are_drawn_as_the_balance_says(uneven_sets: PatchStore, balance: float, share: float) -> None:
+    dataset = TrainPatches(uneven_sets.train, 8, RECIPE.replace(set_balance=balance))
+    drawn = [uneven_sets.train.datasets[dataset.place(0, np.random.default_rng(seed))[0]] for seed in range(1000)]
     assert drawn.count("other") / 1000 == pytest.approx(share, abs=0.05)
-    assert np.array_equal(dataset[3][0], TrainPatches(two_sets.train, 8, dataset.recipe)[3][0])
+    assert np.array_equal(dataset[3][0], TrainPatches(uneven_sets.train, 8, dataset.recipe)[3][0])
 
 
-def test_other_planes_come_from_sets_with_deep_stacks(two_sets: PatchStore) -> None:
-    dataset = TrainPatches(two_sets.train, 8, RECIPE.replace(orthoplanes=True, depth=3))  # 8 slices are deep
+def test_other_planes_come_from_sets_with_deep_stacks(uneven_sets: PatchStore) -> None:
+    dataset = TrainPatches(uneven_sets.train, 8, RECIPE.replace(orthoplanes=True, depth=3))  # 8 slices are deep
     drawn = {axis: {dataset.place(axis, np.random.default_rng(seed))[0] for seed in range(40)} for axis in range(3)}
     assert drawn == {0: {0, 1}, 1: {0}, 2: {0}}
 
