@@ -212,7 +212,7 @@ def data_verify(store: Path | None, delete: bool) -> None:
 
 
 def _report(installed: Installed) -> None:
-    click.echo(f"data/ holds {' and '.join(installed.sets)}")
+    click.echo(f"data/ holds {', '.join(installed.sets)}")
     _print_sets(installed.findings, installed.sets)
     for note in installed.notes:
         click.echo(note)
