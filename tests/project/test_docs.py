@@ -115,8 +115,9 @@ def commands(command: click.Command, parents: tuple[str, ...]) -> Iterator[tuple
 
 def written(page: Path) -> Iterator[str]:
     """Yield the ``mitoflow`` commands in the blocks of a page, without what is optional around them."""
-    for line in re.findall(r"^    (.*)$", page.read_text(encoding="utf-8"), re.M):
-        for part in re.split(r"&&|;", line.partition(" # ")[0]):
+    text = re.sub(r" *\\\n *", " ", page.read_text(encoding="utf-8"))  # a command that goes on in the next line
+    for line in re.findall(r"^    (.*)$", text, re.M):
+        for part in re.split(r"(?:&&|;)(?=(?:[^']*'[^']*')*[^']*$)", line.partition(" # ")[0]):  # not between quotes
             if part.strip().startswith("mitoflow "):
                 yield re.sub(r"[\[\]]", " ", part.strip())
 
