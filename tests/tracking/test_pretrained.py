@@ -226,6 +226,23 @@ def test_the_gate_treats_it_like_any_other(elsewhere: Path) -> None:
     assert "from champion 1 on the same slices: the 95 % interval is not above zero" in verdict.reason
 
 
+def test_weights_of_another_normalization_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.keras"
+    path.touch()
+    weights = initial_weights(str(path))
+    assert weights
+    weights.require_normalization("percentiles")  # nothing is known of these
+    for text, known, other in (
+        ("tile: 256\n", "range", "percentiles"),  # as mitoflow 0.1 wrote it
+        ("normalization: percentiles\n", "percentiles", "range"),
+    ):
+        (tmp_path / "inference.yaml").write_text(text)
+        weights.require_normalization(known)
+        said = rf"train\.init_from: found .*by {known}, expected {other}, .*; set patch\.normalization to {known}"
+        with pytest.raises(InputError, match=said):
+            weights.require_normalization(other)
+
+
 def test_weights_to_start_from(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path("pretrained/phantom/unet.keras")
     digest = provenance.file_sha256(path)

@@ -11,7 +11,6 @@ import keras
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import Patches, PatchStore
-from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 from mitoflow.tracking import pretrained, runs
@@ -29,7 +28,7 @@ def main() -> None:
     initial = pretrained.initial_weights(str(settings.train.init_from))
     origin = initial.origin if initial else {}
     if initial:
-        _require_same_grey_values(initial, store.normalization)
+        initial.require_normalization(store.normalization)
     decides = [recipe.model_dump(), origin.get("sha256"), store.digest, fitting.code_digest()]
     fingerprint = files.short_digest(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
@@ -87,14 +86,6 @@ def _log_datasets(run: runs.Run, name: str, store: PatchStore, side: str, patche
             run.dataset(name, str(PATCHES), store.digest[:32], side, profile)
         else:
             run.dataset(dataset, str(PATCHES), patches.digest_of(dataset)[:32], side, profile)
-
-
-def _require_same_grey_values(initial: pretrained.InitialWeights, normalization: str) -> None:
-    known = initial.normalization
-    if known and known != normalization:
-        found = f"{initial.origin['name']}, which learned from grey values by {known}"
-        expected = f"{normalization}, as patch.normalization says"
-        raise InputError("train.init_from", found, expected, f"set patch.normalization to {known}")
 
 
 def _remove_recorded(checkpoints: Path) -> None:

@@ -109,13 +109,22 @@ class InitialWeights:
     path: Path
     origin: dict[str, str]
 
-    @property
-    def normalization(self) -> str | None:
-        """How grey values were normalised for it, as in ``patch.normalization``; None where no file beside it says."""
+    def require_normalization(self, wanted: str) -> None:
+        """Compare ``patch.normalization`` with how grey values were normalised for these weights.
+
+        Raises
+        ------
+        InputError
+            They differ. A file of weights without settings beside it says nothing, and passes.
+        """
         settings = self.path.with_name(model_files.SETTINGS)
         if not settings.is_file():
-            return None
-        return str(files.read_yaml(settings, REMEDY).get("normalization", "range"))  # models of 0.1 do not say
+            return
+        known = files.read_yaml(settings, REMEDY).get("normalization", "range")  # models of 0.1 do not say
+        if known != wanted:
+            found = f"{self.origin['name']}, which learned from grey values by {known}"
+            expected = f"{wanted}, as patch.normalization says"
+            raise InputError("train.init_from", found, expected, f"set patch.normalization to {known}")
 
 
 def initial_weights(wanted: str) -> InitialWeights | None:
