@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,19 @@ from scipy import ndimage
 
 CAMERA_DEPTHS = (10, 12, 14, 16)
 PERCENTILES = (1.0, 99.0)  # of the grey values of a slice, which become black and white
+LARGEST_WHOLE = 2**22  # pixels of a slice whose percentiles come from all of it
+PATCHES, PATCH = 8, 128  # along y and x of a larger slice, and pixels of a side: its percentiles come from these
+
+#: Part of a slice: first and past-the-end pixel along y, then along x.
+Box = tuple[int, int, int, int]
 
 
 def neighbours(z: int, context: int, step: int, held: range) -> list[int]:
     """Return the slices that slice `z` is seen with: `context` on each side, `step` apart, itself in the middle.
 
-    Where one lies outside `held`, the first or last slice held stands in for it.
+    Where one lies outside `held`, the first or last slice held stands in for it. With a step of 0 all are slice `z`.
     """
-    near = range(z - context * step, z + context * step + 1, step)
+    near = (z + offset * step for offset in range(-context, context + 1))
     return [min(max(place, held.start), held.stop - 1) for place in near]
 
 
@@ -47,10 +54,52 @@ def grey_range(image: npt.NDArray[Any]) -> tuple[float, float]:
     low, high
         With ``low < high``; where all is constant, the value and the value + 1.
     """
+    return _range_of([image])
+
+
+def slice_range(read: Callable[[Box], npt.NDArray[Any]], shape: tuple[int, int]) -> tuple[float, float]:
+    """Return the grey values of a slice that become 0 and 1, reading no more of it than is needed.
+
+    Of a slice of more than 4 million pixels 64 patches are read, spread evenly, however it is cut into blocks and
+    whatever part of it is predicted.
+
+    Parameters
+    ----------
+    read
+        Reads a box of the slice, (Y, X).
+    shape
+        (Y, X) of the slice.
+
+    Returns
+    -------
+    low, high
+        See `grey_range`.
+    """
+    height, width = shape
+    if height * width <= LARGEST_WHOLE:
+        return grey_range(read((0, height, 0, width)))
+    rows, columns = (_patch_sides(length) for length in shape)
+    return _range_of([read((*y, *x)) for y, x in product(rows, columns)])
+
+
+def _patch_sides(length: int) -> list[tuple[int, int]]:
+    """Return first and past-the-end pixel of the patches along an axis."""
+    size = min(PATCH, length)
+    places = np.linspace(0, length - size, PATCHES + 2)[1:-1]
+    return [(start, start + size) for start in sorted({round(place) for place in places.tolist()})]
+
+
+def _varying(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the finite pixels of an image (Y, X) outside of constant areas, (N,)."""
     constant = ~(ndimage.minimum_filter(image, 3) < ndimage.maximum_filter(image, 3))  # not-a-number is neither
-    varies = ~ndimage.maximum_filter(constant, 3)
-    values = image[varies] if varies.any() else image.ravel()
-    values = values[np.isfinite(values)]
+    values = image[~ndimage.maximum_filter(constant, 3)]
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _range_of(images: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
+    values = np.concatenate([_varying(image) for image in images])
+    if not values.size:
+        values = np.concatenate([image[np.isfinite(image)] for image in images])
     if not values.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))

@@ -20,8 +20,7 @@ from mitoflow.errors import InputError
 SPLITS = ("train", "validation")
 FORMAT = 4
 
-#: A part of a slice, ``y0, y1, x0, x1``: that of `mitoflow.io.tiff`, which a fit does not import.
-Box = tuple[int, int, int, int]
+Box = network_input.Box
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]

@@ -7,13 +7,16 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mitoflow.core import files
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 
 ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
+
+Normalization = Literal["range", "percentiles"]
 
 #: Test-time augmentation: the symmetries of a tile by their number, as quarter turns and the step along x.
 TTA = {
@@ -38,7 +41,8 @@ class Settings:
     threshold
         Probability from which a pixel is mitochondrion.
     context, context_step
-        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next.
+        Neighbouring slices on each side that the model sees with a slice, and slices from one to the next; a step of 0
+        puts copies of the slice in their place.
     tta
         Test-time augmentation: symmetries of a tile whose predictions are averaged; 1 none, 4 flips, 8 quarter turns
         too.
@@ -47,6 +51,12 @@ class Settings:
     orthoplanes
         Whether the probability of a voxel is the mean over the three planes through it, perpendicular to z, y and x, in
         place of that in its slice.
+    normalization
+        What is done to grey values before anything else. ``percentiles``: each slice is stretched between two
+        percentiles of all of it, as `mitoflow.data.network_input.slice_range` says, to 8 bits. ``range``: nothing; they
+        count as shares of the largest value of `bit_depth`.
+    slices
+        How far apart the slices are that the model learned from; None where nobody knows.
     """
 
     bit_depth: int
@@ -59,6 +69,8 @@ class Settings:
     tta: int = 1
     median: int = 1
     orthoplanes: bool = False
+    normalization: Normalization = "range"
+    slices: SliceDistance | None = None
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
@@ -71,10 +83,11 @@ class Settings:
         is_old = {"views", "planes", "overlap"} <= values.keys()
         if is_old:
             values = _translated(values)
+        values = {"normalization": "range", "slices": None, **values}  # files of before these keys
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in values]:
             raise InputError(f"{path}: {missing[0]}", "no such key", "a value", REMEDY)
-        settings = cls(**{name: values[name] for name in names})
+        settings = cls(**{name: values[name] for name in names} | {"slices": _slices(values["slices"], path)})
         if wrong := settings.wrong():
             raise InputError(path, f"{wrong}: {getattr(settings, wrong)}", "what `mitoflow` wrote there", REMEDY)
         if is_old:
@@ -97,17 +110,28 @@ class Settings:
             **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
             "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
             "orthoplanes": type(self.orthoplanes) is bool,
+            "normalization": self.normalization in get_args(Normalization),
         }
         if all(checks.values()):
             checks |= {
                 "bit_depth": 8 <= self.bit_depth <= 16,
                 "divisor": self.divisor >= 1,
                 "tile": self.tile > self.overlap,
-                "context_step": self.context_step >= 1,
+                "normalization": self.normalization == "range" or self.bit_depth == 8,
                 "tta": self.tta in TTA,
                 "median": self.median % 2 == 1,
             }
         return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _slices(values: Any, path: Path) -> SliceDistance | None:
+    if values is None:
+        return None
+    names = [field.name for field in dataclasses.fields(SliceDistance)]
+    numbers = [values.get(name) for name in names] if isinstance(values, dict) else [""]
+    if not all(number is None or (isinstance(number, float | int) and number > 0) for number in numbers):
+        raise InputError(f"{path}: slices", values, f"numbers above 0 for {', '.join(names)}", REMEDY)
+    return SliceDistance(*numbers)
 
 
 def _translated(values: dict[str, Any]) -> dict[str, Any]:
