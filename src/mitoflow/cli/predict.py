@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,31 @@ import click
 
 from mitoflow.cli._click import model_option
 from mitoflow.cli._output import print_table
+from mitoflow.errors import InputError
 
 
-@click.command()
+def _read_ratio(context: click.Context, option: click.Parameter, value: str | None) -> bool | float:
+    if value is None or value == "training":
+        return value is not None
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value} is no number") from None
+
+
+class _Ratio(click.Command):
+    """A command whose ``--rescale`` is a flag or takes a number, and never the file that follows it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        parsed = []
+        for argument, following in zip_longest(args, args[1:]):
+            is_flag = argument == "--rescale" and not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", following or "")
+            parsed.append("--rescale=training" if is_flag else argument)
+        return super().parse_args(ctx, parsed)
+
+
+@click.command(cls=_Ratio)
 @click.argument("source", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
 @model_option
@@ -23,20 +47,33 @@ from mitoflow.cli._output import print_table
 @click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="Measure each mitochondrion: CSV.")
 @click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
-@click.option("--rescale", is_flag=True, help="Resample the slices to the pixel size that the model was trained on.")
+@click.option(
+    "--rescale",
+    metavar="[RATIO]",
+    callback=_read_ratio,
+    help="Resample the slices to the pixel size of training, or to RATIO times as many pixels along y and x.",
+)
+@click.option(
+    "--neighbours",
+    type=click.Choice(["auto", "none", "all"]),
+    default="auto",
+    show_default=True,
+    help="Neighbouring slices: by how far apart they are, none, or as in training.",
+)
 @click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
 @click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr for empty ones.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
 @click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
 def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
-    """Write the mask of a stack of any size.
+    """Write the mask of a stack of any size, or of each image in a folder.
 
     INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
-    .ome.tif or .ome.zarr. The model is the champion, or the pretrained one where there is no champion yet. A command
-    that was interrupted resumes when it is given again.
+    .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is predicted by itself: files that are done are
+    skipped, and summary.csv lists all. The model is the champion, or the pretrained one where there is no champion yet.
+    A command that was interrupted resumes when it is given again.
     """
-    from mitoflow.inference import prediction
+    from mitoflow.inference import collection, prediction
     from mitoflow.inference.request import Request
     from mitoflow.io import spacing
     from mitoflow.tracking import model_lookup
@@ -44,7 +81,20 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     known = spacing.parse(voxel_size) if voxel_size else None
     request = Request(source, output, spacing=known, **options)
     model = model_lookup.find(wanted)
-    prediction.predict(request, model, lambda line: click.echo(line, err=True))
+
+    def notify(line: str) -> None:
+        click.echo(line, err=True)
+
+    if collection.is_folder(output):
+        outcomes = collection.predict_each(request, model, notify)
+        if lost := sum(bool(each.error) for each in outcomes):
+            found, summary = f"{lost} of {len(outcomes)} files without a mask", output / collection.SUMMARY
+            raise InputError(output, found, "a mask for each", f"{summary} says why; give the command again for these")
+        click.echo(
+            f"{output}: masks of {len(outcomes)} files by {model.name}; {output / collection.SUMMARY} lists them"
+        )
+        return
+    prediction.predict(request, model, notify)
     click.echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
 
 

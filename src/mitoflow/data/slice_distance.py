@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ SIDE, SMALLEST = 256, 32  # pixels of a side of these patches, and of the smalle
 LAGS = 64  # pixels: the largest distance that is estimated
 
 #: Reads the box ``y0, y1, x0, x1`` of slice z of a stack, (Y, X).
-ReadBox = Callable[[int, tuple[int, int, int, int]], npt.NDArray[np.generic]]
+ReadBox = Callable[[int, tuple[int, int, int, int]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SliceDistance:
 
     def __str__(self) -> str:
         if self.is_unrelated:
-            return "unrelated slices"
+            return "unrelated"
         if self.nm:
             return f"{self.nm:.3g} nm apart"
         return f"about {self.pixels:.1f} pixels apart" if self.pixels else "an unknown distance apart"
@@ -125,9 +126,7 @@ def spread(last: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, last, count + 2)[1:-1].tolist()})
 
 
-def _pair_distance(
-    first: Sequence[npt.NDArray[np.generic]], second: Sequence[npt.NDArray[np.generic]]
-) -> float | None:
+def _pair_distance(first: Sequence[npt.NDArray[Any]], second: Sequence[npt.NDArray[Any]]) -> float | None:
     """Return the distance of two slices in pixels from patches (Y, X) of both; see `estimate`."""
     lags = min(LAGS, min(first[0].shape) // 2)
     within, across, variance = np.zeros(lags), 0.0, 0.0
@@ -163,7 +162,7 @@ def _covariances(deviation: npt.NDArray[np.float64], lags: int) -> npt.NDArray[n
     return total
 
 
-def _constant_share(patch: npt.NDArray[np.generic]) -> float:
+def _constant_share(patch: npt.NDArray[Any]) -> float:
     return float((ndimage.minimum_filter(patch, 3) == ndimage.maximum_filter(patch, 3)).mean())
 
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.curves import PrecisionRecall, Reliability
 from mitoflow.evaluation.metrics import Counts
-from mitoflow.inference.overlay import _stretch
+from mitoflow.inference import overlay
 
 # Matplotlib draws with the colours on the left, the page replaces them by its own.
 INK, FAINT, FIRST, SECOND = "#101010", "#c0c0c0", "#0072b2", "#d55e00"
@@ -214,7 +214,7 @@ def _svg(figure: Figure) -> str:
 
 def grey_png(image: NDArray[np.uint8 | np.uint16]) -> str:
     """Return an image ``(Y, X)`` of any range as a PNG data URI, stretched so that all but 0.5 % of both ends show."""
-    return _data_uri(Image.fromarray(_stretch(image), "L"))
+    return _data_uri(Image.fromarray(overlay.shown(image), "L"))
 
 
 def mask_png(mask: NDArray[np.uint8]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, tee
 from typing import Any
@@ -19,9 +19,10 @@ from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
 from mitoflow.inference.median import median_along_z
-from mitoflow.inference.predictor import PlaneProgress, Predictor
+from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
+from mitoflow.io.volumes import TiffVolume
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -71,16 +72,21 @@ def choose(
         does in use. Without them it sees the validation slices alone.
     """
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
+    longest = predictor.with_settings(replace(predictor.settings, median=max(medians)))
     total = sum(len(held) for held in validation.ranges.values())
     with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
             dataset = validation.datasets[stack]
             of_set = histograms.setdefault(dataset, [ProbabilityHistogram() for _ in medians])
-            whole = held if stacks is None else range(stacks[stack].shape[0])
-            read = partial(validation.image, stack) if stacks is None else stacks[stack].slice
+            fitted, whole = longest, held
+            read: Read = partial(validation.image, stack)
+            if stacks is not None:
+                fitted, read = longest.prepared(TiffVolume([stacks[stack]]))
+                whole = range(stacks[stack].shape[0])
+            sizes = medians if fitted.settings.median > 1 else [1] * len(medians)  # as in use
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
-            maps = predictor.stream_unfiltered(read, whole, near, on_planes=_plane_progress())
-            filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(medians)), medians, strict=True))
+            maps = fitted.stream_unfiltered(read, whole, near, on_planes=_plane_progress())
+            filtered = (median_along_z(copy, size) for copy, size in zip(tee(maps, len(sizes)), sizes, strict=True))
             for z, candidates in zip(near, zip(*filtered, strict=True), strict=True):
                 if z not in held:  # its map is in the medians of those that are
                     continue
@@ -200,19 +206,20 @@ def measure(predictor: Predictor, pairs: Sequence[Pair], rules: Mapping[str, Rul
 def _measure_stack(
     predictor: Predictor, pair: Pair, rule: Rule, size: int, histogram: ProbabilityHistogram, bar: tqdm[Any]
 ) -> MeasuredStack:
+    predictor, read = predictor.prepared(TiffVolume([pair.image]))
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     patch_wise, single_slice = [], []
-    maps = predictor.stream(pair.image.slice, held, on_planes=_plane_progress())
+    maps = predictor.stream(read, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
         truth[z] = binarise(pair.mask.slice(z), rule)
         mask[z] = probability >= settings.threshold
         histogram.add(truth[z], probability)
         near = network_input.neighbours(z, settings.context, settings.context_step, held)
-        images = np.stack([pair.image.slice(place) for place in near], axis=-1)
+        images = np.stack([read(place) for place in near], axis=-1)
         patch_wise.append(_count_patches(predictor, images, truth[z], size))
         if len(held) > 1 and _sees_others(settings):
-            (alone,) = predictor.stream(pair.image.slice, range(z, z + 1))
+            (alone,) = predictor.stream(read, range(z, z + 1))
             single_slice.append(metrics.count(truth[z], alone >= settings.threshold))
         bar.update()
     return MeasuredStack(
@@ -227,14 +234,15 @@ def _measure_stack(
 
 def _sees_others(settings: Settings) -> bool:
     """Return whether the prediction of a slice in a stack depends on other slices."""
-    return settings.context > 0 or settings.orthoplanes or settings.median > 1
+    return settings.context * settings.context_step > 0 or settings.orthoplanes or settings.median > 1
 
 
 def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) -> tuple[list[str], Counts]:
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
-        maps = predictor.stream(pair.image.slice, range(pair.image.shape[0]), on_planes=_plane_progress())
+        fitted, read = predictor.prepared(TiffVolume([pair.image]))
+        maps = fitted.stream(read, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             found = probability >= predictor.settings.threshold
             counts.append(metrics.count(binarise(truth, rules[pair.dataset]), found))

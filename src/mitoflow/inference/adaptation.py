@@ -10,24 +10,27 @@ import numpy as np
 
 from mitoflow.data import fingerprint, network_input
 from mitoflow.data.fingerprint import Fingerprint
+from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
-from mitoflow.inference.request import Request
-from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
+from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io.spacing import Spacing, is_elongated
 from mitoflow.io.volumes import Levels, Volume
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
-LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 
 #: Called with each note and warning for the user, one line each.
 Notify = Callable[[str], object]
 
 
 def find_levels(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Levels | None:
-    """Return the map from the grey values of a volume to those of training, if any, and report it."""
+    """Return the map from the grey values of a volume to those of training, if any, and report it.
+
+    There is none where the model takes slices that are stretched between their own percentiles.
+    """
+    if model.predictor.settings.normalization == "percentiles":
+        return None
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
     levels = match_levels(sample(volume, known.size if known else SAMPLE_SIDE), known, bit_depth)
     if levels and not levels.only_clips:
@@ -38,8 +41,8 @@ def find_levels(volume: Volume, request: Request, model: TrainedModel, notify: N
     return levels
 
 
-def compare(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> None:
-    """Report in what a volume, as the model sees it, differs from the training images."""
+def compare(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> list[str]:
+    """Report and return in what a volume, as the model sees it, differs from the training images."""
     known = model.domain
     if known is None:
         notify(
@@ -51,38 +54,27 @@ def compare(volume: Volume, request: Request, model: TrainedModel, notify: Notif
         ]
         if found := fingerprint.differences(known, fingerprint.measure(seen, volume.spacing)):
             notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
+            return found
+    return []
 
 
-def uses_orthoplanes(volume: Volume, request: Request, settings: Settings, notify: Notify) -> bool:
-    """Return whether a volume is predicted in orthogonal planes, and report why not where the model would."""
-    if not settings.orthoplanes or volume.shape[0] == 1:
-        return False
-    if is_elongated(volume.spacing):
-        why = "voxels that are not about as long as they are wide"
-    elif not settings.uses_orthoplanes(volume.shape):
-        why = f"fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
-    else:
-        if not {*"zyx"} <= volume.spacing.keys():
-            notify(
-                f"note: {request.source} does not say its voxel size: voxels count as cubes; if not, give --voxel-size"
-            )
-        return True
-    notify(f"note: {request.source} has {why}: predicted from its slices alone, without orthogonal planes")
-    return False
-
-
-def trained_spacing(volume: Volume, known: Fingerprint | None) -> Spacing:
-    """Return the pixel size of the training images, to which a volume is resampled.
+def choose_scale(volume: Volume, request: Request, model: TrainedModel) -> tuple[float, float] | None:
+    """Return by how much the slices of a volume are enlarged along y and x before they are predicted; None for not.
 
     Raises
     ------
     InputError
-        It is not known of both along y and x, or differs by more than `LARGEST_CHANGE`.
+        They are to get the pixels of training, and a pixel size is unknown, or they would change by more than
+        `LARGEST_CHANGE`.
     """
-    trained_on = known.spacing if known else {}
+    if request.rescale is False:
+        return None
+    if request.rescale is not True:
+        return request.rescale, request.rescale
+    trained_on = model.domain.spacing if model.domain else {}
     for where, spacing, remedy in (
-        ("INPUT", volume.spacing, "give --voxel-size"),
-        ("model", trained_on, "predict without --rescale"),
+        ("INPUT", volume.spacing, "give --voxel-size, or a ratio such as --rescale 0.5"),
+        ("model", trained_on, "give a ratio such as --rescale 0.5, or predict without it"),
     ):
         if not {"y", "x"} <= spacing.keys():
             raise InputError("--rescale", f"no voxel size of the {where}", "one along y and x", remedy)
@@ -90,7 +82,7 @@ def trained_spacing(volume: Volume, known: Fingerprint | None) -> Spacing:
         if not 1 / LARGEST_CHANGE <= volume.spacing[axis] / trained_on[axis] <= LARGEST_CHANGE:
             found = f"{volume.spacing[axis]:g} nm along {axis}"
             raise InputError("--rescale", found, f"about {trained_on[axis]:g}, as in training", "give --voxel-size")
-    return trained_on
+    return volume.spacing["y"] / trained_on["y"], volume.spacing["x"] / trained_on["x"]
 
 
 def sample(volume: Volume, size: int) -> list[np.ndarray]:
@@ -103,11 +95,6 @@ def sample(volume: Volume, size: int) -> list[np.ndarray]:
     return [volume.read(z, (y, y + tall, x, x + wide)) for z, y, x in places]
 
 
-def spread(last: int, count: int) -> list[int]:
-    """Return at most `count` numbers from 0 to `last`, evenly."""
-    return sorted({round(place) for place in np.linspace(0, last, count + 2)[1:-1].tolist()})
-
-
 def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_depth: int) -> Levels | None:
     """Return the linear map that brings the grey values of patches to where those of training are.
 
@@ -117,6 +104,7 @@ def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_d
     stored, top = np.uint8 if bit_depth == 8 else np.uint16, 2**bit_depth - 1
     if patches[0].dtype == stored and max(int(patch.max()) for patch in patches) <= top:
         return None if top == np.iinfo(stored).max else Levels(0, top, 0.0, 1.0, bit_depth)
-    low, high = np.quantile(np.concatenate([patch.ravel() for patch in patches]), TAILS)
+    values = np.concatenate([patch[np.isfinite(patch)] for patch in patches])
+    low, high = np.quantile(values, TAILS) if values.size else (0, 1)
     low_to, high_to = (known.quantile(share) for share in TAILS) if known else (0.0, 1.0)
     return Levels(float(low), float(high), low_to, high_to, bit_depth)

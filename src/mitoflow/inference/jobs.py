@@ -19,6 +19,7 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow.core import cluster
+from mitoflow.inference.model_input import normalized
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.predictor import PlaneProgress, Predictor
 from mitoflow.inference.settings import Settings
@@ -231,8 +232,8 @@ class Job:
         The stack, as an absolute path or glob.
     spacing
         Its voxel size.
-    levels, rescaled
-        What becomes of its grey values, and of its pixel size; None where they stay.
+    levels, scale
+        What becomes of its grey values, and by how much its slices are enlarged along y and x; None where they stay.
     weights, weights_sha256, settings
         The model.
     part
@@ -246,7 +247,7 @@ class Job:
     source: str
     spacing: Spacing
     levels: Levels | None
-    rescaled: Spacing | None
+    scale: tuple[float, float] | None
     weights: Path
     weights_sha256: str
     settings: Settings
@@ -256,9 +257,8 @@ class Job:
 
     def seen(self, volume: Volume) -> Volume:
         """Return the stack as the model is to see it."""
-        if self.levels:
-            volume = RegradedVolume(volume, self.levels)
-        return ResampledVolume(volume, self.rescaled) if self.rescaled else volume
+        volume = RegradedVolume(volume, self.levels) if self.levels else normalized(volume, self.settings)
+        return ResampledVolume(volume, self.scale) if self.scale else volume
 
     def arrays(self) -> dict[str, zarr.Array[Any]]:
         """Return what the products are written to."""

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from mitoflow.data.network_input import grey_range, stretched
+
 CONTOUR = (0, 200, 150)
 
 
-def _stretch(image: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
-    low, high = np.percentile(image, [0.5, 99.5])
-    stretched: NDArray[np.uint8] = np.round(np.clip((image - low) / max(high - low, 1) * 255, 0, 255)).astype(np.uint8)
-    return stretched
+def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image (Y, X) of any type as a picture shows it."""
+    return stretched(image, *grey_range(image))
 
 
-def contours_png(slices: Sequence[tuple[NDArray[np.uint8 | np.uint16], NDArray[np.uint8]]]) -> bytes:
+def contours_png(slices: Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]) -> bytes:
     """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG."""
     panels = []
     for image, mask in slices:
-        picture = np.repeat(_stretch(image)[:, :, None], 3, axis=2)
+        picture = np.repeat(shown(image)[:, :, None], 3, axis=2)
         width = max(1, round(max(mask.shape) / 500))
         inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
         picture[(mask > 0) & ~inner] = CONTOUR

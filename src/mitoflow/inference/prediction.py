@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow import __version__
+from mitoflow.data.slice_distance import spread
 from mitoflow.inference import adaptation, jobs, morphometry, outputs, overlay
 from mitoflow.inference.adaptation import Notify
 from mitoflow.inference.blocks import Region, Shape, shape_of
 from mitoflow.inference.instances import LARGEST_BOX, Separation
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
+from mitoflow.inference.model_input import decide
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
@@ -28,6 +30,7 @@ from mitoflow.io.volumes import Volume
 
 INSTANCE_BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
 Voxels = zarr.Array[Any] | np.ndarray
+DECIDED = ("scale", "decisions", "differs")  # keys of the lineage that say how a stack was predicted
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
 
@@ -58,9 +61,9 @@ def predict(
     request.require_valid()
     whole = volumes.open_volume(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
     request.require_outputs(whole.files)
-    job = _plan(request, model, whole, notify)
+    job, decided = _plan(request, model, whole, notify)
     volume = job.seen(whole)
-    description = _describe(request, model, whole, job)
+    description = _describe(request, model, whole, job, decided)
     asked_for = _asked_for(request, volume, job, description)
     replaced = () if request.overwrite else request.outputs
     with outputs.pending_output(request.output, asked_for, replaced) as pending:
@@ -84,15 +87,15 @@ def predict(
         _finish(mask, request, whole, job.part, description, pending)
 
 
-def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> Job:
-    """Return the work that a request asks for, without a folder, and report how the volume differs from training."""
+def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:
+    """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`."""
     settings = model.predictor.settings
     job = Job(
         source=str(Path(request.source).absolute()),
         spacing=whole.spacing,
         part=parse_roi(request.roi, whole),
         levels=adaptation.find_levels(whole, request, model, notify),
-        rescaled=adaptation.trained_spacing(whole, model.domain) if request.rescale else None,
+        scale=adaptation.choose_scale(whole, request, model),
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
         settings=replace(
@@ -104,12 +107,21 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         folder=Path(),
     )
     volume = job.seen(whole)
-    adaptation.compare(volume, request, model, notify)
-    orthoplanes = adaptation.uses_orthoplanes(volume, request, job.settings, notify)
-    return replace(job, settings=replace(job.settings, orthoplanes=orthoplanes))
+    differs = adaptation.compare(volume, request, model, notify)
+    decision = decide(job.settings, volume, request.neighbours)
+    for note in decision.notes:
+        notify(f"note: {request.source}: {note}")
+    decided = {
+        "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
+        "decisions": "; ".join(decision.notes),
+        "differs": "; ".join(differs),
+    }
+    return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 
 
-def _describe(request: Request, model: TrainedModel, whole: Volume, job: Job) -> ome.Description:
+def _describe(
+    request: Request, model: TrainedModel, whole: Volume, job: Job, decided: Mapping[str, str]
+) -> ome.Description:
     """Return what the outputs say of themselves."""
     places = job.part.place[-len(whole.axes) :]
     lineage = {
@@ -118,6 +130,7 @@ def _describe(request: Request, model: TrainedModel, whole: Volume, job: Job) ->
         "input": request.name or Path(request.source).name,
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
+        **decided,
     }
     begin = tuple(first + place.start for first, place in zip(whole.origin, places, strict=True))
     return ome.Description(whole.axes, whole.spacing, begin, lineage)
@@ -239,7 +252,7 @@ def _overlay(mask: zarr.Array[Any], volume: Volume, part: Part) -> bytes:
     (top, bottom), (left, right) = (_middle(length) for length in part.shape[1:])
     z0, (y0, _, x0, _) = part.slices.start, part.box
     panels = []
-    for z in adaptation.spread(len(part.slices) - 1, SHOWN):
+    for z in spread(len(part.slices) - 1, SHOWN):
         image = volume.read(z0 + z, (y0 + top, y0 + bottom, x0 + left, x0 + right))
         plane = np.asarray(mask[(z, slice(top, bottom), slice(left, right))[-mask.ndim :]])
         panels.append((image, (plane > 0).astype(np.uint8)))

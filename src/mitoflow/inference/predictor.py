@@ -16,13 +16,15 @@ from scipy.special import expit
 
 from mitoflow.data import network_input
 from mitoflow.errors import InputError
+from mitoflow.inference import model_input
 from mitoflow.inference.folding import fold_normalization
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.settings import TTA, Settings
 from mitoflow.models import unet
 
 if TYPE_CHECKING:
-    from mitoflow.io.tiff import Box  # the registered model runs without what cuts patches
+    from mitoflow.io.tiff import Box  # the registered model runs without what reads files
+    from mitoflow.io.volumes import Volume
 
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
 
@@ -135,15 +137,28 @@ class Predictor:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return the probability of mitochondrion in [0, 1], (Z, Y, X) float32, for consecutive slices (Z, Y, X).
 
+        Whether neighbours are used depends on how far apart the slices are; see `prepared`.
+
         Raises
         ------
         InputError
             The images are no slices, or their bit depth is not that of the training images.
         """
+        predictor, read = self.prepared(model_input.ArrayVolume(images))
         probabilities = np.empty(images.shape, np.float32)
-        for z, probability in enumerate(self.stream(images.__getitem__, range(len(images)))):
+        for z, probability in enumerate(predictor.stream(read, range(len(images)))):
             probabilities[z] = probability
         return probabilities
+
+    def prepared(self, volume: Volume, neighbours: str = "auto") -> tuple[Predictor, Read]:
+        """Return the predictor with the settings for a stack, and what reads whole slices of it as the network does.
+
+        See `mitoflow.inference.model_input`.
+        """
+        seen = model_input.normalized(volume, self.settings)
+        whole = (0, volume.shape[1], 0, volume.shape[2])
+        settings = model_input.decide(self.settings, seen, neighbours).settings
+        return self.with_settings(settings), lambda z: seen.read(z, whole)
 
     def region(self, shape: tuple[int, ...], box: Box | None = None) -> TileRegion:
         """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""

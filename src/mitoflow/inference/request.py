@@ -9,11 +9,13 @@ from pathlib import Path
 from mitoflow.errors import InputError
 from mitoflow.inference import outputs
 from mitoflow.inference.jobs import Part
+from mitoflow.inference.model_input import NEIGHBOURS
 from mitoflow.io import ome
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume
 
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
+LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Request:
     roi
         The part to predict, ``z0:z1,y0:y1,x0:x1``, as what it is in the whole.
     rescale
-        Whether the slices are resampled to the pixel size that the model was trained on.
+        Whether the slices are resampled to the pixel size that the model was trained on; or by how much they are
+        enlarged: 0.5 gives half as many pixels along y and x.
+    neighbours
+        Which neighbouring slices are used: see `mitoflow.inference.model_input.decide`.
     spacing, fill_missing
         See `mitoflow.io.volumes.open_volume`.
     overwrite
@@ -65,7 +70,8 @@ class Request:
     table: Path | None = None
     overlay: Path | None = None
     roi: str | None = None
-    rescale: bool = False
+    rescale: bool | float = False
+    neighbours: str = "auto"
     spacing: Spacing | None = None
     fill_missing: bool = False
     overwrite: bool = False
@@ -96,6 +102,11 @@ class Request:
         """Raise `InputError` where a value is out of range, or two exclude each other."""
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError("--threshold", self.threshold, "a probability between 0 and 1", "change it")
+        if not isinstance(self.rescale, bool) and not 1 / LARGEST_CHANGE <= self.rescale <= LARGEST_CHANGE:
+            expected = f"a ratio from 1/{LARGEST_CHANGE} to {LARGEST_CHANGE}"
+            raise InputError("--rescale", self.rescale, expected, "change it")
+        if self.neighbours not in NEIGHBOURS:
+            raise InputError("--neighbours", self.neighbours, f"one of {', '.join(NEIGHBOURS)}", "change it")
         if self.dask and self.workers:
             raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
 

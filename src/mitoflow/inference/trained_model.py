@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from mitoflow.data.fingerprint import Fingerprint
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
@@ -54,7 +55,15 @@ class TrainedModel:
             found = f"a network from {shapes[0]} to {shapes[1]}"
             expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
             raise InputError(self.weights, found, expected, f"put the {model_files.SETTINGS} of this model beside it")
-        return loaded
+        return loaded.with_settings(replace(loaded.settings, slices=loaded.settings.slices or self._slices()))
+
+    def _slices(self) -> SliceDistance | None:
+        """Return how far apart the slices of training are by their voxel size: all that mitoflow 0.1 recorded."""
+        known = self.domain.spacing if self.domain else {}
+        if not {*"zyx"} <= known.keys():
+            return None
+        pixel = (known["y"] * known["x"]) ** 0.5
+        return SliceDistance(nm=known["z"], pixels=known["z"] / pixel, pixel_nm=pixel)
 
     @property
     def domain(self) -> Fingerprint | None:

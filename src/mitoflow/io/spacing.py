@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import tifffile
-
 from mitoflow.errors import InputError
+
+if TYPE_CHECKING:
+    import tifffile  # at run time imported where a TIFF is read: the registered model runs without it
 
 #: Nanometres of a voxel along the axes ``z``, ``y`` and ``x``, as far as they are known.
 Spacing = dict[str, float]
@@ -40,6 +41,8 @@ def read_tiff_spacing(path: Path) -> Spacing:
 
     What a plain TIFF says in its resolution tags is that of a screen more often than that of a microscope.
     """
+    import tifffile
+
     with tifffile.TiffFile(path) as file:
         if file.ome_metadata:
             return _of_ome(file.ome_metadata)

@@ -159,9 +159,24 @@ def open_stack(path: Path) -> Stack:
         The file is missing, no TIFF, truncated, of another pixel type (float images are searched for NaN, to say so),
         or has an axis besides z, y and x: colours, channels or time.
     """
-    stack = _open(path)
+    stack = _without_float(_open(path))
     if stack.dtype not in (np.uint8, np.uint16):
         raise InputError(path, f"{stack.dtype} pixels", "uint8 or uint16", "save the image as 8- or 16-bit")
+    return stack
+
+
+def open_grey(path: Path) -> Stack:
+    """Open an EM image of any integer or floating-point type, otherwise as `open_stack`.
+
+    Raises
+    ------
+    InputError
+        As in `open_stack`; or signed or floating-point pixels are stored with 0 for white.
+    """
+    stack = _open(path)
+    if stack.black and stack.dtype.kind != "u":
+        found = f"{stack.dtype} pixels with white as the smallest"
+        raise InputError(path, found, "black as the smallest", "invert the image and save it with black as 0")
     return stack
 
 
@@ -173,7 +188,7 @@ def open_mask(path: Path) -> Stack:
     InputError
         As in `open_stack`.
     """
-    return replace(_open(path), black=0)
+    return replace(_without_float(_open(path)), black=0)
 
 
 def _open(path: Path) -> Stack:
@@ -185,8 +200,6 @@ def _open(path: Path) -> Stack:
             raise
         except Exception as error:  # the type of the error depends on the damaged byte
             raise _truncated(path, f"damaged directories, {error}") from None
-    if stack.dtype.kind == "f":
-        raise _explain_float(stack)
     return stack
 
 
@@ -291,12 +304,14 @@ def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
     return is_whole and len(parts) == math.prod(page.chunked)
 
 
-def _explain_float(stack: Stack) -> InputError:
+def _without_float(stack: Stack) -> Stack:
+    if stack.dtype.kind != "f":
+        return stack
     found, remedy = f"{stack.dtype} pixels", "scale the image to 8- or 16-bit and save it again"
     with_nan = next((z for z, plane in enumerate(stack.slices()) if np.isnan(plane).any()), None)
     if with_nan is not None:
         found, remedy = f"{found} with NaN (first in slice {with_nan})", f"fill the missing pixels, then {remedy}"
-    return InputError(stack.path, found, "uint8 or uint16", remedy)
+    raise InputError(stack.path, found, "uint8 or uint16", remedy)
 
 
 def needs_bigtiff(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

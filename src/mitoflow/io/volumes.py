@@ -16,7 +16,7 @@ import zarr
 from mitoflow.errors import InputError
 from mitoflow.io import ome, resampling
 from mitoflow.io.spacing import Spacing, read_tiff_spacing
-from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_stack, read_page, require_page_like
+from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -32,7 +32,7 @@ class Volume(Protocol):
     shape
         ``(Z, Y, X)``.
     dtype
-        uint8 or uint16.
+        Any integer or floating-point type.
     spacing
         See `mitoflow.io.spacing.Spacing`.
     origin
@@ -76,14 +76,14 @@ def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bo
     Raises
     ------
     InputError
-        It does not exist, cannot be read, or is not a greyscale stack of 8 or 16 bits with axes YX or ZYX.
+        It does not exist, cannot be read, or is not a greyscale stack with axes YX or ZYX.
     """
     path = Path(source)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
         return ZarrVolume(path, spacing, fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
-    return TiffVolume([open_stack(file) for file in find_tiffs("INPUT", [source])], spacing)
+    return TiffVolume([open_grey(file) for file in find_tiffs("INPUT", [source])], spacing)
 
 
 class TiffVolume:
@@ -105,7 +105,11 @@ class TiffVolume:
     def __init__(self, stacks: Sequence[Stack], spacing: Spacing | None = None) -> None:
         first = stacks[0]
         for stack in stacks[1:]:
-            require_page_like(first, stack)
+            try:
+                require_page_like(first, stack)
+            except InputError as error:
+                remedy = f"{error.remedy}; or predict each by itself, into a folder"
+                raise InputError(error.where, error.found, error.expected, remedy) from None
         self._stacks = stacks
         self.shape = (first.shape[0] if len(stacks) == 1 else len(stacks), *first.shape[1:])
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
@@ -175,7 +179,7 @@ class ZarrVolume:
     Raises
     ------
     InputError
-        It is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), it is not uint8 or uint16, it is
+        It is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), it holds no numbers, it is
         empty, it has several channels or time points, or chunks are missing.
     """
 
@@ -187,8 +191,9 @@ class ZarrVolume:
                 found = f"{length} {'time points' if axis == 't' else 'channels'}"
                 raise InputError(path, found, "greyscale of axes yx or zyx", "save one of them")
         self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
-        if self.dtype not in (np.uint8, np.uint16):
-            raise InputError(path, f"{array.dtype} voxels", "uint8 or uint16", "save the image as 8- or 16-bit")
+        if self.dtype.kind not in "uif":
+            expected = "integers or floating-point numbers"
+            raise InputError(path, f"{array.dtype} voxels", expected, "save the image as 8- or 16-bit")
         if 0 in array.shape:
             raise InputError(path, f"an array of shape {array.shape}", "at least one voxel", "export the image again")
         self._lost = ome.missing_chunks(image)
@@ -268,8 +273,8 @@ class Levels:
 
     def apply(self, image: Array) -> Array:
         """Return `image` with grey values of that many bits, uint8 or uint16; values outside are clipped."""
-        slope = (self.high_to - self.low_to) / max(self.high - self.low, 1)
-        unit = np.clip((image.astype(np.float32) - self.low) * slope + self.low_to, 0, 1)
+        slope = (self.high_to - self.low_to) / (self.high - self.low if self.high > self.low else 1)
+        unit = np.nan_to_num(np.clip((image.astype(np.float32) - self.low) * slope + self.low_to, 0, 1))
         return np.asarray(np.rint(unit * (2**self.bit_depth - 1)), np.uint8 if self.bit_depth == 8 else np.uint16)
 
 
@@ -297,19 +302,18 @@ class ResampledVolume:
     Parameters
     ----------
     volume
-        With a voxel size that is known along y and x.
-    spacing
-        Nanometres of the new pixels along ``y`` and ``x``.
+        Any.
+    scale
+        New pixels for each old one along y and x.
     """
 
-    def __init__(self, volume: Volume, spacing: Spacing) -> None:
+    def __init__(self, volume: Volume, scale: tuple[float, float]) -> None:
         self._volume = volume
         depth, *sides = volume.shape
-        height, width = (
-            max(1, round(side * volume.spacing[axis] / spacing[axis])) for axis, side in zip("yx", sides, strict=True)
-        )
+        height, width = (max(1, round(side * times)) for side, times in zip(sides, scale, strict=True))
         self.shape = (depth, height, width)
-        self.spacing = {**volume.spacing, "y": spacing["y"], "x": spacing["x"]}
+        times = dict(zip("yx", scale, strict=True))
+        self.spacing = {axis: size / times.get(axis, 1) for axis, size in volume.spacing.items()}
         self.axes, self.dtype, self.files = volume.axes, volume.dtype, volume.files
         factors = {"z": 1.0, "y": height / sides[0], "x": width / sides[1]}
         self.origin = tuple(start * factors[axis] for axis, start in zip(volume.axes, volume.origin, strict=True))

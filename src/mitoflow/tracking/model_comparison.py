@@ -23,6 +23,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
+from mitoflow.io.volumes import TiffVolume
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
 
@@ -268,10 +269,11 @@ def _look(rows: Sequence[int], a: Side, b: Side, folders: Mapping[str, Path], co
 
 def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
+    predictor, read = predictor.prepared(TiffVolume([image]))
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
     once = predictor.settings.uses_orthoplanes(image.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
     for run in runs:
-        for z, probability in zip(run, predictor.stream(image.slice, range(image.shape[0]), run), strict=True):
+        for z, probability in zip(run, predictor.stream(read, range(image.shape[0]), run), strict=True):
             if z in chosen:
                 yield z, (probability >= predictor.settings.threshold).astype(np.uint8)

@@ -23,8 +23,8 @@ def find(wanted: str | None = None) -> TrainedModel:
     wanted
         ``models:/mitoflow@ALIAS``, ``models:/mitoflow/VERSION`` or the alias or version alone; the ID of a run, or
         ``runs:/ID``; a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline and the registry write both;
-        ``pretrained``, or ``pretrained:NAME`` where there are several. Without it the champion, or the pretrained model
-        where the registry has no champion.
+        ``pretrained``, which stands for ``general`` or else ``epfl``, or ``pretrained:NAME``. Without it the champion,
+        or ``pretrained`` where the registry has no champion.
 
     Raises
     ------

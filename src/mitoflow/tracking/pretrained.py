@@ -22,6 +22,9 @@ HERE = Path("pretrained")
 # because the registry puts a copy of the package into every version.
 PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
 
+#: What ``pretrained`` stands for: the first of these that there is.
+DEFAULTS = ("general", "epfl")
+
 #: What a released model has beside the files that `mitoflow.inference.model_files` names.
 LINEAGE, CARD, COVER = "lineage.yaml", "MODEL_CARD.md", "cover.png"
 
@@ -66,7 +69,7 @@ def models() -> list[Pretrained]:
 
 
 def find(name: str = "") -> Pretrained:
-    """Return the model of that name, or the only one there is.
+    """Return the model of that name; without a name the first of `DEFAULTS`, or the only one there is.
 
     Raises
     ------
@@ -75,8 +78,9 @@ def find(name: str = "") -> Pretrained:
         evaluated.
     """
     known = {model.name: model for model in models()}
-    if not name and len(known) == 1:
-        (name,) = known
+    if not name:
+        defaults = [each for each in (*DEFAULTS, *known) if each in known]
+        name = defaults[0] if defaults and (defaults[0] in DEFAULTS or len(known) == 1) else ""
     if name not in known:
         found = name or ("none" if not known else "no name")
         expected = f"one of {', '.join(known)}" if known else "one that `mitoflow release` made"

@@ -1,0 +1,147 @@
+"""A folder of unlike images: each file is predicted by itself, and a table says what came out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+
+from mitoflow.core import files
+from mitoflow.errors import InputError
+from mitoflow.inference import prediction
+from mitoflow.inference.adaptation import Notify
+from mitoflow.inference.request import Request
+from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io import ome, volumes
+from mitoflow.io.tiff import natural_order
+
+SUMMARY = "summary.csv"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file; a row of the summary.
+
+    Attributes
+    ----------
+    file, mask
+        The image, and its mask.
+    slices, height, width
+        Their size.
+    foreground_fraction
+        Share of the voxels that are mitochondrion.
+    decisions
+        What was decided about neighbours, planes and scale, and in what the file differs from the training images.
+    error
+        Why there is no mask.
+    """
+
+    file: str
+    mask: str = ""
+    slices: int | None = None
+    height: int | None = None
+    width: int | None = None
+    foreground_fraction: float | None = None
+    decisions: str = ""
+    error: str = ""
+
+
+def is_folder(output: Path) -> bool:
+    """Return whether the name of an output is that of a folder of masks and not that of one mask."""
+    return not (ome.is_tiff(output) or ome.is_zarr(output)) and (output.is_dir() or not output.suffix)
+
+
+def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[Outcome]:
+    """Predict each file of a folder or glob by itself, with its own grey values, decisions and messages.
+
+    Files whose outputs exist are left as they are, unless these may be replaced: the same request continues where an
+    earlier one stopped. A file that cannot be predicted is reported, and does not keep the others from it.
+
+    Parameters
+    ----------
+    request
+        What is asked of every file; its output is a folder. The names of table and overlay follow that of each mask.
+    model
+        The model that predicts.
+    notify
+        Called with the files, one after the other, and with notes and warnings.
+
+    Returns
+    -------
+    outcomes
+        In the order of the files, as in ``summary.csv`` in the folder, which is written when all is done and when it is
+        interrupted.
+
+    Raises
+    ------
+    InputError
+        There is no file, two would have the same mask, or the request or the model cannot be used.
+    """
+    request.require_valid()
+    asked = _requests(request)
+    assert model.predictor, "a broken model ends the command, not each file"
+    outcomes: list[Outcome] = []
+    try:
+        for number, each in enumerate(asked, start=1):
+            is_done = not request.overwrite and all(path.exists() for path in each.outputs)
+            notify(f"{number} of {len(asked)}: {each.source}{', done before' if is_done else ''}")
+            each.output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if not is_done:
+                    prediction.predict(each, model, notify)
+                outcomes.append(_outcome(each))
+            except InputError as error:
+                notify(f"error: {error}")
+                outcomes.append(Outcome(each.source, error=str(error)))
+    finally:
+        names = [field.name for field in fields(Outcome)]
+        files.write_csv(request.output / SUMMARY, names, (asdict(each).values() for each in outcomes))
+    return outcomes
+
+
+def _requests(request: Request) -> list[Request]:
+    """Return what is asked of each file; folders below a glob are those of the masks, too."""
+    sources = [path for path in find_images(request.source) if request.output.resolve() not in path.resolve().parents]
+    if not sources:
+        raise InputError(request.source, "no image", "TIFF or OME-Zarr files", "check the path")
+    top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
+    if request.output.resolve() == top.resolve():
+        raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
+    asked: dict[Path, Request] = {}
+    for path in sources:
+        is_zarr = ome.is_zarr(path)
+        stem = path.name.removesuffix(path.suffix).removesuffix(".ome")
+        mask = request.output / path.absolute().parent.relative_to(top) / f"{stem}{'.ome.zarr' if is_zarr else '.tif'}"
+        if mask in asked:
+            found = f"the name of {asked[mask].source} but for its ending"
+            raise InputError(path, found, "a name for each mask", "rename one of them")
+        table, overlay = (
+            named and mask.with_name(f"{stem}_{named.name}") for named in (request.table, request.overlay)
+        )
+        asked[mask] = replace(request, source=str(path), output=mask, table=table, overlay=overlay)
+    return list(asked.values())
+
+
+def find_images(source: str) -> list[Path]:
+    """Return the TIFF and OME-Zarr images in a folder or of a glob, in natural order."""
+    path = Path(source)
+    if ome.is_zarr(path) or path.is_file():
+        return [path]
+    # Path.glob takes no absolute patterns.
+    found = path.iterdir() if path.is_dir() else map(Path, glob(source, recursive=True))  # noqa: PTH207
+    images = [each for each in found if (ome.is_tiff(each) or ome.is_zarr(each)) and not each.name.startswith(".")]
+    return sorted(images, key=lambda each: natural_order(str(each)))
+
+
+def _outcome(request: Request) -> Outcome:
+    """Return what a mask and its lineage say."""
+    mask = volumes.open_volume(str(request.output))
+    depth, height, width = mask.shape
+    foreground = sum(int(np.count_nonzero(mask.read(z, (0, height, 0, width)))) for z in range(depth))
+    lineage = ome.read_lineage(request.output)
+    said = [lineage[key] for key in prediction.DECIDED if key in lineage]
+    share = round(foreground / (depth * height * width), 6)
+    return Outcome(request.source, str(request.output), depth, height, width, share, "; ".join(said))
