@@ -145,19 +145,19 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
     ):
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert (code, "sections" in err) == (0, False)
-        assert "note: cell.ome.tif does not say its voxel size: voxels count as cubes" in err
+        assert "note: cell.ome.tif: the voxel size is unknown: voxels count as cubes" in err
         np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), wanted[part], atol=1e-3)
     assert "voxel size" not in say("cell.ome.tif", "mask.tif", "--overwrite", "--voxel-size", "4,4,5")[2]
     for asked, why in (
-        (("--voxel-size", "30,4,5"), "voxels that are not about as long as they are wide"),
-        ((), "fewer than 2 slices or more than 0 million voxels"),
+        (("--voxel-size", "30,4,5"), "voxels are not about as long as they are wide"),
+        ((), "there are fewer than 2 slices or more than 0 million voxels"),
     ):
         if not asked:
-            for module in ("settings", "adaptation"):
+            for module in ("settings", "model_input"):
                 monkeypatch.setattr(f"mitoflow.inference.{module}.ORTHOPLANE_LIMIT", STACK.size - 1)
         code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
         assert code == 0
-        assert f"note: cell.ome.tif has {why}: predicted from its slices alone" in err
+        assert f"note: cell.ome.tif: no orthogonal planes, as {why}" in err
         np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), probabilities, atol=1e-5)
 
 

@@ -28,7 +28,7 @@ from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.stages import evaluate, patch, release, train, validate
 from mitoflow.stages.paths import BEST_PARAMS
-from mitoflow.tracking import pretrained, registration, registry, runs, store
+from mitoflow.tracking import model_lookup, pretrained, registration, registry, runs, store
 from mitoflow.tracking import release as releases
 from mitoflow.tracking.pretrained import Pretrained, initial_weights
 
@@ -320,6 +320,16 @@ def test_one_of_several_needs_a_name_and_a_broken_one_is_refused(elsewhere: Path
     shutil.rmtree("pretrained")
     with pytest.raises(InputError, match="found none, expected one that `mitoflow release` made"):
         initial_weights("pretrained")
+
+
+def test_the_general_model_is_the_default_and_else_that_of_epfl(elsewhere: Path) -> None:
+    assert pretrained.find().name == "phantom", "the only one"
+    for name in ("epfl", "general"):
+        shutil.copytree("pretrained/phantom", f"pretrained/{name}")
+        assert pretrained.find().name == name
+        assert initial_weights("pretrained").origin["name"] == f"pretrained:{name}"
+        assert model_lookup.find("pretrained").name == model_lookup.find().name == f"pretrained:{name}"
+    assert model_lookup.find("pretrained:epfl").name == "pretrained:epfl"
 
 
 def unmeasured(folder: Path) -> None:

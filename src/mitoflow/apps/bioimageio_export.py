@@ -84,7 +84,7 @@ def write_package(folder: Path, model: TrainedModel, authors: Sequence[str], lic
         unet.save_model(network, beside / "unet.keras")
         onnx_export.write_onnx(beside / "unet.onnx", network, settings)
         parity = onnx_export.compare(beside / "unet.onnx", network, model.predictor, images)
-        np.save(beside / "test_image.npy", images)
+        np.save(beside / "test_image.npy", images if settings.normalization == "range" else images.astype(np.float32))
         np.save(beside / "test_probability.npy", probability)
         draw_cover(beside / "phantom.png", images[0, ..., settings.context], probability[0, ..., 0], settings)
         document(beside / "README.md", model, settings, network.count_params(), parity)
@@ -148,6 +148,8 @@ def describe(
 
 def _describe_image(settings: Settings) -> dict[str, Any]:
     top = (1 << settings.bit_depth) - 1
+    is_range = settings.normalization == "range"
+    stored = {"type": "uint8" if settings.bit_depth == 8 else "uint16", "range": [0, top]}
     size = {"min": onnx_export.smallest_side(settings), "step": settings.divisor}
     return {
         "id": IMAGE,
@@ -162,14 +164,21 @@ def _describe_image(settings: Settings) -> dict[str, Any]:
                 "description": "slices by ascending z; the first or last one stands in for one past the end",
             },
         ],
-        "data": {"type": "uint8" if settings.bit_depth == 8 else "uint16", "range": [0, top]},
+        "data": stored if is_range else {"type": "float32"},
         "preprocessing": [
             {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
-            {"id": "scale_linear", "kwargs": {"gain": 1 / top}},
+            *([{"id": "scale_linear", "kwargs": {"gain": 1 / top}}] if is_range else _describe_percentiles()),
             {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
         ],
         "test_tensor": {"source": "test_image.npy"},
     }
+
+
+def _describe_percentiles() -> list[dict[str, Any]]:
+    """Return the stretch of each slice between two percentiles as the zoo has it: constant areas are not left out."""
+    low, high = network_input.PERCENTILES
+    kwargs = {"axes": ["y", "x"], "min_percentile": low, "max_percentile": high}
+    return [{"id": "scale_range", "kwargs": kwargs}, {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}}]
 
 
 def _describe_probability(settings: Settings) -> dict[str, Any]:
@@ -189,9 +198,9 @@ def _describe_probability(settings: Settings) -> dict[str, Any]:
 
 
 def channel_names(settings: Settings) -> list[str]:
-    """Return what each channel of the input holds, such as ``z-1``, ``z`` and ``z+1``."""
-    near = range(-settings.context, settings.context + 1)
-    return [f"z{i * settings.context_step:+d}" if i else "z" for i in near]
+    """Return what each channel of the input holds, such as ``z-1``, ``z`` and ``z+1``, or copies of ``z``."""
+    near, step = range(-settings.context, settings.context + 1), settings.context_step
+    return [(f"z{i * step:+d}" if step else f"z, copy {i + settings.context}") if i else "z" for i in near]
 
 
 def document(path: Path, model: TrainedModel, settings: Settings, parameters: int, parity: Parity) -> None:

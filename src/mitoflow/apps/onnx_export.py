@@ -1,8 +1,9 @@
 """The network of a model for programs that know nothing of mitoflow: plain Keras, and ONNX.
 
 Both hold the network alone, in float32: (N, Y, X, 2 context + 1) grey values in [0, 1] in, the probability that a pixel
-of the middle slice is mitochondrion out, (N, Y, X, 1) in [0, 1]. Tiles, test-time augmentation, the median along z and
-the threshold are left to the program that runs it.
+of the middle slice is mitochondrion out, (N, Y, X, 1) in [0, 1]. Where the settings say ``normalization: percentiles``,
+0 and 1 are the 1st and the 99th percentile of the whole slice, constant areas left out; else 1 is the largest value of
+``bit_depth``. Tiles, test-time augmentation, the median along z and the threshold are left to the program that runs it.
 """
 
 from __future__ import annotations
@@ -133,7 +134,10 @@ def phantom_slice(settings: Settings) -> np.ndarray:
     depth = DEPTH + 2 * settings.context * settings.context_step
     stack, _ = phantom.make_phantom((depth, side, side), SEED)
     near = network_input.neighbours(depth // 2, settings.context, settings.context_step, range(depth))
-    grey = np.stack([stack[z] for z in near], axis=-1)[np.newaxis]
+    images = [stack[z] for z in near]
+    if settings.normalization == "percentiles":
+        images = [network_input.stretched(image, *network_input.grey_range(image)) for image in images]
+    grey = np.stack(images, axis=-1)[np.newaxis]
     if settings.bit_depth == 8:
         return np.asarray(grey)
     return np.asarray(grey.astype(np.uint32) * ((1 << settings.bit_depth) - 1) // 255, np.uint16)

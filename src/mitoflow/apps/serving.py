@@ -27,6 +27,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request as PredictionRequest
+from mitoflow.inference.settings import Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import volumes
 from mitoflow.tracking import model_lookup, packing
@@ -64,7 +65,7 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
     """Return MLflow's server for a model, with what this module adds."""
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", TIMEOUT)
     app: FastAPI = scoring_server.init(as_pyfunc(model.predictor))
-    alone, bit_depth = asyncio.Lock(), model.predictor.settings.bit_depth
+    alone, settings = asyncio.Lock(), model.predictor.settings
 
     def masks(tiff: bytes) -> Response:
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
                 if kind == TIFF:
                     return await asyncio.to_thread(masks, body)
                 if kind == JSON:
-                    await asyncio.to_thread(_require_grey_values, body, bit_depth)
+                    await asyncio.to_thread(_require_grey_values, body, settings)
                 answer = await forward(request)
             return answer if answer.status_code < HTTPStatus.BAD_REQUEST else await _readable(answer)
         except InputError as error:
@@ -110,7 +111,7 @@ def build(model: TrainedModel, largest: int) -> FastAPI:
 
 def as_pyfunc(predictor: Predictor) -> PyFuncModel:
     """Return what MLflow would load from the registry, with the network that is loaded already."""
-    return PyFuncModel(Model(signature=packing.signature(predictor.settings.bit_depth)), _Segmenter(predictor))
+    return PyFuncModel(Model(signature=packing.signature(predictor.settings)), _Segmenter(predictor))
 
 
 class _Segmenter:
@@ -126,10 +127,11 @@ class _Segmenter:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
-def _require_grey_values(body: bytes, bit_depth: int) -> None:
-    """Refuse what MLflow would make grey values of without a word: fractions, text, and numbers that are too large.
+def _require_grey_values(body: bytes, settings: Settings) -> None:
+    """Refuse what MLflow would make grey values of without a word: text, and numbers that the model cannot take.
 
-    All else that can be wrong is left to MLflow.
+    Those are fractions and numbers that are too large, unless it stretches slices between their percentiles. All else
+    that can be wrong is left to MLflow.
     """
     try:
         sent = json.loads(body)
@@ -143,12 +145,17 @@ def _require_grey_values(body: bytes, bit_depth: int) -> None:
         return
     if values.size == 0:
         raise InputError("inputs", "nothing", "slices (N, Y, X)", SEND)
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**bit_depth:
+    if settings.normalization == "percentiles" and values.dtype.kind in "iuf":
+        return
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**settings.bit_depth:
         return
     numbers = values.dtype.kind in "iuf"
     kind = {"i": "grey values", "u": "grey values", "f": "fractions"}.get(values.dtype.kind, f"{values.dtype} values")
     found = f"{kind} from {values.min():g} to {values.max():g}" if numbers else kind
-    raise InputError("inputs", found, f"whole numbers from 0 to {2**bit_depth - 1}", SEND)
+    expected = (
+        f"whole numbers from 0 to {2**settings.bit_depth - 1}" if settings.normalization == "range" else "numbers"
+    )
+    raise InputError("inputs", found, expected, SEND)
 
 
 def _pixels(path: Path) -> int:

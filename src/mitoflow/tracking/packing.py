@@ -24,12 +24,14 @@ REQUIREMENTS = ("tensorflow", "keras", "numpy", "scipy", "ruamel.yaml")
 def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
     """Write the MLflow model: U-Net, settings, evaluation and the code that runs them, without a pickle.
 
-    It takes consecutive slices (Z, Y, X) of a stack, of any size, uint8 for a model of 8 bits and uint16 for one of
-    more, and returns masks (Z, Y, X) uint8 in {0, 1}. Where ``domain.yaml``, what the training images look like, is
+    It takes consecutive slices (Z, Y, X) of a stack, of any size, and returns masks (Z, Y, X) uint8 in {0, 1}. Slices
+    are of any numbers where the model stretches each between its percentiles; else uint8 for a model of 8 bits and
+    uint16 for one of more. Where ``domain.yaml``, what the training images look like, is
     beside the settings, it goes with them.
     """
     store.configure()
-    bit_depth = Settings.read(settings_path).bit_depth
+    settings = Settings.read(settings_path)
+    bit_depth = settings.bit_depth
     noise = np.random.default_rng(0).integers(2**bit_depth, size=(1, 64, 64))
     with tempfile.TemporaryDirectory() as beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow misses type hints that it can check; the signature does
@@ -45,13 +47,16 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
             artifacts={name: str(path) for name, path in carried.items()},
             code_paths=[str(Path(__file__).parents[1])],
             pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
-            signature=signature(bit_depth),
+            signature=signature(settings),
             input_example=noise.astype(np.uint8 if bit_depth == 8 else np.uint16),
         )
 
 
-def signature(bit_depth: int) -> ModelSignature:
-    """Return what MLflow is to know of the images, of `bit_depth` bits, and of the masks: any (Z, Y, X)."""
-    images, masks = np.dtype(np.uint8 if bit_depth == 8 else np.uint16), np.dtype(np.uint8)
+def signature(settings: Settings) -> ModelSignature:
+    """Return what MLflow is to know of the images and of the masks: any (Z, Y, X).
+
+    MLflow insists on one type of input, so it is not told of any where a model takes all of them.
+    """
+    images, masks = np.dtype(np.uint8 if settings.bit_depth == 8 else np.uint16), np.dtype(np.uint8)
     inputs, outputs = (Schema([TensorSpec(dtype, (-1, -1, -1))]) for dtype in (images, masks))
-    return ModelSignature(inputs, outputs)
+    return ModelSignature(inputs if settings.normalization == "range" else None, outputs)
