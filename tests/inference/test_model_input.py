@@ -67,11 +67,9 @@ def test_what_evaluate_measures_is_what_predict_gives(folder: Path, preset: str,
     tifffile.imwrite("cell.tif", stack)
     tifffile.imwrite("truth.tif", (stack > 140).astype(np.uint8))
     predictor = model_lookup.find("unet.keras").predictor
-    pair = Pair(
-        name="cell", image=tiff.open_stack(Path("cell.tif")), mask=tiff.open_mask(Path("truth.tif")), dataset=""
-    )
-    measured = protocols.measure(predictor, [pair], {"": "nonzero"}, 32)
-    (evaluated,) = measured[""].stacks if isinstance(measured, dict) else measured.stacks
+    image, truth = tiff.open_stack(Path("cell.tif")), tiff.open_mask(Path("truth.tif"))
+    pair = Pair("cell", image, truth, dataset="cells")
+    (evaluated,) = protocols.measure(predictor, [pair], {"cells": "nonzero"}, 32)["cells"].stacks
     mask = predicted().reshape(stack.shape)
     assert 0.02 < mask.mean() < 0.98
     np.testing.assert_array_equal(mask, evaluated.mask)
