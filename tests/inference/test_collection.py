@@ -32,9 +32,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("cells/heart").mkdir(parents=True)
     tifffile.imwrite("cells/s2.tif", SLICE)
     tifffile.imwrite("cells/s10.tif", SLICE[:50].astype(np.float32) / 7)
-    tifffile.imwrite("cells/heart/stack.tif", np.stack([SLICE.astype(np.uint16) * 100] * 3))
+    tifffile.imwrite("cells/heart/stack.tif", np.stack([SLICE.astype(np.uint16) * 100] * 5))
     volume = ome.create_multiscale(Path("cells/v.ome.zarr"), (4, 64, 64), np.dtype(np.uint8), 4)
-    volume[:] = SLICE[:64, :64]
+    volume[:] = np.stack([SLICE[:64, :64]] * 4)
     ome.finish_multiscale(Path("cells/v.ome.zarr"), ome.Description("zyx", {}))
     return tmp_path
 
@@ -69,7 +69,7 @@ def test_each_file_gets_a_mask_and_a_row(folder: Path) -> None:
 
 def test_folders_below_a_glob_are_those_of_the_masks(folder: Path) -> None:
     assert run("cells/**/*.tif", "masks").exit_code == 0
-    assert tifffile.imread("masks/heart/stack.tif").shape == (3, 70, 90)
+    assert tifffile.imread("masks/heart/stack.tif").shape == (5, 70, 90)
     assert len(rows()) == 3
 
 

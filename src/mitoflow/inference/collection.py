@@ -104,12 +104,13 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
 
 def _requests(request: Request) -> list[Request]:
     """Return what is asked of each file; folders below a glob are those of the masks, too."""
-    sources = [path for path in find_images(request.source) if request.output.resolve() not in path.resolve().parents]
+    output, images = request.output.resolve(), find_images(request.source)
+    if any(path.resolve().parent == output for path in images if path.parent == Path(request.source)):
+        raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
+    sources = [path for path in images if output not in path.resolve().parents]  # a glob may reach earlier masks
     if not sources:
         raise InputError(request.source, "no image", "TIFF or OME-Zarr files", "check the path")
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
-    if request.output.resolve() == top.resolve():
-        raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     asked: dict[Path, Request] = {}
     for path in sources:
         is_zarr = ome.is_zarr(path)
