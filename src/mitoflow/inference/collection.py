@@ -105,9 +105,9 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
 def _requests(request: Request) -> list[Request]:
     """Return what is asked of each file; folders below a glob are those of the masks, too."""
     output, images = request.output.resolve(), find_images(request.source)
-    if any(path.resolve().parent == output for path in images if path.parent == Path(request.source)):
-        raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     sources = [path for path in images if output not in path.resolve().parents]  # a glob may reach earlier masks
+    if images and not sources:
+        raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:
         raise InputError(request.source, "no image", "TIFF or OME-Zarr files", "check the path")
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
