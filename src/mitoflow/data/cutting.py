@@ -15,7 +15,7 @@ from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import binarise
-from mitoflow.data.network_input import grey_range, stretched
+from mitoflow.data.network_input import Box, slice_range, stretched
 from mitoflow.data.pairs import Pair
 from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
 from mitoflow.errors import InputError
@@ -149,7 +149,14 @@ def _stack_facts(pair: Pair, conventions: Conventions) -> dict[str, Any]:
 def _grey_values(pair: Pair, z: int, normalization: Normalization) -> Array:
     """Return a slice as the store holds it, (Y, X); stretched as prediction stretches it."""
     image = pair.image.slice(z)
-    return stretched(image, *grey_range(image)) if normalization == "percentiles" else image
+    if normalization == "range":
+        return image
+
+    def read(box: Box) -> Array:
+        y0, y1, x0, x1 = box
+        return image[y0:y1, x0:x1]
+
+    return stretched(image, *slice_range(read, pair.image.shape[1:]))
 
 
 def _write_side(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 FARTHEST = 1.4  # distance of neighbours over that of training, from which on copies of the slice are better
+UNSURE = 1.25  # by how much estimates of one distance differ
 UNRELATED = 0.1  # covariance of two slices over that of adjacent pixels, below which they show different things
 STRUCTURE = 0.05  # covariance of adjacent pixels over the variance, below which there is noise alone
 PADDING = 0.1  # share of pixels in constant areas from which on a patch does not count
@@ -190,7 +191,8 @@ def neighbour_step(context_step: int, learned: SliceDistance | None, seen: Slice
     if ratio is None:
         return 0
     step = max(1, round(context_step / ratio))
-    return step if step * ratio <= FARTHEST * context_step else 0
+    farthest = FARTHEST * (1 if seen.nm and learned.nm else UNSURE)
+    return step if step * ratio <= farthest * context_step else 0
 
 
 def is_as_close(learned: SliceDistance | None, seen: SliceDistance) -> bool:

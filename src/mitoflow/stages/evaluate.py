@@ -168,6 +168,7 @@ def _choose(
         tta=wanted.tta,
         orthoplanes=wanted.orthoplanes,
         threshold=0.5,
+        normalization=facts.get("normalization", "range"),
     )
     stacks = [pair.image for pair in read_pairs(DATA / "train")]
     predictor = Predictor(model, settings)
