@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import re
+import shutil
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -316,6 +317,15 @@ def test_validation_report_of_good_data_shows_slices_and_stacks(tmp_path):
     assert "15.62 %" in page.text
     assert [sample.z for sample in samples["train"]] == [0, 2, 4]
     assert "lab/a, z = 2, 15.62 % mitochondria" in page.text
+
+
+def test_samples_of_several_sets_are_of_each_of_them(tmp_path):
+    write_dataset(tmp_path)
+    for name in ("b", "c", "d"):
+        shutil.copytree(tmp_path / "train/lab", tmp_path / "train" / name)
+    rules = dict.fromkeys(("lab", "b", "c", "d"), "nonzero")
+    samples = report.sample_slices(tmp_path / "train", rules)
+    assert [(sample.stack, sample.z) for sample in samples] == [(f"{name}/a", 2) for name in ("b", "c", "d", "lab")]
 
 
 def test_validation_report_of_bad_data_lists_every_finding(tmp_path):

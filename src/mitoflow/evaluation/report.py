@@ -129,17 +129,20 @@ class Origin:
 
 
 def sample_slices(part: Path, rules: Mapping[str, Rule], number: int = 3) -> list[Slice]:
-    """Read ``number`` slices of each set of ``part`` (``data/train`` or ``data/test``), evenly spaced over its stacks.
+    """Read ``number`` slices of ``part`` (``data/train`` or ``data/test``), evenly spaced over the stacks of each set.
+
+    Each of several sets gives as many, and at least one.
 
     ``rules`` says how the masks of each set are read.
     """
     places: dict[str, list[tuple[Pair, int]]] = {}
     for pair in read_pairs(part):
         places.setdefault(pair.dataset, []).extend((pair, z) for z in range(pair.image.shape[0]))
+    each = max(1, number // len(places))
     picked = [
         of_set[i]
         for of_set in places.values()
-        for i in sorted({(2 * i + 1) * len(of_set) // (2 * number) for i in range(number)})
+        for i in sorted({(2 * i + 1) * len(of_set) // (2 * each) for i in range(each)})
     ]
     return [
         Slice(f"{pair.dataset}/{pair.name}", z, pair.image.slice(z), binarise(pair.mask.slice(z), rules[pair.dataset]))
