@@ -1,0 +1,64 @@
+"""The Dice to be expected: high where a network agrees with itself, and calibrated on stacks whose Dice is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoflow.errors import InputError
+from mitoflow.inference import judgement
+from mitoflow.inference.judgement import Agreement, Calibration
+from mitoflow.inference.predictor import Predictor
+
+from .test_scale import Disks, finder  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        (1, "usable"),
+        (0.8, "usable"),
+        (0.79, "look closely"),
+        (0.6, "look closely"),
+        (0.59, "do not use"),
+        (0, "do not use"),
+    ],
+)
+def test_verdict(dice: float, expected: str) -> None:
+    assert judgement.verdict(dice) == expected
+
+
+def test_calibration_returns_the_line_through_what_was_measured(tmp_path: Path) -> None:
+    products = np.linspace(0.2, 0.9, 8)
+    agreements = [Agreement(product, 1, 1) for product in products]
+    dices = 0.1 + 0.9 * products
+    calibration = Calibration.fit(agreements, dices.tolist())
+    assert calibration.dice(Agreement(0.5, 1, 1)) == pytest.approx(0.55)
+    assert calibration.dice(Agreement(1, 1, 1)) == 1
+    assert calibration.error == pytest.approx(0, abs=1e-9)
+    assert calibration.stacks == 8
+    calibration.write(tmp_path / "calibration.yaml")
+    assert Calibration.read(tmp_path / "calibration.yaml") == calibration
+    (tmp_path / "calibration.yaml").write_text("slope: 1\n")
+    with pytest.raises(InputError, match="intercept"):
+        Calibration.read(tmp_path / "calibration.yaml")
+
+
+def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
+    agreements = [Agreement(product, 1, 1) for product in (0.2, 0.4, 0.6, 0.8) * 25]
+    rng = np.random.default_rng(0)
+    dices = [agreement.product + rng.uniform(-0.1, 0.1) for agreement in agreements]
+    assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
+
+
+def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Predictor) -> None:  # noqa: F811
+    def at_scale(factor: float) -> Disks:
+        return Disks(12 * factor, (2, round(600 * factor), round(600 * factor)))
+
+    right = judgement.agreement(finder, at_scale, 0.5)  # type: ignore[arg-type]
+    wrong = judgement.agreement(finder, at_scale, 0.9)  # type: ignore[arg-type]
+    assert right.mirrored == pytest.approx(1, abs=0.02)  # the network has no preferred side
+    assert right.confidence > wrong.confidence
+    assert right.product > wrong.product
