@@ -53,4 +53,4 @@ def test_it_finds_the_scale(finder: Predictor, radius: float, factor: float) -> 
     found = scale.search(finder, at_scale)  # type: ignore[arg-type]
     assert found.best == pytest.approx(factor)
     assert found.gain(found.best) == 0
-    assert all(found.gain(other) > 0 for other in found.expected if other != found.best)
+    assert all(found.gain(other) > 0 for other in found.confidence if other != found.best)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,16 @@ from mitoflow.cli._output import print_table
 from mitoflow.errors import InputError
 
 
-def _read_ratio(context: click.Context, option: click.Parameter, value: str | None) -> bool | float:
-    if value is None or value == "training":
-        return value is not None
+def _read_rescale(context: click.Context, option: click.Parameter, value: str) -> str | float:
+    if value in ("auto", "none", "training"):
+        return value
     try:
         return float(value)
     except ValueError:
-        raise click.BadParameter(f"{value} is no number") from None
+        raise InputError("--rescale", value, "auto, none, training or a ratio such as 0.5", "give one") from None
 
 
-class _Ratio(click.Command):
-    """A command whose ``--rescale`` is a flag or takes a number, and never the file that follows it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See `click.Command`."""
-        parsed = []
-        for argument, following in zip_longest(args, args[1:]):
-            is_flag = argument == "--rescale" and not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", following or "")
-            parsed.append("--rescale=training" if is_flag else argument)
-        return super().parse_args(ctx, parsed)
-
-
-@click.command(cls=_Ratio)
+@click.command()
 @click.argument("source", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
 @model_option
@@ -49,9 +35,11 @@ class _Ratio(click.Command):
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
 @click.option(
     "--rescale",
-    metavar="[RATIO]",
-    callback=_read_ratio,
-    help="Resample the slices to the pixel size of training, or to RATIO times as many pixels along y and x.",
+    metavar="auto|none|training|RATIO",
+    default="auto",
+    show_default=True,
+    callback=_read_rescale,
+    help="Resample the slices: as suits the model, not, to the pixel size of training, or by RATIO along y and x.",
 )
 @click.option(
     "--neighbours",

@@ -12,13 +12,23 @@ from mitoflow.data import fingerprint, network_input
 from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
+from mitoflow.inference import judgement, scale
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io.volumes import Levels, Volume
+from mitoflow.io.volumes import Levels, ResampledVolume, Volume
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
+CLEARLY = 0.03  # confidence by which another scale must be better to be taken
+SAME = math.log(1.15)  # change of scale, as a logarithm, below which slices stay as they are
+
+#: What to do next, by verdict.
+NEXT = {
+    "usable": "",
+    "look closely": "; compare the mask with the images, or label four slices and fine-tune (docs/few-labels.md)",
+    "do not use": "; try --voxel-size or --rescale, or label four slices and fine-tune (docs/few-labels.md)",
+}
 
 #: Called with each note and warning for the user, one line each.
 Notify = Callable[[str], object]
@@ -58,8 +68,12 @@ def compare(volume: Volume, request: Request, model: TrainedModel, notify: Notif
     return []
 
 
-def choose_scale(volume: Volume, request: Request, model: TrainedModel) -> tuple[float, float] | None:
+def choose_scale(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> tuple[float, float] | None:
     """Return by how much the slices of a volume are enlarged along y and x before they are predicted; None for not.
+
+    A model of many tissues, which comes with a calibration, finds the scale by itself: the one that the voxel size
+    suggests, or 1 where that is unknown, unless the network is clearly surer at another one. Other models see slices as
+    they are.
 
     Raises
     ------
@@ -67,10 +81,40 @@ def choose_scale(volume: Volume, request: Request, model: TrainedModel) -> tuple
         They are to get the pixels of training, and a pixel size is unknown, or they would change by more than
         `LARGEST_CHANGE`.
     """
-    if request.rescale is False:
-        return None
-    if request.rescale is not True:
+    if isinstance(request.rescale, float):
         return request.rescale, request.rescale
+    if request.rescale == "training":
+        return _to_training(volume, model)
+    if request.rescale == "none" or model.calibration is None:
+        return None
+    trained_on, known = model.domain.spacing if model.domain else {}, volume.spacing
+    by_size = {*"yx"} <= trained_on.keys() & known.keys()
+    suggested = [known[axis] / trained_on[axis] if by_size else 1.0 for axis in "yx"]
+    expected = min(max(math.sqrt(math.prod(suggested)), 1 / LARGEST_CHANGE), LARGEST_CHANGE)
+    found = scale.search(
+        scale.for_windows(model.predictor), lambda times: enlarged(volume, _along(suggested, times)), expected
+    )
+    chosen = found.best if found.gain(expected) > CLEARLY else expected
+    sure = f"confidence {found.confidence[chosen]:.2f}"
+    if chosen != expected:
+        why = "the voxel size suggests" if by_size else "the slices have"
+        usual = f"{expected:.2g} x, which {why}" if by_size else "the size that the slices have"
+        notify(
+            f"note: {request.source}: predicted at {chosen:.2g} x its size, where the network is surest ({sure}, "
+            f"{found.confidence[expected]:.2f} at {usual}); --rescale chooses another"
+        )
+    elif by_size and abs(math.log(chosen)) >= SAME:
+        notify(f"note: {request.source}: predicted at {chosen:.2g} x its size, as its voxel size suggests ({sure})")
+    return _along(suggested, chosen) if abs(math.log(chosen)) >= SAME else None
+
+
+def _along(suggested: Sequence[float], times: float) -> tuple[float, float]:
+    """Return a scale along y and x whose mean is `times`, for pixels as long and as wide as in training."""
+    mean = math.sqrt(math.prod(suggested))
+    return suggested[0] / mean * times, suggested[1] / mean * times
+
+
+def _to_training(volume: Volume, model: TrainedModel) -> tuple[float, float]:
     trained_on = model.domain.spacing if model.domain else {}
     for where, spacing, remedy in (
         ("INPUT", volume.spacing, "give --voxel-size, or a ratio such as --rescale 0.5"),
@@ -83,6 +127,32 @@ def choose_scale(volume: Volume, request: Request, model: TrainedModel) -> tuple
             found = f"{volume.spacing[axis]:g} nm along {axis}"
             raise InputError("--rescale", found, f"about {trained_on[axis]:g}, as in training", "give --voxel-size")
     return volume.spacing["y"] / trained_on["y"], volume.spacing["x"] / trained_on["x"]
+
+
+def enlarged(volume: Volume, times: tuple[float, float] | None) -> Volume:
+    """Return a volume with its slices enlarged along y and x; as it is where nothing changes."""
+    return ResampledVolume(volume, times) if times and times != (1.0, 1.0) else volume
+
+
+def judge(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> str:
+    """Report and return what to expect of a prediction, for models that know how far they can be trusted.
+
+    Parameters
+    ----------
+    volume
+        The stack as the network sees it.
+    request, model, notify
+        As in `choose_scale`.
+    """
+    if model.calibration is None:
+        return ""
+    predictor = scale.for_windows(model.predictor)
+    agreement = judgement.agreement(predictor, lambda times: enlarged(volume, (times, times)), 1.0)
+    dice = model.calibration.dice(agreement)
+    verdict = judgement.verdict(dice)
+    said = f"{verdict}: expected Dice about {dice:.2f} (within {model.calibration.error:.2f} on four of five stacks)"
+    notify(f"{'note' if verdict == 'usable' else 'warning'}: {request.source}: {said}{NEXT[verdict]}")
+    return said
 
 
 def sample(volume: Volume, size: int) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mitoflow.core import files
 from mitoflow.inference.predictor import Predictor
-from mitoflow.inference.scale import HALF_OCTAVE, AtScale, expected_dice, windows
+from mitoflow.inference.scale import HALF_OCTAVE, AtScale, confidence, windows
 from mitoflow.io import resampling
 
 Verdict = Literal["usable", "look closely", "do not use"]
@@ -26,7 +26,7 @@ class Agreement:
     Attributes
     ----------
     confidence
-        The Dice that its probabilities promise; see `mitoflow.inference.scale.expected_dice`.
+        The Dice that its probabilities promise; see `mitoflow.inference.scale.confidence`.
     mirrored
         Dice between its masks of images and of their mirror images.
     rescaled
@@ -101,7 +101,7 @@ def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreemen
     Parameters
     ----------
     predictor
-        The model.
+        The model, for windows: see `mitoflow.inference.scale.for_windows`.
     at_scale
         Resamples the stack.
     scale
@@ -116,7 +116,7 @@ def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreemen
     ]
     threshold = predictor.settings.threshold
     return Agreement(
-        expected_dice(predictor, iter(images)),
+        confidence(predictor, images),
         _dice(masks, mirrored),
         _dice(masks, [probability >= threshold for probability in rescaled]),
     )

@@ -30,7 +30,7 @@ from mitoflow.io.volumes import Volume
 
 INSTANCE_BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
 Voxels = zarr.Array[Any] | np.ndarray
-DECIDED = ("scale", "decisions", "differs")  # keys of the lineage that say how a stack was predicted
+DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
 
@@ -95,7 +95,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         spacing=whole.spacing,
         part=parse_roi(request.roi, whole),
         levels=adaptation.find_levels(whole, request, model, notify),
-        scale=adaptation.choose_scale(whole, request, model),
+        scale=None,
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
         settings=replace(
@@ -106,6 +106,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         products=tuple(name for name in request.images if name in PRODUCTS),
         folder=Path(),
     )
+    job = replace(job, scale=adaptation.choose_scale(job.seen(whole), request, model, notify))
     volume = job.seen(whole)
     differs = adaptation.compare(volume, request, model, notify)
     decision = decide(job.settings, volume, request.neighbours)
@@ -115,6 +116,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
         "decisions": "; ".join(decision.notes),
         "differs": "; ".join(differs),
+        "judgement": adaptation.judge(volume, request, model, notify),
     }
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 

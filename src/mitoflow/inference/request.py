@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mitoflow.errors import InputError
 from mitoflow.inference import outputs
@@ -16,6 +17,9 @@ from mitoflow.io.volumes import Volume
 
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
+
+#: See `Request.rescale`.
+Rescale = float | Literal["auto", "none", "training"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class Request:
     roi
         The part to predict, ``z0:z1,y0:y1,x0:x1``, as what it is in the whole.
     rescale
-        Whether the slices are resampled to the pixel size that the model was trained on; or by how much they are
-        enlarged: 0.5 gives half as many pixels along y and x.
+        What is done to the slices before the network sees them: resampled to the pixel size of training (``training``),
+        enlarged by a ratio (0.5 gives half as many pixels along y and x), nothing (``none``), or what
+        `mitoflow.inference.adaptation.choose_scale` finds (``auto``).
     neighbours
         Which neighbouring slices are used: see `mitoflow.inference.model_input.decide`.
     spacing, fill_missing
@@ -70,7 +75,7 @@ class Request:
     table: Path | None = None
     overlay: Path | None = None
     roi: str | None = None
-    rescale: bool | float = False
+    rescale: Rescale = "auto"
     neighbours: str = "auto"
     spacing: Spacing | None = None
     fill_missing: bool = False
@@ -102,7 +107,7 @@ class Request:
         """Raise `InputError` where a value is out of range, or two exclude each other."""
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError("--threshold", self.threshold, "a probability between 0 and 1", "change it")
-        if not isinstance(self.rescale, bool) and not 1 / LARGEST_CHANGE <= self.rescale <= LARGEST_CHANGE:
+        if not isinstance(self.rescale, str) and not 1 / LARGEST_CHANGE <= self.rescale <= LARGEST_CHANGE:
             expected = f"a ratio from 1/{LARGEST_CHANGE} to {LARGEST_CHANGE}"
             raise InputError("--rescale", self.rescale, expected, "change it")
         if self.neighbours not in NEIGHBOURS:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
@@ -24,54 +25,62 @@ AtScale = Callable[[float], Volume]
 
 @dataclass(frozen=True)
 class Scales:
-    """What a network expects of itself at several scales.
+    """How sure a network is of its masks at several scales.
 
     Attributes
     ----------
-    expected
-        `expected_dice` over all windows, by scale: pixels of the network to a pixel of the stack.
+    confidence
+        `confidence` over all windows, by scale: pixels of the network to a pixel of the stack.
     """
 
-    expected: dict[float, float]
+    confidence: dict[float, float]
 
     @property
     def best(self) -> float:
-        """The scale at which the network expects most of itself; of equals, the one nearest to 1."""
-        return max(self.expected, key=lambda scale: (self.expected[scale], -abs(np.log(scale))))
+        """The scale at which the network is surest; of equals, the one nearest to 1."""
+        return max(self.confidence, key=lambda scale: (self.confidence[scale], -abs(math.log(scale))))
 
     def gain(self, scale: float) -> float:
-        """Return how much more the network expects at the best scale than at another one, in Dice."""
-        nearest = min(self.expected, key=lambda each: abs(np.log(each / scale)))
-        return self.expected[self.best] - self.expected[nearest]
+        """Return how much surer the network is at the best scale than at the tried one that is nearest to `scale`."""
+        nearest = min(self.confidence, key=lambda tried: abs(math.log(tried / scale)))
+        return self.confidence[self.best] - self.confidence[nearest]
 
 
-def search(predictor: Predictor, at_scale: AtScale) -> Scales:
-    """Predict a few windows of a stack at scales from 1/8 to 2, and return what the network expects of each.
+def search(predictor: Predictor, at_scale: AtScale, expected: float = 1.0) -> Scales:
+    """Predict a few windows of a stack at scales from 1/8 to 2, and return how sure the network is at each.
 
     A network that sees structures of the size that it knows decides clearly; where they are too large or too small, it
-    hesitates. On tissue that a network was not trained on, the scale with the highest expectation was the best one by
+    hesitates. On tissue that a network was not trained on, the scale with the highest confidence was the best one by
     the truth, or next to it (docs/quality.md).
 
     Parameters
     ----------
     predictor
-        The model.
+        The model, for windows: see `for_windows`.
     at_scale
         Resamples the stack.
+    expected
+        A scale that is tried in any case, such as the one that a voxel size suggests.
     """
-    expected: dict[float, float] = {}
+    found: dict[float, float] = {}
 
     def try_out(scale: float) -> None:
         volume = at_scale(scale)
-        if scale not in expected and (min(volume.shape[1:]) >= SMALLEST or scale >= 1):
-            expected[scale] = expected_dice(predictor, windows(volume))
+        if scale not in found and (min(volume.shape[1:]) >= SMALLEST or scale == expected):
+            found[scale] = confidence(predictor, windows(volume))
 
-    for scale in OCTAVES:
+    for scale in (expected, *OCTAVES):
         try_out(scale)
-    best = Scales(expected).best
+    best = Scales(found).best
     for scale in (best / HALF_OCTAVE, best * HALF_OCTAVE):
         try_out(scale)
-    return Scales(expected)
+    return Scales(found)
+
+
+def for_windows(predictor: Predictor) -> Predictor:
+    """Return a predictor for windows of slices: each by itself, with grey values that are already as in training."""
+    settings = replace(predictor.settings, context_step=0, median=1, orthoplanes=False, normalization="range")
+    return predictor.with_settings(settings)
 
 
 def windows(volume: Volume) -> Iterator[np.ndarray]:
@@ -87,12 +96,12 @@ def windows(volume: Volume) -> Iterator[np.ndarray]:
             yield volume.read(z, (y, y + tall, x, x + wide))
 
 
-def expected_dice(predictor: Predictor, images: Iterator[np.ndarray]) -> float:
-    """Return the Dice that a network expects of its masks of some images, (Y, X) each, in [0, 1].
+def confidence(predictor: Predictor, images: Iterable[np.ndarray]) -> float:
+    """Return the Dice that the probabilities of a network promise for its masks of images, (Y, X) each, in [0, 1].
 
-    If its probabilities p are right, the mask m has an expected overlap with the truth of ``sum(m p)``, and the truth
-    an expected size of ``sum(p)``, so the Dice to be expected is about ``2 sum(m p) / (sum(m) + sum(p))``. On tissue
-    that differs from training a network is too sure of itself; `mitoflow.inference.judgement` corrects for that.
+    If its probabilities p are right, a mask m has an expected overlap with the truth of ``sum(m p)``, and the truth an
+    expected size of ``sum(p)``, so the Dice to be expected is about ``2 sum(m p) / (sum(m) + sum(p))``. On tissue that
+    differs from training a network is too sure of itself; `mitoflow.inference.judgement` corrects for that.
 
     Source: Li et al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores",
     MICCAI 2022.

@@ -11,6 +11,7 @@ from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.inference import model_files
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 
 OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
@@ -70,6 +71,12 @@ class TrainedModel:
         """What its training images look like; None where that was not recorded."""
         path = self.folder / model_files.DOMAIN
         return Fingerprint.read(path) if path.is_file() else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How its Dice follows from its agreement with itself; None where that was not measured on other tissue."""
+        path = self.folder / model_files.CALIBRATION
+        return Calibration.read(path) if path.is_file() else None
 
     @property
     def lineage(self) -> dict[str, str]:
