@@ -54,7 +54,7 @@ def test_coarser_pixels_are_reported(trained: Fingerprint) -> None:
 def test_known_voxel_sizes_are_compared(trained: Fingerprint, patches: list[np.ndarray]) -> None:
     known, seen = replace(trained, spacing={"y": 5.0, "x": 5.0}), measure(patches, {"y": 15.0, "x": 15.0})
     assert differences(known, seen) == [
-        "its pixels are about 3.0 x coarser (15 nm, 5 nm in the training images; --rescale resamples it)"
+        "its pixels are about 3.0 x coarser (15 nm, 5 nm in the training images; --rescale training resamples it)"
     ]
     assert differences(known, replace(seen, spacing={"x": 5.5})) == []
 

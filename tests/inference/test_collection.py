@@ -141,20 +141,3 @@ def test_two_files_of_one_name_are_refused(folder: Path) -> None:
 )
 def test_the_name_of_the_output_decides(name: str, is_folder: bool) -> None:
     assert collection.is_folder(Path(name)) == is_folder
-
-
-@pytest.mark.parametrize(
-    ("arguments", "rescale"),
-    [
-        (("--rescale", "in.tif", "out.tif"), True),
-        (("in.tif", "out.tif", "--rescale"), True),
-        (("in.tif", "--rescale", "0.5", "out.tif"), 0.5),
-        (("in.tif", "out.tif", "--rescale=2"), 2.0),
-        (("in.tif", "out.tif"), False),
-    ],
-)
-def test_rescale_is_a_flag_or_takes_a_ratio(arguments: tuple[str, ...], rescale: bool | float) -> None:
-    context = predict.make_context("predict", [*arguments])
-    assert context.params["rescale"] == rescale
-    assert type(context.params["rescale"]) is type(rescale)
-    assert (context.params["source"], str(context.params["output"])) == ("in.tif", "out.tif")

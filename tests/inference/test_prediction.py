@@ -344,7 +344,9 @@ def test_pixels_of_another_size_are_resampled_on_request(say: Say, probabilities
     assert say("fine.tif", "mask.tif", "--voxel-size", "2,2.5")[2].startswith(
         "warning: fine.tif looks unlike the training images: its pixels are about 2.0 x finer (2.5 nm, 5 nm in the"
     )
-    code, _, err = say("fine.tif", "mask.tif", "--voxel-size", "2,2.5", "--rescale", "--probability", "--overwrite")
+    code, _, err = say(
+        "fine.tif", "mask.tif", "--voxel-size", "2,2.5", "--rescale", "training", "--probability", "--overwrite"
+    )
     assert code == 0
     assert "pixels" not in err
     found = tifffile.imread("mask_probability.tif")
@@ -405,7 +407,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no number": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "nan"], "--threshold: found nan, expected"),
     "rescale far": (
         nothing,
-        ["cell.ome.tif", "mask.tif", "--rescale", "--voxel-size", "4000"],
+        ["cell.ome.tif", "mask.tif", "--rescale", "training", "--voxel-size", "4000"],
         "--rescale: found 4000 nm along y, expected about 4",
     ),
     "roi": (nothing, ["cell.ome.tif", "mask.tif", "--roi", "1:2"], "--roi: found 1:2, expected z0:z1,y0:y1,x0:x1"),
@@ -418,7 +420,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "threshold": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "2"], "2.0 is not in the range 0<x<1"),
     "rescale": (
         lambda folder: tifffile.imwrite(folder / "plain.tif", STACK),
-        ["plain.tif", "mask.tif", "--rescale"],
+        ["plain.tif", "mask.tif", "--rescale", "training"],
         "--rescale: found no voxel size of the INPUT, expected one along y and x; give --voxel-size",
     ),
     "no model": (

@@ -182,7 +182,7 @@ def _pixel_size(trained: Fingerprint, seen: Fingerprint) -> list[str]:
         change, known = wide / usual, f"{wide:g} nm, {usual:g} nm in the training images"
         if 1 / TOLERANCE <= change <= TOLERANCE:
             return []
-        known += "; --rescale resamples it"
+        known += "; --rescale training resamples it"
     else:
         change = 1 / (_beyond(trained.texture, seen.texture) or 1)
         if change == 1:

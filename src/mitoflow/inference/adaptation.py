@@ -26,8 +26,8 @@ SAME = math.log(1.15)  # change of scale, as a logarithm, below which slices sta
 #: What to do next, by verdict.
 NEXT = {
     "usable": "",
-    "look closely": "; compare the mask with the images, or label four slices and fine-tune (docs/few-labels.md)",
-    "do not use": "; try --voxel-size or --rescale, or label four slices and fine-tune (docs/few-labels.md)",
+    "look closely": "; compare the mask with the images, or label four slices and fine-tune (docs/training.md)",
+    "do not use": "; try --voxel-size or --rescale, or label four slices and fine-tune (docs/training.md)",
 }
 
 #: Called with each note and warning for the user, one line each.

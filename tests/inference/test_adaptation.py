@@ -1,0 +1,79 @@
+"""A model of many tissues finds the scale of a stack and says what to expect; other models leave it as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from mitoflow.inference import prediction
+from mitoflow.inference.judgement import Calibration
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
+from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io import ome
+from mitoflow.models import unet
+
+from .test_scale import RADIUS, Disks, finder  # noqa: F401
+
+SIDE = 600
+
+
+@pytest.fixture
+def model(finder: Predictor, tmp_path: Path) -> TrainedModel:  # noqa: F811
+    """Return the network of `finder` with its files; without a calibration."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    unet.save_model(finder.model, folder / "unet.keras")
+    finder.settings.write(folder / "inference.yaml")
+    return TrainedModel("finder", folder / "unet.keras", folder, {"model": "finder", "model_sha256": "0"})
+
+
+def predicted(
+    model: TrainedModel, folder: Path, radius: float, **options: object
+) -> tuple[np.ndarray, list[str], dict]:
+    """Predict disks of a radius; return the mask, the notes and the lineage."""
+    disks = Disks(radius, (2, SIDE, SIDE))
+    tifffile.imwrite(folder / "disks.tif", np.stack([disks.read(z, (0, SIDE, 0, SIDE)) for z in range(2)]))
+    notes: list[str] = []
+    output = folder / "mask.tif"
+    request = Request(str(folder / "disks.tif"), output, overwrite=True, **options)  # type: ignore[arg-type]
+    prediction.predict(request, model, notes.append)
+    return tifffile.imread(output), notes, ome.read_lineage(output)
+
+
+def test_a_calibrated_model_takes_the_scale_at_which_it_is_surest(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    mask, notes, lineage = predicted(model, tmp_path, 4 * RADIUS)
+    assert any("predicted at 0.25 x its size, where the network is surest" in note for note in notes)
+    assert lineage["scale"] == "y x 0.25, x x 0.25"
+    expected, _, _ = predicted(model, tmp_path, 4 * RADIUS, rescale=0.25)
+    np.testing.assert_array_equal(mask, expected)
+    as_it_is, notes, lineage = predicted(model, tmp_path, 4 * RADIUS, rescale="none")
+    assert (as_it_is != mask).any()
+    assert "scale" not in lineage
+
+
+def test_at_the_right_size_slices_stay_as_they_are(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    _, notes, lineage = predicted(model, tmp_path, RADIUS)
+    assert "scale" not in lineage
+    assert not any("predicted at" in note for note in notes)
+
+
+@pytest.mark.parametrize(("intercept", "verdict", "kind"), [(1, "usable", "note"), (-0.2, "do not use", "warning")])
+def test_it_says_what_to_expect(model: TrainedModel, tmp_path: Path, intercept: float, verdict: str, kind: str) -> None:
+    Calibration(0.0 if intercept == 1 else 0.5, intercept, 0.1, 12).write(model.folder / "calibration.yaml")
+    _, notes, lineage = predicted(model, tmp_path, RADIUS)
+    said = next(note for note in notes if "expected Dice" in note)
+    assert said.startswith(f"{kind}: ")
+    assert f": {verdict}: expected Dice about " in said
+    assert lineage["judgement"].startswith(verdict)
+
+
+def test_a_model_without_calibration_leaves_the_scale_and_says_nothing(model: TrainedModel, tmp_path: Path) -> None:
+    _, notes, lineage = predicted(model, tmp_path, 4 * RADIUS)
+    assert not any("expected Dice" in note or "predicted at" in note for note in notes)
+    assert {"scale", "judgement"}.isdisjoint(lineage)
