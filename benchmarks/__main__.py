@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,8 +35,17 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TQDM_DISABLE": "1"}  # progress bars cost
 RESULTS = Path(__file__).with_name("results")
 
 
+#: Protocols that take options of their own, each a module with the same name.
+PROTOCOLS = ("leave-one-set-out",)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure mitoflow against its baselines.")
+    if sys.argv[1:2] and sys.argv[1] in PROTOCOLS:
+        importlib.import_module(f"benchmarks.{sys.argv[1].replace('-', '_')}").main(sys.argv[2:])
+        return
+    described = "Measure mitoflow against its baselines."
+    others = f"With options of their own: {', '.join(f'python -m benchmarks {name}' for name in PROTOCOLS)}"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=described, epilog=others)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=5, help="times that each contender works (default 5)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the results (default %(default)s)")

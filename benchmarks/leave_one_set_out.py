@@ -1,0 +1,481 @@
+"""What a model is worth on tissue that it has not seen: `python -m benchmarks leave-one-set-out --data PROJECT`.
+
+For each set of a project a model is fitted on the others, by a preset. It is measured on the set that was left out,
+slice by slice:
+
+- zero-shot, on every slice, at the pixel size as published (`unknown`) and, where it and that of the training sets are
+  known, resampled to theirs (`known`);
+- after fine-tuning on 1, 4 and 12 of its slices, drawn several times, beside the same network trained on the same
+  slices from random weights, for as many crops. A set of few slices gives quarters of slices in place of slices.
+
+What is labelled and what is measured after it never lie side by side: the last slices of each stack are measured, and a
+gap before them is left out. Only the training part of the project is used; its test part stays closed.
+
+Results are lines of JSON. What is there is not done again, so that the protocol may run in several sittings; fits go on
+from their checkpoints. `--without` leaves one augmentation out, for the rows of an ablation. After a change of the
+code, remove the folder of `--work`: its models are found by their recipe and their patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from benchmarks import leave_one_set_out_report as report
+from mitoflow.config import presets
+from mitoflow.config.params import Augmentation, Params, Patch, Recipe
+from mitoflow.core import files
+from mitoflow.data.conventions import Conventions, read_conventions
+from mitoflow.data.cutting import split, write_store
+from mitoflow.data.masks import binarise
+from mitoflow.data.network_input import grey_range, stretched
+from mitoflow.data.pairs import Pair, read_pairs, read_set
+from mitoflow.data.patches import PatchStore
+from mitoflow.errors import InputError, run_as_command
+from mitoflow.evaluation import metrics, protocols
+from mitoflow.evaluation.bootstrap import bootstrap_interval
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
+from mitoflow.io import resampling, tiff
+from mitoflow.models import unet
+from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA
+from mitoflow.training import fitting
+
+RESULTS = Path(__file__).with_name("results") / "leave_one_set_out.jsonl"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "labels.svg"
+PARTS = ("zero-shot", "few-labels")
+MEASURED_SHARE, GAP = 0.3, 2  # of the slices of a stack that are measured after fine-tuning, and slices before them
+ENOUGH = 12  # slices; of a set with fewer to draw from, quarters are labelled
+INTENSITY = "intensity"  # the name in `--without` of what `train.intensity_strength` sets
+
+#: Image, (Y, X) uint8, and mask, (Y, X) uint8 in {0, 1}.
+Slice = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TissueSet:
+    """The training part of one set.
+
+    Attributes
+    ----------
+    name
+        Of the set.
+    pairs, conventions
+        Its stacks, and how they are read.
+    """
+
+    name: str
+    pairs: list[Pair]
+    conventions: Conventions
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """Every slice, its grey values between their percentiles: of all stacks, one after the other."""
+        return [
+            (stretched(image, *grey_range(image)), binarise(mask, self.conventions.mask_rule))
+            for pair in self.pairs
+            for image, mask in zip(pair.image.slices(), pair.mask.slices(), strict=True)
+        ]
+
+    @cached_property
+    def stacks(self) -> list[str]:
+        """The stack of each slice; slices that are no neighbours are stacks of their own."""
+        names = [(pair.name, z) for pair in self.pairs for z in range(pair.image.shape[0])]
+        return [f"{name}-{z}" if self.conventions.unrelated else name for name, z in names]
+
+    @cached_property
+    def sides(self) -> dict[str, list[int]]:
+        """The slices that may be labelled, `train`, and those that are measured after that, `validation`."""
+        depths = [pair.image.shape[0] for pair in self.pairs]
+        firsts = np.cumsum([0, *depths]).tolist()
+        sides = split(depths, MEASURED_SHARE, 0 if self.conventions.unrelated else GAP)
+        return {side: [firsts[stack] + z for stack, z in slices] for side, slices in sides.items()}
+
+    @property
+    def pixel_size(self) -> float | None:
+        """In nanometres, the geometric mean along y and x; None where it is not known."""
+        sizes = [self.conventions.spacing[axis] for axis in "yx" if axis in self.conventions.spacing]
+        return math.sqrt(math.prod(sizes)) if len(sizes) == 2 else None
+
+    def labelled(self, count: int, draw: int) -> list[Slice]:
+        """Draw the slices or quarters that are labelled; one that is alone comes in quarters, of which one validates.
+
+        Raises
+        ------
+        InputError
+            There are fewer.
+        """
+        pool = [self.slices[place] for place in self.sides["train"]]
+        if len(pool) < ENOUGH:
+            pool = [quarter for each in pool for quarter in quarters(each)]
+        if count > len(pool):
+            raise InputError("--labels", count, f"at most the {len(pool)} of {self.name}", "ask for fewer")
+        drawn = np.random.default_rng((count, draw)).permutation(len(pool))[:count]
+        return [pool[place] for place in drawn] if count > 1 else quarters(pool[drawn[0]])
+
+
+def quarters(whole: Slice) -> list[Slice]:
+    """Return the four quarters of a slice."""
+    image, mask = whole
+    y, x = (length // 2 for length in image.shape)
+    corners = [(rows, columns) for rows in (slice(y), slice(y, None)) for columns in (slice(x), slice(x, None))]
+    return [(image[corner], mask[corner]) for corner in corners]
+
+
+class Results:
+    """Lines of JSON, each a result with the key that says what was measured.
+
+    Parameters
+    ----------
+    path
+        The file; lines are appended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # A line that was cut off is no result.
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
+        if lines and not lines[-1].endswith("\n"):
+            files.write_text(path, "".join(lines[:-1]))
+
+    def lacks(self, key: Mapping[str, Any]) -> bool:
+        """Return whether there is no result with this key."""
+        return not any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Append a result."""
+        self.rows.append({**key, **found})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(self.rows[-1]) + "\n")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and its settings, as files: a `.keras` file, and beside it what `Settings.write` writes."""
+
+    model: Path
+
+    @property
+    def settings(self) -> Path:
+        """The settings; they are written last."""
+        return self.model.with_suffix(".yaml")
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, ready to predict."""
+        return Predictor.load(self.model, self.settings)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all measurements of a run have in common.
+
+    Attributes
+    ----------
+    sets
+        The sets of the project by name.
+    preset, finetune
+        The parameters of the fits on the other sets, and of those on the labelled slices.
+    work
+        Where copies, patches, checkpoints and models are kept.
+    """
+
+    sets: Mapping[str, TissueSet]
+    preset: Params
+    finetune: Params
+    work: Path
+
+    def fitted(self, left_out: str, variant: str, recipe: Recipe) -> Trained:
+        """Fit a model on the other sets, unless there is one; validation chooses its threshold."""
+        store = self._store_without(left_out)
+        key = files.short_digest([recipe.model_dump(), store.digest])
+        trained = Trained(self.work / "models" / f"{key}.keras")
+        if not trained.settings.exists():
+            checkpoints = self.work / "checkpoints" / key
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            trained.model.parent.mkdir(exist_ok=True)
+            model = fitting.fit(store, recipe, checkpoints=checkpoints, title=f"{variant}, without {left_out}").model
+            unet.save_model(model, trained.model)
+            self._predictor(model, recipe, store).settings.write(trained.settings)
+        return trained
+
+    def zero_shot(self, left_out: str, trained: Trained, ratio: float) -> dict[str, Any]:
+        """Measure a model on all slices of the set that it has not seen, enlarged by a ratio."""
+        places = range(len(self.sets[left_out].slices))
+        return {"ratio": round(ratio, 4), **self._measured(trained.predictor, left_out, places, ratio)}
+
+    def ratio(self, left_out: str) -> float | None:
+        """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""
+        own = self.sets[left_out].pixel_size
+        known = [each.pixel_size for name, each in self.sets.items() if name != left_out and each.pixel_size]
+        return own / math.exp(float(np.mean(np.log(known)))) if own and known else None
+
+    def few_labels(
+        self, left_out: str, kind: str, trained: Trained, recipe: Recipe, count: int, draw: int
+    ) -> dict[str, Any]:
+        """Measure a model that was trained on a few slices of the set; with no label, as it is."""
+        tissue, started, predictor = self.sets[left_out], time.perf_counter(), trained.predictor
+        if count:
+            initial = unet.load_model(trained.model) if kind == report.FINE_TUNED else None
+            with tempfile.TemporaryDirectory() as folder:
+                pages = {f"{place:02d}": [page] for place, page in enumerate(tissue.labelled(count, draw))}
+                store = write_patches(Path(folder), {left_out: pages}, self.finetune.patch)
+                few = self._few_labels_recipe(kind, recipe).replace(seed=draw + 1)
+                fitted = fitting.fit(store, few, initial=initial, title=f"{left_out}, {kind}, {count}, draw {draw}")
+                predictor = self._predictor(fitted.model, few, store)
+        found = self._measured(predictor, left_out, tissue.sides["validation"])
+        return {**found, "seconds": round(time.perf_counter() - started)}
+
+    def _few_labels_recipe(self, kind: str, recipe: Recipe) -> Recipe:
+        """Return the recipe of a fit on a few slices: that of fine-tuning, for the network of the model.
+
+        From random weights it learns at the rate of the preset, since that of fine-tuning is too low to begin with.
+        """
+        same = ("network", "depth", "base_width", "context", "context_step", "precision")
+        few = self.finetune.train.recipe(BEST_PARAMS).replace(**{key: getattr(recipe, key) for key in same})
+        return few if kind == report.FINE_TUNED else few.replace(learning_rate=recipe.learning_rate)
+
+    def _store_without(self, left_out: str) -> PatchStore:
+        folder = self.work / f"without-{left_out}"
+        if (folder / "patches").exists():
+            return PatchStore.open(folder / "patches")
+        sets: dict[str, dict[str, list[Slice]]] = {}
+        for name, tissue in self.sets.items():
+            for stack, page in zip(tissue.stacks, tissue.slices, strict=True) if name != left_out else ():
+                sets.setdefault(name, {}).setdefault(stack, []).append(page)
+        return write_patches(folder, sets, self.preset.patch)
+
+    def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore) -> Predictor:
+        """Return a model with the threshold of the highest Dice on the validation slices."""
+        wanted = self.preset.evaluate
+        settings = Settings(
+            bit_depth=store.bit_depth,
+            divisor=2**recipe.depth,
+            context=recipe.context,
+            context_step=recipe.context_step,
+            tile=wanted.tile,
+            overlap=wanted.overlap,
+            tta=wanted.tta,
+            threshold=0.5,
+        )
+        predictor = Predictor(model, settings)
+        chosen = protocols.choose(predictor, store.validation, [1]).threshold
+        return predictor.with_settings(replace(settings, threshold=chosen))
+
+    def _measured(self, predictor: Predictor, name: str, places: Sequence[int], ratio: float = 1.0) -> dict[str, Any]:
+        """Return the scores of slices, each predicted by itself, with their intervals."""
+        tissue, histogram = self.sets[name], ProbabilityHistogram()
+        for place in tqdm(places, desc=f"{name}: measured", unit="slice", leave=False):
+            image, truth = tissue.slices[place]
+            histogram.add(truth, probability(predictor, image, ratio))
+        counts, stacks = histogram.counts_at(predictor.settings.threshold), [tissue.stacks[place] for place in places]
+        drawn = (self.preset.evaluate.bootstrap_block, self.preset.evaluate.bootstrap_resamples, 1, stacks)
+        found: dict[str, Any] = {"slices": len(places), "threshold": predictor.settings.threshold}
+        for name, score in (("dice", metrics.dice), ("iou", metrics.iou)):
+            interval = bootstrap_interval(counts, score, *drawn).as_dict(name)
+            found |= {key: round(value, 4) for key, value in interval.items()}
+        best = histogram.counts_at(histogram.best_threshold()).sum(0)
+        return {**found, "dice_at_best_threshold": round(float(metrics.dice(best)), 4)}
+
+
+def probability(predictor: Predictor, image: np.ndarray, ratio: float) -> np.ndarray:
+    """Return the map of a slice by itself, (Y, X) float32 in [0, 1], predicted on a grid that is finer by a ratio."""
+    sides = [max(predictor.settings.divisor, round(length * ratio)) for length in image.shape]
+
+    def resized(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        if array.shape == tuple(shape):
+            return array
+        rows, columns = (resampling.weights(old, new, 0, new) for old, new in zip(array.shape, shape, strict=True))
+        return resampling.resample(array, rows, columns)
+
+    seen = np.rint(resized(image, sides)).astype(image.dtype)
+    return np.clip(resized(next(predictor.stream(lambda z: seen, range(1))), image.shape), 0, 1)
+
+
+def write_patches(folder: Path, sets: Mapping[str, Mapping[str, list[Slice]]], settings: Patch) -> PatchStore:
+    """Cut the stacks of sets into a patch store, ``folder/patches``."""
+    pairs = []
+    for dataset, stacks in sets.items():
+        for name, pages in stacks.items():
+            for kind, arrays in zip(("images", "masks"), zip(*pages, strict=True), strict=True):
+                (folder / dataset / kind).mkdir(parents=True, exist_ok=True)
+                tiff.write_stack(folder / dataset / kind / f"{name}.tif", np.stack(arrays))
+        pairs += read_set(folder / dataset, dataset)
+    return write_store(folder / "patches", pairs, settings, {name: Conventions(8, "nonzero") for name in sets})
+
+
+def read_project(project: Path) -> dict[str, TissueSet]:
+    """Return the training parts of the sets of a project whose stage ``validate`` has run.
+
+    Raises
+    ------
+    InputError
+        There are fewer than two sets, or as in `read_pairs` and `read_conventions`.
+    """
+    conventions, pairs = read_conventions(project / CONVENTIONS), read_pairs(project / DATA / "train")
+    names = dict.fromkeys(pair.dataset for pair in pairs)
+    if len(names) < 2:
+        raise InputError(project / DATA, f"one set, {next(iter(names))}", "two or more", "add one: `mitoflow data add`")
+    return {
+        name: TissueSet(name, [pair for pair in pairs if pair.dataset == name], conventions[name]) for name in names
+    }
+
+
+def variants(recipe: Recipe, without: Sequence[str]) -> dict[str, Recipe]:
+    """Return the recipes to measure by name: without each of some augmentations, or else the recipe itself.
+
+    Raises
+    ------
+    InputError
+        There is no such augmentation.
+    """
+    names = [*Augmentation.model_fields, INTENSITY]
+    recipes = {}
+    for name in without:
+        if name not in names:
+            raise InputError("--without", name, f"one of {', '.join(names)}", "change it")
+        off = {**recipe.augmentation.model_dump(), name: {"share": 0.0}}
+        change: dict[str, Any] = {"intensity_strength": 0.0} if name == INTENSITY else {"augmentation": off}
+        recipes[f"without {name}"] = recipe.replace(**change)
+    return recipes or {report.PRESET: recipe}
+
+
+def changed(settings: Params, changes: Sequence[str]) -> Params:
+    """Return parameters with other values for some keys, each given as ``section.key=value``.
+
+    Raises
+    ------
+    InputError
+        A change cannot be read, or its key is unknown.
+    """
+    values = settings.model_dump(by_alias=True)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        section = values
+        *sections, last = key.split(".")
+        for name in sections:
+            section = section.get(name, {})
+        if not equals or last not in section:
+            raise InputError("--set", change, "section.key=value, a key of params.yaml", "correct its spelling")
+        section[last] = YAML(typ="safe", pure=True).load(text)
+    return Params.model_validate(values)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measurement: what it is, and what makes it from the model of its set and variant."""
+
+    key: dict[str, Any]
+    measure: Callable[[Trained], dict[str, Any]]
+
+
+def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namespace) -> Iterator[Job]:
+    """Yield the measurements of a set, for one recipe."""
+    if "zero-shot" in options.only:
+        ratios = {report.UNKNOWN: 1.0, report.KNOWN: protocol.ratio(name)}
+        for pixel_size, ratio in ratios.items():
+            if ratio is not None:
+                key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
+                yield Job(key, lambda trained, ratio=ratio: protocol.zero_shot(name, trained, ratio))
+    if "few-labels" in options.only:
+        wanted = [(report.FINE_TUNED, 0, 0)]
+        wanted += [
+            (kind, count, draw)
+            for count in options.labels
+            for draw in range(options.draws)
+            for kind in (report.FINE_TUNED, report.FROM_SCRATCH)
+        ]
+        for kind, count, draw in wanted:
+
+            def measure(trained: Trained, of: tuple[str, int, int] = (kind, count, draw)) -> dict[str, Any]:
+                kind, count, draw = of
+                return protocol.few_labels(name, kind, trained, recipe, count, draw)
+
+            yield Job({"kind": kind, "labels": count, "draw": draw}, measure)
+
+
+def run(protocol: Protocol, results: Results, options: argparse.Namespace) -> None:
+    """Measure what is not there yet, one model after the other."""
+    recipes = variants(protocol.preset.train.recipe(BEST_PARAMS), options.without)
+    lacking = []
+    for variant, recipe in recipes.items():
+        for name in options.sets or protocol.sets:
+            for job in jobs(protocol, name, recipe, options):
+                decides = [recipe.model_dump(), protocol.finetune.model_dump() if job.key.get("labels") else None]
+                key = {"set": name, "variant": variant, "recipe": files.short_digest(decides)[:12], **job.key}
+                if results.lacks(key):
+                    lacking.append((name, variant, recipe, key, job))
+    at, trained = ("", ""), None
+    with tqdm(lacking, desc="leave one set out", unit="result") as bar:
+        for name, variant, recipe, key, job in bar:
+            bar.set_postfix_str(f"{variant}, {name}")
+            if trained is None or at != (name, variant):
+                at, trained = (name, variant), protocol.fitted(name, variant, recipe)
+            results.add(key, job.measure(trained))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    described = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks leave-one-set-out", description=described)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of a project with two or more sets")
+    parser.add_argument("--preset", default="general", help="how models are fitted (default %(default)s)")
+    parser.add_argument("--sets", nargs="+", default=[], metavar="SET", help="sets that are left out; all without it")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what is measured; both without it")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="augmentations that are left out")
+    parser.add_argument("--labels", nargs="+", type=int, default=[1, 4, 12], metavar="N", help="labelled slices")
+    parser.add_argument("--draws", type=int, default=3, help="draws of the labelled slices (default %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the preset")
+    parser.add_argument("--set-finetune", nargs="+", default=[], metavar="KEY=VALUE", help="and to the preset finetune")
+    parser.add_argument("--work", type=Path, help="folder for patches and models (default: in the project)")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="Dice against labels (default %(default)s)")
+    parser.add_argument("--table", action="store_true", help="only print the tables and draw the figure")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the protocol, print its tables and draw its figure; errors of the user are one line."""
+    options = parse(arguments)
+    run_as_command(lambda: measure_and_report(options))
+
+
+def measure_and_report(options: argparse.Namespace) -> None:
+    """Run the protocol with these options."""
+    results = Results(options.into)
+    if not options.table:
+        protocol = Protocol(
+            sets=read_project(options.data),
+            preset=changed(presets.load(options.preset), options.set),
+            finetune=changed(presets.load("finetune"), options.set_finetune),
+            work=options.work or options.data / ".leave-one-set-out",
+        )
+        if unknown := set(options.sets) - protocol.sets.keys():
+            raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")
+        run(protocol, results, options)
+    print(report.tables(results.rows))
+    if any("labels" in row for row in results.rows):
+        report.draw(results.rows, options.figure)
+
+
+if __name__ == "__main__":
+    main()

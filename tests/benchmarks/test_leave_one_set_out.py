@@ -1,0 +1,146 @@
+"""The protocol leave-one-set-out, end to end on two small phantoms: what is measured, and what is not done again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import leave_one_set_out, leave_one_set_out_report
+from mitoflow.config import presets
+from mitoflow.data.conventions import Conventions, write_conventions
+from mitoflow.data.phantom import make_phantom
+from mitoflow.errors import InputError
+from mitoflow.io import tiff
+
+SMALL = ["patch.size=64", "patch.step=64", "train.epochs=1", "train.patches_per_epoch=8", "train.batch_size=4"]
+NETWORK = ["train.depth=2", "train.base_width=4", "train.precision=float32", "evaluate.tile=128"]
+FEW = ["--sets", "flat", "--labels", "1", "--draws", "1"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty consecutive slices, and six unrelated ones at half of the pixel size and with inverted contrast."""
+    folder = tmp_path_factory.mktemp("project")
+    image, mask = make_phantom((20, 128, 192), seed=0)
+    write_set(folder / "data/train/deep", image, mask)
+    image, mask = make_phantom((6, 256, 256), seed=1)
+    write_set(folder / "data/train/flat", 200 - image // 2, mask)
+    sets = {
+        "deep": Conventions(8, "nonzero", {"z": 5.0, "y": 8.0, "x": 8.0}),
+        "flat": Conventions(8, "nonzero", {"y": 4.0, "x": 4.0}, unrelated=True),
+    }
+    write_conventions(folder / "reports/validate/conventions.yaml", sets)
+    return folder
+
+
+def write_set(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
+    for kind, array in (("images", image), ("masks", (mask > 0).astype(np.uint8))):
+        (folder / kind).mkdir(parents=True)
+        tiff.write_stack(folder / kind / "stack.tif", array.astype(np.uint8))
+
+
+def run(project: Path, *options: str) -> list[dict[str, Any]]:
+    into = project / "rows.jsonl"
+    arguments = ["--data", str(project), "--into", str(into), "--figure", str(project / "labels.svg")]
+    arguments += ["--set", *SMALL, *NETWORK, "evaluate.overlap=64", "--set-finetune", *SMALL, *options]
+    leave_one_set_out.main(arguments)
+    return [json.loads(line) for line in into.read_text().splitlines()]
+
+
+def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = run(project, "--sets", "deep", "--only", "zero-shot")
+    assert [(row["set"], row["kind"], row["pixel_size"], row["ratio"]) for row in rows] == [
+        ("deep", "zero-shot", "unknown", 1.0),
+        ("deep", "zero-shot", "known", 2.0),
+    ]
+    assert all(row["slices"] == 20 and row["dice_low"] <= row["dice"] <= row["dice_high"] for row in rows)
+    rows = run(project, *FEW)
+    assert [(row["set"], row["kind"], row.get("labels"), row["slices"]) for row in rows[2:]] == [
+        ("flat", "zero-shot", None, 6),
+        ("flat", "zero-shot", None, 6),
+        ("flat", "fine-tuned", 0, 2),
+        ("flat", "fine-tuned", 1, 2),
+        ("flat", "from scratch", 1, 2),
+    ]
+    assert rows[-1]["dice"] != rows[-2]["dice"]
+    printed = capsys.readouterr().out
+    assert "| flat | from scratch |" in printed
+    assert (project / "labels.svg").read_text().startswith("<?xml")
+
+    whole, models = (project / "rows.jsonl").read_bytes(), sorted((project / ".leave-one-set-out/models").iterdir())
+    assert len(models) == 4  # two, each with its settings
+    (project / "rows.jsonl").write_bytes(whole[:-10])  # as after a power cut
+    assert {**run(project, *FEW)[-1], "seconds": 0} == {**rows[-1], "seconds": 0}
+    again = (project / "rows.jsonl").read_bytes()
+    run(project, *FEW)
+    assert (project / "rows.jsonl").read_bytes() == again
+    assert sorted((project / ".leave-one-set-out/models").iterdir()) == models
+
+    rows = run(project, "--sets", "deep", "--only", "zero-shot", "--without", "scale")
+    assert [row["variant"] for row in rows[-2:]] == ["without scale"] * 2
+    assert "| without scale |" in capsys.readouterr().out
+
+
+def test_what_is_labelled_is_not_what_is_measured_nor_beside_it(project: Path) -> None:
+    sets = leave_one_set_out.read_project(project)
+    deep, flat = sets["deep"], sets["flat"]
+    assert deep.sides == {"train": [*range(12)], "validation": [*range(14, 20)]}
+    assert flat.sides == {"train": [0, 1, 2, 3], "validation": [4, 5]}
+    assert len(set(flat.stacks)) == 6
+    (four, one) = deep.labelled(4, 0), deep.labelled(1, 0)
+    assert [image.shape for image, _ in four] == [(128, 192)] * 4
+    assert [image.shape for image, _ in one] == [(64, 96)] * 4
+    assert [image.shape for image, _ in flat.labelled(12, 0)] == [(128, 128)] * 12
+    pool = [deep.slices[place][0].tobytes() for place in deep.sides["train"]]
+    assert {image.tobytes() for image, _ in four} < set(pool)
+    assert {image.tobytes() for image, _ in four} != {image.tobytes() for image, _ in deep.labelled(4, 1)}
+    with pytest.raises(InputError, match="--labels: found 17, expected at most the 16 of flat"):
+        flat.labelled(17, 0)
+
+
+def test_variants_leave_one_augmentation_out() -> None:
+    recipe = presets.load("general").train.recipe(Path("none.yaml"))
+    found = leave_one_set_out.variants(recipe, ["scale", "intensity"])
+    assert found["without scale"].augmentation.scale.share == 0
+    assert found["without scale"].augmentation.inversion == recipe.augmentation.inversion
+    assert found["without intensity"].intensity_strength == 0
+    assert leave_one_set_out.variants(recipe, []) == {leave_one_set_out_report.PRESET: recipe}
+    with pytest.raises(InputError, match="--without: found haste, expected one of scale"):
+        leave_one_set_out.variants(recipe, ["haste"])
+    with pytest.raises(InputError, match=r"--set: found train\.pace=3"):
+        leave_one_set_out.changed(presets.load("general"), ["train.pace=3"])
+
+
+def test_tables_are_means_over_sets_and_draws() -> None:
+    common = {"variant": leave_one_set_out_report.PRESET}
+    rows = [
+        {**common, "set": name, "kind": kind, "labels": 4, "draw": draw, "dice": dice}
+        for name, kind, draw, dice in [
+            ("a", "fine-tuned", 0, 0.8),
+            ("a", "fine-tuned", 1, 0.9),
+            ("b", "fine-tuned", 0, 0.5),
+            ("a", "from scratch", 0, 0.4),
+            ("a", "from scratch", 0, 0.6),  # measured again: the last one counts
+        ]
+    ]
+    table = leave_one_set_out_report.labels_table(rows)
+    assert "| a | fine-tuned | 0.850 (0.800 to 0.900) |" in table
+    assert "| mean of sets | fine-tuned | 0.675 |" in table
+    assert "| a | from scratch | 0.600 |" in table
+    assert "| mean of sets | from scratch |  |" in table  # b is missing
+
+
+def test_a_project_of_one_set_is_one_line(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/deep").symlink_to(project / "data/train/deep")
+    write_conventions(tmp_path / "reports/validate/conventions.yaml", {"deep": Conventions(8, "nonzero")})
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path)
+    assert stopped.value.code == 2
+    assert "found one set, deep, expected two or more" in capsys.readouterr().err
