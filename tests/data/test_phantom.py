@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mitoflow.data.pairs import read_pairs
-from mitoflow.data.phantom import make_phantom, write_phantom
+from mitoflow.data.pairs import read_pairs, read_set
+from mitoflow.data.phantom import PHANTOM, make_phantom, random_look, write_phantom, write_randomised
 from mitoflow.data.validation import correlation
 
 SHAPE = (24, 192, 256)
@@ -88,3 +88,26 @@ def test_data_set_is_two_pairs_that_say_what_they_are(tmp_path: Path) -> None:
             assert b"ynthetic" in stack.path.read_bytes()[:400]
     assert [pair.dataset for pair in (train, test)] == ["phantom", "phantom"]
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5  # and sets.yaml
+
+
+def test_looks_differ_and_are_the_same_on_every_machine() -> None:
+    looks = [random_look(seed) for seed in range(40)]
+    assert looks == [random_look(seed) for seed in range(40)]
+    assert PHANTOM not in looks
+    darker = [look.matrix < look.cytoplasm for look in looks]
+    assert 0.5 < np.mean(darker) < 1
+    assert len({look.thickest for look in looks}) > 8
+    assert all(0 < look.outer < 255 and look.thinnest < look.thickest for look in looks)
+
+
+def test_randomised_stacks_are_drawn_by_their_looks(tmp_path: Path) -> None:
+    write_randomised(tmp_path, 3, (6, 96, 128))
+    pairs = read_set(tmp_path, "phantoms")
+    assert [pair.name for pair in pairs] == ["00", "01", "02"]
+    images = [np.stack([*pair.image.slices()]) for pair in pairs]
+    masks = [np.stack([*pair.mask.slices()]) > 0 for pair in pairs]
+    assert all(mask.any() for mask in masks)
+    contrasts = [image[mask].mean() - image[~mask].mean() for image, mask in zip(images, masks, strict=True)]
+    assert np.ptp(contrasts) > 10
+    again, _ = make_phantom((6, 96, 128), 1000, random_look(1000))
+    assert np.array_equal(images[0], again)

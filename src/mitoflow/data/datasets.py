@@ -87,6 +87,30 @@ class Phantom:
         return {}
 
 
+@DATASETS.register("phantoms")
+class Phantoms:
+    """Make 24 small synthetic stacks, each of another look, to be trained on beside real sets: `--add`.
+
+    Sizes, textures, cristae, contrast and noise are drawn at random. There is no test part.
+    """
+
+    preset = "general"
+    tissue = "synthetic, of randomised looks"
+    note = "Synthetic EM stacks of randomised looks, drawn by mitoflow and not acquired."
+    licence = "MIT, as mitoflow"
+    spacing: ClassVar[Spacing] = {}
+    files = ()
+
+    count = 24
+
+    def write(self, train: Path, test: Path, source: Path | None) -> Mapping[Path, str]:
+        """Draw the stacks that train; there is no source."""
+        from mitoflow.data import phantom
+
+        phantom.write_randomised(train, self.count)
+        return {}
+
+
 @DATASETS.register("epfl")
 class Epfl:
     """Take the EPFL hippocampus set: 2 x 165 slices of 1024 x 768.

@@ -26,7 +26,73 @@ Shape = tuple[int, int, int]
 Window = tuple[slice, slice, slice]
 
 TRAIN, TEST = (56, 256, 512), (24, 320, 448)
-FOREGROUND_PERCENT = 8
+RANDOMISED = (12, 256, 256)  # of each stack with a look of its own
+
+
+@dataclass(frozen=True)
+class Look:
+    """What differs between tissues, stainings and microscopes; the defaults are those of the one phantom.
+
+    Grey values are in [0, 255], lengths in pixels.
+
+    Attributes
+    ----------
+    cytoplasm, membrane
+        Grey values of the darkest cytoplasm and of membranes between cells.
+    matrix, crista, outer
+        Grey values of mitochondria: inside, how much cristae differ from that, and the outer membrane.
+    thinnest, thickest, longest
+        Radii of mitochondria, and their points, 10 pixels or so apart.
+    period
+        The least distance from one crista to the next; the greatest is half as much again.
+    foreground_percent
+        Of the volume, that is mitochondria.
+    noise
+        Shot noise in hundredths of that of the phantom.
+    blurs
+        How often the image is blurred along y and x.
+    """
+
+    cytoplasm: int = 156
+    membrane: int = 82
+    matrix: int = 118
+    crista: int = -34
+    outer: int = 78
+    thinnest: int = 9
+    thickest: int = 20
+    longest: int = 7
+    period: int = 6
+    foreground_percent: int = 8
+    noise: int = 100
+    blurs: int = 1
+
+
+PHANTOM = Look()
+
+
+def random_look(seed: int) -> Look:
+    """Draw a look: other sizes, textures, cristae and contrast.
+
+    Mitochondria are darker or brighter than the cytoplasm, from barely to strongly, with cristae of either sign.
+    """
+    draws = Draws(seed)
+    cytoplasm = draws.between(110, 200)
+    matrix = cytoplasm - draws.between(12, 80) if draws.below(4, 1)[0] else cytoplasm + draws.between(8, 30)
+    thinnest = draws.between(5, 12)
+    return Look(
+        cytoplasm=cytoplasm,
+        membrane=draws.between(30, 90),
+        matrix=matrix,
+        crista=draws.between(-50, 40),
+        outer=draws.between(30, max(40, matrix - 10)),
+        thinnest=thinnest,
+        thickest=thinnest + draws.between(4, 18),
+        longest=draws.between(3, 12),
+        period=draws.between(4, 10),
+        foreground_percent=draws.between(5, 22),
+        noise=draws.between(0, 220),
+        blurs=draws.between(0, 3),
+    )
 
 
 @dataclass
@@ -248,11 +314,11 @@ def cloud_of_vesicles(draws: Draws, cells: Ints) -> Iterator[Tube]:
             yield Tube(np.array([at, at]) * PX, np.full(2, draws.between(22, 28)))
 
 
-def paint_cytoplasm(tissue: Tissue, draws: Draws) -> None:
+def paint_cytoplasm(tissue: Tissue, draws: Draws, look: Look) -> None:
     """Paint granular cytoplasm of a tone for each cell, ribosomes as specks and the endoplasmic reticulum as sheets."""
     shape, image = tissue.shape, tissue.image
     count = int(tissue.cells.max()) + 1
-    tones = 156 + draws.below(24, count)
+    tones = look.cytoplasm + draws.below(24, count)
     tones[draws.below(12, count) == 0] -= 30
     image += tones[tissue.cells].astype(np.int32)
     image += smooth_noise(draws, shape, (3, 3, 3), 50)
@@ -265,28 +331,29 @@ def paint_cytoplasm(tissue: Tissue, draws: Draws) -> None:
     blend(image, 92, (reticulum * present >> 8) * ramp(tissue.room, (2 * PX, 0), (4 * PX, OPAQUE)) >> 8)
 
 
-def paint_membranes(tissue: Tissue, draws: Draws) -> None:
+def paint_membranes(tissue: Tissue, draws: Draws, look: Look) -> None:
     """Paint the dark membranes between cells, thickened at synapses."""
     synapse = ramp(smooth_noise(draws, tissue.shape, (16, 32, 32), 1024), (220, 0), (300, 240))
-    blend(tissue.image, 70, ramp(tissue.room, (PX, OPAQUE), (5 * PX, 0)) * synapse >> 8)
-    blend(tissue.image, 82, ramp(tissue.room, (9, OPAQUE), (22, 0)))
+    blend(tissue.image, look.membrane - 12, ramp(tissue.room, (PX, OPAQUE), (5 * PX, 0)) * synapse >> 8)
+    blend(tissue.image, look.membrane, ramp(tissue.room, (9, OPAQUE), (22, 0)))
 
 
-def paint_mitochondria(tissue: Tissue, draws: Draws) -> None:
+def paint_mitochondria(tissue: Tissue, draws: Draws, look: Look) -> None:
     """Paint tubes with a double membrane and interrupted cristae in a grey matrix, until the foreground is reached."""
     ripple = smooth_noise(draws, tissue.shape, (16, 16, 16), 8 * PX)
     unbroken = ramp(smooth_noise(draws, tissue.shape, (6, 6, 6), 256), (-40, 0), (20, OPAQUE))
-    missing = tissue.image.size * FOREGROUND_PERCENT // 100
-    tubes = grow_tubes(draws, tissue.room, thinnest=9, thickest=20, longest=7)
+    missing = tissue.image.size * look.foreground_percent // 100
+    tubes = grow_tubes(draws, tissue.room, look.thinnest, look.thickest, look.longest)
     for window, surface in tissue.place(tubes, clearance=3 * PX, rough=ripple // 2):
         normal = [draws.between(-8, 8) for _ in range(3)]
         norm = math.isqrt(sum(n * n for n in normal)) + 1
         across = sum(axis * n for axis, n in zip(np.ogrid[window], normal, strict=True)) * PX // norm
-        period = draws.between(6 * PX, 9 * PX)
+        period = draws.between(look.period * PX, look.period * 3 * PX // 2)
         crista = np.abs((across + ripple[window] * 3 // 2) % period - period // 2)
-        value = ramp(crista, (0, -34), (6, -28), (14, 12), (20, 12), (32, 0)) * unbroken[window] >> 8
-        value += 118 + draws.between(-10, 8)
-        blend(value, 78, ramp(surface, (-48, 0), (-40, 200), (-32, 200), (-24, 0), (-20, 0), (-12, OPAQUE)))
+        dark, pale = look.crista, -look.crista * 12 // 34
+        value = ramp(crista, (0, dark), (6, dark * 28 // 34), (14, pale), (20, pale), (32, 0)) * unbroken[window] >> 8
+        value += look.matrix + draws.between(-10, 8)
+        blend(value, look.outer, ramp(surface, (-48, 0), (-40, 200), (-32, 200), (-24, 0), (-20, 0), (-12, OPAQUE)))
         blend(tissue.image[window], value, ramp(surface, (-PX, OPAQUE), (PX, 0)))
         tissue.mask[window] |= surface <= 0
         missing -= np.count_nonzero(surface <= 0)
@@ -294,7 +361,7 @@ def paint_mitochondria(tissue: Tissue, draws: Draws) -> None:
             break
 
 
-def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
+def paint_look_alikes(tissue: Tissue, draws: Draws, look: Look) -> None:
     """Paint what may be taken for mitochondria: sheaths of dark rings, as myelin is, and dense bodies."""
     count = tissue.image.size // 500_000 + 1
     sheaths = grow_tubes(draws, tissue.room, thinnest=8, thickest=18, longest=6)
@@ -303,32 +370,32 @@ def paint_look_alikes(tissue: Tissue, draws: Draws) -> None:
         blend(tissue.image[window], rings, ramp(surface, (-56, 0), (-48, OPAQUE), (-8, OPAQUE), (8, 0)))
     bodies = grow_tubes(draws, tissue.room, thinnest=5, thickest=10, longest=3)
     for window, surface in islice(tissue.place(bodies, clearance=2 * PX), count):
-        blend(tissue.image[window], 82, ramp(surface, (-16, 240), (8, 0)))
+        blend(tissue.image[window], look.membrane, ramp(surface, (-16, 240), (8, 0)))
 
 
-def paint_vesicles(tissue: Tissue, draws: Draws) -> None:
+def paint_vesicles(tissue: Tissue, draws: Draws, look: Look) -> None:
     """Paint clouds of small round vesicles with pale insides."""
     for _ in range(tissue.image.size // 60_000):
         for window, surface in tissue.place(cloud_of_vesicles(draws, tissue.cells), clearance=0):
-            blend(tissue.image[window], 92, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
-            blend(tissue.image[window], 190, ramp(surface, (-20, 90), (-12, 0)))
+            blend(tissue.image[window], look.membrane + 10, ramp(surface, (-14, 0), (-8, 240), (0, 240), (8, 0)))
+            blend(tissue.image[window], look.cytoplasm + 34, ramp(surface, (-20, 90), (-12, 0)))
 
 
-def photograph(image: Ints, draws: Draws) -> npt.NDArray[np.uint8]:
+def photograph(image: Ints, draws: Draws, look: Look) -> npt.NDArray[np.uint8]:
     """Return ``image`` as a microscope shows it: unevenly bright, blurred, and with shot noise."""
     image += smooth_noise(draws, image.shape, (8, 128, 128), 16)
-    for axis in (1, 2):
+    for axis in (1, 2) * look.blurs:
         before, here, after = (image.swapaxes(0, axis)[k : k - 2 or None] for k in range(3))
         here[...] = (before + 2 * here + after) >> 2
     shot = np.zeros(image.shape, np.int32)
     for _ in range(2):
         noise = draws.bytes(image.shape)
         shot += (noise >> 4).astype(np.int32) + (noise & 15)
-    image += (shot - 30) * (image + 80) >> 8
+    image += (shot - 30) * (image + 80) * look.noise // 100 >> 8
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def make_phantom(shape: Shape, seed: int, look: Look = PHANTOM) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw a synthetic stack and its mitochondria.
 
     Parameters
@@ -337,6 +404,8 @@ def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.ND
         ``(Z, Y, X)`` in pixels, to be thought of as 5 to 8 nm each way.
     seed
         Another seed gives another piece of the same tissue.
+    look
+        How tissue and image look.
 
     Returns
     -------
@@ -347,8 +416,8 @@ def make_phantom(shape: Shape, seed: int) -> tuple[npt.NDArray[np.uint8], npt.ND
     cells, depth = partition(draws, shape)
     tissue = Tissue(np.zeros(shape, np.int32), np.zeros(shape, np.bool_), cells, depth)
     for paint in (paint_cytoplasm, paint_membranes, paint_mitochondria, paint_look_alikes, paint_vesicles):
-        paint(tissue, draws)
-    return photograph(tissue.image, draws), np.where(tissue.mask, np.uint8(255), np.uint8(0))
+        paint(tissue, draws, look)
+    return photograph(tissue.image, draws, look), np.where(tissue.mask, np.uint8(255), np.uint8(0))
 
 
 def write_phantom(data: Path, train: Shape = TRAIN, test: Shape = TEST) -> None:
@@ -371,3 +440,12 @@ def write_parts(train: Path, test: Path, train_shape: Shape = TRAIN, test_shape:
         image, mask = make_phantom(shape, seed)
         write_stack(folder / "images" / "phantom.tif", image, "Synthetic EM stack, drawn by mitoflow")
         write_stack(folder / "masks" / "phantom.tif", mask, "Mitochondria of a synthetic EM stack")
+
+
+def write_randomised(train: Path, count: int, shape: Shape = RANDOMISED) -> None:
+    """Write `count` stacks into images and masks of a folder, each with a look of its own; see `random_look`."""
+    for place in range(count):
+        seed = 1000 + place  # no piece of the one phantom
+        image, mask = make_phantom(shape, seed, random_look(seed))
+        write_stack(train / "images" / f"{place:02d}.tif", image, "Synthetic EM stack, drawn by mitoflow")
+        write_stack(train / "masks" / f"{place:02d}.tif", mask, "Mitochondria of a synthetic EM stack")
