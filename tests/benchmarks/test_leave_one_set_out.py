@@ -51,6 +51,7 @@ def run(project: Path, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in into.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
