@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
-from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import resampling, tiff
@@ -218,7 +218,7 @@ class Protocol:
             self._predictor(model, recipe, store).settings.write(trained.settings)
         return trained
 
-    def zero_shot(self, left_out: str, trained: Trained, ratio: float) -> dict[str, Any]:
+    def zero_shot(self, left_out: str, ratio: float, trained: Trained) -> dict[str, Any]:
         """Measure a model on all slices of the set that it has not seen, enlarged by a ratio."""
         places = range(len(self.sets[left_out].slices))
         return {"ratio": round(ratio, 4), **self._measured(trained.predictor, left_out, places, ratio)}
@@ -230,7 +230,7 @@ class Protocol:
         return own / math.exp(float(np.mean(np.log(known)))) if own and known else None
 
     def few_labels(
-        self, left_out: str, kind: str, trained: Trained, recipe: Recipe, count: int, draw: int
+        self, left_out: str, kind: str, recipe: Recipe, count: int, draw: int, trained: Trained
     ) -> dict[str, Any]:
         """Measure a model that was trained on a few slices of the set; with no label, as it is."""
         tissue, started, predictor = self.sets[left_out], time.perf_counter(), trained.predictor
@@ -265,7 +265,7 @@ class Protocol:
         return write_patches(folder, sets, self.preset.patch)
 
     def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore) -> Predictor:
-        """Return a model with the threshold of the highest Dice on the validation slices."""
+        """Return a model with the threshold of the highest Dice on the validation slices, by `protocols.choose`."""
         wanted = self.preset.evaluate
         settings = Settings(
             bit_depth=store.bit_depth,
@@ -293,7 +293,7 @@ class Protocol:
         for name, score in (("dice", metrics.dice), ("iou", metrics.iou)):
             interval = bootstrap_interval(counts, score, *drawn).as_dict(name)
             found |= {key: round(value, 4) for key, value in interval.items()}
-        best = histogram.counts_at(histogram.best_threshold()).sum(0)
+        best = histogram.counts_at(best_threshold([histogram])).sum(0)
         return {**found, "dice_at_best_threshold": round(float(metrics.dice(best)), 4)}
 
 
@@ -312,7 +312,8 @@ def probability(predictor: Predictor, image: np.ndarray, ratio: float) -> np.nda
 
 
 def write_patches(folder: Path, sets: Mapping[str, Mapping[str, list[Slice]]], settings: Patch) -> PatchStore:
-    """Cut the stacks of sets into a patch store, ``folder/patches``."""
+    """Cut the stacks of sets into a patch store, ``folder/patches``, beside copies of them."""
+    settings = settings.model_copy(update={"normalization": "range"})  # the slices are stretched already
     pairs = []
     for dataset, stacks in sets.items():
         for name, pages in stacks.items():
@@ -395,7 +396,7 @@ def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namesp
         for pixel_size, ratio in ratios.items():
             if ratio is not None:
                 key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
-                yield Job(key, lambda trained, ratio=ratio: protocol.zero_shot(name, trained, ratio))
+                yield Job(key, partial(protocol.zero_shot, name, ratio))
     if "few-labels" in options.only:
         wanted = [(report.FINE_TUNED, 0, 0)]
         wanted += [
@@ -405,11 +406,7 @@ def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namesp
             for kind in (report.FINE_TUNED, report.FROM_SCRATCH)
         ]
         for kind, count, draw in wanted:
-
-            def measure(trained: Trained, of: tuple[str, int, int] = (kind, count, draw)) -> dict[str, Any]:
-                kind, count, draw = of
-                return protocol.few_labels(name, kind, trained, recipe, count, draw)
-
+            measure = partial(protocol.few_labels, name, kind, recipe, count, draw)
             yield Job({"kind": kind, "labels": count, "draw": draw}, measure)
 
 
