@@ -44,7 +44,7 @@ from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, read_conventions
 from mitoflow.data.cutting import split, write_store
 from mitoflow.data.masks import binarise
-from mitoflow.data.network_input import grey_range, stretched
+from mitoflow.data.network_input import slice_range, stretched
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError, run_as_command
@@ -89,7 +89,7 @@ class TissueSet:
     def slices(self) -> list[Slice]:
         """Every slice, its grey values between their percentiles: of all stacks, one after the other."""
         return [
-            (stretched(image, *grey_range(image)), binarise(mask, self.conventions.mask_rule))
+            (between_percentiles(image), binarise(mask, self.conventions.mask_rule))
             for pair in self.pairs
             for image, mask in zip(pair.image.slices(), pair.mask.slices(), strict=True)
         ]
@@ -129,6 +129,12 @@ class TissueSet:
             raise InputError("--labels", count, f"at most the {len(pool)} of {self.name}", "ask for fewer")
         drawn = np.random.default_rng((count, draw)).permutation(len(pool))[:count]
         return [pool[place] for place in drawn] if count > 1 else quarters(pool[drawn[0]])
+
+
+def between_percentiles(image: np.ndarray) -> np.ndarray:
+    """Return a slice, (Y, X), as patch stores and predictions with ``normalization: percentiles`` have it."""
+    height, width = image.shape
+    return stretched(image, *slice_range(lambda box: image[box[0] : box[1], box[2] : box[3]], (height, width)))
 
 
 def quarters(whole: Slice) -> list[Slice]:
