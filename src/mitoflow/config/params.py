@@ -56,7 +56,7 @@ class Patch(Section):
     step: Positive = 256
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     gap: Annotated[int, Field(ge=0)] = 4
-    normalization: Normalization = "range"
+    normalization: Normalization = "percentiles"
 
     @model_validator(mode="after")
     def _step_covers(self) -> Self:
