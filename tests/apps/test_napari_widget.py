@@ -117,7 +117,6 @@ def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("voxels", "said"),
     [
-        (np.zeros((64, 64), np.complex64), "no plain numbers"),
         (np.zeros((64, 64, 3), np.uint8), "greyscale"),
         (np.zeros((2, 2, 64, 64), np.uint8), "greyscale"),
     ],

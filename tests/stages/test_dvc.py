@@ -69,6 +69,7 @@ FILES = {
     "src/mitoflow/stages/*": [],
     "src/mitoflow/data/patches.py": ["validate", "patch", "tune", "train", "evaluate"],
     "src/mitoflow/data/network_input.py": ["validate", "patch", "tune", "train", "evaluate"],
+    "src/mitoflow/data/slice_distance.py": ["validate", "patch", "tune", "train", "evaluate"],
     "src/mitoflow/data/*": ["validate", "patch", "evaluate"],
     "src/mitoflow/io/*": ["validate", "patch", "evaluate"],
     "src/mitoflow/evaluation/*": ["validate", "evaluate"],

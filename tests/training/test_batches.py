@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mitoflow.config import presets
 from mitoflow.config.params import Patch, Recipe
@@ -12,7 +13,10 @@ from mitoflow.data.cutting import write_store
 from mitoflow.data.network_input import neighbours
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
+from mitoflow.io import tiff
+from mitoflow.stages import train
 from mitoflow.training import augmentation, fitting, geometry
 from mitoflow.training.batches import TrainPatches, ValidationPatches
 
@@ -264,3 +268,35 @@ def test_validation_batches_are_those_of_one_set(unequal_sets: PatchStore) -> No
         stacks = [stack for stack, dataset in enumerate(validation.datasets) if dataset == name]
         of_set = np.isin(validation.index[:, 0], stacks)
         assert np.array_equal(masks[..., 0], validation.masks[of_set])
+
+
+def texture(depth: int, apart: int) -> np.ndarray:
+    """Return slices (Z, Y, X) uint8 of an isotropic texture, that many pixels apart."""
+    volume = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(depth * apart, 64, 96)), 2)[::apart]
+    return np.asarray(np.clip(128 + 40 * volume / volume.std(), 0, 255), np.uint8)
+
+
+def test_neighbours_are_copies_where_slices_are_thick_or_unrelated(tmp_path: Path) -> None:
+    """In training and in validation; and a network that saw copies alone says so."""
+    stacks = {"1": texture(8, 1), "2": texture(8, 6), "3": texture(8, 40), "4": texture(1, 1)}
+    for name, voxels in stacks.items():
+        for kind, values in (("images", voxels), ("masks", np.uint8(255) * (voxels > 150))):
+            (tmp_path / "train/cells" / kind).mkdir(parents=True, exist_ok=True)
+            tiff.write_stack(tmp_path / "train/cells" / kind / f"{name}.tif", values)
+    cut = Patch(size=64, step=64, validation_fraction=0.3, gap=0, normalization="range")
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), cut, {"cells": Conventions(8, "nonzero")})
+    seen = store.with_context_steps(2, store.slices())
+    assert seen.train.context_steps == seen.validation.context_steps == {0: 2, 1: 0, 2: 0, 3: 0}
+    assert store.with_context_steps(2, SliceDistance(pixels=6.0)).train.context_steps[1] == 2
+    recipe = RECIPE.replace(augment_strength=0, affine_fraction=0, intensity_strength=0, patches_per_epoch=64)
+    batches = TrainPatches(seen.train, 8, recipe)
+    images = np.concatenate([batches[step][0] for step in range(len(batches))])
+    copies = (images == images[..., :1]).all(axis=(1, 2, 3))
+    assert 0 < copies.sum() < len(images)
+    (held,) = (ValidationPatches(seen.validation, "cells", 8, recipe),)
+    images = np.concatenate([held[step][0] for step in range(len(held))])
+    of_first = seen.validation.index[:, 0] == 0
+    assert (images[~of_first] == images[~of_first][..., :1]).all()
+    assert not (images[of_first] == images[of_first][..., :1]).all()
+    assert train._learned_step(store, recipe, store.slices()) == 2
+    assert train._learned_step(store, recipe, SliceDistance(pixels=0.1)) == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mitoflow.core import files
-from mitoflow.data import network_input
+from mitoflow.data import network_input, slice_distance
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 
 SPLITS = ("train", "validation")
@@ -115,6 +116,9 @@ class Patches:
         The set of each stack, and the nanometres of its voxels along ``z``, ``y`` and ``x``, as far as they are known.
     step
         Pixels from one patch to the next.
+    context_steps
+        Slices from one neighbour to the next in those stacks in which it is another number than the recipe's; 0 for
+        copies of the slice. See `PatchStore.with_context_steps`.
     """
 
     images: np.ndarray
@@ -124,6 +128,7 @@ class Patches:
     datasets: list[str]
     spacings: list[dict[str, float]]
     step: int
+    context_steps: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -168,6 +173,16 @@ class Patches:
         )
         return np.fromiter(counts, np.int64, len(self))
 
+    def slice_distance(self, stack: int) -> SliceDistance:
+        """Return how far apart the slices of a stack are, by those that this side holds."""
+        held = self.ranges[stack]
+
+        def read(z: int, box: Box) -> np.ndarray:
+            return self.image(stack, held[z], box)
+
+        _, height, width = self.shapes[stack]
+        return slice_distance.measure(read, (len(held), height, width), self.spacings[stack])
+
     def with_neighbours(self, rows: np.ndarray, context: int, step: int) -> np.ndarray:
         """Return the images at `rows` with those of neighbouring slices, (n, size, size, 2 context + 1) as stored.
 
@@ -177,7 +192,7 @@ class Patches:
         for row in rows:
             stack, z = (int(value) for value in self.index[row, :2])
             held, in_slice = self.ranges[stack], row - self._first_row[stack, z]
-            nearby = network_input.neighbours(z, context, step, held)
+            nearby = network_input.neighbours(z, context, self.context_steps.get(stack, step), held)
             places.append([self._first_row[stack, near] + in_slice for near in nearby])
         return np.moveaxis(self.images[np.array(places)], 1, -1)
 
@@ -257,6 +272,35 @@ class PatchStore:
     normalization: str
     size: int
     digest: str
+
+    def slices(self) -> SliceDistance | None:
+        """Return how far apart the slices are that a network learns which begins anew: those of the thinnest stack."""
+        return slice_distance.closest([side.slice_distance(stack) for side, stack in self._longest()])
+
+    def with_context_steps(self, context_step: int, learned: SliceDistance | None) -> PatchStore:
+        """Return the store with the neighbours of each stack as far away as the network knows them, or copies.
+
+        Parameters
+        ----------
+        context_step
+            Slices from one neighbour to the next in stacks like those that the network learns from.
+        learned
+            How far apart the slices of these are: `slices`, or what the initial weights know.
+        """
+        steps = {
+            stack: slice_distance.neighbour_step(context_step, learned, side.slice_distance(stack))
+            if len(side.ranges[stack]) > 1
+            else 0
+            for side, stack in self._longest()
+        }
+        train, validation = (replace(side, context_steps=steps) for side in (self.train, self.validation))
+        return replace(self, train=train, validation=validation)
+
+    def _longest(self) -> list[tuple[Patches, int]]:
+        """Return the stacks, each with the side that holds more of it."""
+        stacks = sorted({*self.train.ranges, *self.validation.ranges})
+        sides = (self.train, self.validation)
+        return [(max(sides, key=lambda side: len(side.ranges.get(stack, ()))), stack) for stack in stacks]
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> PatchStore:

@@ -18,6 +18,7 @@ from mitoflow.data.conventions import Conventions, read_conventions
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.data.set_descriptions import FILE, read_sets
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.evaluation import protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
@@ -162,13 +163,14 @@ def _choose(
         bit_depth=facts["bit_depth"],
         divisor=facts["divisor"],
         context=facts["recipe"]["context"],
-        context_step=facts["recipe"]["context_step"],
+        context_step=facts.get("context_step", facts["recipe"]["context_step"]),  # models of 0.1 do not say
         tile=wanted.tile,
         overlap=wanted.overlap,
         tta=wanted.tta,
         orthoplanes=wanted.orthoplanes,
         threshold=0.5,
         normalization=facts.get("normalization", "range"),
+        slices=SliceDistance(**facts["slices"]) if facts.get("slices") else None,
     )
     stacks = [pair.image for pair in read_pairs(DATA / "train")]
     predictor = Predictor(model, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import uuid
 from pathlib import Path
@@ -11,6 +12,7 @@ import keras
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import Patches, PatchStore
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
 from mitoflow.tracking import pretrained, runs
@@ -29,6 +31,7 @@ def main() -> None:
     origin = initial.origin if initial else {}
     if initial:
         initial.require_normalization(store.normalization)
+    slices = (initial and initial.slices) or store.slices()
     decides = [recipe.model_dump(), origin.get("sha256"), store.digest, fitting.code_digest()]
     fingerprint = files.short_digest(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
@@ -45,6 +48,7 @@ def main() -> None:
                 store,
                 recipe,
                 initial=unet.load_model(initial.path) if initial else None,
+                learned=slices,
                 strategy=settings.machine.strategy,
                 checkpoints=checkpoints,
                 callbacks=[reporting],
@@ -57,6 +61,8 @@ def main() -> None:
                 "parameters": fitted.model.count_params(),
                 "recipe": recipe.model_dump(),
                 "initial": origin,
+                "context_step": _learned_step(store, recipe, slices),
+                "slices": dataclasses.asdict(slices) if slices else None,
             }
             files.write_yaml(MODEL_FACTS, facts)
             names = ["loss", "val_loss", "dice", "val_dice"]
@@ -86,6 +92,12 @@ def _log_datasets(run: runs.Run, name: str, store: PatchStore, side: str, patche
             run.dataset(name, str(PATCHES), store.digest[:32], side, profile)
         else:
             run.dataset(dataset, str(PATCHES), patches.digest_of(dataset)[:32], side, profile)
+
+
+def _learned_step(store: PatchStore, recipe: params.Recipe, slices: SliceDistance | None) -> int:
+    """Return from how many slices to the next the network knows neighbours; 0 where it saw none in training."""
+    steps = store.with_context_steps(recipe.context_step, slices).train.context_steps
+    return recipe.context_step if any(steps[stack] for stack in store.train.ranges) else 0
 
 
 def _remove_recorded(checkpoints: Path) -> None:

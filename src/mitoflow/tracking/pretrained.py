@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitoflow.core import files, provenance
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
+from mitoflow.inference.settings import Settings
 from mitoflow.tracking import registry
 
 if TYPE_CHECKING:
@@ -112,6 +114,12 @@ class InitialWeights:
 
     path: Path
     origin: dict[str, str]
+
+    @property
+    def slices(self) -> SliceDistance | None:
+        """How far apart the slices are that the model learned from; None where no file beside it says."""
+        settings = self.path.with_name(model_files.SETTINGS)
+        return Settings.read(settings).slices if settings.is_file() else None
 
     def require_normalization(self, wanted: str) -> None:
         """Compare ``patch.normalization`` with how grey values were normalised for these weights.

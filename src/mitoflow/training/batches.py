@@ -124,7 +124,7 @@ class TrainPatches(keras.utils.PyDataset):
             transform = to_box if transform is None else to_box @ transform
         length, *shape = self._turned(stack, axis)
         crop = geometry.Crop(corner, sides, transform, (shape[0], shape[1]))
-        near = neighbours(place, self.recipe.context, self._context_step(axis, rng), range(length))
+        near = neighbours(place, self.recipe.context, self._context_step(stack, axis, rng), range(length))
         if rng.random() < self.recipe.context_dropout:
             near = [place] * len(near)
         images = [crop.image(functools.partial(self.patches.plane, "images", stack, axis, at)) for at in near]
@@ -137,10 +137,11 @@ class TrainPatches(keras.utils.PyDataset):
                 image = image[..., ::-1]
         return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng, further), mask
 
-    def _context_step(self, axis: int, rng: np.random.Generator) -> int:
+    def _context_step(self, stack: int, axis: int, rng: np.random.Generator) -> int:
         """Return how far neighbours are apart: of some crops further, as in a stack that lacks slices."""
         step, dropped = self.recipe.context_step, self.recipe.augmentation.dropped_slices
-        if axis == 0 and dropped.share > 0 and rng.random() < dropped.share:
+        step = self.patches.context_steps.get(stack, step) if axis == 0 else step
+        if axis == 0 and step and dropped.share > 0 and rng.random() < dropped.share:
             step += int(rng.integers(1, dropped.limit, endpoint=True))
         return step
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mitoflow.config.params import Recipe
 from mitoflow.core import files
 from mitoflow.data.patches import Patches, PatchStore
+from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.training.batches import TrainPatches, ValidationPatches
@@ -27,7 +28,7 @@ from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBa
 Strategy = Literal["none", "data_parallel"]
 
 #: The code that decides the outcome of a fit, in the package; the dependencies of `train` in dvc.yaml are the same.
-CODE = ("data/network_input.py", "data/patches.py", "models", "training")
+CODE = ("data/network_input.py", "data/patches.py", "data/slice_distance.py", "models", "training")
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 
@@ -58,6 +59,7 @@ def fit(
     recipe: Recipe,
     *,
     initial: keras.Model | None = None,
+    learned: SliceDistance | None = None,
     strategy: Strategy = "none",
     checkpoints: Path | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -78,6 +80,9 @@ def fit(
         How to fit.
     initial
         A U-Net to start from, in place of random weights: fine-tuning. It is of the recipe's depth, width and context.
+    learned
+        How far apart the slices are that `initial` learned from; without it those of the thinnest stack here are
+        learned. In stacks with slices much farther apart, or unrelated ones, copies stand in for the neighbours.
     strategy
         Where the batches are computed: see `Strategy`.
     checkpoints
@@ -103,6 +108,8 @@ def fit(
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
     loss = make_loss()
+    if recipe.context:
+        store = store.with_context_steps(recipe.context_step, learned or store.slices())
     with _sharing(strategy, recipe.batch_size) as devices:
         train = batches(store.train, store.bit_depth, recipe, devices)
         validation = {
