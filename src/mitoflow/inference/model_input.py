@@ -155,7 +155,10 @@ def _explain(settings: Settings, chosen: Settings, seen: SliceDistance) -> list[
         said.append(f"neighbours {step} slices apart" if step else "no neighbouring slices")
     if chosen.median != settings.median:
         said.append("no median along z")
-    return [f"{' and '.join(said)}, as slices are {seen}, {settings.slices} in training"] if said else []
+    known = settings.slices
+    if not (seen.nm and known.nm):  # compared as they were estimated
+        seen, known = replace(seen, nm=None), replace(known, nm=None)
+    return [f"{' and '.join(said)}, as slices are {seen}, {known} in training"] if said else []
 
 
 def _uses_orthoplanes(settings: Settings, volume: Volume, seen: SliceDistance) -> tuple[bool, list[str]]:
