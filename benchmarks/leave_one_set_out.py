@@ -3,8 +3,10 @@
 For each set of a project a model is fitted on the others, by a preset. It is measured on the set that was left out,
 slice by slice:
 
-- zero-shot, on every slice, at the pixel size as published (`unknown`) and, where it and that of the training sets are
-  known, resampled to theirs (`known`);
+- zero-shot, on every slice, at the pixel size as published, at the scale that the model finds by itself (`unknown`),
+  and, where the pixel sizes of the set and of the training sets are known, resampled to theirs (`known`);
+- how far the model agrees with itself, beside its Dice, stack by stack, at that scale, at half and at twice of it;
+  `--calibration` writes how Dice follows from agreement;
 - after fine-tuning on 1, 4 and 12 of its slices, drawn several times, beside the same network trained on the same
   slices from random weights, for as many crops. A set of few slices gives quarters of slices in place of slices.
 
@@ -25,7 +27,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,13 +49,18 @@ from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import slice_range, stretched
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import PatchStore
+from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
+from mitoflow.inference import judgement, scale
+from mitoflow.inference.adaptation import enlarged
+from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import resampling, tiff
+from mitoflow.io.volumes import Volume
 from mitoflow.models import unet
 from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA
 from mitoflow.training import fitting
@@ -61,6 +68,7 @@ from mitoflow.training import fitting
 RESULTS = Path(__file__).with_name("results") / "leave_one_set_out.jsonl"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "labels.svg"
 PARTS = ("zero-shot", "few-labels")
+JUDGED_SLICES = 8  # of a stack, evenly, whose Dice is compared with the agreement of the model
 MEASURED_SHARE, GAP = 0.3, 2  # of the slices of a stack that are measured after fine-tuning, and slices before them
 ENOUGH = 12  # slices; of a set with fewer to draw from, quarters are labelled
 INTENSITY = "intensity"  # the name in `--without` of what `train.intensity_strength` sets
@@ -107,6 +115,17 @@ class TissueSet:
         firsts = np.cumsum([0, *depths]).tolist()
         sides = split(depths, MEASURED_SHARE, 0 if self.conventions.unrelated else GAP)
         return {side: [firsts[stack] + z for stack, z in slices] for side, slices in sides.items()}
+
+    def volume(self, stack: str) -> ArrayVolume:
+        """Return a stack, as the network sees it."""
+        return ArrayVolume(
+            np.stack([page for page, name in zip(self.images, self.stacks, strict=True) if name == stack])
+        )
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """The images of all slices."""
+        return [image for image, _ in self.slices]
 
     @property
     def pixel_size(self) -> float | None:
@@ -224,10 +243,32 @@ class Protocol:
             self._predictor(model, recipe, store).settings.write(trained.settings)
         return trained
 
-    def zero_shot(self, left_out: str, ratio: float, trained: Trained) -> dict[str, Any]:
-        """Measure a model on all slices of the set that it has not seen, enlarged by a ratio."""
-        places = range(len(self.sets[left_out].slices))
-        return {"ratio": round(ratio, 4), **self._measured(trained.predictor, left_out, places, ratio)}
+    def zero_shot(self, left_out: str, ratio: float | None, trained: Trained) -> dict[str, Any]:
+        """Measure a model on all slices of the set that it has not seen, enlarged by a ratio or as the model finds."""
+        tissue = self.sets[left_out]
+        ratios = {name: ratio or self._found(tissue, name, trained) for name in dict.fromkeys(tissue.stacks)}
+        places = range(len(tissue.slices))
+        found = self._measured(trained.predictor, left_out, places, ratios)
+        return {"ratios": {name: round(each, 4) for name, each in ratios.items()}, **found}
+
+    def judged(self, left_out: str, trained: Trained) -> dict[str, Any]:
+        """Measure agreement and Dice of each stack of the set, at the scale that the model finds and around it."""
+        tissue, predictor = self.sets[left_out], trained.predictor
+        rows = []
+        for name in dict.fromkeys(tissue.stacks):
+            found, whole = self._found(tissue, name, trained), tissue.volume(name)
+            places = [place for place, stack in enumerate(tissue.stacks) if stack == name]
+            shown = [places[each] for each in spread(len(places) - 1, JUDGED_SLICES)]
+            for ratio in (found, found / 2, found * 2):
+                agreed = judgement.agreement(scale.for_windows(predictor), partial(resized_volume, whole), ratio)
+                dice = self._measured(predictor, left_out, shown, {name: ratio})["dice"]
+                rows.append({"stack": name, "scale": ratio, "agreement": asdict(agreed), "dice": dice})
+        return {"stacks": rows}
+
+    def _found(self, tissue: TissueSet, stack: str, trained: Trained) -> float:
+        """Return the scale that `mitoflow predict` takes where no pixel size is known."""
+        at_scale = partial(resized_volume, tissue.volume(stack))
+        return scale.search(scale.for_windows(trained.predictor), at_scale).chosen()
 
     def ratio(self, left_out: str) -> float | None:
         """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""
@@ -287,11 +328,14 @@ class Protocol:
         chosen = protocols.choose(predictor, store.validation, [1]).threshold
         return predictor.with_settings(replace(settings, threshold=chosen))
 
-    def _measured(self, predictor: Predictor, name: str, places: Sequence[int], ratio: float = 1.0) -> dict[str, Any]:
-        """Return the scores of slices, each predicted by itself, with their intervals."""
+    def _measured(
+        self, predictor: Predictor, name: str, places: Sequence[int], ratios: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
+        """Return the scores of slices, each predicted by itself, with their intervals; `ratios` are those of stacks."""
         tissue, histogram = self.sets[name], ProbabilityHistogram()
         for place in tqdm(places, desc=f"{name}: measured", unit="slice", leave=False):
             image, truth = tissue.slices[place]
+            ratio = ratios[tissue.stacks[place]] if ratios else 1.0
             histogram.add(truth, probability(predictor, image, ratio))
         counts, stacks = histogram.counts_at(predictor.settings.threshold), [tissue.stacks[place] for place in places]
         drawn = (self.preset.evaluate.bootstrap_block, self.preset.evaluate.bootstrap_resamples, 1, stacks)
@@ -301,6 +345,11 @@ class Protocol:
             found |= {key: round(value, 4) for key, value in interval.items()}
         best = histogram.counts_at(best_threshold([histogram])).sum(0)
         return {**found, "dice_at_best_threshold": round(float(metrics.dice(best)), 4)}
+
+
+def resized_volume(volume: Volume, ratio: float) -> Volume:
+    """Return a volume with slices that are enlarged by a ratio along y and x."""
+    return enlarged(volume, (ratio, ratio))
 
 
 def probability(predictor: Predictor, image: np.ndarray, ratio: float) -> np.ndarray:
@@ -398,11 +447,13 @@ class Job:
 def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namespace) -> Iterator[Job]:
     """Yield the measurements of a set, for one recipe."""
     if "zero-shot" in options.only:
-        ratios = {report.UNKNOWN: 1.0, report.KNOWN: protocol.ratio(name)}
+        ratios: dict[str, float | None] = {report.PUBLISHED: 1.0, report.UNKNOWN: None}
+        if known := protocol.ratio(name):
+            ratios[report.KNOWN] = known
         for pixel_size, ratio in ratios.items():
-            if ratio is not None:
-                key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
-                yield Job(key, partial(protocol.zero_shot, name, ratio))
+            key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
+            yield Job(key, partial(protocol.zero_shot, name, ratio))
+        yield Job({"kind": report.JUDGED}, partial(protocol.judged, name))
     if "few-labels" in options.only:
         wanted = [(report.FINE_TUNED, 0, 0)]
         wanted += [
@@ -452,6 +503,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for patches and models (default: in the project)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="Dice against labels (default %(default)s)")
+    parser.add_argument("--calibration", type=Path, help="where to write how Dice follows from agreement: YAML")
     parser.add_argument("--table", action="store_true", help="only print the tables and draw the figure")
     return parser.parse_args(arguments)
 
@@ -476,6 +528,11 @@ def measure_and_report(options: argparse.Namespace) -> None:
             raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")
         run(protocol, results, options)
     print(report.tables(results.rows))
+    if options.calibration:
+        fitted = report.calibration(results.rows)
+        if fitted is None:
+            raise InputError("--calibration", "fewer than 3 judged stacks", "more", "measure zero-shot first")
+        fitted.write(options.calibration)
     if any("labels" in row for row in results.rows):
         report.draw(results.rows, options.figure)
 

@@ -8,37 +8,67 @@ from typing import Any
 
 import numpy as np
 
+from mitoflow.inference import judgement
+from mitoflow.inference.judgement import Agreement, Calibration
+
 #: What a result is of.
-ZERO_SHOT, FINE_TUNED, FROM_SCRATCH = "zero-shot", "fine-tuned", "from scratch"
-#: How slices are enlarged before they are predicted: not at all, or to the pixel size of the training sets.
-UNKNOWN, KNOWN = "unknown", "known"
+ZERO_SHOT, JUDGED, FINE_TUNED, FROM_SCRATCH = "zero-shot", "judged", "fine-tuned", "from scratch"
+#: How slices are enlarged before they are predicted: not at all, as the model finds it, to the pixel size of training.
+PUBLISHED, UNKNOWN, KNOWN = "as published", "unknown", "known"
 PRESET = "the preset"  # the variant without a change
+
+#: Headers of the table.
+SIZES = ("pixel size as published", "pixel size unknown", "pixel size known")
 
 Row = Mapping[str, Any]
 
 
 def tables(rows: Sequence[Row]) -> str:
     """Return Markdown: zero-shot by set, after some labels by set, and by variant where there are several."""
-    found = [zero_shot_table(rows), labels_table(rows), variants_table(rows)]
+    found = [zero_shot_table(rows), judgement_table(rows), labels_table(rows), variants_table(rows)]
     return "\n".join(table for table in found if table)
 
 
 def zero_shot_table(rows: Sequence[Row]) -> str:
     """Return the table of models that have not seen a set; empty where there is none."""
     rows = [row for row in rows if row["variant"] == PRESET and row["kind"] == ZERO_SHOT]
-    lines = []
-    for name in _sets(rows):
+    lines, names = [], _sets(rows)
+    for name in names:
         cells = []
-        for pixel_size in (UNKNOWN, KNOWN):
+        for pixel_size in (PUBLISHED, UNKNOWN, KNOWN):
             row = _last(row for row in rows if (row["set"], row["pixel_size"]) == (name, pixel_size))
             cells += [_interval(row, score) for score in ("dice", "iou")]
         lines.append([name, *cells])
     if not lines:
         return ""
-    unknown = [_last(row for row in rows if (row["set"], row["pixel_size"]) == (name, UNKNOWN)) for name in _sets(rows)]
-    means = [f"{np.mean([row[score] for row in unknown if row]):.4f}" for score in ("dice", "iou")]
-    header = ["left out", "Dice, pixel size unknown", "IoU", "Dice, pixel size known", "IoU"]
+    means = []
+    for pixel_size in (PUBLISHED, UNKNOWN):
+        found = [_last(row for row in rows if (row["set"], row["pixel_size"]) == (name, pixel_size)) for name in names]
+        means += [f"{np.mean([row[score] for row in found if row]):.4f}" for score in ("dice", "iou")]
+    header = ["left out", *(f"{what}, {how}" for how in SIZES for what in ("Dice", "IoU"))]
     return _markdown(header, [*lines, ["mean of sets", *means, "", ""]])
+
+
+def calibration(rows: Sequence[Row]) -> Calibration | None:
+    """Return how Dice follows from agreement on the stacks that were left out; None for fewer than three."""
+    judged = [row for row in rows if row["variant"] == PRESET and row["kind"] == JUDGED]
+    found = [(Agreement(**each["agreement"]), each["dice"]) for row in judged for each in row["stacks"]]
+    return Calibration.fit(*zip(*found, strict=True)) if len(found) > 2 else None
+
+
+def judgement_table(rows: Sequence[Row]) -> str:
+    """Return the table of expected and true Dice of the stacks that were left out; empty where there is none."""
+    fitted = calibration(rows)
+    if fitted is None:
+        return ""
+    lines = []
+    for row in rows:
+        if row["variant"] == PRESET and row["kind"] == JUDGED:
+            for each in row["stacks"]:
+                expected = fitted.dice(Agreement(**each["agreement"]))
+                cells = [f"{each['scale']:.3g}", f"{expected:.3f}", judgement.verdict(expected), f"{each['dice']:.3f}"]
+                lines.append([row["set"], each["stack"], *cells])
+    return _markdown(["left out", "stack", "scale", "expected Dice", "verdict", "Dice"], lines)
 
 
 def labels_table(rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ from mitoflow.config import presets
 from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.phantom import make_phantom
 from mitoflow.errors import InputError
+from mitoflow.inference.judgement import Calibration
 from mitoflow.io import tiff
 
 SMALL = ["patch.size=64", "patch.step=64", "train.epochs=1", "train.patches_per_epoch=8", "train.batch_size=4"]
@@ -55,16 +56,25 @@ def run(project: Path, *options: str) -> list[dict[str, Any]]:
 def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = run(project, "--sets", "deep", "--only", "zero-shot")
-    assert [(row["set"], row["kind"], row["pixel_size"], row["ratio"]) for row in rows] == [
-        ("deep", "zero-shot", "unknown", 1.0),
-        ("deep", "zero-shot", "known", 2.0),
+    calibration = ("--calibration", str(project / "calibration.yaml"))
+    rows = run(project, "--sets", "deep", "--only", "zero-shot", *calibration)
+    *zero_shot, judged = rows
+    assert [(row["set"], row["kind"], row["pixel_size"]) for row in zero_shot] == [
+        ("deep", "zero-shot", "as published"),
+        ("deep", "zero-shot", "unknown"),
+        ("deep", "zero-shot", "known"),
     ]
-    assert all(row["slices"] == 20 and row["dice_low"] <= row["dice"] <= row["dice_high"] for row in rows)
+    assert [row["ratios"] for row in zero_shot[::2]] == [{"stack": 1.0}, {"stack": 2.0}]
+    assert all(row["slices"] == 20 and row["dice_low"] <= row["dice"] <= row["dice_high"] for row in zero_shot)
+    found = zero_shot[1]["ratios"]["stack"]
+    assert (judged["kind"], [each["scale"] for each in judged["stacks"]]) == ("judged", [found, found / 2, found * 2])
+    fitted = Calibration.read(project / "calibration.yaml")
+    assert fitted.stacks == 3
+    assert fitted == leave_one_set_out_report.calibration(rows)
     rows = run(project, *FEW)
-    assert [(row["set"], row["kind"], row.get("labels"), row["slices"]) for row in rows[2:]] == [
-        ("flat", "zero-shot", None, 6),
-        ("flat", "zero-shot", None, 6),
+    assert [row["kind"] for row in rows[4:8]] == ["zero-shot"] * 3 + ["judged"]
+    assert set(rows[5]["ratios"]) == {f"stack-{z}" for z in range(6)}
+    assert [(row["set"], row["kind"], row.get("labels"), row["slices"]) for row in rows[8:]] == [
         ("flat", "fine-tuned", 0, 2),
         ("flat", "fine-tuned", 1, 2),
         ("flat", "from scratch", 1, 2),
@@ -84,7 +94,7 @@ def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
     assert sorted((project / ".leave-one-set-out/models").iterdir()) == models
 
     rows = run(project, "--sets", "deep", "--only", "zero-shot", "--without", "scale")
-    assert [row["variant"] for row in rows[-2:]] == ["without scale"] * 2
+    assert [row["variant"] for row in rows[-4:]] == ["without scale"] * 4
     assert "| without scale |" in capsys.readouterr().out
 
 

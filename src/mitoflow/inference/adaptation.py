@@ -20,7 +20,6 @@ from mitoflow.io.volumes import Levels, ResampledVolume, Volume
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
-CLEARLY = 0.03  # confidence by which another scale must be better to be taken
 SAME = math.log(1.15)  # change of scale, as a logarithm, below which slices stay as they are
 
 #: What to do next, by verdict.
@@ -94,7 +93,7 @@ def choose_scale(volume: Volume, request: Request, model: TrainedModel, notify: 
     found = scale.search(
         scale.for_windows(model.predictor), lambda times: enlarged(volume, _along(suggested, times)), expected
     )
-    chosen = found.best if found.gain(expected) > CLEARLY else expected
+    chosen = found.chosen(expected)
     sure = f"confidence {found.confidence[chosen]:.2f}"
     if chosen != expected:
         why = "the voxel size suggests" if by_size else "the slices have"

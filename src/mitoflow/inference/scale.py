@@ -14,6 +14,7 @@ from mitoflow.io.volumes import Volume
 
 OCTAVES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # tried first, then half an octave to both sides of the best
 HALF_OCTAVE = 2**0.5
+CLEARLY = 0.03  # confidence by which another scale must be better than the expected one to be taken
 SIDE = 512  # pixels of a window, as the network sees it
 SMALLEST = 64  # pixels of a slice at the smallest scale that is tried
 #: Where the windows lie in the slices that they come from, as shares of the room along y and x.
@@ -44,6 +45,10 @@ class Scales:
         """Return how much surer the network is at the best scale than at the tried one that is nearest to `scale`."""
         nearest = min(self.confidence, key=lambda tried: abs(math.log(tried / scale)))
         return self.confidence[self.best] - self.confidence[nearest]
+
+    def chosen(self, expected: float = 1.0) -> float:
+        """Return the scale to predict at: the expected one, unless the network is clearly surer at the best one."""
+        return self.best if self.gain(expected) > CLEARLY else expected
 
 
 def search(predictor: Predictor, at_scale: AtScale, expected: float = 1.0) -> Scales:
