@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +67,13 @@ def test_at_the_right_size_slices_stay_as_they_are(model: TrainedModel, tmp_path
 @pytest.mark.parametrize(("intercept", "verdict", "kind"), [(1, "usable", "note"), (-0.2, "do not use", "warning")])
 def test_it_says_what_to_expect(model: TrainedModel, tmp_path: Path, intercept: float, verdict: str, kind: str) -> None:
     Calibration(0.0 if intercept == 1 else 0.5, intercept, 0.1, 12).write(model.folder / "calibration.yaml")
-    _, notes, lineage = predicted(model, tmp_path, RADIUS)
+    _, notes, lineage = predicted(model, tmp_path, RADIUS, table=tmp_path / "table.csv")
     said = next(note for note in notes if "expected Dice" in note)
     assert said.startswith(f"{kind}: ")
     assert f": {verdict}: expected Dice about " in said
     assert lineage["judgement"].startswith(verdict)
+    with (tmp_path / "table_totals.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))["judgement"] == lineage["judgement"]
 
 
 def test_a_model_without_calibration_leaves_the_scale_and_says_nothing(model: TrainedModel, tmp_path: Path) -> None:

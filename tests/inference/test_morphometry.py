@@ -172,7 +172,7 @@ def test_a_table_is_written_with_units(tmp_path):
 def test_what_is_unknown_is_empty(tmp_path):
     found = measured(three())
     found.write(tmp_path / "table.csv")
-    found.write_totals(tmp_path / "totals.csv")
+    found.write_totals(tmp_path / "totals.csv", "usable: expected Dice about 0.90")
     with (tmp_path / "table.csv").open(newline="") as stream:
         row = next(csv.DictReader(stream))
     assert {key for key in COLUMNS if not row[key]} == {"volume_um3", "surface_um2", "sphericity", "elongation"}
@@ -180,6 +180,7 @@ def test_what_is_unknown_is_empty(tmp_path):
         totals = next(csv.DictReader(stream))
     assert {key for key in totals if not totals[key]} == {"density_per_um3", "stack_um3"}
     assert totals["mitochondria"] == "3"
+    assert totals["judgement"] == "usable: expected Dice about 0.90"
 
 
 def test_a_single_slice_has_no_surface_and_no_border_along_z():

@@ -187,9 +187,9 @@ class Measurements:
         """Write the mitochondria as CSV."""
         write_csv(path, COLUMNS, self.rows())
 
-    def write_totals(self, path: Path) -> None:
-        """Write the totals as CSV of one row."""
-        write_csv(path, tuple(self.totals), [map(_written, self.totals.values())])
+    def write_totals(self, path: Path, judgement: str = "") -> None:
+        """Write the totals as CSV of one row, which ends with the `judgement` of the mask that they come from."""
+        write_csv(path, (*self.totals, "judgement"), [[*map(_written, self.totals.values()), judgement]])
 
 
 def _written(value: float) -> str:

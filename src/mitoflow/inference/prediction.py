@@ -182,7 +182,7 @@ def _label_instances(
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
         measured.write(pending.folder / "mitochondria.csv")
-        measured.write_totals(pending.folder / "totals.csv")
+        measured.write_totals(pending.folder / "totals.csv", description.lineage.get("judgement", ""))
         notify(_summary(measured))
 
 
