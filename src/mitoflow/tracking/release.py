@@ -25,7 +25,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
 from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
-LARGEST = 10.0  # megabytes of a model that every clone and every wheel carries
+LARGEST = 16.0  # megabytes of a model that every clone and every wheel carries
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
