@@ -72,7 +72,7 @@ def test_version() -> None:
     [
         (
             ["data", "retina"],
-            "data: found retina, expected phantom, epfl, import, add, list or verify; see `mitoflow data --help`",
+            "data: found retina, expected phantom, phantoms, epfl, import, add, list or verify; see `mitoflow data",
         ),
         (["modls"], "command: found modls, expected data, "),
         (["data", "import"], "data import: Missing option '--images'; see `mitoflow data import --help`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mitoflow.evaluation.protocols import Choice, Measured
 from mitoflow.evaluation.results import Results, score
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
+from mitoflow.io.tiff import Stack, open_stack, write_stack
 
 THRESHOLD = 0.5
 BOOTSTRAP = {"block": 2, "resamples": 100, "seed": 0}
@@ -39,15 +41,10 @@ class Counted:
         return self._stack.slice(z)
 
 
-class Stack:
-    """Slices in memory, as a stack has them."""
-
-    def __init__(self, slices: list[np.ndarray]) -> None:
-        self._slices = slices
-        self.shape = (len(slices), *slices[0].shape)
-
-    def slice(self, z: int) -> np.ndarray:
-        return self._slices[z]
+def stack_of(slices: Sequence[np.ndarray], path: Path) -> Stack:
+    """Write slices to a file, and open it."""
+    write_stack(path, np.stack(slices))
+    return open_stack(path)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +75,13 @@ def results(measured: dict[str, Measured]) -> Results:
 
 
 @pytest.fixture(scope="module")
-def two_sets(predictor: Predictor, pairs: list[Pair]) -> dict[str, Measured]:
+def two_sets(predictor: Predictor, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
     """The first stack as it is, and three slices of the second one with a truth that has few of the mitochondria."""
-    eroded = Counted(Stack([binarise(mask, "nonzero") * (np.arange(128) < 24) for mask in pairs[1].mask.slices()][:3]))
-    hard = dataclasses.replace(pairs[1], image=Stack([*pairs[1].image.slices()][:3]), mask=eroded, dataset="hard")
+    folder = tmp_path_factory.mktemp("hard")
+    masks = [binarise(mask, "nonzero") * (np.arange(128) < 24) for mask in pairs[1].mask.slices()][:3]
+    eroded = Counted(stack_of(np.array(masks, np.uint8), folder / "mask.tif"))
+    image = stack_of([*pairs[1].image.slices()][:3], folder / "image.tif")
+    hard = dataclasses.replace(pairs[1], image=image, mask=eroded, dataset="hard")
     return protocols.measure(predictor, [pairs[0], hard], {"phantom": "nonzero", "hard": "nonzero"}, size=64)
 
 
@@ -165,7 +165,7 @@ def test_a_set_without_any_instance_counts_like_the_others(two_sets: dict[str, M
     assert summary["instance_f1_50"] == (1 + summary["sets"]["phantom"]["instance_f1_50"]) / 2
 
 
-def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pair]) -> None:
+def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pair], tmp_path: Path) -> None:
     """The network sees the slice after this one alone: by itself, a slice is its own neighbour."""
     inputs = keras.Input((None, None, 3))
     last = np.array([0.0, 0.0, -9.0], np.float32).reshape(1, 1, 3, 1)
@@ -185,6 +185,8 @@ def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pa
     assert summary["single_slice"].keys() == summary["whole_slice"].keys()
     assert summary["single_slice"]["dice"] == metrics.dice(stack.single_slice.sum(0))
     # A stack of one slice is a single slice, so there is nothing else to score.
-    one = dataclasses.replace(pairs[0], image=Stack(images[:1]), mask=Stack([*pairs[0].mask.slices()][:1]))
+    image = stack_of(images[:1], tmp_path / "image.tif")
+    mask = stack_of([*pairs[0].mask.slices()][:1], tmp_path / "mask.tif")
+    one = dataclasses.replace(pairs[0], image=image, mask=mask)
     (alone_in_stack,) = protocols.measure(predictor, [one], {"phantom": "nonzero"}, size=64)["phantom"].stacks
     assert alone_in_stack.single_slice is None

@@ -24,7 +24,7 @@ from mitoflow.data import patches
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
-from mitoflow.data.patches import SPLITS, Patches, PatchStore
+from mitoflow.data.patches import FORMAT, SPLITS, Patches, PatchStore
 from mitoflow.errors import InputError
 from mitoflow.models import unet
 from mitoflow.training import fitting
@@ -248,7 +248,7 @@ def test_older_store(store: PatchStore, small_dataset: Path, tmp_path: Path, kin
     folder = tmp_path / "patches"
     write_store(folder, pairs, settings, {"phantom": Conventions(8, "nonzero")})
     kind(folder)
-    with pytest.raises(InputError, match="expected a patch store of format 3; run `dvc repro -f patch`"):
+    with pytest.raises(InputError, match=f"expected a patch store of format {FORMAT}; run `dvc repro -f patch`"):
         PatchStore.open(folder)
     # What a killed process was writing is swept by the next.
     stale = of_process(2**22 + 1, folder)

@@ -123,4 +123,5 @@ def test_two_devices_that_share_each_batch_fit_as_one(small_dataset: Path, tmp_p
     for mine, theirs in zip(history, expected, strict=True):
         for name, value in theirs.items():  # Dice counts pixels, of which some lie at the threshold
             assert mine[name] == pytest.approx(value, abs=1e-4 if "loss" in name else 1e-3), (name, history, expected)
-    np.testing.assert_allclose(resumed, weights, atol=1e-3)  # one device with another kernel differs by 1e-4
+    # One device with another kernel differs by 1e-4.
+    assert np.linalg.norm(np.subtract(resumed, weights)) < 5e-4 * np.linalg.norm(weights)

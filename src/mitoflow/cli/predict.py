@@ -54,7 +54,7 @@ def _read_rescale(context: click.Context, option: click.Parameter, value: str) -
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
 @click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
 def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
-    """Write the mask of a stack of any size, or of each image in a folder.
+    """Write the mask of a stack, or of each image in a folder.
 
     INPUT is a TIFF of one page or many, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with .tif,
     .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is predicted by itself: files that are done are

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 FARTHEST = 1.5  # distance of neighbours over that of training, from which on copies of the slice are better
+ELONGATED = 1.5  # longest side of a voxel over its shortest, from which on planes along y and x are unlike slices
 UNSURE = 1.25  # by how much estimates of one distance differ
 UNRELATED = 0.1  # covariance of two slices over that of adjacent pixels, below which they show different things
 STRUCTURE = 0.05  # covariance of adjacent pixels over the variance, below which there is noise alone
@@ -166,6 +167,11 @@ def _covariances(deviation: npt.NDArray[np.float64], lags: int) -> npt.NDArray[n
 
 def _constant_share(patch: npt.NDArray[Any]) -> float:
     return float((ndimage.minimum_filter(patch, 3) == ndimage.maximum_filter(patch, 3)).mean())
+
+
+def is_elongated(spacing: Mapping[str, float]) -> bool:
+    """Return whether voxels are known to be too long for planes along y and x to look like slices; sides in nm."""
+    return {*"zyx"} <= spacing.keys() and max(spacing.values()) > ELONGATED * min(spacing.values())
 
 
 def neighbour_step(context_step: int, learned: SliceDistance | None, seen: SliceDistance) -> int:

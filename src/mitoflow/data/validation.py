@@ -19,8 +19,9 @@ from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
+from mitoflow.data.slice_distance import is_elongated
 from mitoflow.errors import InputError
-from mitoflow.io.spacing import Spacing, is_elongated
+from mitoflow.io.spacing import Spacing
 from mitoflow.io.tiff import Array, natural_order
 
 PARTS = ("train", "test")

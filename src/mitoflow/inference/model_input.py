@@ -15,10 +15,9 @@ import numpy as np
 
 from mitoflow.data import network_input, slice_distance
 from mitoflow.data.network_input import Box
-from mitoflow.data.slice_distance import SliceDistance
+from mitoflow.data.slice_distance import ELONGATED, SliceDistance, is_elongated
 from mitoflow.errors import InputError
 from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
-from mitoflow.io.spacing import ELONGATED, is_elongated
 
 if TYPE_CHECKING:
     from mitoflow.io.volumes import Volume  # the registered model runs without what reads files

@@ -26,15 +26,6 @@ NANOMETRES = {
     **dict.fromkeys(("m", "meter"), 1e9),
 }
 
-ELONGATED = (
-    1.5  # the longest side of a voxel over its shortest, beyond which planes along y and x do not look like slices
-)
-
-
-def is_elongated(spacing: Spacing) -> bool:
-    """Return whether voxels are known to be too long for planes along y and x to look like slices."""
-    return {*"zyx"} <= spacing.keys() and max(spacing.values()) > ELONGATED * min(spacing.values())
-
 
 def read_tiff_spacing(path: Path) -> Spacing:
     """Return the voxel size that OME-XML or ImageJ wrote into a TIFF.
