@@ -17,13 +17,13 @@ from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome
 from mitoflow.models import unet
 
-from .test_scale import RADIUS, Disks, finder  # noqa: F401
+from .disks import RADIUS, Disks
 
 SIDE = 600
 
 
 @pytest.fixture
-def model(finder: Predictor, tmp_path: Path) -> TrainedModel:  # noqa: F811
+def model(finder: Predictor, tmp_path: Path) -> TrainedModel:
     """Return the network of `finder` with its files; without a calibration."""
     folder = tmp_path / "model"
     folder.mkdir()

@@ -12,7 +12,7 @@ from mitoflow.inference import judgement
 from mitoflow.inference.judgement import Agreement, Calibration
 from mitoflow.inference.predictor import Predictor
 
-from .test_scale import Disks, finder  # noqa: F401
+from .disks import Disks
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
     assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
 
 
-def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Predictor) -> None:  # noqa: F811
+def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Predictor) -> None:
     def at_scale(factor: float) -> Disks:
         return Disks(12 * factor, (2, round(600 * factor), round(600 * factor)))
 
