@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import keras
 import numpy as np
 
@@ -13,19 +11,12 @@ from mitoflow.inference.settings import Settings
 RADIUS = 6  # pixels of the disks that the network below knows
 
 
-@dataclass
-class Disks:
-    """A volume of dark disks on bright ground, of a radius in pixels."""
-
-    radius: float
-    shape: tuple[int, int, int] = (3, 1024, 1024)
-
-    def read(self, z: int, box: tuple[int, int, int, int]) -> np.ndarray:
-        y0, y1, x0, x1 = box
-        y, x = np.mgrid[y0:y1, x0:x1]
-        pitch = 5 * self.radius
-        away = np.hypot((y + z) % pitch - pitch / 2, x % pitch - pitch / 2)
-        return np.where(away < self.radius, 60, 190).astype(np.uint8)
+def disks(radius: float, shape: tuple[int, int, int] = (3, 1024, 1024)) -> np.ndarray:
+    """Return dark disks of a radius in pixels on bright ground, (Z, Y, X) uint8."""
+    z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    pitch = 5 * radius
+    away = np.hypot((y + z) % pitch - pitch / 2, x % pitch - pitch / 2)
+    return np.where(away < radius, 60, 190).astype(np.uint8)
 
 
 def disk_finder() -> Predictor:

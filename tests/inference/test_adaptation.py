@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome
 from mitoflow.models import unet
 
-from .disks import RADIUS, Disks
+from .disks import RADIUS, disks
 
 SIDE = 600
 
@@ -32,15 +33,12 @@ def model(finder: Predictor, tmp_path: Path) -> TrainedModel:
     return TrainedModel("finder", folder / "unet.keras", folder, {"model": "finder", "model_sha256": "0"})
 
 
-def predicted(
-    model: TrainedModel, folder: Path, radius: float, **options: object
-) -> tuple[np.ndarray, list[str], dict]:
+def predicted(model: TrainedModel, folder: Path, radius: float, **options: Any) -> tuple[np.ndarray, list[str], dict]:
     """Predict disks of a radius; return the mask, the notes and the lineage."""
-    disks = Disks(radius, (2, SIDE, SIDE))
-    tifffile.imwrite(folder / "disks.tif", np.stack([disks.read(z, (0, SIDE, 0, SIDE)) for z in range(2)]))
+    tifffile.imwrite(folder / "disks.tif", disks(radius, (2, SIDE, SIDE)))
     notes: list[str] = []
     output = folder / "mask.tif"
-    request = Request(str(folder / "disks.tif"), output, overwrite=True, **options)  # type: ignore[arg-type]
+    request = Request(str(folder / "disks.tif"), output, overwrite=True, **options)
     prediction.predict(request, model, notes.append)
     return tifffile.imread(output), notes, ome.read_lineage(output)
 

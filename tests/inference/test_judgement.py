@@ -10,9 +10,10 @@ import pytest
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement
 from mitoflow.inference.judgement import Agreement, Calibration
+from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
 
-from .disks import Disks
+from .disks import disks
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,11 @@ def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
 
 
 def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Predictor) -> None:
-    def at_scale(factor: float) -> Disks:
-        return Disks(12 * factor, (2, round(600 * factor), round(600 * factor)))
+    def at_scale(factor: float) -> ArrayVolume:
+        return ArrayVolume(disks(12 * factor, (2, round(600 * factor), round(600 * factor))))
 
-    right = judgement.agreement(finder, at_scale, 0.5)  # type: ignore[arg-type]
-    wrong = judgement.agreement(finder, at_scale, 0.9)  # type: ignore[arg-type]
+    right = judgement.agreement(finder, at_scale, 0.5)
+    wrong = judgement.agreement(finder, at_scale, 0.9)
     assert right.mirrored == pytest.approx(1, abs=0.02)  # the network has no preferred side
     assert right.confidence > wrong.confidence
     assert right.product > wrong.product

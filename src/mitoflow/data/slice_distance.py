@@ -61,8 +61,8 @@ class SliceDistance:
             return self.nm / other.nm
         if not self.pixels or not other.pixels:
             return None
-        known = self.pixel_nm and other.pixel_nm
-        return self.pixels / other.pixels * (self.pixel_nm / other.pixel_nm if known else 1)  # type: ignore[operator]
+        ratio = self.pixels / other.pixels
+        return ratio * self.pixel_nm / other.pixel_nm if self.pixel_nm and other.pixel_nm else ratio
 
     def __str__(self) -> str:
         if self.is_unrelated:
