@@ -222,12 +222,15 @@ class Protocol:
         The parameters of the fits on the other sets, and of those on the labelled slices.
     work
         Where copies, patches, checkpoints and models are kept.
+    loaders
+        Processes that make the batches of the fits on other sets; see `fitting.fit`.
     """
 
     sets: Mapping[str, TissueSet]
     preset: Params
     finetune: Params
     work: Path
+    loaders: int
 
     def fitted(self, left_out: str, variant: str, recipe: Recipe) -> Trained:
         """Fit a model on the other sets, unless there is one; validation chooses its threshold."""
@@ -238,7 +241,8 @@ class Protocol:
             checkpoints = self.work / "checkpoints" / key
             checkpoints.mkdir(parents=True, exist_ok=True)
             trained.model.parent.mkdir(exist_ok=True)
-            model = fitting.fit(store, recipe, checkpoints=checkpoints, title=f"{variant}, without {left_out}").model
+            title = f"{variant}, without {left_out}"
+            model = fitting.fit(store, recipe, loaders=self.loaders, checkpoints=checkpoints, title=title).model
             unet.save_model(model, trained.model)
             self._predictor(model, recipe, store).settings.write(trained.settings)
         return trained
@@ -287,7 +291,8 @@ class Protocol:
                 pages = {f"{place:02d}": [page] for place, page in enumerate(tissue.labelled(count, draw))}
                 store = write_patches(Path(folder), {left_out: pages}, self.finetune.patch)
                 few = self._few_labels_recipe(kind, recipe).replace(seed=draw + 1)
-                fitted = fitting.fit(store, few, initial=initial, title=f"{left_out}, {kind}, {count}, draw {draw}")
+                title = f"{left_out}, {kind}, {count}, draw {draw}"
+                fitted = fitting.fit(store, few, initial=initial, loaders=self.loaders, title=title)
                 predictor = self._predictor(fitted.model, few, store)
         found = self._measured(predictor, left_out, tissue.sides["validation"])
         return {**found, "seconds": round(time.perf_counter() - started)}
@@ -500,6 +505,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=3, help="draws of the labelled slices (default %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the preset")
     parser.add_argument("--set-finetune", nargs="+", default=[], metavar="KEY=VALUE", help="and to the preset finetune")
+    parser.add_argument("--loaders", type=int, default=0, help="processes that make batches, for a GPU")
     parser.add_argument("--work", type=Path, help="folder for patches and models (default: in the project)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="Dice against labels (default %(default)s)")
@@ -523,6 +529,7 @@ def measure_and_report(options: argparse.Namespace) -> None:
             preset=changed(presets.load(options.preset), options.set),
             finetune=changed(presets.load("finetune"), options.set_finetune),
             work=options.work or options.data / ".leave-one-set-out",
+            loaders=options.loaders,
         )
         if unknown := set(options.sets) - protocol.sets.keys():
             raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")

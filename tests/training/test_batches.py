@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mitoflow.errors import InputError
 from mitoflow.io import tiff
 from mitoflow.stages import train
 from mitoflow.training import augmentation, fitting, geometry
-from mitoflow.training.batches import TrainPatches, ValidationPatches
+from mitoflow.training.batches import TrainPatches, ValidationPatches, loaded
 
 from .conftest import RECIPE
 
@@ -300,3 +301,25 @@ def test_neighbours_are_copies_where_slices_are_thick_or_unrelated(tmp_path: Pat
     assert not (images[of_first] == images[of_first][..., :1]).all()
     assert train._learned_step(store, recipe, store.slices()) == 2
     assert train._learned_step(store, recipe, SliceDistance(pixels=0.1)) == 0
+
+
+@pytest.mark.slow
+def test_other_processes_make_the_same_batches(store: PatchStore) -> None:
+    dataset, threads = (TrainPatches(store.train, 8, RECIPE) for _ in range(2))
+    with loaded(dataset, 2) as batches:
+        assert len(batches) == len(threads)
+        for epoch in range(2):
+            batches.begin(epoch)
+            threads.begin(epoch)
+            for step in range(len(threads)):
+                for mine, theirs in zip(batches[step], threads[step], strict=True):
+                    assert np.array_equal(mine, theirs)
+
+
+def test_another_process_maps_the_files_of_patches(store: PatchStore) -> None:
+    pickled = pickle.dumps(store.train)
+    assert len(pickled) < store.train.images.nbytes / 10
+    there = pickle.loads(pickled)
+    assert isinstance(there.images, np.memmap)
+    assert np.array_equal(there.images, store.train.images)
+    assert there.context_steps == store.train.context_steps

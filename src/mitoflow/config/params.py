@@ -294,6 +294,7 @@ class Machine(Section):
 
     workers: Positive = 1
     strategy: Literal["none", "data_parallel"] = "none"
+    loaders: Annotated[int, Field(ge=0)] = 0
 
 
 class Params(Section):

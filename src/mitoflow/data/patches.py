@@ -133,6 +133,19 @@ class Patches:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: of arrays that are mapped from files, the files."""
+        return {
+            name: Path(value.filename) if isinstance(value, np.memmap) and value.filename else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            if isinstance(value, Path):
+                value = np.load(value, mmap_mode="r", allow_pickle=False)
+            object.__setattr__(self, name, value)  # the class is frozen
+
     @property
     def size(self) -> int:
         """Pixels of a patch along y and x."""

@@ -50,6 +50,7 @@ def main() -> None:
                 initial=unet.load_model(initial.path) if initial else None,
                 learned=slices,
                 strategy=settings.machine.strategy,
+                loaders=settings.machine.loaders,
                 checkpoints=checkpoints,
                 callbacks=[reporting],
             )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import keras
 import numpy as np
 
@@ -175,6 +180,66 @@ class TrainPatches(keras.utils.PyDataset):
         room = np.array(self._turned(stack, axis)[1:]) - lengths
         corner = np.clip(corner, np.minimum(room // 2, 0), np.where(room < 0, room // 2, room))
         return stack, place, (int(corner[0]), int(corner[1]))
+
+
+class LoadedBatches(keras.utils.PyDataset):
+    """The batches of a `TrainPatches`, made by other processes; see `loaded`.
+
+    Parameters
+    ----------
+    source
+        Makes the batches; its patches lie in files, which each process maps into its memory.
+    processes
+        How many make batches.
+    """
+
+    def __init__(self, source: TrainPatches, processes: int) -> None:
+        # A thread of Keras waits for each process, and one more has the next batch ready.
+        super().__init__(workers=processes + 1, max_queue_size=4 * processes)
+        self.source, self.epoch = source, 0
+        # Not forked: the backend has threads by now, and their locks would be copied as they are.
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(processes, context, _keep_source, (source,))
+
+    def begin(self, epoch: int) -> None:
+        """Make the batches of this epoch, counted from 0, from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.pool.submit(_batch, self.epoch, step).result()
+
+
+@contextmanager
+def loaded(source: TrainPatches, processes: int) -> Iterator[TrainPatches | LoadedBatches]:
+    """Yield the same batches, made by that many processes; with none, by threads of this one.
+
+    Threads keep up with the training on a processor. A GPU takes batches faster than one interpreter makes them.
+    """
+    if processes == 0:
+        yield source
+        return
+    batches = LoadedBatches(source, processes)
+    try:
+        yield batches
+    finally:
+        batches.pool.shutdown(cancel_futures=True)
+
+
+_source: TrainPatches  # of a process that makes batches
+
+
+def _keep_source(source: TrainPatches) -> None:
+    global _source
+    _source = source
+    cv2.setNumThreads(1)
+
+
+def _batch(epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    _source.begin(epoch)
+    return _source[step]
 
 
 class ValidationPatches(keras.utils.PyDataset):

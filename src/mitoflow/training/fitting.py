@@ -19,7 +19,7 @@ from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
-from mitoflow.training.batches import TrainPatches, ValidationPatches
+from mitoflow.training.batches import TrainPatches, ValidationPatches, loaded
 from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, ValidationBySet, best_epoch
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
@@ -61,6 +61,7 @@ def fit(
     initial: keras.Model | None = None,
     learned: SliceDistance | None = None,
     strategy: Strategy = "none",
+    loaders: int = 0,
     checkpoints: Path | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     batches: Callable[[Patches, int, Recipe, int], TrainPatches] = TrainPatches,
@@ -85,6 +86,8 @@ def fit(
         learned. In stacks with slices much farther apart, or unrelated ones, copies stand in for the neighbours.
     strategy
         Where the batches are computed: see `Strategy`.
+    loaders
+        How many processes make the batches: see `batches.loaded`. It changes no batch.
     checkpoints
         Folder for a checkpoint after every epoch. Where it holds checkpoints of a run that was cut off, the fit goes
         on after the last whole epoch, and ends with the weights that it would have had undisturbed; also where the
@@ -111,7 +114,7 @@ def fit(
     if recipe.context:
         store = store.with_context_steps(recipe.context_step, learned or store.slices())
     with _sharing(strategy, recipe.batch_size) as devices:
-        train = batches(store.train, store.bit_depth, recipe, devices)
+        source = batches(store.train, store.bit_depth, recipe, devices)
         validation = {
             name: ValidationPatches(store.validation, name, store.bit_depth, recipe, devices)
             for name in store.validation.sets
@@ -119,27 +122,28 @@ def fit(
         model = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
         if weights:
             _take_over(model, weights)
-        _compile(model, recipe, losses.OfWholeBatch(loss) if devices > 1 else loss, len(train))
+        _compile(model, recipe, losses.OfWholeBatch(loss) if devices > 1 else loss, len(source))
     best = BestEpoch(recipe.epochs, recipe.patience)
-    starting = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: train.begin(epoch))
     by_set = [ValidationBySet(validation)] if len(validation) > 1 else []
-    called = [starting, *by_set, best, *callbacks]
+    called = [*by_set, best, *callbacks]
     if checkpoints is not None:
         saving = Checkpoints(checkpoints, best)
         saving.restore(model)
         called.append(saving)
-    done, total = len(best.history) * len(train), recipe.epochs * len(train)
+    done, total = len(best.history) * len(source), recipe.epochs * len(source)
     with tqdm(initial=done, total=total, desc=title, unit="batch", mininterval=1.0) as bar:
         if not best.finished:
-            model.fit(
-                train,
-                validation_data=None if by_set else next(iter(validation.values())),
-                initial_epoch=len(best.history),
-                epochs=recipe.epochs,
-                shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
-                callbacks=[*called, ProgressBar(bar)],
-                verbose=0,
-            )
+            with loaded(source, loaders) as train:
+                starting = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: train.begin(epoch))
+                model.fit(
+                    train,
+                    validation_data=None if by_set else next(iter(validation.values())),
+                    initial_epoch=len(best.history),
+                    epochs=recipe.epochs,
+                    shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
+                    callbacks=[starting, *called, ProgressBar(bar)],
+                    verbose=0,
+                )
     fitted = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
     fitted.set_weights(best.weights)
     return Fit(fitted, best.history)
