@@ -296,3 +296,10 @@ def test_what_is_too_shallow_or_too_large_has_no_sections(
     assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
     monkeypatch.setattr("mitoflow.inference.settings.ORTHOPLANE_LIMIT", CUBE.size - 1)
     assert np.array_equal(three.probabilities(CUBE), slices.probabilities(CUBE))
+
+
+def test_not_a_number_is_no_empty_mask(model: keras.Model) -> None:
+    broken = keras.models.clone_model(model)
+    broken.set_weights([np.full_like(array, np.nan) for array in model.get_weights()])
+    with pytest.raises(InputError, match="the network's output: found not-a-number, computed with KERAS_BACKEND="):
+        Predictor(broken, SETTINGS).masks(np.zeros((1, 64, 64), np.uint8))

@@ -23,6 +23,7 @@ from mitoflow.core import files, provenance
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.errors import InputError
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 from mitoflow.io import tiff
 from mitoflow.models import unet
@@ -479,3 +480,17 @@ def test_a_model_of_two_sets_is_registered_elsewhere_with_both(
     }
     assert tests == evaluation.test_hashes
     mlflow.set_tracking_uri(None)
+
+
+def test_a_release_may_have_a_name_of_its_own_and_a_calibration(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Calibration(slope=1.1, intercept=-0.1, error=0.08, stacks=12)
+    known.write(project / "calibration.yaml")
+    run("release", "--name", "general", "--calibration", "calibration.yaml", monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.startswith("pretrained/general: Dice")
+    assert model_lookup.find("pretrained:general").calibration == known
+    with pytest.raises(SystemExit, match="2"):
+        run("release", "--name", "../elsewhere", monkeypatch=monkeypatch)
+    assert capsys.readouterr().err.startswith("mitoflow: --name: found '../elsewhere', expected letters")
+    assert not (project.parent / "elsewhere").exists()

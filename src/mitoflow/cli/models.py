@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -122,12 +123,28 @@ def register(name: str | None) -> None:
     evaluate.register()
 
 
+def _plain_name(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    """Return the name of a folder in ``pretrained/``, after a check that it is one."""
+    if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise InputError("--name", repr(name), "letters, digits and . _ + -", "change it")
+    return name
+
+
 @click.command()
 @click.option("--licence", metavar="TEXT", help="The terms of your own data, for the model card.")
-def release(licence: str | None) -> None:
-    """Put the trained model into pretrained/, with its card."""
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="How its Dice follows from its agreement with itself, as the benchmark leave-one-set-out writes it.",
+)
+@click.option("--name", callback=_plain_name, help="What it is called; without it as the data.")
+def release(licence: str | None, calibration: Path | None, name: str | None) -> None:
+    """Put the trained model into pretrained/, with its card.
+
+    A model with a calibration finds the scale of a stack by itself, and says which Dice it expects.
+    """
     from mitoflow.stages import release
 
-    model = release.main(licence)
+    model = release.main(licence, calibration, name)
     dice = model.evaluation.interval("dice")
     click.echo(f"{model.folder}: Dice {dice}; look at {model.folder / 'MODEL_CARD.md'}")

@@ -313,8 +313,17 @@ class Predictor:
         """Return (N, Y, X) float32 in [0, 1] for (N, Y, X, 2 context + 1) float32 in [0, 1]: one pass of the network.
 
         A subclass that overrides it runs the network on another engine, or several networks.
+
+        Raises
+        ------
+        InputError
+            The network returns not-a-number, which in a mask would look like tissue without mitochondria.
         """
         logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
+        if np.isnan(logits).any():
+            found = f"not-a-number, computed with KERAS_BACKEND={keras.backend.backend()}"
+            remedy = "predict with another backend, or train the model again with train.precision: float32"
+            raise InputError("the network's output", found, "numbers", remedy)
         return np.asarray(expit(logits))
 
     def _checked(self, image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ writes its own output.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data.datasets import DATASETS
@@ -13,15 +15,15 @@ from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.set_descriptions import FILE, SetDescription, read_sets
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.settings import Settings
 from mitoflow.stages.paths import DATA, DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
 from mitoflow.tracking import pretrained, registry, release
 
 
-def main(licence: str | None = None) -> pretrained.Pretrained:
+def main(licence: str | None = None, calibration: Path | None = None, name: str | None = None) -> pretrained.Pretrained:
     settings = params.load()
-    name = settings.data.name
-    data = _describe(name, licence)
+    data = _describe(settings.data.name, licence)
     outputs = "run `dvc repro` or `dvc pull`"
     if not MODEL.is_file():
         raise InputError(MODEL, "no such file", "the outputs of a pipeline", outputs)
@@ -42,8 +44,9 @@ def main(licence: str | None = None) -> pretrained.Pretrained:
         parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
         origin=registry.origin(str(MODEL)) | measured_with,
         domain=Fingerprint.read(DOMAIN),
+        calibration=Calibration.read(calibration) if calibration else None,
     )
-    return release.release(pretrained.HERE / name, trained)
+    return release.release(pretrained.HERE / (name or settings.data.name), trained)
 
 
 def _describe(name: str, licence: str | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from mitoflow.evaluation import figures, metrics, report
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
 from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
@@ -52,6 +53,8 @@ class Trained:
         Where the model comes from; see `mitoflow.tracking.registry.origin`.
     domain
         What the training images look like.
+    calibration
+        How far the model's own agreement can be trusted, measured on sets that were left out; None where it was not.
     """
 
     model: Path
@@ -63,6 +66,7 @@ class Trained:
     parts: Mapping[str, Any]
     origin: Mapping[str, str]
     domain: Fingerprint
+    calibration: Calibration | None = None
 
 
 def release(folder: Path, trained: Trained) -> Pretrained:
@@ -90,6 +94,8 @@ def release(folder: Path, trained: Trained) -> Pretrained:
         trained.settings.write(beside / model_files.SETTINGS)
         trained.domain.write(beside / model_files.DOMAIN)
         trained.evaluation.write(beside / model_files.EVALUATION)
+        if trained.calibration:
+            trained.calibration.write(beside / model_files.CALIBRATION)
         made = {"data": dict(trained.data), **_grouped(trained.origin), "metrics": dict(trained.measured)}
         files.write_yaml(beside / LINEAGE, made)
         of_sets = {}
