@@ -84,6 +84,7 @@ def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return path, onnx_export.export_onnx(path, model_lookup.find(str(saved / "unet.keras")).predictor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 32, 12)])
 def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, onnx_export.Parity], shape) -> None:
     """On phantom slices of any size, to 1e-5 of a probability in float32; from 16 bits it is a little further."""
@@ -103,11 +104,13 @@ def test_onnx_predicts_what_keras_predicts(saved: Path, exported: tuple[Path, on
     assert in_keras.std() > 0.01
 
 
+@pytest.mark.slow
 def test_the_reported_differences_are_small_and_not_zero(exported: tuple[Path, onnx_export.Parity]) -> None:
     parity = exported[1]
     assert 0 < parity.converted < 1e-5 < parity.trained < 0.1
 
 
+@pytest.mark.slow
 def test_the_strided_u_net_becomes_onnx(tmp_path: Path) -> None:
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy("float32")
@@ -121,6 +124,7 @@ def test_the_strided_u_net_becomes_onnx(tmp_path: Path) -> None:
     assert probability.std() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_onnx_file_describes_its_input(exported: tuple[Path, onnx_export.Parity]) -> None:
     model = onnx.load(str(exported[0]))
     axes = [
@@ -174,6 +178,7 @@ def test_the_zoo_s_own_test_passes_a_package(package: Path) -> None:
             assert f"Run {weights} inference for inputs with batch_size: {batch} and size parameter n: 2" in summary
 
 
+@pytest.mark.slow
 def test_a_package_describes_the_model(package: Path) -> None:
     rdf = YAML(typ="safe").load((package / "rdf.yaml").read_text())
     assert rdf["format_version"].startswith("0.5.")
@@ -195,6 +200,7 @@ def test_a_package_describes_the_model(package: Path) -> None:
     assert re.search(r"\| Dice \| 0\.8\d{3} \[0\.8\d{3}, 0\.8\d{3}\] \|", readme)
 
 
+@pytest.mark.slow
 def test_the_channels_are_filled_as_the_documentation_says(package: Path) -> None:
     lines = [line[4:] for line in (package / "README.md").read_text().splitlines() if line.startswith("    ")]
     stack = np.random.default_rng(0).integers(0, 256, (7, 8, 8), dtype=np.uint8)
@@ -263,6 +269,7 @@ def test_a_pretrained_model_comes_with_its_card(project: Path) -> None:
     assert bioimageio_export._copy_pictures(model, project) == ["cover.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -307,6 +314,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert all(path.name.startswith(("mlflow.db", "mlruns", ".mitoflow")) for path in made if path.parent == Path())
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_when_asked(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

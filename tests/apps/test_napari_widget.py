@@ -105,6 +105,7 @@ def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
     assert napari_widget._find("unet.keras").predictor.settings.context == 0
 
 
+@pytest.mark.slow
 def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
     tifffile.imwrite(folder / "cell.tif", STACK)
     predict(Request("cell.tif", Path("mask.ome.zarr")), model_lookup.find("unet.keras"), print)

@@ -1,10 +1,14 @@
 from pathlib import Path
 
+import pytest
+
 from benchmarks import ablation, train_step
 from mitoflow.config.params import Patch
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
+
+pytestmark = pytest.mark.slow
 
 
 def test_what_the_ablation_changes_in_the_training_makes_another_model(small_dataset: Path, tmp_path: Path) -> None:

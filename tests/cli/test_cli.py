@@ -118,6 +118,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_empty_registry(folder: Path, run_here: Here) -> None:
     _, out, _ = run_here("models")
     assert out == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
@@ -134,6 +135,7 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
     assert run_here("sync") == (0, "0 events sent\n", "")
 
 
+@pytest.mark.slow
 def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) -> None:
     from mitoflow.tracking import store
 
@@ -170,6 +172,7 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
     assert re.match(r"2 .* 2 -> 1 +rolled back +worse on the heart$", back)
 
 
+@pytest.mark.slow
 def test_a_registry_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     done = run("models", MLFLOW_TRACKING_URI="http://user:secret@127.0.0.1:9")
     assert done.returncode == 2
@@ -195,6 +198,7 @@ def test_a_summary_of_a_file_that_git_could_not_merge_is_one_line(folder: Path, 
     assert "metrics.json" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     done = run("ui", MLFLOW_TRACKING_URI="https://user:secret@lab.example")
     assert done.stdout == "MLflow is at https://lab.example\n"
@@ -227,6 +231,7 @@ def test_summary_has_the_version_of_the_model_in_the_folder(folder: Path, run_he
     assert "registered model: version 1 (no alias): so" in run_here("summary")[1]
 
 
+@pytest.mark.slow
 def test_repro_changes_parameters_and_shows_the_output_of_dvc(folder: Path) -> None:
     done = run("repro", "train", "--set", "train.epochs=3", "--set", "train.depth=")
     assert done.returncode not in (0, 2)  # no DVC project here

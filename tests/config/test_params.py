@@ -98,6 +98,7 @@ def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
     assert params.load(edited(tmp_path, "learning_rate: tuned", "learning_rate: 1e-4")).train.learning_rate == 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "- a list", "a: [b", "\x00", "gap: +_", "gap: 0x_", "gap: ._", "[" * 2000])
 def test_other_files_are_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"

@@ -35,6 +35,7 @@ def test_the_committed_file_is_the_preset_phantom(path: Path) -> None:
     assert path.read_bytes() == COMMITTED.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "name"), [*itertools.permutations(NAMES, 2)])
 def test_nothing_stays_of_the_preset_before(path: Path, before: str, name: str) -> None:
     presets.change(path, {"machine.workers": "3", "data.name": "cortex"})

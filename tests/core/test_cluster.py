@@ -25,6 +25,7 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
         yield process, address
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_is_one_line(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     process, address = scheduler
     with pytest.raises(InputError, match="--dask: found a scheduler that went away"), cluster.connected(address) as it:

@@ -86,6 +86,7 @@ def own(lab: Path, **options: object) -> Installed:
 # --- a lab's own stacks ---
 
 
+@pytest.mark.slow
 def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Path) -> None:
     installed = own(lab, name="liver", description=SetDescription(mask_rule="nonzero"))
     image = tifffile.imread(lab / "em/stack.tif")
@@ -105,6 +106,7 @@ def test_import_splits_in_z_versions_and_sets_the_preset(project: Path, lab: Pat
     assert sorted(path.name for path in project.iterdir() if path.name.startswith(".data")) == []
 
 
+@pytest.mark.slow
 def test_the_summary_of_an_import(
     project: Path, lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +134,7 @@ def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     assert {path.name for path in Path("data/test/imported/images").iterdir()} == {f"p{n}.tif" for n in range(10, 13)}
 
 
+@pytest.mark.slow
 def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
@@ -166,6 +169,7 @@ def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Pa
             assert copied.read_bytes() == (folder / source / f"{name}.tif").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_printed_command_brings_the_data_before_back(project: Path, lab: Path, tmp_path: Path) -> None:
     own(lab)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("batch_size: 8", "batch_size: 4"))
@@ -185,6 +189,7 @@ def test_the_printed_command_brings_the_data_before_back(project: Path, lab: Pat
     assert after == before
 
 
+@pytest.mark.slow
 def test_the_same_data_again_replaces_nothing(project: Path, lab: Path) -> None:
     own(lab)
     before = contents(project)
@@ -193,6 +198,7 @@ def test_the_same_data_again_replaces_nothing(project: Path, lab: Path) -> None:
     assert contents(project) == before
 
 
+@pytest.mark.slow
 def test_data_may_be_made_of_itself(project: Path, lab: Path) -> None:
     own(lab)
     install_own(["data/train/imported/images"], ["data/train/imported/masks"], gap=0)
@@ -216,6 +222,7 @@ def names(part: str, kind: str = "images") -> list[str]:
     return sorted(str(path.relative_to(Path("data") / part)) for path in Path("data", part).glob(f"*/{kind}/*"))
 
 
+@pytest.mark.slow
 def test_sets_are_added_described_and_listed(
     project: Path, lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +267,7 @@ def test_sets_are_added_described_and_listed(
     assert rows[5:] == ["heart: unrelated slices", "liver: liver; SBF-SEM; CC BY 4.0"]
 
 
+@pytest.mark.slow
 def test_the_order_in_which_sets_come_changes_nothing(project: Path, lab: Path, tmp_path: Path) -> None:
     write_pair(tmp_path / "other", "b", depth=14, seed=2)
     own(lab, name="s10")
@@ -271,6 +279,7 @@ def test_the_order_in_which_sets_come_changes_nothing(project: Path, lab: Path, 
     assert params.load().data.name == "s2+s10"
 
 
+@pytest.mark.slow
 def test_a_set_that_is_there_is_replaced_on_request_alone(project: Path, lab: Path, tmp_path: Path) -> None:
     own(lab, name="liver")
     write_pair(tmp_path / "heart", "a", depth=2, seed=8)
@@ -331,6 +340,7 @@ def with_a_file_that_dvc_refuses(train: Path, test: Path, lab: Path) -> dict[Pat
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_data", [True, False])
 def test_where_dvc_refuses_everything_is_as_before(project: Path, lab: Path, with_data: bool) -> None:
     if with_data:
@@ -476,6 +486,7 @@ def test_no_write_permission_is_one_line(project: Path, lab: Path) -> None:
 # --- the phantom ---
 
 
+@pytest.mark.slow
 def test_the_phantom_leaves_the_committed_parameters(project: Path) -> None:
     installed = install_named("phantom")
     assert installed
@@ -507,6 +518,7 @@ def with_what_was_kept(train: Path, test: Path) -> dict[Path, str]:
     return {}
 
 
+@pytest.mark.slow
 def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: Path, lab: Path) -> None:
     own(lab, name="liver")
     text = COMMITTED.read_text().replace("epochs: 10", "epochs: 3")
@@ -529,6 +541,7 @@ def test_data_as_recorded_has_the_recorded_hash_and_leaves_parameters(project: P
 # --- EPFL ---
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not EPFL.is_dir(), reason=f"no EPFL data at {EPFL}")
 def test_the_real_epfl_set(project: Path) -> None:
     installed = install_named("epfl", EPFL)
@@ -568,6 +581,7 @@ def server(small_epfl: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Thread
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_named_dataset_joins_others(project: Path, tmp_path: Path, small_epfl: Path) -> None:
     write_pair(tmp_path / "liver", "stack", depth=12, seed=40)
     own(tmp_path / "liver", name="liver")
@@ -579,6 +593,7 @@ def test_a_named_dataset_joins_others(project: Path, tmp_path: Path, small_epfl:
         run(["data", "epfl", "--add", "--if-missing"])
 
 
+@pytest.mark.slow
 def test_epfl_is_downloaded_once(project: Path, small_epfl: Path, cache: Path, server: ThreadingHTTPServer) -> None:
     installed = install_named("epfl")
     server.shutdown()

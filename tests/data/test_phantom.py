@@ -40,6 +40,7 @@ def test_greys_are_those_of_em(phantom: tuple[np.ndarray, np.ndarray]) -> None:
     assert ((image == 0) | (image == 255)).mean() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_mitochondria_fill_what_they_do_in_tissue(seed: int) -> None:
     _, mask = make_phantom((24, 128, 192), seed)

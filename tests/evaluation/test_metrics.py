@@ -205,6 +205,7 @@ def test_interval_is_that_of_a_plain_resampling():
     assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), abs=5e-4)
 
 
+@pytest.mark.slow
 def test_blocks_hold_the_truth_where_single_slices_promise_too_much():
     """How often the interval holds the Dice of an endless stack, over 300 stacks of 165 slices."""
 

@@ -212,6 +212,7 @@ def test_report_on_several_sets_shows_each_of_them(case, tmp_path):
         assert f"{name}: Dice 0." in page.source  # the title of its panel
 
 
+@pytest.mark.slow
 def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, case):
     truth, prediction = case.worst.truth, case.worst.prediction
     classes = np.asarray(page.picture("worst-errors"))
@@ -230,6 +231,7 @@ def test_same_results_give_the_same_bytes(case, page, tmp_path):
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("promoted", "message"), [(True, "Version 7 is the champion"), (False, "Version 7 stays a challenger")]
 )

@@ -20,6 +20,8 @@ from mitoflow.models import unet
 
 from .disks import RADIUS, disks
 
+pytestmark = pytest.mark.slow
+
 SIDE = 600
 
 

@@ -48,6 +48,7 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_each_file_gets_a_mask_and_a_row(folder: Path) -> None:
     result = run("cells", "masks", "--overlay", "look.png")
     assert result.exit_code == 0, result.output
@@ -73,6 +74,7 @@ def test_folders_below_a_glob_are_those_of_the_masks(folder: Path) -> None:
     assert len(rows()) == 3
 
 
+@pytest.mark.slow
 def test_what_is_done_is_skipped(folder: Path) -> None:
     assert run("cells", "masks").exit_code == 0
     first, before = rows(), Path("masks/s2.tif").stat().st_mtime_ns

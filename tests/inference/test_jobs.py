@@ -207,6 +207,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(here: Path, monkeypatch: p
     assert not Path(".mask.ome.zarr.partial").exists()
 
 
+@pytest.mark.slow
 def test_a_scheduler_without_workers_is_one_line(here: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 2)
     with pytest.raises(InputError, match="where no scheduler with a worker answers"):

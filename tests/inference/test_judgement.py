@@ -54,6 +54,7 @@ def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
     assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
 
 
+@pytest.mark.slow
 def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Predictor) -> None:
     def at_scale(factor: float) -> ArrayVolume:
         return ArrayVolume(disks(12 * factor, (2, round(600 * factor), round(600 * factor))))

@@ -22,6 +22,8 @@ from mitoflow.io import ome, tiff
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 PERCENTILES = replace(SETTINGS, normalization="percentiles")
 

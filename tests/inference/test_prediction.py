@@ -98,6 +98,7 @@ def say(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
     return say
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roi", ["", "3:21,10:75,7:90"])
 @pytest.mark.parametrize("ending", ["tif", "ome.tif", "ome.zarr"])
 def test_outputs_are_what_the_model_says(
@@ -161,6 +162,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lineage_comes_with_every_output(say: Say, threshold: float) -> None:
     for name in ("mask.tif", "mask.ome.zarr"):
         assert say("cell.ome.tif", name, "--roi", ":8,:,:", "--threshold", "0.25")[0] == 0
@@ -189,6 +191,7 @@ def test_slices_of_any_size(say: Say, size: tuple[int, int]) -> None:
     assert read("mask.tif").shape == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
 def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None:
     size = (50.0, 40.0, 5.0)
@@ -313,6 +316,7 @@ def test_outputs_beside_keep_the_name(tmp_path: Path) -> None:
         assert output_beside(tmp_path / name, "x").name == beside
 
 
+@pytest.mark.slow
 def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
     """Blocks that were predicted while a chunk was lost are predicted again once it is there."""
     array = ome.create_multiscale(Path("cell.ome.zarr"), STACK.shape, STACK.dtype, 8)
@@ -338,6 +342,7 @@ def test_images_unlike_those_of_training_are_told(say: Say) -> None:
     assert err.startswith("warning: dark.tif looks unlike the training images: it is darker: a mean grey of 0.12")
 
 
+@pytest.mark.slow
 def test_pixels_of_another_size_are_resampled_on_request(say: Say, probabilities: np.ndarray) -> None:
     smooth = np.repeat(np.repeat(STACK, 2, axis=1), 2, axis=2)
     tifffile.imwrite("fine.tif", smooth)

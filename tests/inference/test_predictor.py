@@ -28,6 +28,7 @@ def model() -> keras.Model:
     return unet.build_unet(depth=2, base_width=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (5, 64), (64, 64), (65, 63), (100, 250)])
 def test_masks_have_the_shape_of_the_images(model: keras.Model, shape: tuple[int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
@@ -80,6 +81,7 @@ def wide(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
     return image, single(Predictor(model, SETTINGS), image)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.sets(st.integers(1, 69), max_size=2), st.sets(st.integers(1, 149), max_size=3))
 def test_a_slice_cut_into_any_boxes_is_the_whole_slice(
@@ -117,6 +119,7 @@ def test_part_of_a_stack_is_predicted_as_in_the_whole(model: keras.Model, stack:
             np.testing.assert_allclose(map_, whole[z], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unet_strided"])
 def test_normalisation_goes_into_the_convolutions(name: str) -> None:
     random = np.random.default_rng(0)
@@ -262,6 +265,7 @@ def contextual() -> keras.Model:
     return unet.build_unet(depth=2, base_width=4, channels=3)
 
 
+@pytest.mark.slow
 def test_in_three_planes_a_voxel_gets_the_mean_over_its_three_sections(contextual: keras.Model) -> None:
     slices = Predictor(contextual, replace(THREE, orthoplanes=False))
     sections = [np.moveaxis(slices.probabilities(np.moveaxis(CUBE, axis, 0)), 0, axis) for axis in range(3)]
@@ -270,6 +274,7 @@ def test_in_three_planes_a_voxel_gets_the_mean_over_its_three_sections(contextua
     np.testing.assert_allclose(found, np.mean(sections, axis=0), atol=1e-3)  # the sum of two is kept in float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", [(0, 40, 0, 52), (0, 17, 30, 52), (9, 10, 0, 31), (33, 40, 5, 6)])
 def test_a_part_in_three_planes_is_what_it_is_in_the_whole(
     contextual: keras.Model, box: tuple[int, int, int, int]
@@ -288,6 +293,7 @@ def test_a_part_in_three_planes_is_what_it_is_in_the_whole(
     assert shares[-1] == 1
 
 
+@pytest.mark.slow
 def test_what_is_too_shallow_or_too_large_has_no_sections(
     contextual: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from mitoflow.inference.predictor import Predictor
 
 from .disks import disks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("radius", "factor"), [(6, 1), (12, 1 / 2), (24, 1 / 4), (17, 1 / 2 / scale.HALF_OCTAVE)])
 def test_it_finds_the_scale(finder: Predictor, radius: float, factor: float) -> None:

@@ -78,6 +78,7 @@ def test_fused_normalisation_is_keras_normalisation(dtype: str, training: bool) 
         np.testing.assert_allclose(mine, theirs, rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_same_weights_give_the_same_file(tmp_path: Path) -> None:
     model, twin = unet.build_unet(2, 4), unet.build_unet(2, 4)
     twin.set_weights(model.get_weights())
@@ -91,6 +92,7 @@ def test_same_weights_give_the_same_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.keras", "two.keras"]
 
 
+@pytest.mark.slow
 def test_the_released_model_is_written_with_the_same_bytes_and_loads_in_a_new_process(tmp_path: Path) -> None:
     released = ROOT / "pretrained/epfl/unet.keras"
     model = unet.load_model(released)
@@ -130,6 +132,7 @@ def test_missing_and_broken_models_are_one_line(tmp_path: Path) -> None:
         unet.load_model(tmp_path / "half.keras")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_reach_is_how_far_an_output_sees(depth: int, build: Callable[[int, int], keras.Model]) -> None:

@@ -79,6 +79,7 @@ def bash(text: str, folder: Path, **variables: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=folder, env=kept | variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_metrics_of_two_commits_become_a_table(tmp_path: Path) -> None:
     base, fork = tmp_path / "base", tmp_path / "fork"
     (base / "reports").mkdir(parents=True)

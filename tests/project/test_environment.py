@@ -58,6 +58,7 @@ def needed(python: str, extra: str) -> dict[str, list[Requirement]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", VERSIONS)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_is_complete_and_consistent(lock: str, python: str) -> None:
@@ -135,6 +136,7 @@ def interpreter(python: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", VERSIONS)
 def test_the_sources_compile_without_a_warning(python: str, tmp_path: Path) -> None:
     found = interpreter(python)

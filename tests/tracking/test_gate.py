@@ -73,6 +73,7 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
     assert Gate.load(path).non_inferiority[0].part == folder / "liver"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -230,6 +231,7 @@ def raises(error: Exception) -> Path:
     raise error
 
 
+@pytest.mark.slow
 def test_size_and_speed_are_measured(folder: Path) -> None:
     first = contender(1, folder / "unet.keras")
     verdict = Gate(max_model_mb=100.0, max_seconds_per_mpx=1000.0).decide(first, None)

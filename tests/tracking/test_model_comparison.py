@@ -31,6 +31,8 @@ from mitoflow.tracking import model_comparison, registration, registry, runs, st
 from mitoflow.tracking.model_comparison import compare
 from tests.parts import write_model
 
+pytestmark = pytest.mark.slow
+
 MODEL, REPORTS = Path("models/unet.keras"), Path("reports/evaluate")
 PART, CONVENTIONS = Path("data/test"), Path("reports/validate/conventions.yaml")
 PARAMS = Path(__file__).parents[2] / "params.yaml"

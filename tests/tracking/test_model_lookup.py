@@ -61,6 +61,7 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_every_name_of_a_version_finds_it(here: Path) -> None:
     run = registry.models()[0].run_id
     names = [None, "1", "models:/mitoflow/1", "models:/mitoflow@champion", run, f"runs:/{run}", f"runs:/{run}/model"]
@@ -76,6 +77,7 @@ def test_every_name_of_a_version_finds_it(here: Path) -> None:
         np.testing.assert_array_equal(model.predictor.probabilities(SLICES), wanted)
 
 
+@pytest.mark.slow
 def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
     model = model_lookup.find("1")
     mlflow.set_tracking_uri(store.uri())

@@ -17,6 +17,8 @@ import mitoflow
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.tracking import model_lookup, registry, store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LAST_FLAT = "308e4e3e7bdc035e88a68625f36b025694241de1"
 

@@ -33,6 +33,8 @@ from mitoflow.tracking import model_lookup, pretrained, registration, registry, 
 from mitoflow.tracking import release as releases
 from mitoflow.tracking.pretrained import Pretrained, initial_weights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "patch.size": "64",

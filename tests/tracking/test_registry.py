@@ -76,6 +76,7 @@ def tags(version: int) -> dict[str, str]:
     return dict(store.client(store.uri()).get_model_version("mitoflow", str(version)).tags)
 
 
+@pytest.mark.slow
 def test_the_gate(checkout: Path) -> None:
     first = register(evaluation(800))
     assert first == Verdict(1, True, "there was no champion")
@@ -117,6 +118,7 @@ def test_the_gate(checkout: Path) -> None:
     assert described == f"Promoted: {better.reason}."
 
 
+@pytest.mark.slow
 def test_promotion_by_hand_and_back(checkout: Path) -> None:
     for right in (800, 900, 850):
         register(evaluation(right))
@@ -143,6 +145,7 @@ def test_promotion_by_hand_and_back(checkout: Path) -> None:
     assert tags(3)["mitoflow.promoted.over"] == "2"
 
 
+@pytest.mark.slow
 def test_a_champion_whose_files_are_lost_blocks_no_promotion(checkout: Path) -> None:
     register(evaluation(800))
     for lost in checkout.glob("mlruns/**/evaluation.json"):
@@ -168,6 +171,7 @@ def test_a_new_verdict_leaves_nothing_of_the_old_one(checkout: Path) -> None:
     assert Verdict.from_tags(2, tags(2)) == verdict
 
 
+@pytest.mark.slow
 def test_rollback_skips_a_version_that_was_deleted(checkout: Path) -> None:
     for right in (700, 800, 900):
         register(evaluation(right))
@@ -182,6 +186,7 @@ def test_the_same_evaluation_in_the_same_run_makes_one_version(checkout: Path) -
     assert [row.version for row in registry.models()] == [first.version, other.version] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     register(evaluation(800), key="k")
     client = store.client(store.uri())
@@ -207,6 +212,7 @@ def test_a_registration_that_was_cut_off_is_finished(checkout: Path) -> None:
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_a_promotion_that_was_cut_off_keeps_its_reason(checkout: Path) -> None:
     for right in (800, 900):
         register(evaluation(right), key="k")
@@ -321,6 +327,7 @@ def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.M
         )
 
 
+@pytest.mark.slow
 def test_the_registered_model_segments_raw_images(checkout: Path) -> None:
     register(evaluation(800))
     model = mlflow.pyfunc.load_model("models:/mitoflow@champion")
@@ -345,6 +352,7 @@ def test_a_model_of_twelve_bits_takes_uint16(checkout: Path) -> None:
         model.predict(np.full((1, 70, 70), 4096, np.uint16))
 
 
+@pytest.mark.slow
 def test_the_packed_model_stands_alone(checkout: Path) -> None:
     packing.pack(Path("packed"), evaluation(800), MODEL, SETTINGS)
     names = {path.name for path in Path("packed").rglob("*")}

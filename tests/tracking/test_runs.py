@@ -130,6 +130,7 @@ def test_an_event_that_is_sent_twice_counts_once(checkout: Path, monkeypatch: py
     assert len(store.client(store.uri()).search_runs([there.info.experiment_id])) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_ended_and_its_run_resumed_without_doubled_points(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not journal.folders()
 
 
+@pytest.mark.slow
 def test_sync_ends_the_run_of_a_killed_process(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_process(
         'runs.start("tune", "tune", key="t").metrics({"x": 1})\nos.kill(os.getpid(), signal.SIGKILL)',
@@ -249,6 +251,7 @@ def test_a_run_of_an_mlflow_project_is_its_child(checkout: Path, monkeypatch: py
     assert there.info.experiment_id == store.client(store.uri()).get_experiment_by_name("mitoflow").experiment_id
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_a_new_store(checkout: Path) -> None:
     (checkout / "mlflow.db").unlink()
     program = """
@@ -381,6 +384,7 @@ def test_a_torn_line_at_any_place_costs_only_itself(checkout: Path) -> None:
         adopted.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_stops_no_other(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

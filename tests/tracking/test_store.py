@@ -13,6 +13,8 @@ import pytest
 
 from mitoflow.tracking import store
 
+pytestmark = pytest.mark.slow
+
 REPORT = """
 import json, logging, os
 from mitoflow.tracking import delivery, model_lookup, packing, pretrained, registration, registry, release, runs, store

@@ -201,6 +201,7 @@ def test_a_crop_of_an_orthogonal_plane_is_its_place_in_the_stack(store: PatchSto
     assert np.array_equal(mask[..., 0], truth.take(place, axis)[box])
 
 
+@pytest.mark.slow
 def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchStore) -> None:
     recipe = RECIPE.replace(orthoplanes=True)
     dataset = TrainPatches(store.train, 8, recipe)

@@ -11,6 +11,8 @@ from mitoflow.training.callbacks import Logs, best_epoch
 
 from .conftest import RECIPE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: Path) -> None:

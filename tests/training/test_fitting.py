@@ -52,6 +52,7 @@ def test_an_unknown_loss_or_network_is_refused(store: PatchStore, key: str, know
         fitting.fit(store, RECIPE.replace(**{key: "other"}))
 
 
+@pytest.mark.slow
 def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
     @unet.NETWORKS.register("of the test")
     def build(depth: int, base_width: int, channels: int) -> keras.Model:

@@ -28,6 +28,7 @@ def outcome(study: optuna.Study) -> list:
     return [(trial.state.name, trial.params, trial.value) for trial in optuna_study.finished_trials(study)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
     studies = [opened(tmp_path / f"{i}.db") for i in range(2)]
     for study in studies:
@@ -37,6 +38,7 @@ def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
     assert "PRUNED" in {state for state, *_ in outcome(studies[0])}
 
 
+@pytest.mark.slow
 def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     undisturbed = opened(tmp_path / "undisturbed.db")
     search(undisturbed).here(score)
@@ -67,6 +69,7 @@ def test_a_study_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
     assert outcome(study) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [0, 1, 2, 3])
 def test_a_trial_cut_off_while_its_values_were_drawn_is_the_same_again(tmp_path: Path, drawn: int) -> None:
     undisturbed, study = opened(tmp_path / "undisturbed.db"), opened(tmp_path / "killed.db")
@@ -152,6 +155,7 @@ def threads() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
+@pytest.mark.slow
 def test_one_worker_finds_what_one_process_finds(tmp_path: Path, threads: str) -> None:
     studies = [opened(tmp_path / f"{i}.db") for i in range(2)]
     searches = [search(study) for study in studies]
