@@ -73,6 +73,7 @@ def test_napari_knows_the_widget() -> None:
     assert plugins.commands.get(described.command) is napari_widget.widget
 
 
+@pytest.mark.slow
 def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.ndarray) -> None:
     image = Image(STACK, name="cell", scale=(30, 4, 4), units=("nm", "nm", "nm"))
     ((data, about, kind),), _ = press(application, image=image)
@@ -86,6 +87,7 @@ def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.n
     assert napari_widget.voxel_size(Image(STACK)) == {}
 
 
+@pytest.mark.slow
 def test_each_mitochondrion_of_a_file_gets_a_label(
     application: QApplication, expected: np.ndarray, folder: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_each_mitochondrion_of_a_file_gets_a_label(
     np.testing.assert_array_equal(data, apart)
 
 
+@pytest.mark.slow
 def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
     found = [napari_widget._find("unet.keras").predictor for _ in range(2)]
     assert found[0] is found[1]

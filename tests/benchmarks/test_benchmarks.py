@@ -50,6 +50,7 @@ def test_a_ratio_compares_work_a_second_round_by_round() -> None:
     assert (found.low, found.median, found.high) == (2, 2.5, 4)
 
 
+@pytest.mark.slow
 def test_contenders_work_in_turn_and_their_first_piece_does_not_count() -> None:
     series = alternate({"quick": partial(sleep, 0.02, 1), "slow": partial(sleep, 0.06, 1)}, rounds=3)
     assert {name: len(each.seconds) for name, each in series.items()} == {"quick": 3, "slow": 3}

@@ -204,6 +204,7 @@ def test_a_server_needs_no_other_to_show_it(folder: Path) -> None:
     assert done.stdout == "MLflow is at https://lab.example\n"
 
 
+@pytest.mark.slow
 def test_summary_has_the_version_of_the_model_in_the_folder(folder: Path, run_here: Here) -> None:
     from mitoflow.evaluation import metrics
     from mitoflow.evaluation.verdict import Verdict

@@ -34,6 +34,7 @@ def test_a_lost_scheduler_is_one_line(scheduler: tuple[subprocess.Popen[bytes], 
         Event("anything", it).set()  # which tries to connect again until its timeout
 
 
+@pytest.mark.slow
 def test_other_system_errors_are_not_reported_as_the_schedulers(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with pytest.raises(FileNotFoundError), cluster.connected(scheduler[1]):
         Path("absent").read_bytes()
@@ -53,6 +54,7 @@ def test_each_process_of_this_machine_has_a_gpu_of_its_own(monkeypatch: pytest.M
         until(lambda: sorted(client.run(visible, on_error="ignore").values()) == ["3", "5"])
 
 
+@pytest.mark.slow
 def test_other_uses_of_dask_do_not_run_on_the_cluster(scheduler: tuple[subprocess.Popen[bytes], str]) -> None:
     with cluster.connected(scheduler[1]) as client:
         computed_here = delayed(os.getpid)().compute()

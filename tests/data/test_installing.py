@@ -160,6 +160,7 @@ def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monk
     assert settings.train.init_from == "pretrained"
 
 
+@pytest.mark.slow
 def test_test_files_are_taken_as_they_are(project: Path, lab: Path, tmp_path: Path) -> None:
     write_pair(tmp_path / "more", "other", depth=2, seed=9)
     install_own([f"{lab}/em"], [f"{lab}/mito"], [f"{tmp_path}/more/em/*"], [f"{tmp_path}/more/mito/other.tif"])
@@ -293,6 +294,7 @@ def test_a_set_that_is_there_is_replaced_on_request_alone(project: Path, lab: Pa
     assert names("train") == ["heart/images/b.tif", "liver/images/stack.tif"]
 
 
+@pytest.mark.slow
 def test_a_set_is_not_added_to_data_that_are_away(project: Path, lab: Path) -> None:
     own(lab)
     shutil.rmtree("data")
@@ -300,6 +302,7 @@ def test_a_set_is_not_added_to_data_that_are_away(project: Path, lab: Path) -> N
         own(lab, name="other", add=True)
 
 
+@pytest.mark.slow
 def test_a_slice_that_tests_in_another_set_is_refused(project: Path, lab: Path) -> None:
     own(lab, name="liver")
     before = contents(project)
@@ -308,6 +311,7 @@ def test_a_slice_that_tests_in_another_set_is_refused(project: Path, lab: Path) 
     assert contents(project) == before
 
 
+@pytest.mark.slow
 def test_a_voxel_size_that_contradicts_the_file_is_refused(project: Path, lab: Path) -> None:
     metadata = {"axes": "ZYX", "spacing": 30.0, "unit": "nm"}
     image = tifffile.imread(lab / "em/stack.tif")

@@ -226,6 +226,7 @@ def test_error_picture_shows_each_kind_of_error_once_per_pixel(page, case):
     assert shown.getpixel((int(x), int(y)))[3] == 0
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_bytes(case, page, tmp_path):
     case.write(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()

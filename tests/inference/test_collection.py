@@ -115,6 +115,7 @@ def test_an_interrupted_folder_has_a_summary_and_goes_on(folder: Path, monkeypat
     assert len(rows()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "output", "said"),
     [

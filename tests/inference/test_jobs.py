@@ -80,6 +80,7 @@ def test_progress_in_three_planes_adds_up_to_the_voxels() -> None:
     assert min(reported) >= 0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_stack(project: Path) -> None:
     """Only the slices that a map needs are held: a stack of any depth, of which each slice is read twice at most."""
     reads: list[int] = []
@@ -196,6 +197,7 @@ def test_workers_of_this_machine_predict_the_same(here: Path) -> None:
     np.testing.assert_array_equal(masks(workers=2, overwrite=True), alone)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 1)
     with pytest.raises(InputError, match="--dask: found tcp://127.0.0.1:9, where no scheduler with a worker answers"):

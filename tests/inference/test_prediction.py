@@ -175,6 +175,7 @@ def test_lineage_comes_with_every_output(say: Say, threshold: float) -> None:
         assert told["mitoflow"]
 
 
+@pytest.mark.slow
 def test_a_slice_gives_a_slice(say: Say) -> None:
     tifffile.imwrite("slice.tif", STACK[0])
     assert say("slice.tif", "mask.tif", "--overlay", "o.png")[0] == 0
@@ -212,6 +213,7 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
     assert f"{len(rows)} mitochondria" in err
 
 
+@pytest.mark.slow
 def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
     assert say("cell.ome.tif", "a.ome.zarr", "--roi", "4:20,10:74,6:90", "--voxel-size", "30,4,5")[0] == 0
     assert say("a.ome.zarr", "b.ome.zarr", "--roi", "2:9,1:60,3:70")[0] == 0
@@ -225,6 +227,7 @@ def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.Mon
     assert re.search("note: [1-9][0-9]* components are larger than a box of 12 million voxels: each keeps one", err)
 
 
+@pytest.mark.slow
 def test_without_a_voxel_size_mitochondria_are_measured_in_voxels(say: Say) -> None:
     _, _, err = say("cell.ome.tif", "mask.tif", "--table", "t.csv")
     assert "note: the voxel size is unknown, so mitochondria are measured in voxels" in err
@@ -276,6 +279,7 @@ cli.main()
     assert not Path(f".{output}.partial").exists()
 
 
+@pytest.mark.slow
 def test_another_request_does_not_continue_what_was_begun(say: Say) -> None:
     with pytest.MonkeyPatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
         interrupted.setattr(prediction, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -458,6 +462,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_line(say: Say, tmp_path: Path, kind: str) -> None:
     make, arguments, said = BAD[kind]
@@ -480,6 +485,7 @@ def test_a_registry_that_does_not_answer_is_one_line(say: Say, monkeypatch: pyte
     assert "an MLflow registry that answers" in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_rest_is_continued(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     write = jobs._write
     full = iter([False, True, False, False, False])

@@ -52,6 +52,7 @@ def test_a_constant_network_leaves_no_seams() -> None:
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_tiles_agree_with_the_whole_slice_inside_the_reach(model: keras.Model) -> None:
     """Where every tile that takes part sees all that an output can see, tiling changes nothing."""
     reach = unet.reach(2)
@@ -214,6 +215,7 @@ def test_a_model_with_context_sees_the_neighbours_in_their_order(stack: np.ndarr
         np.testing.assert_allclose(got[z], 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", [4, 8])
 def test_augmentation_makes_the_map_follow_the_image(model: keras.Model, stack: np.ndarray, tta: int) -> None:
     """The mean over symmetries knows no direction: turn the image, and the map turns with it."""

@@ -245,6 +245,7 @@ def test_size_and_speed_are_measured(folder: Path) -> None:
     assert not Gate(max_seconds_per_mpx=1e-6).decide(first, None).promoted
 
 
+@pytest.mark.slow
 def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     pairs = read_set(folder / "liver", "liver")
     worse = folder / "worse"

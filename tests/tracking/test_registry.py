@@ -158,6 +158,7 @@ def test_a_champion_whose_files_are_lost_blocks_no_promotion(checkout: Path) -> 
     assert aliases() == {"champion": 2}
 
 
+@pytest.mark.slow
 def test_a_new_verdict_leaves_nothing_of_the_old_one(checkout: Path) -> None:
     register(evaluation(800))
     Path("promotion.yaml").write_text("required: {dice: 0.99}\n", encoding="utf-8")
@@ -179,6 +180,7 @@ def test_rollback_skips_a_version_that_was_deleted(checkout: Path) -> None:
     assert registry.rollback() == (3, 1)
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_in_the_same_run_makes_one_version(checkout: Path) -> None:
     first, again = register(evaluation(800), key="k"), register(evaluation(800), key="k")
     assert first == again

@@ -64,6 +64,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_everything_that_a_run_reports_arrives(checkout: Path) -> None:
     (checkout / "notes.txt").write_text("first")
     with runs.start("train", "unet", tags={"who": "me"}) as run:

@@ -121,6 +121,7 @@ def test_more_trials_keep_the_finished_ones_until_the_results_are_delivered(tmp_
     assert optuna_study.finished_trials(opened(tmp_path / "s.db", recorded="abc")) == []
 
 
+@pytest.mark.slow
 def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db")
     search(study).here(score)
