@@ -231,7 +231,7 @@ def parity(model: keras.Model, settings: Settings, images: np.ndarray) -> dict[s
             return {"parity": None, "parity_error": done.stderr.strip().splitlines()[-1]}
         theirs = np.load(paths[3])
     mine = Predictor(model, settings).masks(images)
-    counts = metrics.count(theirs, mine, np.ones(mine.shape, bool)).sum(0)
+    counts = metrics.count(theirs, mine).sum(0)
     return {"parity": round(float(metrics.dice(counts)), 5), "parity_backend": done.stdout.split()[-1]}
 
 

@@ -41,9 +41,8 @@ def measure(options: argparse.Namespace) -> None:
     first = pair.image.shape[0] - options.slices
     if not predictor.settings.context or first < 1:
         found = f"{predictor.settings.context} neighbours, {pair.image.shape[0]} slices"
-        raise InputError(
-            "neighbour-distance", found, f"a 2.5-D model and more than {options.slices} slices", "change it"
-        )
+        expected = f"a 2.5-D model and more than {options.slices} slices"
+        raise InputError("neighbour-distance", found, expected, "change --model, --set or --slices")
     volume = model_input.normalized(ArrayVolume(np.stack(list(pair.image.slices()))), predictor.settings)
     box = (0, volume.shape[1], 0, volume.shape[2])
     held = range(volume.shape[0])
