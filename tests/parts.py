@@ -36,7 +36,7 @@ def write_model(folder: Path, settings: Settings, images: np.ndarray) -> None:
 
     Noise predicts as noise: the threshold lies where half of the images (Z, Y, X) is mitochondrion.
     """
-    (folder / "params.yaml").touch()
+    (folder / "params.yaml").write_text("{}\n")
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     network = unet.build_unet(depth=1, base_width=2, channels=2 * settings.context + 1)

@@ -18,6 +18,7 @@ from napari.layers import Image, Labels, Layer
 from qtpy.QtWidgets import QApplication
 
 from mitoflow.apps import napari_widget
+from mitoflow.config.params import Instances
 from mitoflow.inference import instances
 from mitoflow.inference.prediction import predict
 from mitoflow.inference.predictor import Predictor
@@ -95,9 +96,7 @@ def test_each_mitochondrion_of_a_file_gets_a_label(
     (image,) = ViewerModel().open(folder / "cell.tif", plugin="napari")
     assert napari_widget._file_of(image, folder) == str(folder / "cell.tif"), "it is not copied"
     ((data, _, _),), _ = press(application, image=image, instances=True)
-    apart = np.zeros(expected.shape, np.uint32)
-    instances.Separation(lambda region: expected[region] > 0, expected.shape).write(apart.__setitem__)
-    np.testing.assert_array_equal(data, apart)
+    np.testing.assert_array_equal(data, instances.separate(expected > 0, Instances()))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from mitoflow.config.params import Instances
 from mitoflow.inference import instances
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
@@ -176,8 +177,7 @@ def test_the_threshold_changes_the_mask_that_is_downloaded(page: WebDriver, fold
     assert (lineage["model"], lineage["threshold"], lineage["input"]) == ("unet.keras", f"{threshold:.2f}", "cell.tif")
     with table.open() as rows:
         volumes = [int(row["volume_voxels"]) for row in csv.DictReader(rows)]
-    labels = np.zeros(expected.shape, np.uint32)
-    instances.Separation(lambda region: expected[region] > 0, expected.shape).write(labels.__setitem__)
+    labels = instances.separate(expected > 0, Instances())
     assert volumes == np.bincount(labels.ravel())[1:].tolist() != []
 
 

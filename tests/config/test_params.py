@@ -134,3 +134,16 @@ def test_what_is_wrong_with_the_values_of_a_study_is_one_line(tmp_path: Path, co
     best.write_text(content)
     with pytest.raises(InputError, match=re.escape(f"{best}: {line}")):
         params.Train().recipe(best)
+
+
+def test_what_counts_as_a_mitochondrion_is_found_in_any_folder(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert params.load_instances(path=path) == params.Instances()
+    path.write_text("prepare: {seed: 3}\n")  # of another project
+    assert params.load_instances(path=path) == params.Instances()
+    path.write_text("instances: {smallest_um3: 0.002, smallest_voxels: 9, neck: 0}\n")
+    expected = params.Instances(smallest_um3=0.002, smallest_voxels=20, neck=0)
+    assert params.load_instances({"smallest_voxels": 20, "neck": None}, path) == expected
+    path.write_text("instances: {neck: 1}\n")
+    with pytest.raises(InputError, match=re.escape(f"{path}: instances.neck: found 1, expected less than 1")):
+        params.load_instances(path=path)

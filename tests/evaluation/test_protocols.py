@@ -8,19 +8,25 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tifffile
 
-from mitoflow.config.params import Patch
+from mitoflow.config.params import Instances, Patch
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
-from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results
+from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results, scoring
 from mitoflow.evaluation.bootstrap import Interval
-from mitoflow.inference import components
+from mitoflow.inference import components, prediction
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
+from mitoflow.io.spacing import Spacing, known_voxel_size, ome_metadata
 
 BOOTSTRAP = {"block": 2, "resamples": 200, "seed": 0}
+
+
+def compare(truth: np.ndarray, mask: np.ndarray) -> protocols.Shapes:
+    return protocols.compare_shapes(truth, mask, Instances(), None)
 
 
 def balls(*centres: tuple[int, int, int], radius: float) -> np.ndarray:
@@ -32,7 +38,7 @@ def balls(*centres: tuple[int, int, int], radius: float) -> np.ndarray:
 def test_shapes_of_all_stacks_are_scored_together():
     truth = balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=5)
     masks = [balls((6, 12, 12), (6, 12, 41), radius=5), balls((6, 12, 12), (6, 12, 40), (4, 36, 20), radius=6)]
-    shapes = [protocols.compare_shapes(truth, mask) for mask in masks]
+    shapes = [compare(truth, mask) for mask in masks]
     scores = results.score_shapes(shapes, ["a"] * 12 + ["b"] * 12, **BOOTSTRAP)
 
     assert scores["instance_f1_50"].value == pytest.approx(10 / 11)  # 5 of 6 found, none invented
@@ -49,9 +55,9 @@ def test_shapes_of_all_stacks_are_scored_together():
 
 def test_instances_do_not_reach_from_stack_to_stack():
     through = np.ones((4, 16, 16), np.uint8)
-    shapes = [protocols.compare_shapes(through, through) for _ in range(2)]
+    shapes = [compare(through, through) for _ in range(2)]
     assert sum(stack.matching.true_instances for stack in shapes) == 2
-    together = protocols.compare_shapes(np.concatenate([through] * 2), np.concatenate([through] * 2))
+    together = compare(np.concatenate([through] * 2), np.concatenate([through] * 2))
     assert together.matching.true_instances == 1
 
 
@@ -59,13 +65,36 @@ def test_specks_and_holes_are_no_mitochondria():
     truth = balls((6, 12, 12), radius=5)
     mask = truth | balls((6, 40, 56), radius=2)
     mask[6, 12, 12] = 0
-    matching = protocols.compare_shapes(truth, mask).matching
+    matching = compare(truth, mask).matching
     assert (matching.true_instances, matching.predicted_instances, matching.iou.tolist()) == (1, 1, [1])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "criteria", "count"),
+    [
+        ({"z": 20.0, "y": 20.0, "x": 20.0}, Instances(), 2),  # a ball of 257 voxels is 0.0021 µm³
+        ({"z": 12.0, "y": 12.0, "x": 12.0}, Instances(), 1),  # and 0.0004 µm³ here
+        ({"z": 12.0, "y": 12.0, "x": 12.0}, Instances(smallest_um3=0), 3),
+        ({}, Instances(), 1),
+        ({}, Instances(smallest_voxels=257), 2),
+    ],
+)
+def test_predict_score_and_evaluate_count_alike(
+    spacing: Spacing, criteria: Instances, count: int, tmp_path: Path
+) -> None:
+    mask = balls((6, 12, 12), radius=5.9) | balls((6, 36, 40), radius=4) | balls((6, 40, 56), radius=1)
+    assert np.bincount(components.label(mask).ravel())[1:].tolist() == [847, 257, 7]
+    tifffile.imwrite(tmp_path / "mask.tif", mask, ome=True, metadata=ome_metadata("zyx", spacing))
+    labels = np.zeros(mask.shape, np.uint32)
+    measured = prediction.label_instances(mask, labels, criteria, spacing, lambda _: None)
+    scores = scoring.score(*[str(tmp_path / "mask.tif")] * 2, criteria)
+    matching = protocols.compare_shapes(mask, mask, criteria, known_voxel_size(spacing, len(mask))).matching
+    assert [len(measured.labels), scores["instances"], matching.predicted_instances] == [count] * 3
 
 
 def test_no_mitochondria_at_all_score_one_and_their_instances_are_not_known():
     empty = np.zeros((4, 8, 8), np.uint8)
-    scores = results.score_shapes([protocols.compare_shapes(empty, empty)], ["a"] * 4, **BOOTSTRAP)
+    scores = results.score_shapes([compare(empty, empty)], ["a"] * 4, **BOOTSTRAP)
     assert {name: interval.value for name, interval in scores.items()} == dict.fromkeys(scores, 1.0)
     assert scores["instance_f1_50"] == Interval(1, 0, 1)
     assert instance_scores.match(components.label(empty), components.label(empty)).objects().shape == (0, 4)

@@ -136,7 +136,11 @@ def case() -> Case:
             {"loss": 1 / e, "dice": 1 - 1 / e, "val_loss": 2 / e, "val_dice": 0.9 - abs(e - 3)} for e in range(1, 6)
         ],
         lineage={"data": "4b7a1d2f"},
-        params={"evaluate": {"orthoplanes": True}, "train": {"learning_rate": 0.001}},
+        params={
+            "evaluate": {"orthoplanes": True},
+            "instances": {"smallest_um3": 0.001, "smallest_voxels": 500},
+            "train": {"learning_rate": 0.001},
+        },
     )
     return Case(results, origin, *map(shown, report.worst_and_median(counts)))
 

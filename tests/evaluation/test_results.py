@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import pytest
 
+from mitoflow.config.params import Instances
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.masks import binarise
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.evaluation import metrics, protocols
@@ -47,6 +49,9 @@ def stack_of(slices: Sequence[np.ndarray], path: Path) -> Stack:
     return open_stack(path)
 
 
+NONZERO = Conventions(8, "nonzero")
+
+
 @pytest.fixture(scope="module")
 def pairs(small_dataset: Path) -> list[Pair]:
     """Two stacks of eight slices, whose reads of the masks are counted."""
@@ -66,7 +71,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def measured(predictor: Predictor, pairs: list[Pair]) -> dict[str, Measured]:
-    return protocols.measure(predictor, pairs, {"phantom": "nonzero"}, size=64)
+    return protocols.measure(predictor, pairs, {"phantom": NONZERO}, 64, Instances())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def two_sets(predictor: Predictor, pairs: list[Pair], tmp_path_factory: pytest.T
     eroded = Counted(stack_of(np.array(masks, np.uint8), folder / "mask.tif"))
     image = stack_of([*pairs[1].image.slices()][:3], folder / "image.tif")
     hard = dataclasses.replace(pairs[1], image=image, mask=eroded, dataset="hard")
-    return protocols.measure(predictor, [pairs[0], hard], {"phantom": "nonzero", "hard": "nonzero"}, size=64)
+    return protocols.measure(predictor, [pairs[0], hard], {"phantom": NONZERO, "hard": NONZERO}, 64, Instances())
 
 
 def test_each_mask_is_read_once(pairs: list[Pair], measured: dict[str, Measured]) -> None:
@@ -158,7 +163,9 @@ def test_over_sets_a_score_is_the_mean_of_theirs(two_sets: dict[str, Measured]) 
 def test_a_set_without_any_instance_counts_like_the_others(two_sets: dict[str, Measured]) -> None:
     (stack,) = two_sets["hard"].stacks
     nothing = np.zeros_like(stack.truth)
-    empty = dataclasses.replace(stack, truth=nothing, mask=nothing, shapes=protocols.compare_shapes(nothing, nothing))
+    empty = dataclasses.replace(
+        stack, truth=nothing, mask=nothing, shapes=protocols.compare_shapes(nothing, nothing, Instances(), None)
+    )
     sets = two_sets | {"hard": dataclasses.replace(two_sets["hard"], stacks=[empty])}
     summary = score(sets, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP).summary()
     assert summary["sets"]["hard"]["instance_f1_50"] == 1
@@ -174,7 +181,7 @@ def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pa
     layer.set_weights([last, np.array([4.0], np.float32)])
     settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=THRESHOLD, context=1)
     predictor = Predictor(network, settings)
-    measured = protocols.measure(predictor, pairs[:1], {"phantom": "nonzero"}, size=64)
+    measured = protocols.measure(predictor, pairs[:1], {"phantom": NONZERO}, 64, Instances())
     (stack,) = measured["phantom"].stacks
     images = [*pairs[0].image.slices()]
     alone = np.stack([predictor.masks(image[None])[0] for image in images])
@@ -188,5 +195,5 @@ def test_single_slices_are_scored_where_a_stack_is_seen_otherwise(pairs: list[Pa
     image = stack_of(images[:1], tmp_path / "image.tif")
     mask = stack_of([*pairs[0].mask.slices()][:1], tmp_path / "mask.tif")
     one = dataclasses.replace(pairs[0], image=image, mask=mask)
-    (alone_in_stack,) = protocols.measure(predictor, [one], {"phantom": "nonzero"}, size=64)["phantom"].stacks
+    (alone_in_stack,) = protocols.measure(predictor, [one], {"phantom": NONZERO}, 64, Instances())["phantom"].stacks
     assert alone_in_stack.single_slice is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.evaluation import scoring
 from mitoflow.io import ome
@@ -45,7 +46,8 @@ def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None
     array = ome.create_multiscale(tmp_path / "labels.ome.zarr", labels.shape, labels.dtype, 8)
     array[:] = labels
     ome.finish_multiscale(tmp_path / "labels.ome.zarr", ome.Description("zyx"))
-    scores = scoring.score(str(tmp_path / "labels.ome.zarr"), str(tmp_path / "truth.tif"))
+    criteria = Instances(smallest_voxels=256)
+    scores = scoring.score(str(tmp_path / "labels.ome.zarr"), str(tmp_path / "truth.tif"), criteria)
     assert (scores["dice"], scores["instances"], scores["instance_precision_50"]) == (1, 2, 0.5)
 
 
@@ -73,6 +75,17 @@ def test_antialiased_edges_are_cut_at_half_as_the_pipeline_does(tmp_path: Path) 
     scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "drawn.tif"))
     assert scores["dice"] == pytest.approx(1, abs=0.01)
     assert (scores["true_instances"], scores["instance_f1_75"]) == (1, 1)
+
+
+def test_labels_below_the_smallest_size_do_not_count(tmp_path: Path, truth: np.ndarray) -> None:
+    labels = (truth > 0).astype(np.uint8)
+    labels[2:10, 40:48, 40:48] = 2
+    labels[12:14, 30:34, 30:34] = 3
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    paths = [str(tmp_path / "labels.tif")] * 2
+    assert scoring.score(*paths)["instances"] == 2
+    assert scoring.score(*paths, Instances(smallest_voxels=32))["instances"] == 3
+    assert scoring.score(*paths, spacing={"z": 10.0, "y": 10.0, "x": 10.0})["instances"] == 0
 
 
 def test_signed_labels_are_labels_where_none_is_negative(tmp_path: Path, truth: np.ndarray) -> None:

@@ -12,11 +12,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mitoflow.config.params import Instances
 from mitoflow.inference import components
 from mitoflow.inference.blocks import shape_of
-from mitoflow.inference.instances import Criteria, Separation, distance_to_background, fill_holes, split_at_necks
+from mitoflow.inference.instances import Separation, distance_to_background, fill_holes, split_at_necks
 
-EVERYTHING = Criteria(smallest_nm3=0, smallest_voxels=0, neck=0)
+EVERYTHING = Instances(smallest_um3=0, smallest_voxels=0, neck=0)
 
 sides = st.integers(1, 7)
 # Mostly mask, mostly background, and shells with specks in them.
@@ -39,6 +40,7 @@ def separate(mask: NDArray[np.bool_], **settings) -> tuple[NDArray[np.uint32], l
         labels[region] = block
         written[region] += 1
 
+    settings = {"criteria": Instances(), **settings}
     unsplit = Separation(lambda region: mask[region], mask.shape, **settings).write(write)
     assert (written == 1).all()
     return labels, unsplit
@@ -69,7 +71,7 @@ def in_one_piece(mask: NDArray[np.bool_], smallest: int, neck: float) -> NDArray
 @example(np.array([[[True, False], [False, False]]]), 1)
 def test_one_piece_is_filled_labelled_and_weighed_as_scipy_does(mask, smallest):
     assume(1 not in mask.shape[1:])  # scipy knows no axis without an outside
-    labels, unsplit = separate(mask, criteria=Criteria(smallest_nm3=smallest, smallest_voxels=smallest, neck=0))
+    labels, unsplit = separate(mask, criteria=Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=0))
     if len(mask) == 1:  # the great circle of a ball of that volume
         smallest = math.ceil(math.pi * (0.75 * smallest / math.pi) ** (2 / 3))
     assert same(labels, in_one_piece(mask, smallest, 0))
@@ -78,7 +80,7 @@ def test_one_piece_is_filled_labelled_and_weighed_as_scipy_does(mask, smallest):
 
 @given(masks, blocks, st.integers(0, 6), st.sampled_from([0, 0.5, 0.8]), st.sampled_from([30, 1000]))
 def test_labels_do_not_depend_on_the_blocks(mask, block, smallest, neck, largest):
-    criteria = Criteria(smallest_nm3=smallest, smallest_voxels=smallest, neck=neck)
+    criteria = Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=neck)
     voxel_size = (1.0, 1.0, 1.0)
     whole, unsplit = separate(mask, voxel_size=voxel_size, criteria=criteria, block=mask.shape, largest=largest)
     labels, unsplit_too = separate(mask, voxel_size=voxel_size, criteria=criteria, block=block, largest=largest)
@@ -120,8 +122,8 @@ def test_touching_balls_are_two_and_a_waist_is_not():
     assert np.array_equal(labels > 0, touching)
     assert len(np.unique(labels[..., :19])) == len(np.unique(labels[..., 21:])) == 2  # each with background
     assert separate(waisted)[0].max() == 1
-    assert separate(waisted, criteria=Criteria(neck=0.99))[0].max() == 2
-    assert separate(touching, criteria=Criteria(neck=0))[0].max() == 1
+    assert separate(waisted, criteria=Instances(neck=0.99))[0].max() == 2
+    assert separate(touching, criteria=Instances(neck=0))[0].max() == 1
 
 
 @pytest.mark.parametrize(("neck", "number"), [(0.4, 1), (0.7, 2)])
@@ -133,7 +135,7 @@ def test_the_neck_is_compared_with_the_thinner_part(neck, number):
 def test_a_neck_means_the_same_in_thin_voxels_and_in_thick_ones():
     touching, waisted = dumbbell(15.5)[::4], dumbbell(10)[::4]
     assert [split_at_necks(mask, 0.5, voxel_size=(4, 1, 1)).max() for mask in (touching, waisted)] == [2, 1]
-    nm = {"voxel_size": (40.0, 10.0, 10.0), "criteria": Criteria(smallest_nm3=1e5)}
+    nm = {"voxel_size": (40.0, 10.0, 10.0), "criteria": Instances(smallest_um3=1e-4)}
     assert [separate(mask, **nm)[0].max() for mask in (touching, waisted)] == [2, 1]
 
 
@@ -164,7 +166,7 @@ def test_what_the_border_cuts_is_not_thinner_there():
 def test_a_single_slice_is_filled_and_split_in_its_plane():
     discs = dumbbell(15.5)[10:11]
     discs[0, 10, 12] = False
-    labels, _ = separate(discs, criteria=Criteria(smallest_nm3=1e5), voxel_size=(5.0, 5.0, 5.0))
+    labels, _ = separate(discs, criteria=Instances(smallest_um3=1e-4), voxel_size=(5.0, 5.0, 5.0))
     assert labels.max() == 2
     assert labels[0, 10, 12] > 0
 
@@ -199,8 +201,8 @@ def test_small_is_a_volume_in_nm_or_voxels_where_that_is_unknown():
     mask[1:11, 1:11, 1:11] = True  # 1000 voxels
     mask[1:6, 1:6, 20:25] = True  # 125
     assert separate(mask)[0].max() == 1
-    assert separate(mask, criteria=Criteria(smallest_voxels=125))[0].max() == 2
-    assert separate(mask, criteria=Criteria(smallest_voxels=126))[0].max() == 1
+    assert separate(mask, criteria=Instances(smallest_voxels=125))[0].max() == 2
+    assert separate(mask, criteria=Instances(smallest_voxels=126))[0].max() == 1
     assert separate(mask, voxel_size=(20.0, 20.0, 20.0))[0].max() == 2  # 1e6 nm³ are 125 voxels
     assert separate(mask, voxel_size=(20.0, 20.0, 19.0))[0].max() == 1
 
@@ -233,7 +235,7 @@ def test_no_more_is_read_at_once_than_a_grown_block_or_the_largest_box():
         sizes.append(np.prod(shape_of(region)))
         return mask[region]
 
-    Separation(read, mask.shape, block=(5, 5, 5), largest=1000).write(lambda region, labels: None)
+    Separation(read, mask.shape, criteria=Instances(), block=(5, 5, 5), largest=1000).write(lambda region, labels: None)
     assert max(sizes) <= 1000
 
 
@@ -243,7 +245,7 @@ def test_no_mitochondria():
     assert unsplit == []
 
 
-@pytest.mark.parametrize("wrong", [{"neck": 1}, {"neck": -0.1}, {"smallest_nm3": -1}, {"neck": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"neck": 1}, {"neck": -0.1}, {"smallest_um3": -1}, {"neck": float("nan")}])
 def test_criteria_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="negative volume or a neck"):
-        Criteria(**wrong)
+    with pytest.raises(ValueError, match="Input should be"):
+        Instances(**wrong)

@@ -23,6 +23,7 @@ import zarr
 from PIL import Image
 
 from mitoflow import cli
+from mitoflow.config.params import Instances
 from mitoflow.data import fingerprint, network_input
 from mitoflow.inference import adaptation, instances, jobs, prediction
 from mitoflow.inference.jobs import Part
@@ -51,7 +52,7 @@ Say = Callable[..., tuple[int, str, str]]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a stack, a network, its settings and the fingerprint of its training images."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "params.yaml").touch()
+    (folder / "params.yaml").write_text("{}\n")
     (folder / "model").mkdir()
     write_model(folder / "model", SETTINGS, STACK[:3])
     seen = fingerprint.measure([network_input.to_unit(page[:64, :64], 8) for page in STACK], {"y": 4.0, "x": 5.0})
@@ -197,12 +198,12 @@ def test_slices_of_any_size(say: Say, size: tuple[int, int]) -> None:
 def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None:
     size = (50.0, 40.0, 5.0)
     asked = ("--instances", "--table", "t.csv", "--voxel-size", "50,40,5", "--roi", "2:,:,:90")
+    asked += ("--smallest-um3", "0.0005")
     code, _, err = say("cell.ome.tif", f"mask.{ending}", *asked)
     assert code == 0, err
     mask, labels = (read(f"{name}.{ending}") for name in ("mask", "mask_instances"))
     assert labels.dtype == (np.uint16 if ending == "tif" else np.uint32)
-    apart = np.zeros(mask.shape, np.uint32)
-    instances.Separation(lambda region: mask[region] > 0, mask.shape, voxel_size=size).write(apart.__setitem__)
+    apart = instances.separate(mask > 0, Instances(smallest_um3=0.0005), size)
     np.testing.assert_array_equal(labels, apart)
 
     with Path("t.csv").open() as table, Path("t_totals.csv").open() as beside:

@@ -56,6 +56,7 @@ KEYS = {
     "train.patience": ["train"],
     "train.seed": ["train"],
     "evaluate.*": ["evaluate"],
+    "instances.*": ["evaluate"],
     "machine.*": [],
 }
 #: The same for a file; the first pattern counts.

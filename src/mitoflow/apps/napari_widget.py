@@ -12,6 +12,7 @@ from magicgui import magic_factory
 from napari.qt.threading import FunctionWorker, thread_worker
 from napari.utils.notifications import show_error, show_info
 
+from mitoflow.config import params
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
@@ -83,6 +84,7 @@ def segment(
             output,
             threshold=threshold,
             instances=instances,
+            criteria=params.load_instances(),
             spacing=voxel_size(image) or None,
             name=image.name,
         )

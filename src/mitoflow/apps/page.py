@@ -22,6 +22,7 @@ import numpy as np
 import streamlit as st
 import zarr
 
+from mitoflow.config import params
 from mitoflow.core import process
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import overlay, prediction
@@ -82,7 +83,8 @@ class Answer:
             labels = ome.create_multiscale(place / "labels", self.probability.shape, np.dtype(np.uint32), 1)
             path = place / "table.csv"
             mask = self._mask(place, self.threshold)
-            prediction.label_instances(mask, labels, self.image.spacing, lambda _: None).write(path)
+            criteria = params.load_instances()
+            prediction.label_instances(mask, labels, criteria, self.image.spacing, lambda _: None).write(path)
             return path.read_bytes()
 
     def _above(self, z: int, threshold: float) -> np.ndarray:

@@ -1,12 +1,42 @@
-"""What several commands share: their order in ``--help`` and the option ``--model``."""
+"""What several commands share: their order in ``--help``, the option ``--model``, and those of instances."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 model_option = click.option(
     "--model", "wanted", metavar="MODEL", help="A version, an alias, a run, a .keras file or pretrained."
 )
+
+
+def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each key of the section ``instances`` of params.yaml."""
+    options = (
+        click.option(
+            "--smallest-um3",
+            type=click.FloatRange(min=0),
+            metavar="SIZE",
+            help="Smaller objects do not count, in cubic micrometres; in place of params.yaml, as the next two.",
+        ),
+        click.option(
+            "--smallest-voxels",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="The same where the voxel size is unknown, in voxels.",
+        ),
+        click.option(
+            "--neck",
+            type=click.FloatRange(0, 1, max_open=True),
+            metavar="RATIO",
+            help="Split an object where it is thinner than RATIO times the thinner part; 0 splits nothing.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 class OrderedGroup(click.Group):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mitoflow.cli._click import model_option
+from mitoflow.cli._click import instance_options, model_option
 from mitoflow.cli._output import print_table
 from mitoflow.errors import InputError
 
@@ -31,6 +31,7 @@ def _read_rescale(context: click.Context, option: click.Parameter, value: str) -
 @click.option("--probability", is_flag=True, help="Write OUTPUT_probability too, float32 in [0, 1].")
 @click.option("--instances", is_flag=True, help="Write OUTPUT_instances too: each mitochondrion with its own label.")
 @click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="Measure each mitochondrion: CSV.")
+@instance_options
 @click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
 @click.option(
@@ -61,13 +62,15 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     skipped, and summary.csv lists all. The model is the champion, or the pretrained one where there is no champion yet.
     A command that was interrupted resumes when it is given again.
     """
+    from mitoflow.config import params
     from mitoflow.inference import collection, prediction
     from mitoflow.inference.request import Request
     from mitoflow.io import spacing
     from mitoflow.tracking import model_lookup
 
     known = spacing.parse(voxel_size) if voxel_size else None
-    request = Request(source, output, spacing=known, **options)
+    criteria = params.load_instances({key: options.pop(key) for key in params.Instances.model_fields})
+    request = Request(source, output, spacing=known, criteria=criteria, **options)
     model = model_lookup.find(wanted)
 
     def notify(line: str) -> None:
@@ -89,10 +92,15 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
 @click.command()
 @click.argument("prediction")
 @click.argument("truth")
-def score(prediction: str, truth: str) -> None:
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where neither file says.")
+@instance_options
+def score(prediction: str, truth: str, voxel_size: str | None, **options: float | None) -> None:
     """Compare a mask, or labels, with one that was drawn."""
+    from mitoflow.config import params
     from mitoflow.evaluation import scoring
+    from mitoflow.io import spacing
 
-    scores = scoring.score(prediction, truth)
+    known = spacing.parse(voxel_size) if voxel_size else None
+    scores = scoring.score(prediction, truth, params.load_instances(options), known)
     rows = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
     print_table([], rows)

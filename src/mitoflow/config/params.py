@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -289,6 +290,28 @@ class Evaluate(Section):
         return self
 
 
+class Instances(Section):
+    """What counts as a mitochondrion, and when one object is several.
+
+    Attributes
+    ----------
+    smallest_um3
+        Objects of a smaller volume do not count; in a single slice, those of less area than the great circle of a ball
+        of this volume. The default is a ball 124 nm across: thin mitochondria are 100 to 200 nm across but long, and
+        the smallest that is whole in the EPFL training volume has eleven times this volume.
+    smallest_voxels
+        The same where the voxel size is unknown. The default is a ball ten voxels across.
+    neck
+        Two parts of an object are two mitochondria where the neck between them is less than this times as thick as the
+        thinner part. From 0, which splits nothing, to below 1, which splits at every constriction. Of the 26 largest
+        components of the EPFL training volume two have a neck of at most 0.5, and all others are above 0.7.
+    """
+
+    smallest_um3: Annotated[float, Field(ge=0)] = 0.001
+    smallest_voxels: Annotated[int, Field(ge=0)] = 500
+    neck: Annotated[float, Field(ge=0, lt=1)] = 0.6
+
+
 class Machine(Section):
     """What the machine has: it decides how fast results come, not what they are, so no stage depends on it."""
 
@@ -320,6 +343,7 @@ class Params(Section):
     tune: Tune = Tune()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    instances: Instances = Instances()
     machine: Machine = Machine()
 
     @model_validator(mode="after")
@@ -358,3 +382,26 @@ def load(path: Path = Path("params.yaml")) -> Params:
         As in `mitoflow.config.sections.read`.
     """
     return read(Params, path, complete=True)
+
+
+def load_instances(
+    options: Mapping[str, float | None] = MappingProxyType({}), path: Path = Path("params.yaml")
+) -> Instances:
+    """Return what counts as a mitochondrion: by ``params.yaml``, or the defaults where the folder has none.
+
+    Parameters
+    ----------
+    options
+        Values that take the place of those of the file, by key; None for no other value.
+    path
+        The file; other sections are not looked at.
+
+    Raises
+    ------
+    InputError
+        The section is wrong.
+    """
+    stated = files.read_yaml(path, "git has the file as it was").get("instances", {}) if path.is_file() else {}
+    section = validated(Params, {"instances": stated}, path).instances
+    given = {key: value for key, value in options.items() if value is not None}
+    return Instances.model_validate(section.model_dump() | given)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mitoflow.config.params import Instances
 from mitoflow.data import cutting, network_input, patches
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
@@ -22,6 +24,7 @@ from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
+from mitoflow.io.spacing import Size, known_voxel_size
 from mitoflow.io.volumes import TiffVolume
 
 PATCH_WISE_THRESHOLD = 0.5
@@ -169,7 +172,9 @@ class Measured:
     whole_slice: ProbabilityHistogram
 
 
-def measure(predictor: Predictor, pairs: Sequence[Pair], rules: Mapping[str, Rule], size: int) -> dict[str, Measured]:
+def measure(
+    predictor: Predictor, pairs: Sequence[Pair], sets: Mapping[str, Conventions], size: int, criteria: Instances
+) -> dict[str, Measured]:
     """Predict every slice of `pairs` by all protocols, and compare it with its truth, which is read once.
 
     A slice is predicted in its stack, patch by patch, and by itself where that is another thing: a model that sees
@@ -179,10 +184,12 @@ def measure(predictor: Predictor, pairs: Sequence[Pair], rules: Mapping[str, Rul
     ----------
     predictor
         The model.
-    pairs, rules
-        The test part, set after set, and how the masks of each set are read.
+    pairs, sets
+        The test part, set after set, and how each set is read.
     size
         Pixels of the patches of the patch-wise protocol, along y and x.
+    criteria
+        What counts as a mitochondrion.
 
     Returns
     -------
@@ -198,13 +205,19 @@ def measure(predictor: Predictor, pairs: Sequence[Pair], rules: Mapping[str, Rul
     with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
         for dataset, of_set in groupby(pairs, key=lambda pair: pair.dataset):
             histogram = ProbabilityHistogram()
-            stacks = [_measure_stack(predictor, pair, rules[dataset], size, histogram, bar) for pair in of_set]
-            measured[dataset] = Measured(stacks, histogram)
+            of_stack = partial(_measure_stack, predictor, sets[dataset], size, criteria, histogram, bar)
+            measured[dataset] = Measured([of_stack(pair) for pair in of_set], histogram)
     return measured
 
 
 def _measure_stack(
-    predictor: Predictor, pair: Pair, rule: Rule, size: int, histogram: ProbabilityHistogram, bar: tqdm[Any]
+    predictor: Predictor,
+    conventions: Conventions,
+    size: int,
+    criteria: Instances,
+    histogram: ProbabilityHistogram,
+    bar: tqdm[Any],
+    pair: Pair,
 ) -> MeasuredStack:
     predictor, read = predictor.prepared(TiffVolume([pair.image]))
     settings, held = predictor.settings, range(pair.image.shape[0])
@@ -212,7 +225,7 @@ def _measure_stack(
     patch_wise, single_slice = [], []
     maps = predictor.stream(read, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
-        truth[z] = binarise(pair.mask.slice(z), rule)
+        truth[z] = binarise(pair.mask.slice(z), conventions.mask_rule)
         mask[z] = probability >= settings.threshold
         histogram.add(truth[z], probability)
         near = network_input.neighbours(z, settings.context, settings.context_step, held)
@@ -228,7 +241,7 @@ def _measure_stack(
         mask=mask,
         patch_wise=np.array(patch_wise),
         single_slice=np.array(single_slice) if single_slice else None,
-        shapes=compare_shapes(truth, mask),
+        shapes=compare_shapes(truth, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
     )
 
 
@@ -273,14 +286,24 @@ def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, 
     return counts
 
 
-def compare_shapes(truth: np.ndarray, mask: np.ndarray) -> Shapes:
+def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, voxel_size: Size | None) -> Shapes:
     """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) uint8 in {0, 1}.
 
-    Instances are what `mitoflow predict --instances` gives where no voxel size is known, of the truth as of the mask.
+    Instances are those of `mitoflow predict --instances`, of the truth as of the mask.
+
+    Parameters
+    ----------
+    truth, mask
+        Of one shape.
+    criteria
+        What counts as a mitochondrion.
+    voxel_size
+        (z, y, x) in nm, or None where it is unknown.
 
     Raises
     ------
     ValueError
         They differ in shape.
     """
-    return Shapes(boundary.count(truth, mask), instance_scores.match(separate(truth), separate(mask)))
+    true, predicted = (separate(each, criteria, voxel_size) for each in (truth, mask))
+    return Shapes(boundary.count(truth, mask), instance_scores.match(true, predicted))

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mitoflow.config.params import Instances
 from mitoflow.data.masks import MaskValues, binarise
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.inference.instances import separate
+from mitoflow.inference.instances import fewest_voxels, separate
 from mitoflow.io import ome, tiff, volumes
+from mitoflow.io.spacing import Size, Spacing, known_voxel_size, read_tiff_spacing
 
 
-def score(prediction: str, truth: str) -> dict[str, float]:
+def score(
+    prediction: str, truth: str, criteria: Instances | None = None, spacing: Spacing | None = None
+) -> dict[str, float]:
     """Return the scores of a mask or of labels against the truth; both are read into memory.
 
     Parameters
@@ -23,8 +27,11 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     prediction, truth
         Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
         antialiased edges, what is above half (see `mitoflow.data.masks`). Where there are more values than one
-        besides, each is an instance; else the mask is taken apart as the stage `evaluate` does, as if the voxel size
-        were unknown.
+        besides, each is an instance; else the mask is taken apart as `evaluate` and `predict` do.
+    criteria
+        What counts as a mitochondrion; labels that are too small do not either. The defaults where it is None.
+    spacing
+        The voxel size, in place of that of the prediction or, where that does not state it, of the truth.
 
     Returns
     -------
@@ -37,11 +44,13 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     InputError
         A file cannot be read, or they differ in size.
     """
-    predicted, true = (_read(path) for path in (prediction, truth))
+    (predicted, its_spacing), (true, other_spacing) = (_read(path) for path in (prediction, truth))
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
-    matching = instance_scores.match(_labels(true), _labels(predicted))
+    voxel_size = known_voxel_size(spacing or its_spacing or other_spacing, len(true))
+    labels = (_labels(each, criteria or Instances(), voxel_size) for each in (true, predicted))
+    matching = instance_scores.match(*labels)
     half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))
     counts: dict[metrics.Counted, NDArray[Any]] = {
         "pixels": metrics.count(true > 0, predicted > 0).sum(axis=0),
@@ -62,8 +71,8 @@ def score(prediction: str, truth: str) -> dict[str, float]:
     }
 
 
-def _read(source: str) -> NDArray[Any]:
-    """Return (Z, Y, X) unsigned integers; labels may need more bits than a volume has."""
+def _read(source: str) -> tuple[NDArray[Any], Spacing]:
+    """Return (Z, Y, X) unsigned integers and their voxel size; labels may need more bits than a volume has."""
     path = Path(source)
     if ome.is_zarr(path):
         image = ome.open_multiscale(path)
@@ -71,17 +80,19 @@ def _read(source: str) -> NDArray[Any]:
             raise InputError(path, f"{len(lost)} missing chunks", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
         voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
+        spacing = image.spacing
     elif path.is_file():
-        voxels = _read_mask(path)
+        voxels, spacing = _read_mask(path), read_tiff_spacing(path)
     else:
         volume = volumes.open_volume(source)
+        spacing = volume.spacing
         voxels = np.stack(
             [volume.read(z, (0, *volume.shape[1:2], 0, *volume.shape[2:])) for z in range(volume.shape[0])]
         )
     if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
         found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
         raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
-    return voxels.reshape((1, *voxels.shape)[-3:])
+    return voxels.reshape((1, *voxels.shape)[-3:]), spacing
 
 
 def _read_mask(path: Path) -> NDArray[Any]:
@@ -94,9 +105,11 @@ def _read_mask(path: Path) -> NDArray[Any]:
     return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
 
 
-def _labels(voxels: NDArray[Any]) -> NDArray[Any]:
-    """Return instances, numbered without large gaps; what has one value only is taken apart."""
-    values, places = np.unique(voxels, return_inverse=True)
+def _labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:
+    """Return the instances that count, numbered without large gaps; what has one value only is taken apart."""
+    values, places, sizes = np.unique(voxels, return_inverse=True, return_counts=True)
     if len(values[values > 0]) < 2:
-        return separate(voxels > 0)
-    return np.asarray((places + (values[0] > 0)).reshape(voxels.shape), np.uint32)
+        return separate(voxels > 0, criteria, voxel_size)
+    depth, height, width = voxels.shape
+    counts = (values > 0) & (sizes >= fewest_voxels(criteria, (depth, height, width), voxel_size))
+    return np.asarray((np.cumsum(counts) * counts)[places].reshape(voxels.shape), np.uint32)

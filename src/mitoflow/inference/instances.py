@@ -6,7 +6,6 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import edt
@@ -15,52 +14,24 @@ from numpy.typing import NDArray
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
+from mitoflow.config.params import Instances
 from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of, within
 from mitoflow.inference.components import Components, label
-
-Size = tuple[float, float, float]
+from mitoflow.io.spacing import NM3_PER_UM3, Size
 
 LARGEST_BOX: Final = 12_000_000  # voxels; the h-maxima need some 75 bytes for each of them
 
 
-@dataclass(frozen=True)
-class Criteria:
-    """When a component is a mitochondrion, and when it is several.
-
-    Attributes
-    ----------
-    smallest_nm3
-        Components of a smaller volume are removed; in a single slice, those of less area than the great circle of a
-        ball of this volume. The default is a ball 124 nm across: thin mitochondria are 100 to 200 nm across but long,
-        and the smallest that is whole in the EPFL training volume has eleven times this volume.
-    smallest_voxels
-        The same where the voxel size is unknown. The default is a ball ten voxels across.
-    neck
-        Two parts of a component are two mitochondria where the neck between them is less than this times as thick as
-        the thinner part. From 0, which splits nothing, to below 1, which splits at every constriction. Of the 26
-        largest components of the EPFL training volume two have a neck of at most 0.5, and all others are above 0.7.
-
-    Raises
-    ------
-    ValueError
-        A value is out of range.
-    """
-
-    smallest_nm3: float = 1e6
-    smallest_voxels: int = 500
-    neck: float = 0.6
-
-    def __post_init__(self) -> None:
-        if not (self.smallest_nm3 >= 0 and self.smallest_voxels >= 0 and 0 <= self.neck < 1):
-            raise ValueError(f"{self} has a negative volume or a neck outside of [0, 1)")
-
-    def fewest_voxels(self, shape: Shape, voxel_size: Size | None) -> int:
-        """Return how many voxels a mitochondrion has at least, in a volume of ``shape`` (Z, Y, X); voxel size in nm."""
-        ball, sides = (self.smallest_voxels, (1.0, 1.0, 1.0)) if voxel_size is None else (self.smallest_nm3, voxel_size)
-        if shape[0] > 1:
-            return math.ceil(ball / math.prod(sides))
-        radius = math.cbrt(0.75 * ball / math.pi)
-        return math.ceil(math.pi * radius**2 / math.prod(sides[1:]))
+def fewest_voxels(criteria: Instances, shape: Shape, voxel_size: Size | None) -> int:
+    """Return how many voxels a mitochondrion has at least, in a volume of ``shape`` (Z, Y, X); voxel size in nm."""
+    if voxel_size is None:
+        ball, sides = float(criteria.smallest_voxels), (1.0, 1.0, 1.0)
+    else:
+        ball, sides = criteria.smallest_um3 * NM3_PER_UM3, voxel_size
+    if shape[0] > 1:
+        return math.ceil(round(ball / math.prod(sides), 6))
+    radius = math.cbrt(0.75 * ball / math.pi)
+    return math.ceil(math.pi * radius**2 / math.prod(sides[1:]))
 
 
 def fill_holes(mask: NDArray[np.bool_], axes: Sequence[int] = (0, 1, 2)) -> NDArray[np.bool_]:
@@ -104,7 +75,7 @@ def split_at_necks(
     component
         ``(Z, Y, X)`` bool, 26-connected. The border of the array is no surface: background must be in the array.
     neck
-        As in `Criteria`.
+        As in `mitoflow.config.params.Instances`.
     smallest
         In voxels.
     voxel_size
@@ -182,10 +153,10 @@ class Separation:
         is called at most twice for each block and once for each component, and must return the same each time.
     shape
         ``(Z, Y, X)`` of the mask.
+    criteria
+        Smallest size and neck.
     voxel_size
         (z, y, x) in nm, or None where it is unknown: voxels are cubes then.
-    criteria
-        Smallest volume and neck; the defaults of `Criteria` where it is None.
     block
         ``(Z, Y, X)`` in voxels, preferably a multiple of the chunks that are read and written.
     largest
@@ -197,18 +168,17 @@ class Separation:
         read: Callable[[Region], NDArray[Any]],
         shape: Shape,
         *,
+        criteria: Instances,
         voxel_size: Size | None = None,
-        criteria: Criteria | None = None,
         block: Shape = BLOCK,
         largest: int = LARGEST_BOX,
     ) -> None:
-        criteria = criteria or Criteria()
         self._read = read
         self._grid = Grid(shape, block)
         self._axes = [axis for axis in range(3) if shape[axis] > 1]
         self._voxel_size = voxel_size or (1.0, 1.0, 1.0)
         self._neck = criteria.neck
-        self._fewest = criteria.fewest_voxels(shape, voxel_size)
+        self._fewest = fewest_voxels(criteria, shape, voxel_size)
         self._largest = largest
 
     def write(self, write: Callable[[Region, NDArray[np.uint32]], None]) -> list[int]:
@@ -288,17 +258,20 @@ class Separation:
         return labels
 
 
-def separate(mask: NDArray[Any], voxel_size: Size | None = None) -> NDArray[np.uint32]:
+def separate(mask: NDArray[Any], criteria: Instances, voxel_size: Size | None = None) -> NDArray[np.uint32]:
     """Return the mitochondria of a mask that fits into memory; see `Separation` and `Separation.write`.
 
     Parameters
     ----------
     mask
         ``(Z, Y, X)`` bool or {0, 1}.
+    criteria
+        Smallest size and neck.
     voxel_size
         (z, y, x) in nm, or None where it is unknown.
     """
     labels = np.zeros(mask.shape, np.uint32)
     depth, height, width = mask.shape
-    Separation(lambda region: mask[region], (depth, height, width), voxel_size=voxel_size).write(labels.__setitem__)
+    whole = Separation(lambda region: mask[region], (depth, height, width), criteria=criteria, voxel_size=voxel_size)
+    whole.write(labels.__setitem__)
     return labels

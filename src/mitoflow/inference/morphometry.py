@@ -16,15 +16,13 @@ from scipy.spatial import SphericalVoronoi
 
 from mitoflow.core.files import write_csv
 from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of
+from mitoflow.io.spacing import NM2_PER_UM2, NM3_PER_UM3, Size
 
-Size = tuple[float, float, float]
 Reals = NDArray[np.float64]
 
 # One of each two opposite neighbours of a voxel, as steps (z, y, x).
 STEPS: Final = tuple(step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
 MOMENTS: Final = tuple(itertools.combinations_with_replacement(range(3), 2))
-NM3_PER_UM3: Final = 1e9
-NM2_PER_UM2: Final = 1e6
 
 COLUMNS: Final = (
     *("label", "volume_voxels", "volume_um3", "surface_um2", "sphericity", "elongation", "slices"),

@@ -13,6 +13,7 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow import __version__
+from mitoflow.config.params import Instances
 from mitoflow.data.slice_distance import spread
 from mitoflow.inference import adaptation, jobs, morphometry, outputs, overlay
 from mitoflow.inference.adaptation import Notify
@@ -25,7 +26,7 @@ from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
-from mitoflow.io.spacing import Spacing
+from mitoflow.io.spacing import Spacing, known_voxel_size
 from mitoflow.io.volumes import Volume
 
 INSTANCE_BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
@@ -132,10 +133,16 @@ def _describe(
         "input": request.name or Path(request.source).name,
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
+        **({"instances": _criteria(request.criteria)} if request.instances or request.table else {}),
         **decided,
     }
     begin = tuple(first + place.start for first, place in zip(whole.origin, places, strict=True))
     return ome.Description(whole.axes, whole.spacing, begin, lineage)
+
+
+def _criteria(criteria: Instances) -> str:
+    sizes = f"smallest {criteria.smallest_um3:g} cubic micrometres, {criteria.smallest_voxels} voxels where unknown"
+    return f"{sizes}; neck {criteria.neck:g}"
 
 
 def _asked_for(request: Request, volume: Volume, job: Job, description: ome.Description) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def _label_instances(
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        measured = label_instances(mask, labels, description.spacing, bar.update)
+        measured = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
     if measured.unsplit:
         larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
@@ -186,7 +193,9 @@ def _label_instances(
         notify(_summary(measured))
 
 
-def label_instances(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Callable[[int], object]) -> Measurements:
+def label_instances(
+    mask: Voxels, labels: Voxels, criteria: Instances, spacing: Spacing, advance: Callable[[int], object]
+) -> Measurements:
     """Give each mitochondrion of a mask a label, and measure it, block by block.
 
     Parameters
@@ -195,14 +204,15 @@ def label_instances(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Cal
         (Z, Y, X) or (Y, X), 0 for background.
     labels
         Of the same shape; they are written here. See `mitoflow.inference.instances.Separation.write`.
+    criteria
+        Smallest size and neck.
     spacing
         See `mitoflow.io.spacing.Spacing`; without one of the axes, voxels are counted.
     advance
         Called with the number of voxels that were just labelled.
     """
     shape: Shape = (1, *mask.shape)[-3:]  # type: ignore[assignment]
-    is_known = {*("yx" if shape[0] == 1 else "zyx")} <= spacing.keys()
-    voxel_size = (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if is_known else None
+    voxel_size = known_voxel_size(spacing, shape[0])
 
     def read(array: Voxels, region: Region) -> np.ndarray:
         return np.asarray(array[region[-array.ndim :]]).reshape(shape_of(region))
@@ -211,7 +221,9 @@ def label_instances(mask: Voxels, labels: Voxels, spacing: Spacing, advance: Cal
         labels[region[-labels.ndim :]] = named.reshape(named.shape[-labels.ndim :])
         advance(named.size)
 
-    separation = Separation(lambda region: read(mask, region) > 0, shape, voxel_size=voxel_size, block=INSTANCE_BLOCK)
+    separation = Separation(
+        lambda region: read(mask, region) > 0, shape, criteria=criteria, voxel_size=voxel_size, block=INSTANCE_BLOCK
+    )
     unsplit = separation.write(write)
     return morphometry.measure(
         lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=INSTANCE_BLOCK

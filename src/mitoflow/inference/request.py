@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.inference import outputs
 from mitoflow.inference.jobs import Part
@@ -44,6 +45,8 @@ class Request:
     table
         A CSV of the mitochondria, with the sums over the stack in ``TABLE_totals`` beside it; see
         `mitoflow.inference.morphometry`.
+    criteria
+        What counts as a mitochondrion, for instances and table.
     overlay
         A picture of a few slices with the contours of the mask.
     roi
@@ -73,6 +76,7 @@ class Request:
     probability: bool = False
     instances: bool = False
     table: Path | None = None
+    criteria: Instances = field(default_factory=Instances)
     overlay: Path | None = None
     roi: str | None = None
     rescale: Rescale = "auto"

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Nanometres of a voxel along the axes ``z``, ``y`` and ``x``, as far as they are known.
 Spacing = dict[str, float]
+#: Nanometres of a voxel along z, y and x, all of them known.
+Size = tuple[float, float, float]
+
+NM2_PER_UM2, NM3_PER_UM3 = 1e6, 1e9
 
 NANOMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-3),
@@ -92,6 +96,15 @@ def _of_imagej(metadata: Mapping[str, Any], tags: tifffile.TiffTags) -> Spacing:
         pixels, units = tag.value if tag and isinstance(tag.value, tuple) and len(tag.value) == 2 else (0, 0)
         sizes[axis] = (units / pixels if pixels else None, unit)
     return in_nanometres(sizes)
+
+
+def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
+    """Return the voxel size of a volume of so many slices, or None where it is not known along each axis.
+
+    A single slice needs no size along z, which is 1 then.
+    """
+    needed = "yx" if depth == 1 else "zyx"
+    return (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if {*needed} <= spacing.keys() else None
 
 
 def in_nanometres(sizes: Mapping[str, tuple[object, str]]) -> Spacing:

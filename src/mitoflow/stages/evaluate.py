@@ -87,7 +87,7 @@ def main() -> None:
     model = unet.load_model(MODEL)
     with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
         choice, predictor = _choose(model, facts, settings.evaluate, store)
-        measured = protocols.measure(predictor, pairs, rules, store.size)
+        measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
         results = score(measured, choice, wanted.bootstrap_block, wanted.bootstrap_resamples, wanted.seed)
         evaluation = _record(results, hash_sets(DATA / "test", rules), wanted)
