@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from mitoflow.data.phantom import write_phantom
-from tests.services import PostgreSQL
+from tests.services import PostgreSQL, find_program
 
 TESTS = Path(__file__).parent
 
@@ -44,9 +43,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     """A real, headless browser, where there is one."""
-    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver_path):
-        pytest.skip("no chromium and chromedriver on this machine")
+    chromium, driver_path = find_program("chromium", "chromium"), find_program("chromedriver", "chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in (

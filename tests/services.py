@@ -30,12 +30,15 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import psutil
+import pytest
 
 from tests.parts import PATIENCE, free_port
 
+#: Set by CI, where all programs are there: a missing one fails the test in place of skipping it.
+REQUIRED = "MITOFLOW_TESTS_SKIP_NO_PROGRAM"
 DEPLOY = Path(__file__).parents[1] / "deploy"
 AS_NOBODY: dict[str, Any] = (
     {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
@@ -113,15 +116,18 @@ class PostgreSQL(Service):
     """PostgreSQL with one user, who may do everything, and whose password is random."""
 
     def __init__(self, user: str = "mitoflow") -> None:
+        initdb = postgres("initdb")
         super().__init__()
         self.user = user
         self.password = secrets.token_urlsafe(24)
         if AS_NOBODY:
             shutil.chown(self.folder, AS_NOBODY["user"], AS_NOBODY["group"])
         (self.folder / "password").write_text(self.password)
-        initdb = [postgres("initdb"), "--pgdata", self.folder / "data", "--username", user, "--no-sync"]
+        options = ["--pgdata", self.folder / "data", "--username", user, "--no-sync"]
         authentication = ["--auth", "scram-sha-256", "--pwfile", self.folder / "password", "--encoding", "UTF8"]
-        subprocess.run([*initdb, *authentication], cwd=self.folder, check=True, capture_output=True, **AS_NOBODY)
+        subprocess.run(
+            [initdb, *options, *authentication], cwd=self.folder, check=True, capture_output=True, **AS_NOBODY
+        )
         (self.folder / "password").unlink()
 
     def command(self) -> Sequence[str | Path]:
@@ -253,6 +259,7 @@ class SSHServer(Service):
     """
 
     def __init__(self) -> None:
+        self.program = find_program("sshd", "openssh-server", "/usr/sbin")
         super().__init__()
         self.uri = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{self.folder}/objects"
         self.key = make_key(self.folder / "key")
@@ -261,8 +268,6 @@ class SSHServer(Service):
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # in which it gives up its rights
 
     def command(self) -> Sequence[str | Path]:
-        program = shutil.which("sshd", path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
-        assert program, "no sshd: install Debian's package openssh-server"
         options = {
             "ListenAddress": f"127.0.0.1:{self.port}",
             "HostKey": self.folder / "host",
@@ -273,7 +278,7 @@ class SSHServer(Service):
             "PidFile": "none",
             "Subsystem": "sftp internal-sftp",
         }
-        return [program, "-D", "-e", "-f", "/dev/null", *(f"-o{name}={value}" for name, value in options.items())]
+        return [self.program, "-D", "-e", "-f", "/dev/null", *(f"-o{name}={value}" for name, value in options.items())]
 
     def answers(self) -> bool:
         with socket.socket() as probe:
@@ -289,6 +294,27 @@ def make_key(path: Path) -> Path:
 def postgres(program: str) -> str:
     """Return the path of a program of PostgreSQL; Debian keeps those of the server off the PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: -int(folder.parent.name))
-    found = shutil.which(program, path=os.pathsep.join([*map(str, versions), os.environ["PATH"]]))
-    assert found, f"no {program}: install Debian's package postgresql"
-    return found
+    return find_program(program, "postgresql", *map(str, versions))
+
+
+def find_program(name: str, package: str, *folders: str) -> str:
+    """Return the path of a program; without it the test is skipped, and in CI it fails.
+
+    Parameters
+    ----------
+    name
+        The program.
+    package
+        Of Debian, which brings it.
+    folders
+        Where it may be besides those of PATH.
+    """
+    if found := shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]])):
+        return found
+    lacks_program(name, package)
+
+
+def lacks_program(name: str, package: str) -> NoReturn:
+    """Skip the test, which needs a package of Debian; in CI fail."""
+    end = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
+    end(f"no {name} on this machine: install Debian's package {package}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import STAGES, Project
+from tests.services import lacks_program
 
 from .injection import LONG, fault
 from .namespace import PRIVATE_MOUNTS, disk
@@ -89,10 +90,11 @@ def test_too_little_memory(finished: Project, chance: random.Random, stage: str,
     check_history(finished)
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime")
 @pytest.mark.parametrize("stage", ["tune", "train"] if LONG else ["patch"])
 @fault("a clock that jumps back and forth in {stage}", long=2)
 def test_clock(finished: Project, chance: random.Random, stage: str, attempt: int, tmp_path: Path) -> None:
+    if FAKETIME is None:
+        lacks_program("libfaketime", "faketime")
     undisturbed = recorded(finished.read("dvc.lock"))
     forget(finished, stage)
     offset = tmp_path / "offset"

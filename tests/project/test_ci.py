@@ -9,12 +9,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
+
+from tests import services
+from tests.services import PostgreSQL, SSHServer
 
 WORKFLOWS = Path(__file__).parents[2] / ".github/workflows"
 PINNED = re.compile(r"actions/[a-z-]+@(v\d+|[0-9a-f]{40})")
@@ -70,6 +74,30 @@ def test_every_supported_python_is_tested() -> None:
     assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
     (setup,) = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
     assert f"python{setup}" == job["env"]["PYTHON"] == "python${{ matrix.python }}"
+
+
+@pytest.mark.parametrize(
+    ("needed", "package"),
+    [
+        (SSHServer, "openssh-server"),
+        (PostgreSQL, "postgresql"),
+        (lambda: services.find_program("chromedriver", "chromium-driver"), "chromium-driver"),
+    ],
+)
+def test_a_missing_program_skips_the_test_and_names_its_package_but_fails_in_ci(
+    needed: Callable[[], object], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
+    monkeypatch.delenv(services.REQUIRED, raising=False)
+    with pytest.raises(pytest.skip.Exception, match=f"install Debian's package {package}$"):
+        needed()
+    run = (WORKFLOWS.parents[1] / ".ci/run").read_text(encoding="utf-8")
+    installed = re.search('^packages="(.*)"$', run, re.MULTILINE)
+    assert installed and package in installed[1].split()
+    (variable,) = re.findall(r"^export (.*)$", run, re.MULTILINE)
+    monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(pytest.fail.Exception, match=package):
+        needed()
 
 
 def bash(text: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
