@@ -8,8 +8,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from mitoflow.apps import serving
+from mitoflow.core.process import GRACE
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
@@ -38,7 +42,7 @@ class Server:
         self, body: bytes | str, kind: str = "application/json", **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=300)
-        connection.request("POST", "/invocations", body, {"Content-Type": kind})
+        connection.request("POST", "/invocations", body, {"Content-Type": kind, **headers})
         answer = connection.getresponse()
         return answer.status, dict(answer.getheaders()), answer.read()
 
@@ -66,19 +70,27 @@ def expected(folder: Path) -> np.ndarray:
     return Predictor.load(folder / "unet.keras", folder / "inference.yaml").masks(STACK)
 
 
+@contextmanager
+def serving_process(folder: Path, largest: int, **variables: str) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    port, log = free_port(), folder / f"log{largest}"
+    command = [sys.executable, "-m", "mitoflow.cli", "serve", "--model", "unet.keras", "--port", str(port)]
+    command += ["--largest", str(largest)]
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream, env=os.environ | variables) as process,
+    ):
+        try:
+            until(lambda: process.poll() is not None or _listens(port), log.read_text)
+            assert process.poll() is None, log.read_text()
+            yield Server(port, log), process
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    port = free_port()
-    arguments = ["serve", "--model", "unet.keras", "--port", str(port), "--largest", "1"]
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "mitoflow.cli", *arguments]
-        with subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ) as process:
-            try:
-                until(lambda: process.poll() is not None or _listens(port), (folder / "log").read_text)
-                assert process.poll() is None, (folder / "log").read_text()
-                yield Server(port, folder / "log")
-            finally:
-                process.terminate()
+    with serving_process(folder, 1) as (server, _):
+        yield server
 
 
 def test_json_returns_masks(server: Server, expected: np.ndarray) -> None:
@@ -135,8 +147,10 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
     "truth": ('{"inputs": [[[true]]]}', "application/json", 422, "bool values"),
     "too deep": ("[" * 100_000, "application/json", 422, "JSON that cannot be read"),
     "endless number": ('{"inputs": [[[' + "1" * 5000 + "]]]}", "application/json", 422, "JSON that cannot be read"),
-    "no type": (b"x", "", 415, "no Content-Type"),
-    "another kind": (b"x", "image/png", 415, "content types"),
+    "no type": (b"x", "", 415, "Content-Type is missing"),
+    "another kind": (b"x", "image/png", 415, "send application/json or image/tiff"),
+    "a table": (b"a,b", "text/csv", 415, "send application/json or image/tiff"),
+    "Parquet": (b"PAR1", "application/vnd.apache.parquet", 415, "send application/json or image/tiff"),
     "no tiff": (b"not a TIFF", "image/tiff", 422, "TIFF"),
     "colour": (tiff(np.zeros((64, 64, 3), np.uint8)), "image/tiff", 422, "expected"),
     "complex": (tiff(np.zeros((64, 64), np.complex64)), "image/tiff", 422, "no plain numbers"),
@@ -169,6 +183,92 @@ def test_a_request_of_unknown_length_is_refused(server: Server) -> None:
     assert connection.getresponse().status in (400, 411)
 
 
+@pytest.mark.parametrize("kind", ["Image/TIFF", "IMAGE/TIFF; q=1", "Application/JSON"])
+def test_media_types_are_known_in_any_letter_case(server: Server, kind: str) -> None:
+    body = tiff(STACK) if "tiff" in kind.lower() else json.dumps({"inputs": STACK.tolist()})
+    assert server.post(body, kind)[0] == 200
+
+
+def test_notes_are_in_the_body_where_json_is_asked_for(server: Server, expected: np.ndarray) -> None:
+    status, headers, body = server.post(tiff(STACK), "image/tiff", Accept="application/json")
+    assert (status, headers["content-type"]) == (200, "application/json")
+    answer = json.loads(body)
+    np.testing.assert_array_equal(answer["predictions"], expected)
+    assert any("the model does not say what its training images look like" in note for note in answer["notes"])
+
+
+def begin(server: Server, length: int, body: bytes = b"") -> socket.socket:
+    """Send the head of a request, and as much of its body of that length as is given."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: {length}\r\n\r\n"
+    client.sendall(head.encode() + body)
+    return client
+
+
+def answered(client: socket.socket) -> str:
+    """Return the head of an answer."""
+    return client.recv(2**16).decode("latin-1").partition("\r\n\r\n")[0].lower()
+
+
+def test_more_requests_than_wait_are_sent_away_until_later(server: Server) -> None:
+    """They are counted from their first byte on."""
+    waiting = [begin(server, 10) for _ in range(serving.REQUESTS)]
+    time.sleep(1)
+    status, headers, _ = server.post(tiff(STACK), "image/tiff")
+    assert (status, headers["retry-after"]) == (429, "10")
+    for client in waiting:
+        client.close()
+    until(lambda: server.post(tiff(STACK), "image/tiff")[0] == 200)
+
+
+def test_bodies_are_counted_together(server: Server) -> None:
+    waiting = [begin(server, 2**20) for _ in range(serving.TOGETHER)]
+    time.sleep(1)
+    assert server.post(tiff(STACK), "image/tiff")[0] == 429
+    for client in waiting:
+        client.close()
+    until(lambda: server.post(tiff(STACK), "image/tiff")[0] == 200)
+
+
+def test_a_body_that_stalls_is_cut_off(server: Server) -> None:
+    with begin(server, 100, b"II*") as client:
+        head = answered(client)
+        assert head.startswith("http/1.1 408 ")
+        assert "connection: close" in head
+        assert client.recv(1) in (b"", b"{")
+
+
+def test_a_request_whose_client_has_left_is_not_predicted(server: Server) -> None:
+    def predicted() -> int:
+        return server.log.read_text().count("predict:   0%")  # each prediction begins with an empty bar
+
+    begin(server, 100, b"II*").close()
+    before, large = predicted(), tiff(np.random.default_rng(1).integers(0, 256, (15, 256, 256), np.uint8))
+    with begin(server, len(large), large) as client:
+        until(lambda: predicted() == before + 1)
+        for _ in range(3):
+            begin(server, len(tiff(STACK)), tiff(STACK)).close()
+        assert answered(client).startswith("http/1.1 200 ")
+    assert server.post(tiff(STACK), "image/tiff")[0] == 200
+    assert predicted() == before + 2
+
+
 def test_the_log_has_no_traceback(server: Server) -> None:
     assert server.post("slices")[0] == 422
     assert "Traceback" not in server.log.read_text()
+
+
+def test_sigterm_ends_the_server_within_the_grace(folder: Path, tmp_path: Path) -> None:
+    """Whatever is half-sent or half-predicted, without a traceback and without files that stay behind."""
+    stack = io.BytesIO()
+    tifffile.imwrite(stack, np.resize(STACK, (64, 1024, 1024)), compression="zlib")
+    with serving_process(folder, 100, TMPDIR=str(tmp_path)) as (server, process):
+        half, predicted = begin(server, 100, b"II*"), begin(server, len(stack.getvalue()), stack.getvalue())
+        until(lambda: list(tmp_path.glob("*/.mask*")), lambda: list(tmp_path.rglob("*")))
+        process.terminate()
+        process.wait(GRACE + 5)
+        for client in (half, predicted):
+            assert answered(client).startswith("http/1.1 503 ")
+            client.close()
+    assert "Traceback" not in server.log.read_text()
+    assert not list(tmp_path.iterdir())
