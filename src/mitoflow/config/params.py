@@ -125,6 +125,12 @@ class Scale(Section):
     stretch: Annotated[float, Field(ge=1, le=4)] = 1.5
 
 
+class Myelin(Section):
+    """Sheaths of myelin drawn into a share of the crops, as background."""
+
+    share: Fraction = 0.0
+
+
 class Inversion(Section):
     """Dark for bright, on a share of the crops."""
 
@@ -184,6 +190,7 @@ class Augmentation(Section):
     """How far the crops leave what the training stacks show; each is off at a share of 0."""
 
     scale: Scale = Scale()
+    myelin: Myelin = Myelin()
     inversion: Inversion = Inversion()
     local_contrast: LocalContrast = LocalContrast()
     shading: Shading = Shading()

@@ -17,7 +17,7 @@ from mitoflow.config.params import Recipe
 from mitoflow.data.network_input import neighbours, to_unit
 from mitoflow.data.patches import Patches
 from mitoflow.errors import InputError
-from mitoflow.training import augmentation, geometry
+from mitoflow.training import augmentation, distractors, geometry
 
 
 def feeding(devices: int) -> dict[str, int]:
@@ -140,6 +140,8 @@ class TrainPatches(keras.utils.PyDataset):
             image, mask = turn(image), turn(mask)
             if rng.random() < 0.5:  # no end of a stack is the upper one
                 image = image[..., ::-1]
+        if further.myelin.share > 0 and rng.random() < further.myelin.share:
+            image, mask = distractors.add_myelin(image, mask, rng)
         return augmentation.vary_grey_values(image, self.recipe.intensity_strength, rng, further), mask
 
     def _context_step(self, stack: int, axis: int, rng: np.random.Generator) -> int:
