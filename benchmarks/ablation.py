@@ -30,7 +30,7 @@ from keras import layers
 from scipy import ndimage
 
 from mitoflow.config import params
-from mitoflow.config.params import Recipe
+from mitoflow.config.params import Evaluate, Recipe
 from mitoflow.core import files
 from mitoflow.data.conventions import read_conventions
 from mitoflow.data.cutting import write_store
@@ -244,15 +244,7 @@ def measure(store: PatchStore, recipe: Recipe, row: Row, title: str) -> dict[str
         fitted = row.fit(store, recipe.replace(seed=seed), f"{title}, seed {seed}")
         models.append(keras.Model(fitted.input, fitted.get_layer("logits").output))
     seconds = time.process_time() - started
-    settings = Settings(
-        bit_depth=store.bit_depth,
-        divisor=2**recipe.depth,
-        tile=1024,
-        overlap=128,
-        threshold=0.5,
-        context=recipe.context,
-        context_step=recipe.context_step,
-    )
+    settings = Settings.for_recipe(recipe, Evaluate(tile=1024, overlap=128), store.bit_depth)
     plain, other = (
         protocols.choose(Ensemble(models, settings), patches, [1]).dice
         for patches in (store.validation, altered(store.validation))

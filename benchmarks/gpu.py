@@ -188,18 +188,7 @@ def fit(preset: Params, pairs: Sequence[Pair], options: argparse.Namespace, work
 
 def predict(model: keras.Model, preset: Params, store: PatchStore, pair: Pair, options: argparse.Namespace) -> Any:
     """Predict ``--slices`` slices twice, and return the speed of the second time and the parity with the CPU."""
-    recipe, wanted = preset.train.recipe(BEST_PARAMS), preset.evaluate
-    settings = Settings(
-        bit_depth=store.bit_depth,
-        divisor=2**recipe.depth,
-        context=recipe.context,
-        context_step=recipe.context_step,
-        tile=wanted.tile,
-        overlap=wanted.overlap,
-        tta=1,
-        threshold=0.5,
-        orthoplanes=wanted.orthoplanes,
-    )
+    settings = Settings.for_recipe(preset.train.recipe(BEST_PARAMS), preset.evaluate, store.bit_depth)
     predictor = Predictor(model, settings)
     images = np.stack(list(islice(pair.image.slices(), options.slices)))
     with Card() as card:

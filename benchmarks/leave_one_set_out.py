@@ -318,17 +318,7 @@ class Protocol:
 
     def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore) -> Predictor:
         """Return a model with the threshold of the highest Dice on the validation slices, by `protocols.choose`."""
-        wanted = self.preset.evaluate
-        settings = Settings(
-            bit_depth=store.bit_depth,
-            divisor=2**recipe.depth,
-            context=recipe.context,
-            context_step=recipe.context_step,
-            tile=wanted.tile,
-            overlap=wanted.overlap,
-            tta=wanted.tta,
-            threshold=0.5,
-        )
+        settings = Settings.for_recipe(recipe, self.preset.evaluate, store.bit_depth)
         predictor = Predictor(model, settings)
         chosen = protocols.choose(predictor, store.validation, [1]).threshold
         return predictor.with_settings(replace(settings, threshold=chosen))

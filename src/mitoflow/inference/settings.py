@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mitoflow.config.params import Evaluate, Recipe
 from mitoflow.core import files
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
@@ -71,6 +72,21 @@ class Settings:
     orthoplanes: bool = False
     normalization: Normalization = "range"
     slices: SliceDistance | None = None
+
+    @classmethod
+    def for_recipe(cls, recipe: Recipe, wanted: Evaluate, bit_depth: int) -> Settings:
+        """Return the settings of a network that was fitted by a recipe, before validation chooses a threshold."""
+        return cls(
+            bit_depth=bit_depth,
+            divisor=2**recipe.depth,
+            context=recipe.context,
+            context_step=recipe.context_step,
+            tile=wanted.tile,
+            overlap=wanted.overlap,
+            tta=wanted.tta,
+            orthoplanes=wanted.orthoplanes,
+            threshold=0.5,
+        )
 
     def write(self, path: Path) -> None:
         """Write the settings as YAML."""
