@@ -412,7 +412,7 @@ def test_a_damaged_journal_stops_no_other(
     assert synced.stderr.count("\n") == 1
     synced = runs.sync()
     assert (synced.sent, synced.left) == (0, 0)
-    (error,) = synced.damaged
+    (error,) = synced.errors
     assert str(damaged) in str(error)
     assert "\n" not in str(error)
     assert curve("whole", "x") == [(0, 1)]

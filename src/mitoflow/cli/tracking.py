@@ -35,8 +35,8 @@ def sync() -> None:
     if synced.live:
         click.echo(f"{synced.live} running stages send for themselves")
     click.echo(f"{synced.sent} events sent")
-    errors = list(synced.damaged)
-    if synced.left:
+    errors = list({str(error): error for error in synced.errors}.values())
+    if synced.reason:
         found = f"{synced.left} events that it did not take ({synced.reason})"
         errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
     for error in errors[:-1]:

@@ -72,7 +72,7 @@ class Verdict:
         return cls(
             version=version,
             promoted=tags[VERDICT_TAG] == "promoted",
-            reason=tags[f"{VERDICT_TAG}.reason"],
+            reason=tags.get(f"{VERDICT_TAG}.reason", ""),  # someone may have deleted it in MLflow
             champion=None if champion is None else int(champion),
             difference=Interval.from_dict(f"{VERDICT_TAG}.difference", tags, "."),
             checks=tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT_TAG}.checks", "[]"))),

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from mitoflow.core import workspace
+from mitoflow.errors import InputError
 from mitoflow.tracking import registry, store
 from mitoflow.tracking.journal import Event, Journal
 
@@ -58,10 +59,35 @@ class Delivery:
         return store.uri(next((event["store"] for event in self._journal.events()), None))
 
     def send(self) -> None:
-        """Send what is unsent; raises whatever MLflow raises at the first event that it does not take."""
+        """Send what is unsent, and all of it again where someone deleted a run in MLflow: that makes the run anew.
+
+        Raises
+        ------
+        InputError
+            MLflow has the experiment, or the registered model, in a state that only a person can change.
+        MlflowException, SQLAlchemyError, OSError
+            What MLflow raises at the first event that it does not take.
+        """
         for event, position in self._journal.unsent():
-            self._take(store.client(self.uri), event)
+            try:
+                self._take(store.client(self.uri), event)
+            except MlflowException:
+                if not self._is_deleted(event["run"]):
+                    raise
+                self._remotes.clear()
+                self._journal.mark_sent(0)
+                return self.send()
             self._journal.mark_sent(position)
+
+    def _is_deleted(self, key: str) -> bool:
+        """Return whether a run that was there is deleted now."""
+        if (known := self._remotes.get(key)) is None:
+            return False
+        try:
+            run = store.client(self.uri).get_run(known.run_id)
+        except MlflowException as error:
+            return str(error.error_code) == "RESOURCE_DOES_NOT_EXIST"
+        return bool(run.info.lifecycle_stage == LifecycleStage.DELETED)
 
     def _take(self, client: MlflowClient, event: Event) -> None:
         run = self._remote(client, event["run"])
@@ -102,7 +128,7 @@ class Delivery:
             parent = self._remote(client, start["parent"])
             experiment_id, parent_id = parent.experiment_id, parent.run_id
         else:
-            experiment_id = start["experiment_id"] or _experiment(client, start["experiment"])
+            experiment_id = _experiment(client, start["experiment_id"], start["experiment"])
             parent_id = start["parent_run_id"]
         if parent_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent_id
@@ -118,12 +144,17 @@ def _find(client: MlflowClient, start: Event) -> _Remote | None:
     return None
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment, which is made where it is missing.
+def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
+    """Return the id of the experiment with the chosen id, or else of that with the name, which is made where missing.
 
     In a database its artifacts go to ``mlruns/`` of the main checkout; a server knows by itself where to.
+
+    Raises
+    ------
+    InputError
+        It was deleted, and MLflow lets no other one have its name.
     """
-    found = client.get_experiment_by_name(name)
+    found = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
     if found is None:
         place = (workspace.main_checkout() / "mlruns").as_uri() if store.is_database(client.tracking_uri) else None
         try:
@@ -132,6 +163,9 @@ def _experiment(client: MlflowClient, name: str) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        remedy = f"`mlflow experiments restore -x {found.experiment_id}` brings it back; then run `mitoflow sync`"
+        raise InputError(f"experiment {found.name}", "deleted in MLflow", "one that takes runs", remedy)
     return str(found.experiment_id)
 
 

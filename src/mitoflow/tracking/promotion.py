@@ -33,8 +33,8 @@ class ChampionState:
     log
         None where there is no registered model yet.
     aliases
-        The version of each alias. The champion is that of the log, which the alias in MLflow follows; where the log is
-        empty it is that of the alias.
+        The version of each alias. The champion is the last one in the log that still exists, and the alias in MLflow
+        follows the log; where the log has none, it is that of the alias.
     stored
         The version of each alias in MLflow.
     """
@@ -45,25 +45,32 @@ class ChampionState:
 
     @classmethod
     def read(cls, client: MlflowClient) -> ChampionState:
-        """Read log and aliases from MLflow."""
+        """Read log and aliases from MLflow.
+
+        Raises
+        ------
+        InputError
+            The registered model, or its log, has another name now.
+        """
         try:
             registered = client.get_registered_model(NAME)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+            promotion_log.require_not_renamed(client, NAME)
             return cls(None, {}, {})
         stored = {alias: int(version) for alias, version in registered.aliases.items()}
         log = Log.read(client, registered)
         aliases = dict(stored)
         if log.last and log.last.version != stored.get(CHAMPION):
-            aliases.pop(CHAMPION, None)
-            if log.last.version in versions(client):
-                aliases[CHAMPION] = log.last.version
+            existing = versions(client)
+            if standing := [version for version in log.champions if version in existing]:
+                aliases[CHAMPION] = standing[-1]
         return cls(log, aliases, stored)
 
     @property
     def champion(self) -> int | None:
-        """The champion; None where there is none yet, or where it was deleted."""
+        """The champion; None where there is none yet, or where all that ever were champion were deleted."""
         return self.aliases.get(CHAMPION)
 
     @property

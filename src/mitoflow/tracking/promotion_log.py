@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from mitoflow.errors import InputError
 from mitoflow.tracking import store
 
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
@@ -83,11 +84,18 @@ class Log:
 
     @classmethod
     def read(cls, client: MlflowClient, model: RegisteredModel) -> Log:
-        """Read the log of a model; one that was deleted and made again begins anew."""
-        entries = store.search_versions(client, _name(model))
-        born = str(model.creation_timestamp)
-        ours = [entry for entry in entries if entry.tags.get(f"{_TAG}registry") == born]
-        return cls(model, sorted(ours, key=lambda entry: int(entry.version)))
+        """Read the log of a model; one that was deleted and made again begins anew.
+
+        Raises
+        ------
+        InputError
+            The log has another name now.
+        """
+        ours = f"tags.`{_TAG}registry` = '{model.creation_timestamp}'"
+        entries = store.search_versions(client, _name(model.name), ours)
+        if not entries and (elsewhere := store.search_versions(client, None, ours)):
+            raise _renamed("the log of promotions", elsewhere[0].name, _name(model.name))
+        return cls(model, sorted(filter(_is_whole, entries), key=lambda entry: int(entry.version)))
 
     @property
     def last(self) -> Promotion | None:
@@ -103,7 +111,8 @@ class Log:
                 while champions and champions[-1] != entry.version:
                     champions.pop()
             elif entry.counts:
-                if not champions and entry.over is not None:  # there was a champion before there was a log
+                # Before there was a log, or where the last champion was deleted, the log does not have it at the end.
+                if entry.over is not None and entry.over not in champions[-1:]:
                     champions.append(entry.over)
                 champions.append(entry.version)
         return champions
@@ -139,7 +148,7 @@ class Log:
         except store.ERRORS as error:  # many writers at once may exhaust MLflow's tries to find a number
             refusal = error
         log = Log.read(client, self._model)
-        ours = next((entry for entry in log._entries if entry.tags[f"{_TAG}token"] == token), None)
+        ours = next((entry for entry in log._entries if entry.tags.get(f"{_TAG}token") == token), None)
         last = self.last.number if self.last else 0
         winner = next((entry for entry in log.promotions if entry.counts and entry.number > last), None)
         if winner and (ours is None or winner.number != int(ours.version)):
@@ -150,17 +159,41 @@ class Log:
     def _make(self, client: MlflowClient) -> None:
         if not self._entries:
             about = f"Who made which version of {self._model.name} the champion, when and why: never change it by hand"
-            store.make_registered_model(client, _name(self._model), about)
+            store.make_registered_model(client, _name(self._model.name), about)
 
     def _add(self, client: MlflowClient, facts: Mapping[str, str]) -> None:
         source = f"models:/{self._model.name}/{facts['version']}"
         summary = f"{facts['over'] or 'none'} -> {facts['version']}, {facts['how']} by {facts['who']}: {facts['why']}"
         tags = {f"{_TAG}{key}": value for key, value in facts.items()}
-        client.create_model_version(_name(self._model), source, tags=tags, description=summary[:4000])
+        client.create_model_version(_name(self._model.name), source, tags=tags, description=summary[:4000])
 
 
-def _name(model: RegisteredModel) -> str:
-    return f"{model.name}-promotions"
+def require_not_renamed(client: MlflowClient, name: str) -> None:
+    """Raise where a registered model that has a log is missing because it has another name now.
+
+    Raises
+    ------
+    InputError
+        It has.
+    """
+    births = {entry.tags.get(f"{_TAG}registry") for entry in store.search_versions(client, _name(name))}
+    for model in store.search_registered_models(client) if births else ():
+        if str(model.creation_timestamp) in births:
+            raise _renamed(f"model {name}", model.name, name)
+
+
+def _renamed(what: str, found: str, name: str) -> InputError:
+    return InputError(what, f"renamed to {found}", f"the name {name}", "rename it back in MLflow")
+
+
+def _name(name: str) -> str:
+    """Return the name of the log of a registered model."""
+    return f"{name}-promotions"
+
+
+def _is_whole(entry: ModelVersion) -> bool:
+    """Return whether an entry has the tags that say what it counts for; someone may have deleted one in MLflow."""
+    return all(entry.tags.get(f"{_TAG}{key}", "").isdecimal() for key in ("after", "version"))
 
 
 def _promotion(entry: ModelVersion, counts: bool) -> Promotion:

@@ -34,7 +34,7 @@ def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_p
     Returns
     -------
     verdict
-        None where MLflow does not answer: the model is kept, and `mitoflow sync` registers it and decides.
+        None where MLflow did not take it: the model is kept, and `mitoflow sync` registers it and decides.
 
     Raises
     ------
@@ -96,5 +96,5 @@ def register_pretrained(name: str) -> Verdict | None:
 def outcome(verdict: Verdict | None) -> str:
     """Return a line about what `register` came to."""
     if verdict is None:
-        return f"model {registry.NAME}: MLflow is away; `mitoflow sync` will register the model and decide"
+        return f"model {registry.NAME}: MLflow has not taken it yet; `mitoflow sync` registers it and decides"
     return f"model {registry.NAME} version {verdict.version}: {verdict.reason}"

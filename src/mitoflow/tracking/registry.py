@@ -121,8 +121,15 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
 
 
 def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
-    """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing."""
+    """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing.
+
+    Raises
+    ------
+    InputError
+        Someone renamed the registered model, or its log of promotions, in MLflow.
+    """
     with workspace.exclusive("registry"):
+        ChampionState.read(client)  # raises where the model has another name now, before one is made beside it
         version = _find(client, tags) or _create(client, run_id, folder, tags)
         if VERDICT_TAG in version.tags:
             return
@@ -358,8 +365,18 @@ def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
     if not version.run_id:
         expected = "one that mitoflow registered"
         raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
-    run = client.get_run(version.run_id)
-    return {"version": str(version.version), **_facts(run, run.data.tags | version.tags)}
+    known = {"version": str(version.version)}
+    try:
+        run = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return known | {"run": f"{version.run_id}, which was deleted from MLflow for good"} | _of_tags(version.tags)
+    return known | _facts(run, run.data.tags | version.tags)
+
+
+def _of_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {"model_sha256": tags.get(store.MODEL_SHA256_TAG, ""), **provenance.from_tags(tags)}
 
 
 def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
@@ -371,8 +388,7 @@ def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
     facts = {
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
-        "model_sha256": tags.get(store.MODEL_SHA256_TAG, ""),
-        **provenance.from_tags(tags),
+        **_of_tags(tags),
         **{f"dataset.{context}": ", ".join(sorted(datasets)) for context, datasets in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }

@@ -207,16 +207,16 @@ class Synced:
     live
         Journals of stages that are running now, which send for themselves.
     reason
-        Why something is left; empty where nothing is.
-    damaged
-        What is wrong with journals that cannot be read, of which nothing was sent.
+        Why MLflow did not take what is left; empty where it took all, or where `errors` say why.
+    errors
+        What a person must put right first: journals that cannot be read, and deleted or renamed things in MLflow.
     """
 
     sent: int
     left: int
     live: int
     reason: str
-    damaged: tuple[InputError, ...] = ()
+    errors: tuple[InputError, ...] = ()
 
 
 def sync() -> Synced:
@@ -224,7 +224,7 @@ def sync() -> Synced:
     sent = left = live = 0
     reasons: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
     away: set[str] = set()
-    damaged: list[InputError] = []
+    errors: list[InputError] = []
     for folder in journal.folders():
         try:
             events = Journal.adopt(folder)
@@ -234,20 +234,23 @@ def sync() -> Synced:
         except FileNotFoundError:
             continue
         except InputError as error:
-            damaged.append(error)
+            errors.append(error)
             continue
         with closing(events):
             delivery, key, before = Delivery(events), journal.key_of(folder), journal.waiting(folder)
             if key not in reasons and delivery.uri not in away:
                 try:
                     delivery.send()
+                except InputError as error:
+                    errors.append(error)
+                    reasons[key] = ""
                 except Exception as error:
                     reasons[key] = f"{store.without_credentials(delivery.uri)}: {store.reason(error)}"
                     if not store.is_refusal(error):
                         away.add(delivery.uri)
             after = journal.waiting(folder)
         sent, left = sent + before - after, left + after
-    return Synced(sent, left, live, "; ".join(dict.fromkeys(reasons.values())), tuple(damaged))
+    return Synced(sent, left, live, "; ".join(dict.fromkeys(filter(None, reasons.values()))), tuple(errors))
 
 
 class _Sender(threading.Thread):

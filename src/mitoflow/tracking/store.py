@@ -6,19 +6,24 @@ import functools
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking.context.registry import resolve_tags
 from requests import HTTPError
 from sqlalchemy.exc import SQLAlchemyError
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
+
+Found = TypeVar("Found")
 
 #: What `configure` sets where the user did not. MLflow's own retries take minutes; here the journal is what retries.
 DEFAULTS = {
@@ -72,12 +77,23 @@ def client(place: str) -> MlflowClient:
         return MlflowClient(place, registry)
 
 
-def search_versions(client: MlflowClient, name: str, *wanted: str) -> list[ModelVersion]:
-    """Return the versions of a registered model for which all `wanted` filters of MLflow hold."""
-    found: list[ModelVersion] = []
+def search_versions(client: MlflowClient, name: str | None, *wanted: str) -> list[ModelVersion]:
+    """Return the versions of a registered model, or of all, for which all `wanted` filters of MLflow hold."""
+    wanted = (f"name = '{name}'", *wanted) if name else wanted
+    return _all_pages(lambda token: client.search_model_versions(" and ".join(wanted), page_token=token))
+
+
+def search_registered_models(client: MlflowClient) -> list[RegisteredModel]:
+    """Return all registered models."""
+    return _all_pages(lambda token: client.search_registered_models(page_token=token))
+
+
+def _all_pages(search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
+    """Return what a search of MLflow finds, page by page."""
+    found: list[Found] = []
     token = None
     while True:
-        page = client.search_model_versions(" and ".join([f"name = '{name}'", *wanted]), page_token=token)
+        page = search(token)
         found, token = found + list(page), page.token
         if not token:
             return found

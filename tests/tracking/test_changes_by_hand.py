@@ -1,0 +1,334 @@
+"""What users delete, rename and restore in the MLflow UI, one by one, through the API that the UI calls.
+
+The model is a file of a few bytes: the registry decides by the evaluation beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.models import Model
+
+from mitoflow import cli
+from mitoflow.core import provenance
+from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
+from mitoflow.inference import model_files
+from mitoflow.tracking import journal, registry, runs, store
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = Path("packed/artifacts") / model_files.WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty MLflow database, whose tables take seconds to create."""
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    store.client(f"sqlite:///{path}")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def client(tables: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store.DEFAULTS:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "PATIENCE", 5.0)
+    Path("mlflow.db").write_bytes(tables)
+    Path("params.yaml").touch()
+    WEIGHTS.parent.mkdir(parents=True)
+    WEIGHTS.write_bytes(b"weights")
+    WEIGHTS.with_name(model_files.SETTINGS).touch()
+    Model().save("packed/MLmodel")
+    yield store.client(store.uri())
+
+
+def measured(right: int) -> Evaluation:
+    """Forty slices of 1000 foreground pixels, of which about `right` are found."""
+    found = right + np.random.default_rng(0).integers(-50, 50, 40)
+    counts = [[int(tp), 50, int(1000 - tp), 9000] for tp in found]
+    return Evaluation(provenance.file_sha256(WEIGHTS), "a" * 64, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
+
+
+def report(run: runs.Run, right: int) -> dict[str, str]:
+    """Report what a stage does, with the packed model; return the tags of the version."""
+    run.params({"train": {"epochs": 3}})
+    run.metrics({"loss": 0.5})
+    evaluation = measured(right)
+    evaluation.write(WEIGHTS.with_name(model_files.EVALUATION))
+    tags = registry.version_tags(run.key, evaluation)
+    run.model(Path("packed"), tags)
+    return tags
+
+
+def register(right: int, key: str | None = None) -> Verdict | None:
+    """Register a model of which about `right` of 1000 pixels are found; None where MLflow did not take it."""
+    with runs.start("train", "unet", key=key) as run:
+        tags = report(run, right)
+        return registry.find_verdict(tags) if run.flush() else None
+
+
+def found(client: MlflowClient, key: str) -> Run:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, f"tags.`{store.KEY_TAG}` = '{key}'")
+    return run
+
+
+def alias(client: MlflowClient) -> int:
+    return int(client.get_model_version_by_alias("mitoflow", "champion").version)
+
+
+def sync(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what `mitoflow sync` prints on stderr where it fails."""
+    monkeypatch.setattr(sys, "argv", ["mitoflow", "sync"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_deleted_champion_leaves_the_one_before_it(client: MlflowClient) -> None:
+    for right in (700, 800, 900):
+        register(right)
+    client.delete_model_version("mitoflow", "3")
+    assert registry.champion() == registry.find_version("champion") == 2
+    assert [row.version for row in registry.models() if "champion" in row.aliases] == [2]
+    worse = register(750)
+    assert worse is not None
+    assert (worse.promoted, worse.champion) == (False, 2)
+    assert alias(client) == 2
+    assert registry.rollback() == (2, 1)
+    better = register(950)
+    assert better is not None
+    assert (better.promoted, better.champion) == (True, 1)
+    assert registry.rollback() == (5, 1)
+
+
+def test_a_champion_that_was_rolled_back_does_not_return(client: MlflowClient) -> None:
+    for right in (700, 800, 900):
+        register(right)
+    registry.rollback()
+    client.delete_model_version("mitoflow", "2")
+    assert registry.champion() == 1
+
+
+def test_rollback_finds_the_champion_that_stood_in_for_a_deleted_one(client: MlflowClient) -> None:
+    for right in (600, 700, 800):
+        register(right)
+    client.delete_model_version("mitoflow", "3")
+    register(900)
+    assert registry.rollback() == (4, 2)
+    assert registry.rollback() == (2, 1)
+
+
+def test_without_any_champion_left_the_next_version_is_the_first(client: MlflowClient) -> None:
+    register(800)
+    client.delete_model_version("mitoflow", "1")
+    with pytest.raises(InputError, match="found no champion"):
+        registry.champion()
+    assert register(700) == Verdict(2, True, "there was no champion")
+
+
+def test_a_deleted_challenger_changes_nothing_else(client: MlflowClient) -> None:
+    register(800)
+    register(700)
+    client.delete_model_version("mitoflow", "2")
+    assert [row.aliases for row in registry.models()] == [("champion",)]
+    register(750)
+    assert [row.aliases for row in registry.models()] == [("champion",), ("challenger",)]
+
+
+def test_aliases_that_were_deleted_or_moved_are_put_back(client: MlflowClient) -> None:
+    register(800)
+    register(700)
+    client.set_registered_model_alias("mitoflow", "production", "2")
+    client.delete_registered_model_alias("mitoflow", "champion")
+    assert registry.champion() == 1
+    register(710)
+    assert alias(client) == 1
+    client.set_registered_model_alias("mitoflow", "champion", "2")
+    assert registry.champion() == 1
+    register(720)
+    assert alias(client) == 1
+    assert registry.find_version("production") == 2
+
+
+def test_tags_that_were_deleted_are_not_known(client: MlflowClient) -> None:
+    register(800)
+    client.delete_model_version_tag("mitoflow", "1", f"{VERDICT_TAG}.reason")
+    assert registry.models()[0].reason == ""
+    client.delete_model_version_tag("mitoflow", "1", VERDICT_TAG)
+    assert registry.models()[0].verdict is None
+    assert registry.champion() == 1
+
+
+def test_a_renamed_model_is_one_line_and_no_new_one(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(800)
+    client.rename_registered_model("mitoflow", "kept")
+    line = "model mitoflow: found renamed to kept, expected the name mitoflow; rename it back in MLflow"
+    for ask in (registry.models, registry.champion, registry.history, lambda: registry.find_version("champion")):
+        with pytest.raises(InputError) as refused:
+            ask()
+        assert str(refused.value) == line
+    assert register(700) is None
+    assert sync(monkeypatch, capsys) == f"mitoflow: {line}\n"
+    assert [model.name for model in client.search_registered_models()] == ["kept", "mitoflow-promotions"]
+    client.rename_registered_model("kept", "mitoflow")
+    assert runs.sync().left == 0
+    assert [(row.version, row.aliases) for row in registry.models()] == [(1, ("champion",)), (2, ("challenger",))]
+
+
+def test_a_renamed_log_is_one_line_and_no_new_one(client: MlflowClient) -> None:
+    register(800)
+    client.rename_registered_model("mitoflow-promotions", "kept")
+    line = "the log of promotions: found renamed to kept, expected the name mitoflow-promotions; rename it back in"
+    with pytest.raises(InputError, match=line):
+        registry.champion()
+    assert register(900) is None
+    client.rename_registered_model("kept", "mitoflow-promotions")
+    assert runs.sync().left == 0
+    assert registry.champion() == 2
+
+
+def test_a_deleted_model_begins_anew(client: MlflowClient) -> None:
+    register(800)
+    client.delete_registered_model("mitoflow")
+    assert registry.models() == []
+    assert register(700) == Verdict(1, True, "there was no champion")
+    assert [entry.counts for entry in registry.history()] == [True]
+
+
+def test_a_deleted_log_leaves_the_champion(client: MlflowClient) -> None:
+    register(800)
+    client.delete_registered_model("mitoflow-promotions")
+    assert registry.champion() == 1
+    worse = register(700)
+    assert worse is not None
+    assert (worse.promoted, worse.champion) == (False, 1)
+    register(900)
+    assert [(entry.over, entry.version) for entry in registry.history()] == [(1, 3)]
+    assert registry.rollback() == (3, 1)
+
+
+def test_an_entry_of_the_log_that_was_deleted_or_damaged_is_none(client: MlflowClient) -> None:
+    for right in (700, 800, 900):
+        register(right)
+    client.delete_model_version("mitoflow-promotions", "3")
+    assert registry.champion() == 2
+    client.delete_model_version_tag("mitoflow-promotions", "2", "mitoflow.promotion.after")
+    assert registry.champion() == 1
+    register(950)
+    assert (registry.champion(), alias(client)) == (4, 4)
+
+
+def test_a_deleted_run_is_made_anew_and_a_restored_one_continues(client: MlflowClient) -> None:
+    register(800, key="k")
+    first = found(client, "k").info.run_id
+    client.delete_run(first)
+    assert registry.origin("1")["run"] == first
+    register(900, key="k")
+    second = found(client, "k")
+    assert second.info.run_id != first
+    assert second.data.params == {"train.epochs": "3"}
+    assert registry.champion() == 2
+    client.delete_run(second.info.run_id)
+    client.restore_run(first)
+    register(700, key="k")
+    assert found(client, "k").info.run_id == first
+    assert [registry.origin(str(row.version))["run"] == first for row in registry.models()] == [True, False, True]
+
+
+def test_a_run_that_is_deleted_while_its_stage_works_is_made_anew(client: MlflowClient) -> None:
+    with runs.start("train", "unet", key="k") as run:
+        run.params({"train": {"epochs": 3}})
+        with run.child("trial") as trial:
+            trial.metrics({"loss": 0.7})
+            assert run.flush()
+            client.delete_run(found(client, "k").info.run_id)
+            run.metrics({"loss": 0.5})
+            assert run.flush()
+    made = found(client, "k")
+    assert (made.data.params, made.data.metrics, made.info.status) == ({"train.epochs": "3"}, {"loss": 0.5}, "FINISHED")
+    again = found(client, trial.key)
+    assert len(client.get_metric_history(again.info.run_id, "loss")) == 1
+    assert journal.folders() == []
+
+
+def test_a_run_that_is_gone_for_good_leaves_what_the_version_knows(client: MlflowClient) -> None:
+    register(800)
+    run_id = registry.models()[0].run_id
+    client.delete_run(run_id)
+    client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
+    known = registry.origin("1")
+    assert known["run"] == f"{run_id}, which was deleted from MLflow for good"
+    assert known["model_sha256"] == provenance.file_sha256(WEIGHTS)
+    assert registry.model_file(1).read_bytes() == b"weights"
+
+
+def test_a_deleted_experiment_is_one_line_until_it_is_restored(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    register(800)
+    experiment = client.get_experiment_by_name("mitoflow").experiment_id
+    client.delete_experiment(experiment)
+    assert registry.champion() == 1
+    assert registry.model_file(1).read_bytes() == b"weights"
+    line = (
+        "experiment mitoflow: found deleted in MLflow, expected one that takes runs; "
+        f"`mlflow experiments restore -x {experiment}` brings it back; then run `mitoflow sync`"
+    )
+    assert register(900) is None
+    assert line in capfd.readouterr().err
+    assert sync(monkeypatch, capfd) == f"mitoflow: {line}\n"
+    client.restore_experiment(experiment)
+    assert runs.sync().left == 0
+    assert registry.champion() == 2
+
+
+def test_an_experiment_that_is_deleted_while_a_stage_works_is_one_line(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with runs.start("train", "unet", key="k") as run:
+        assert run.flush()
+        experiment = client.get_experiment_by_name("mitoflow").experiment_id
+        client.delete_experiment(experiment)
+        report(run, 800)
+        assert not run.flush()
+    assert "experiment mitoflow: found deleted in MLflow" in sync(monkeypatch, capfd)
+    client.restore_experiment(experiment)
+    assert runs.sync().left == 0
+    assert found(client, "k").info.status == "FINISHED"
+    assert registry.champion() == 1
+
+
+def test_a_chosen_experiment_that_was_deleted_is_one_line_too(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    experiment = client.create_experiment("liver", Path("liver").absolute().as_uri())
+    client.delete_experiment(experiment)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    assert register(800) is None
+    assert "experiment liver: found deleted in MLflow" in sync(monkeypatch, capfd)
+
+
+def test_a_renamed_experiment_keeps_its_runs(client: MlflowClient) -> None:
+    register(800, key="k")
+    client.rename_experiment(client.get_experiment_by_name("mitoflow").experiment_id, "kept")
+    register(900, key="k")  # joins its run where that is
+    register(950)
+    names = [client.get_experiment(client.get_run(row.run_id).info.experiment_id).name for row in registry.models()]
+    assert names == ["kept", "kept", "mitoflow"]
+    assert registry.champion() == 3
