@@ -77,7 +77,7 @@ def _read(source: str) -> tuple[NDArray[Any], Spacing]:
     if ome.is_zarr(path):
         image = ome.open_multiscale(path)
         if lost := ome.missing_chunks(image):
-            raise InputError(path, f"{len(lost)} missing chunks", "every chunk", "copy them again")
+            raise InputError(path, f"missing chunks, the first {lost[0]}", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
         voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
         spacing = image.spacing

@@ -7,6 +7,7 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from numcodecs import Blosc
 
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
+from mitoflow.io._chunks import open_bounded
 from mitoflow.io.spacing import Spacing
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
@@ -254,8 +256,8 @@ def open_multiscale(path: Path) -> Multiscale:
     Raises
     ------
     InputError
-        The folder does not exist, is not an OME-Zarr image, has other axes than t, c, z, y and x in this order, or
-        refers to files outside of it.
+        The folder does not exist, is not an OME-Zarr image, has other axes than t, c, z, y and x in this order,
+        refers to files outside of it, or would take far more memory than its voxels (see `mitoflow.io._chunks`).
     """
     attributes = _attributes(path)
     described = attributes.get("ome", attributes)
@@ -267,15 +269,13 @@ def open_multiscale(path: Path) -> Multiscale:
         units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
         dataset = multiscale["datasets"][0]
         _require_inside(path, path / dataset["path"])
-        array = zarr.open_array(path / dataset["path"], mode="r")
+        array = open_bounded(path / dataset["path"])
         (scale, shift), (more, further) = (
             [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
             for each in (dataset, multiscale)
         )
         sides = [a * b for a, b in zip(scale, more, strict=True)]
         origin = tuple((t * b + u) / side for t, b, u, side in zip(shift, more, further, sides, strict=True))
-        if 0 in array.chunks:
-            raise ValueError(f"chunks of {array.chunks}")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         found = f"no image of OME-Zarr 0.4 or 0.5 ({type(error).__name__}: {error})"
         raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
@@ -327,13 +327,13 @@ def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[
     return [1.0 if kind == "scale" else 0.0] * axes
 
 
-def missing_chunks(image: Multiscale) -> list[str]:
-    """Return the names of the chunks that have no file; of shards, where the array has them."""
+def missing_chunks(image: Multiscale, most: int = 1000) -> list[str]:
+    """Return the names of the chunks that have no file, and at most so many; of shards, where the array has them."""
     array = image.array
     sides = array.shards or array.chunks
     grid = (-(-length // side) for length, side in zip(array.shape, sides, strict=True))
     keys = (array.metadata.encode_chunk_key(corner) for corner in np.ndindex(*grid))
-    return [key for key in keys if not (image.path / key).is_file()]
+    return list(itertools.islice((key for key in keys if not (image.path / key).is_file()), most))
 
 
 def read_lineage(path: Path) -> dict[str, str]:

@@ -19,6 +19,8 @@ from mitoflow.io.spacing import Spacing, read_tiff_spacing
 from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
+MISSING = 2**20  # chunks without a file: to find as many takes twenty seconds
+SHOWN = 1000  # missing chunks that are counted for a message
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
 
 
@@ -196,9 +198,13 @@ class ZarrVolume:
             raise InputError(path, f"{array.dtype} voxels", expected, "save the image as 8- or 16-bit")
         if 0 in array.shape:
             raise InputError(path, f"an array of shape {array.shape}", "at least one voxel", "export the image again")
-        self._lost = ome.missing_chunks(image)
+        self._lost = ome.missing_chunks(image, MISSING if fill_missing else SHOWN)
+        if len(self._lost) == MISSING:
+            found = f"{MISSING} missing chunks or more"
+            raise InputError(image.path, found, "most chunks", "export the image again, with larger chunks")
         if self._lost and not fill_missing:
-            found = f"{len(self._lost)} missing chunks, the first {self._lost[0]}"
+            count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
+            found = f"{count} missing chunks, the first {self._lost[0]}"
             remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
             raise InputError(image.path, found, "every chunk", remedy)
         self._image = image
