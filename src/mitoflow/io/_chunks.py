@@ -143,7 +143,7 @@ def open_bounded(path: Path) -> zarr.Array[Any]:
     store.most = size * item
     if size == 0 or store.most > min(LARGE, max(SMALL, 2 * math.prod(array.shape) * item)):
         raise ValueError(f"chunks of {array.chunks} for an array of {array.shape}")
-    metadata = array.metadata.to_dict()
+    metadata: dict[str, Any] = dict(array.metadata.to_dict())
     if array.shards:
         store.index = _index(metadata["codecs"][0]["configuration"], math.prod(array.shards) // size)
     codecs = _codecs(metadata)
