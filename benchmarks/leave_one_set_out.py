@@ -43,7 +43,7 @@ from benchmarks import leave_one_set_out_report as report
 from mitoflow.config import presets
 from mitoflow.config.params import Augmentation, Params, Patch, Recipe
 from mitoflow.core import files
-from mitoflow.data.conventions import Conventions, read_conventions
+from mitoflow.data.conventions import Conventions, mean_pixel_size, read_conventions
 from mitoflow.data.cutting import split, write_store
 from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import slice_range, stretched
@@ -126,12 +126,6 @@ class TissueSet:
     def images(self) -> list[np.ndarray]:
         """The images of all slices."""
         return [image for image, _ in self.slices]
-
-    @property
-    def pixel_size(self) -> float | None:
-        """In nanometres, the geometric mean along y and x; None where it is not known."""
-        sizes = [self.conventions.spacing[axis] for axis in "yx" if axis in self.conventions.spacing]
-        return math.sqrt(math.prod(sizes)) if len(sizes) == 2 else None
 
     def labelled(self, count: int, draw: int) -> list[Slice]:
         """Draw the slices or quarters that are labelled; one that is alone comes in quarters, of which one validates.
@@ -276,9 +270,9 @@ class Protocol:
 
     def ratio(self, left_out: str) -> float | None:
         """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""
-        own = self.sets[left_out].pixel_size
-        known = [each.pixel_size for name, each in self.sets.items() if name != left_out and each.pixel_size]
-        return own / math.exp(float(np.mean(np.log(known)))) if own and known else None
+        others = [tissue.conventions for name, tissue in self.sets.items() if name != left_out]
+        own, known = mean_pixel_size([self.sets[left_out].conventions]), mean_pixel_size(others)
+        return math.sqrt(math.prod(own[axis] / known[axis] for axis in "yx")) if own and known else None
 
     def few_labels(
         self, left_out: str, kind: str, recipe: Recipe, count: int, draw: int, trained: Trained

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def read_conventions(path: Path) -> dict[str, Conventions]:
         if not isinstance(entry, dict) or entry.keys() != keys:
             raise InputError(f"{path}: {name}", entry, f"the keys {', '.join(sorted(keys))}", REMEDY)
     return {name: Conventions(**entry) for name, entry in entries.items()}
+
+
+def mean_pixel_size(sets: Collection[Conventions]) -> Spacing:
+    """Return the geometric mean along y and x of the pixel sizes that are known, in nanometres; empty for none."""
+    known = [each.spacing for each in sets if {"y", "x"} <= each.spacing.keys()]
+    if not known:
+        return {}
+    return {axis: math.exp(math.fsum(math.log(spacing[axis]) for spacing in known) / len(known)) for axis in "yx"}
 
 
 def one_bit_depth(sets: Mapping[str, Conventions]) -> int:

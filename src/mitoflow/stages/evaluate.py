@@ -14,7 +14,7 @@ import numpy as np
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
-from mitoflow.data.conventions import Conventions, read_conventions
+from mitoflow.data.conventions import Conventions, mean_pixel_size, read_conventions
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.data.set_descriptions import FILE, read_sets
@@ -246,10 +246,10 @@ def _write_results(results: Results) -> None:
 
 
 def _look_at_training(store: PatchStore, sets: Mapping[str, Conventions]) -> fingerprint.Fingerprint:
-    """Measure what training images look like; of several sets no voxel size is that of all."""
+    """Measure what training images look like; of several sets, pixels have the geometric mean of the known sizes."""
     images = store.train.images
     rows = np.random.default_rng(0).permutation(len(images))[:LOOKED_AT]
-    known = next(iter(sets.values())).spacing if len(sets) == 1 else {}
+    known = next(iter(sets.values())).spacing if len(sets) == 1 else mean_pixel_size(sets.values())
     return fingerprint.measure((network_input.to_unit(images[row], store.bit_depth) for row in sorted(rows)), known)
 
 
