@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from mitoflow import __version__, cli
 from mitoflow.config import params
@@ -133,6 +134,26 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
         assert (code, err.count("\n")) == (2, 1), err
         assert said in err
     assert run_here("sync") == (0, "0 events sent\n", "")
+
+
+@pytest.mark.parametrize("name", ["epfl", "general"])
+def test_the_lineage_of_a_released_file_is_the_one_beside_it(folder: Path, run_here: Here, name: str) -> None:
+    model = COMMITTED.parent / "pretrained" / name
+    code, out, err = run_here("lineage", str(model / "unet.keras"))
+    assert (code, err) == (0, "")
+    shown = dict(line.split(maxsplit=1) for line in out.splitlines())
+    made = YAML(typ="safe", pure=True).load(model / "lineage.yaml")
+    assert shown["git_commit"] == made["code"]["git_commit"]
+    assert shown["model_sha256"] == made["run"]["model_sha256"]
+    assert shown["params.recipe.seed"] == made["params"]["recipe.seed"]
+    assert not (folder / "mlflow.db").exists()
+
+    another = folder / "another"
+    shutil.copytree(model, another)
+    (another / "unet.keras").write_bytes(b"trained again")
+    code, _, err = run_here("lineage", str(another / "unet.keras"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "which is unknown" in err
 
 
 @pytest.mark.slow

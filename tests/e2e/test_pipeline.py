@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from .conftest import STAGES, Project, outputs, runs, stages_run, store
@@ -23,17 +25,34 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
     top = [run for run in runs(finished) if "mlflow.parentRunId" not in run.data.tags]
     by_stage = {run.data.tags["mitoflow.stage"]: run for run in top}
     assert sorted(by_stage) == ["patch", "train", "tune", "validate"]
-    trials = [run for run in runs(finished) if run.data.tags.get("mlflow.parentRunId") == by_stage["tune"].info.run_id]
+    trained, trials = by_stage["train"], children(finished, by_stage["tune"])
     assert len(trials) == 3
-    trained = by_stage["train"]
-    for key in ("git_commit", "git_dirty", "data_md5", "patches_md5", "requirements_sha256"):
-        assert trained.data.tags[f"mitoflow.lineage.{key}"], key
-    assert {used.dataset.name for used in trained.inputs.dataset_inputs} == {"phantom"}
-    assert trained.data.metrics["test_whole_slice_dice"] == pytest.approx(scores(finished)["whole_slice"]["dice"])
+    (evaluated,) = children(finished, trained)
+    for run in (trained, evaluated):
+        for key in ("git_commit", "git_dirty", "data_md5", "patches_md5", "requirements_sha256"):
+            assert run.data.tags[f"mitoflow.lineage.{key}"], key
+    for run in (trained, by_stage["tune"], *trials):
+        assert datasets(run).keys() == {"training", "validation"}
+        assert datasets(run) == datasets(trained)
+    assert datasets(evaluated).keys() == {"test"}
+    assert evaluated.data.metrics["test/whole_slice/dice"] == pytest.approx(scores(finished)["whole_slice"]["dice"])
     curve = store(finished).get_metric_history(trained.info.run_id, "val_dice")
     assert [point.step for point in curve] == [0, 1, 2, 3]
     champion = store(finished).get_model_version_by_alias("mitoflow", "champion")
-    assert champion.run_id == trained.info.run_id
+    assert champion.run_id == evaluated.info.run_id
+
+
+def children(project: Project, parent: Run) -> list[Run]:
+    return [run for run in runs(project) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
+def datasets(run: Run) -> dict[str, str]:
+    """Return name and digest of what a run read, by what for."""
+    return {
+        tag.value: f"{used.dataset.name} {used.dataset.digest}"
+        for used in run.inputs.dataset_inputs
+        for tag in used.tags
+    }
 
 
 def test_forced_again_it_gives_the_same_metrics_and_weights(finished: Project) -> None:
@@ -69,7 +88,7 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
 
 
 def trials(project: Project) -> int:
-    return sum("mlflow.parentRunId" in run.data.tags for run in runs(project))
+    return sum(run.info.run_name.startswith("trial") for run in runs(project))
 
 
 def test_a_study_serves_other_parameters_and_is_searched_again_where_it_is_forced(finished: Project) -> None:
@@ -97,3 +116,11 @@ def test_a_training_that_ended_serves_another_name_of_the_data(finished: Project
 def test_changing_evaluation_runs_evaluation_alone(finished: Project) -> None:
     finished.set(evaluate__bootstrap_resamples="300")
     assert stages_run(finished.run("dvc", "repro").stdout) == ["evaluate"]
+    assert len(store(finished).search_model_versions("name = 'mitoflow'")) == 2
+    for version, resamples in (("1", "200"), ("2", "300")):
+        shown = dict(
+            line.split(maxsplit=1) for line in finished.run("mitoflow", "lineage", version).stdout.splitlines()
+        )
+        assert shown["params.evaluate.bootstrap_resamples"] == resamples
+    compared = finished.run("mitoflow", "compare", "1", "2").stdout
+    assert re.search(r"^evaluate.bootstrap_resamples +200 +300$", compared, re.MULTILINE)

@@ -110,8 +110,8 @@ def test_the_registry_shows_the_champion(browser: WebDriver, address: str) -> No
 
 
 def test_the_report_opens(browser: WebDriver, address: str, experiment: str, client: MlflowClient) -> None:
-    trained = next(run for run in client.search_runs([experiment]) if run.info.run_name == "train")
-    browser.get(f"{address}/#/experiments/{experiment}/runs/{trained.info.run_id}/artifacts/evaluate/report.html")
+    champion = client.get_model_version_by_alias("mitoflow", "champion")
+    browser.get(f"{address}/#/experiments/{experiment}/runs/{champion.run_id}/artifacts/evaluate/report.html")
     shown(browser, "report.html")
 
     def in_frame(_: WebDriver) -> bool:

@@ -42,9 +42,8 @@ def forget(project: Project, stage: str) -> None:
 def duration(project: Project, stage: str) -> float:
     """Return how many seconds a stage took, with what it and DVC load."""
     first = [run for run in runs(project) if run.data.tags["mitoflow.stage"] == stage]
-    if not first:  # evaluate reports to the run of the training
-        return 2 * IMPORTS
-    whole = [run for run in first if "mlflow.parentRunId" not in run.data.tags]
+    ids = {run.info.run_id for run in first}
+    whole = [run for run in first if run.data.tags.get("mlflow.parentRunId") not in ids]  # and no trials of a study
     return IMPORTS + max((run.info.end_time - run.info.start_time) / 1000 for run in whole)
 
 

@@ -160,7 +160,7 @@ def test_a_release_is_complete_and_states_its_scores(finished: Path) -> None:
     assert made["code"]["git_commit"] == commit.stdout.strip()
     assert made["code"]["git_commit"] in card
     assert made["run"]["model_sha256"] == digest
-    assert made["dataset"].keys() == {"training", "test"}
+    assert made["dataset"].keys() == {"training", "validation", "test"}
     assert made["params"]["recipe.learning_rate"] == "0.003"
     assert made["metrics"] == measured
 
@@ -206,9 +206,9 @@ def test_registering_it_elsewhere(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished}/mlflow.db")
     here = registry.origin(str(finished / "models/unet.keras"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    of_its_own = {"run", "run_name"}
+    of_its_own = {"run", "run_name", "training_run"}
     assert {key for key in here if here[key] != there.get(key)} == of_its_own
-    assert there.keys() == here.keys()
+    assert there.keys() == here.keys() - {"training_run"}
 
     images = tifffile.imread(finished / "data/test/phantom/images/phantom.tif")
     files = (elsewhere / "pretrained/phantom" / name for name in ("unet.keras", "inference.yaml"))
@@ -439,12 +439,12 @@ def test_of_two_sets_every_figure_is_a_mean_and_each_set_has_its_own(
     (row,) = registry.models()
     run_of_it = store.client(store.uri()).get_run(row.run_id)
     for name, each in measured["sets"].items():
-        assert run_of_it.data.metrics[f"test_{name}_whole_slice_dice"] == each["whole_slice"]["dice"]
+        assert run_of_it.data.metrics[f"test/sets/{name}/whole_slice/dice"] == each["whole_slice"]["dice"]
         assert row.sets[name].value == pytest.approx(each["whole_slice"]["dice"])
-    assert run_of_it.data.metrics["test_whole_slice_dice"] == measured["whole_slice"]["dice"]
-    used = {
-        (each.dataset.name, tag.value): each.dataset for each in run_of_it.inputs.dataset_inputs for tag in each.tags
-    }
+    assert run_of_it.data.metrics["test/whole_slice/dice"] == measured["whole_slice"]["dice"]
+    training = store.client(store.uri()).get_run(run_of_it.data.tags["mitoflow.training_run"])
+    inputs = (*training.inputs.dataset_inputs, *run_of_it.inputs.dataset_inputs)
+    used = {(each.dataset.name, tag.value): each.dataset for each in inputs for tag in each.tags}
     assert used.keys() == {(name, part) for name in ("phantom", "piece") for part in ("training", "validation", "test")}
     assert len({each.digest for each in used.values()}) == 6
 
@@ -476,7 +476,7 @@ def test_a_model_of_two_sets_is_registered_elsewhere_with_both(
     there = store.client(store.uri()).get_run(row.run_id)
     evaluation = pretrained.find("phantom+piece").evaluation
     for name, each in evaluation.sets.items():
-        assert there.data.metrics[f"test_{name}_whole_slice_dice"] == each.interval("dice").value
+        assert there.data.metrics[f"test/sets/{name}/whole_slice/dice"] == each.interval("dice").value
     tests = {
         i.dataset.name: i.dataset.digest for i in there.inputs.dataset_inputs for tag in i.tags if tag.value == "test"
     }

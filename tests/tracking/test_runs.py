@@ -183,24 +183,36 @@ def test_sync_leaves_a_living_run_alone(checkout: Path) -> None:
     assert runs.sync().live == 0
 
 
-def test_a_later_stage_joins_the_run_of_the_model(checkout: Path) -> None:
+def test_an_evaluation_is_a_run_of_its_own_below_its_training(checkout: Path) -> None:
     model = checkout / "unet.keras"
     model.write_bytes(b"weights")
     assert runs.producer(model) is None
     with runs.start("train", "unet") as run:
         run.metrics({"val_dice": 0.8})
         run.produced(model)
-    before = found(run.key)
-    key = runs.producer(model)
-    with pytest.raises(ValueError, match="broken"), runs.start("evaluate", "evaluate", key=key) as joined:
-        joined.metrics({"test_dice": 0.7})
+    training = runs.producer(model)
+    with pytest.raises(ValueError, match="broken"), runs.start("evaluate", "evaluate", training=training) as measuring:
+        measuring.metrics({"test_dice": 0.7})
         raise ValueError("broken")
-    after = found(run.key)
-    assert joined.key == run.key
-    assert after.data.metrics == {"val_dice": 0.8, "test_dice": 0.7}
-    assert after.data.tags["mitoflow.model_sha256"] == provenance.file_sha256(model)
-    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
-    assert after.data.tags["mitoflow.evaluate"] == "FAILED"
+    trained, measured = found(run.key), found(measuring.key)
+    assert measuring.training == run.key
+    assert (trained.info.status, trained.data.metrics) == ("FINISHED", {"val_dice": 0.8})
+    assert (measured.info.status, measured.data.metrics) == ("FAILED", {"test_dice": 0.7})
+    assert trained.data.tags["mitoflow.model_sha256"] == provenance.file_sha256(model)
+    for tag in ("mlflow.parentRunId", "mitoflow.training_run"):
+        assert measured.data.tags[tag] == trained.info.run_id
+
+
+def test_an_evaluation_does_not_overtake_its_training(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    with runs.start("train", "unet") as run:
+        run.metrics({"val_dice": 0.8})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
+    with runs.start("evaluate", "evaluate", training=run.key) as measuring:
+        assert measuring.flush()
+        assert found(measuring.key).data.tags["mlflow.parentRunId"] == found(run.key).info.run_id
+    assert found(run.key).data.metrics == {"val_dice": 0.8}
 
 
 def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:

@@ -103,9 +103,9 @@ def lineage(what: str) -> None:
 
         facts = ome.read_lineage(Path(what))
     else:
-        from mitoflow.tracking import registry
+        from mitoflow.tracking import pretrained
 
-        facts = registry.origin(what)
+        facts = pretrained.origin(what)
     print_table([], [[key, value] for key, value in facts.items()])
 
 

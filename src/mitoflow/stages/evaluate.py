@@ -85,7 +85,7 @@ def main() -> None:
     facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
-    with runs.start("evaluate", "evaluate", key=runs.producer(MODEL)) as run:
+    with runs.start("evaluate", "evaluate", training=runs.producer(MODEL)) as run:
         choice, predictor = _choose(model, facts, settings.evaluate, store)
         measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
@@ -113,23 +113,23 @@ def main() -> None:
 def publish(run: runs.Run, published: Published) -> Verdict | None:
     """Record model and evaluation in `run` and register the model; None where MLflow is away.
 
-    What the training recorded is recorded again, which changes nothing there: the run may be one that the store never
-    saw, because the model was pulled or the store is another one.
+    A model that was pulled has no training run here, so its curves go into `run` too.
     """
+    evaluation = published.evaluation
     run.params(published.params)
     if (DATA / FILE).is_file():
         terms = {name: each.terms or "terms unknown" for name, each in read_sets(DATA).items()}
         run.tags(provenance.tags({"sets": "; ".join(f"{name}: {text}" for name, text in terms.items())}))
-    for epoch, logs in enumerate(published.history):
-        run.metrics(logs, step=epoch)
-    run.produced(MODEL)
+    if run.training is None:
+        for epoch, logs in enumerate(published.history):
+            run.metrics(logs, step=epoch)
+        run.artifact(TRAIN_REPORTS)
+        run.produced(MODEL)
     run.metrics(_flat("test", published.summary))
-    evaluation = published.evaluation
     for name, each in evaluation.sets.items():
         profile = {"slices": len(each.counts), "stacks": sorted(set(each.stacks))}
         source = DATA / "test" / name if name else DATA / "test"
         run.dataset(name or published.params["data"]["name"], str(source), each.test_hash, "test", profile)
-    run.artifact(TRAIN_REPORTS)
     for file in PUBLISHED:
         run.artifact(file, "evaluate")
     verdict = registration.register(run, evaluation, MODEL, INFERENCE)
@@ -151,7 +151,7 @@ def register() -> Verdict | None:
         summary=files.read_json(METRICS, "run `dvc repro evaluate`", PROTOCOLS),
         evaluation=Evaluation.read(EVALUATED),
     )
-    with runs.start("register", "register", key=runs.producer(MODEL)) as run:
+    with runs.start("register", "register", training=runs.producer(MODEL)) as run:
         return publish(run, published)
 
 
@@ -198,19 +198,18 @@ def _record(results: Results, hashes: Mapping[str, str], wanted: params.Evaluate
 
 
 def _flat(prefix: str, summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of ``metrics.json`` by the keys that MLflow has: ``test_whole_slice_dice``.
+    """Return the figures of ``metrics.json`` by the keys that MLflow has: ``test/whole_slice/dice``.
 
-    Those of one of several sets have its name after ``test``: ``test_epfl_whole_slice_dice``.
+    MLflow groups metrics by what is before the last ``/``. The bounds of intervals are a group of their own, so that
+    the figures are seen first: ``test/whole_slice/interval/dice_low``.
     """
     flat: dict[str, float] = {}
     for name, value in summary.items():
-        if name == "sets":
-            for dataset, of_set in value.items():
-                flat |= _flat(f"{prefix}_{dataset}", of_set)
-        elif isinstance(value, Mapping):
-            flat |= _flat(f"{prefix}_{name}", value)
+        if isinstance(value, Mapping):
+            flat |= _flat(f"{prefix}/{name}", value)
         else:
-            flat[f"{prefix}_{name}"] = value
+            group = f"{prefix}/interval" if name.endswith(("_low", "_high")) else prefix
+            flat[f"{group}/{name}"] = value
     return flat
 
 

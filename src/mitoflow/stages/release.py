@@ -32,7 +32,7 @@ def main(licence: str | None = None, calibration: Path | None = None, name: str 
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
     network = files.read_yaml(MODEL_FACTS, outputs, ("parameters",))
-    # MLflow keeps the parameters of the first evaluation of a model, and this is the last.
+    # The newest version of a model may be of another evaluation than this one.
     measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
     trained = release.Trained(
         model=MODEL,

@@ -11,11 +11,11 @@ import keras
 
 from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
-from mitoflow.data.patches import Patches, PatchStore
+from mitoflow.data.patches import PatchStore
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
-from mitoflow.tracking import pretrained, runs
+from mitoflow.tracking import inputs, pretrained, runs
 from mitoflow.training import fitting
 
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
@@ -41,8 +41,8 @@ def main() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         with runs.start("train", "train", key=_run_key(checkpoints)) as run:
             run.params(settings.model_dump(by_alias=True) | {"recipe": recipe.model_dump(), "initial": origin})
-            for side, patches in (("training", store.train), ("validation", store.validation)):
-                _log_datasets(run, settings.data.name, store, side, patches)
+            for each in inputs.of_patches(settings.data.name, PATCHES, store):
+                run.dataset(*each)
             reporting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: run.metrics(logs, step=epoch))
             fitted = fitting.fit(
                 store,
@@ -82,17 +82,6 @@ def main() -> None:
             run.produced(MODEL)
         files.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
         print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
-
-
-def _log_datasets(run: runs.Run, name: str, store: PatchStore, side: str, patches: Patches) -> None:
-    """Log what one side of the split holds: each of several sets by its name, a single one by that of the data."""
-    sets = {dataset: len(patches.rows_of(dataset)) for dataset in patches.sets}
-    for dataset, count in sets.items():
-        profile = {"patches": count, "size": store.size, "bit_depth": store.bit_depth}
-        if len(store.train.sets) == 1:
-            run.dataset(name, str(PATCHES), store.digest[:32], side, profile)
-        else:
-            run.dataset(dataset, str(PATCHES), patches.digest_of(dataset)[:32], side, profile)
 
 
 def _learned_step(store: PatchStore, recipe: params.Recipe, slices: SliceDistance | None) -> int:

@@ -15,6 +15,7 @@ from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
 
 if TYPE_CHECKING:
     from mitoflow.tracking import runs
+    from mitoflow.tracking.inputs import Input
     from mitoflow.tuning.trial import Trial
 
 PLOTS = TUNE_REPORTS / "plots"
@@ -34,8 +35,9 @@ def main() -> None:
 
 def run_study(settings: Params) -> None:
     """Run or resume the study, and write its results."""
+    from mitoflow.data.patches import PatchStore
     from mitoflow.models import losses, unet  # these import Keras and Optuna
-    from mitoflow.tracking import runs
+    from mitoflow.tracking import inputs, runs
     from mitoflow.tuning import optuna_study
     from mitoflow.tuning.trial import Trial
 
@@ -55,9 +57,12 @@ def run_study(settings: Params) -> None:
 
         with runs.start("tune", "tune", key=key) as run, ExitStack() as open_trials:
             run.params({"tune": tune.model_dump()})
+            datasets = inputs.of_patches(settings.data.name, PATCHES, PatchStore.open(PATCHES, verify=False))
+            for each in datasets:
+                run.dataset(*each)
             for number in optuna_study.recover(study):
                 _child(run, number).end("KILLED")
-            search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials))
+            search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials, datasets))
             address, workers = os.environ.get(cluster.DASK), settings.machine.workers
             if address or workers > 1:
                 search.on_cluster(trial, address=address, workers=workers)
@@ -87,14 +92,16 @@ def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mappi
 class Tracked:
     """Logs each trial to MLflow, as a child run of the study."""
 
-    def __init__(self, run: runs.Run, trial: Trial, open_trials: ExitStack) -> None:
-        self._run, self._trial, self._open = run, trial, open_trials
+    def __init__(self, run: runs.Run, trial: Trial, open_trials: ExitStack, datasets: Sequence[Input]) -> None:
+        self._run, self._trial, self._open, self._datasets = run, trial, open_trials, datasets
         self._runs: dict[int, runs.Run] = {}
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None:
         """Start the run of a trial, which ends with the study at the latest."""
         self._runs[number] = self._open.enter_context(_child(self._run, number))
         self._runs[number].params(self._trial.recipe(values).model_dump())
+        for each in self._datasets:
+            self._runs[number].dataset(*each)
 
     def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
         """Log the curves of a trial."""

@@ -31,8 +31,6 @@ class _Remote:
     ----------
     run_id, experiment_id
         MLflow's names for it.
-    own
-        Whether the stage that reports is the one that started the run.
     resumed
         Whether the run was there before its journal.
     points
@@ -41,7 +39,6 @@ class _Remote:
 
     run_id: str
     experiment_id: str
-    own: bool
     resumed: bool
     points: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -93,7 +90,7 @@ class Delivery:
         run = self._remote(client, event["run"])
         match event["event"]:
             case "start":
-                if run.resumed and run.own:
+                if run.resumed:
                     client.update_run(run.run_id, status="RUNNING")
             case "params":
                 _log_params(client, run, event["values"])
@@ -110,22 +107,22 @@ class Delivery:
                 client.log_inputs(run.run_id, datasets=[_dataset(event)])
             case "model":
                 registry.admit(client, run.run_id, self._journal.folder / event["path"], event["tags"])
-            case "end" if run.own:
-                client.set_terminated(run.run_id, event["status"], event["time"])
             case "end":
-                stage = self._journal.start_of(event["run"])["stage"]
-                client.set_tag(run.run_id, f"mitoflow.{stage}", event["status"])
+                client.set_terminated(run.run_id, event["status"], event["time"])
 
     def _remote(self, client: MlflowClient, key: str) -> _Remote:
         if key not in self._remotes:
             start = self._journal.start_of(key)
-            self._remotes[key] = _find(client, start) or self._create(client, start)
+            self._remotes[key] = _find(client, key) or self._create(client, start)
         return self._remotes[key]
 
     def _create(self, client: MlflowClient, start: Event) -> _Remote:
         tags = {**start["tags"], store.KEY_TAG: start["run"], store.STAGE_TAG: start["stage"]}
-        if "parent" in start:
-            parent = self._remote(client, start["parent"])
+        training = _find(client, start["training"]) if start.get("training") else None
+        if training:
+            tags[store.TRAINING_RUN_TAG] = training.run_id
+        parent = self._remote(client, start["parent"]) if "parent" in start else training
+        if parent:
             experiment_id, parent_id = parent.experiment_id, parent.run_id
         else:
             experiment_id = _experiment(client, start["experiment_id"], start["experiment"])
@@ -133,14 +130,13 @@ class Delivery:
         if parent_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent_id
         run = client.create_run(experiment_id, start["time"], tags, start["name"])
-        return _Remote(run.info.run_id, experiment_id, own=True, resumed=False)
+        return _Remote(run.info.run_id, experiment_id, resumed=False)
 
 
-def _find(client: MlflowClient, start: Event) -> _Remote | None:
+def _find(client: MlflowClient, key: str) -> _Remote | None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, f"tags.`{store.KEY_TAG}` = '{start['run']}'", max_results=1):
-        own = run.data.tags.get(store.STAGE_TAG) == start["stage"]
-        return _Remote(run.info.run_id, run.info.experiment_id, own, resumed=True)
+    for run in client.search_runs(experiments, f"tags.`{store.KEY_TAG}` = '{key}'", max_results=1):
+        return _Remote(run.info.run_id, run.info.experiment_id, resumed=True)
     return None
 
 

@@ -21,9 +21,9 @@ Event = dict[str, Any]
 CHECKSUM = "crc32"
 
 
-def folders(key: str | None = None) -> list[Path]:
-    """Return the folders of all journals, or of those of one run, oldest first."""
-    return sorted(path for path in _root().glob("[0-9]*.*") if key in (None, key_of(path)))
+def folders(*keys: str) -> list[Path]:
+    """Return the folders of the journals of the runs ``keys``, or without keys of all runs, oldest first."""
+    return sorted(path for path in _root().glob("[0-9]*.*") if not keys or key_of(path) in keys)
 
 
 def key_of(folder: Path) -> str:

@@ -56,12 +56,8 @@ def _of_registry(version: int) -> TrainedModel:
 
 def _pretrained(name: str) -> TrainedModel:
     model = pretrained.find(name)
-    made = model.lineage
-    sections = {f"{group}.{key}": str(value) for group in ("dataset", "params") for key, value in made[group].items()}
     called = f"pretrained:{model.name}"
-    origin = {"model": called, **made.get("run", {}), **made["code"], **sections}
-    origin["model_sha256"] = model.evaluation.model_sha256
-    return TrainedModel(called, model.folder / model_files.WEIGHTS, model.folder, origin)
+    return TrainedModel(called, model.folder / model_files.WEIGHTS, model.folder, {"model": called, **model.origin})
 
 
 def _of_file(path: Path) -> TrainedModel:
@@ -75,7 +71,7 @@ def _of_file(path: Path) -> TrainedModel:
         remedy = "put the one of its evaluation there, or name a version of the registry"
         raise InputError(path, f"no {model_files.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
     try:
-        known = {} if registry.is_missing() else registry.origin(str(path))
+        known = pretrained.origin(str(path))
     except InputError:  # MLflow does not know the file, or does not answer; the file is all that is needed
         known = {}
     return TrainedModel(path.stem, path, folder, {"model": str(path), **known, "model_sha256": digest})

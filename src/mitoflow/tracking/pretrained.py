@@ -60,6 +60,15 @@ class Pretrained:
         """What the model was made from, as `mitoflow.tracking.release` writes it; raises like `evaluation`."""
         return files.read_yaml(self.folder / LINEAGE, REMEDY, ("data", "code", "dataset", "params"))
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """Where the model comes from, by the keys of `mitoflow.tracking.registry.origin`; raises like `evaluation`."""
+        made = self.lineage
+        facts = {**made.get("run", {}), **made["code"]}
+        for group in ("dataset", "params"):
+            facts |= {f"{group}.{key}": str(value) for key, value in made[group].items()}
+        return facts | {"model_sha256": self.evaluation.model_sha256}
+
 
 def models() -> list[Pretrained]:
     """Return the models of this project and those that were installed with mitoflow, by name.
@@ -91,6 +100,28 @@ def find(name: str = "") -> Pretrained:
     if (digest := provenance.file_sha256(path)) != expected:
         raise InputError(path, f"SHA-256 {digest}", f"{expected}, which was evaluated", REMEDY)
     return known[name]
+
+
+def of_file(path: Path) -> Pretrained | None:
+    """Return the released model that a ``.keras`` file is; None where what is beside it belongs to another one."""
+    model = Pretrained(path.parent)
+    if not all((path.parent / name).is_file() for name in (LINEAGE, model_files.EVALUATION)):
+        return None
+    return model if provenance.file_sha256(path) == model.evaluation.model_sha256 else None
+
+
+def origin(what: str) -> dict[str, str]:
+    """Return where a model comes from: a version, or a ``.keras`` file that was released or that MLflow knows.
+
+    Raises
+    ------
+    InputError
+        As `mitoflow.tracking.registry.origin` does.
+    """
+    path = Path(what)
+    if path.is_file() and (released := of_file(path)):
+        return released.origin
+    return registry.origin(what)
 
 
 def card(model: TrainedModel) -> Path | None:

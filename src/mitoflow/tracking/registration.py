@@ -14,18 +14,18 @@ from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference import model_files
-from mitoflow.tracking import packing, pretrained, registry, runs
+from mitoflow.tracking import packing, pretrained, registry, runs, store
 
 
 def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
     """Make an evaluated model a version, through the journal, and let the gate decide about it.
 
-    The same evaluation in the same run makes one version, however often it is registered.
+    The same evaluation of the same training makes one version, however often it is registered.
 
     Parameters
     ----------
     run
-        The training run, or a run of its own where the outputs were pulled rather than computed.
+        Of the evaluation, or of the registration where the outputs were pulled rather than computed.
     evaluation
         Of this model.
     model_path, settings_path
@@ -46,7 +46,8 @@ def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_p
     if (digest := provenance.file_sha256(model_path)) != evaluation.model_sha256:
         remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
         raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
-    tags = registry.version_tags(run.key, evaluation)
+    run.tags({store.MODEL_SHA256_TAG: evaluation.model_sha256})
+    tags = registry.version_tags(run.key, run.training or run.key, evaluation)
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
         packing.pack(packed, evaluation, model_path, settings_path)
@@ -85,9 +86,9 @@ def register_pretrained(name: str) -> Verdict | None:
             ("", evaluation),
             *((name, evaluation.sets[name]) for name in evaluation.test_hashes),
         ]:
-            prefix = f"test_{dataset}_whole_slice" if dataset else "test_whole_slice"
+            prefix = f"test/sets/{dataset}/whole_slice" if dataset else "test/whole_slice"
             scores = metrics.scores_of("pixels")
-            run.metrics({f"{prefix}_{name}": measured.interval(name).value for name in scores})
+            run.metrics({f"{prefix}/{name}": measured.interval(name).value for name in scores})
         for file in (pretrained.CARD, pretrained.COVER, pretrained.LINEAGE):
             run.artifact(model.folder / file)
         return register(run, evaluation, model.folder / model_files.WEIGHTS, model.folder / model_files.SETTINGS)

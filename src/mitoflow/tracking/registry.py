@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient, artifacts
-from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.entities import DatasetInput, LoggedModel, LoggedModelOutput, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -68,10 +68,11 @@ class Row:
         return self.verdict.reason if self.verdict else ""
 
 
-def version_tags(run_key: str, evaluation: Evaluation) -> dict[str, str]:
-    """Return the tags of the version that an evaluation makes in a run: which ones they are, and the main scores."""
+def version_tags(run_key: str, training_key: str, evaluation: Evaluation) -> dict[str, str]:
+    """Return the tags of the version that an evaluation makes in its run: which ones they are, and the main scores."""
     tags = {
         store.KEY_TAG: run_key,
+        store.TRAINING_KEY_TAG: training_key,
         store.MODEL_SHA256_TAG: evaluation.model_sha256,
         EVALUATION_SHA256_TAG: evaluation.sha256,
         TEST_HASH_TAG: evaluation.test_hash,
@@ -270,7 +271,8 @@ def find_version(what: str) -> int | None:
     Parameters
     ----------
     what
-        The number of a version, the ID of a run, whose newest version it is, or an alias such as ``champion``.
+        The number of a version, the ID of an evaluation or of a training, whose newest version it is, or an alias
+        such as ``champion``.
 
     Returns
     -------
@@ -289,7 +291,7 @@ def find_version(what: str) -> int | None:
                 if what.isdecimal()
                 else ChampionState.read(client).aliases.get(what)
             )
-        versions = [int(version.version) for version in store.search_versions(client, NAME, f"run_id = '{what}'")]
+        versions = [int(version.version) for version in _of_run(client, what)]
     if not versions:
         raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
     return max(versions)
@@ -350,15 +352,23 @@ def origin(what: str) -> dict[str, str]:
     if not (path := Path(what)).is_file():
         raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
     digest = provenance.file_sha256(path)
-    same = f"tags.`{store.MODEL_SHA256_TAG}` = '{digest}'"
-    with _registry() as client:
-        for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
-            return _origin(client, version)
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        for run in client.search_runs(experiments, same, max_results=1):
-            return _facts(run, run.data.tags)
+    if not is_missing():
+        with _registry() as client:
+            if found := _origin_of_file(client, digest):
+                return found
     remedy = "look in the store where it was trained, or register it with `mitoflow register`"
     raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
+
+
+def _origin_of_file(client: MlflowClient, digest: str) -> dict[str, str]:
+    """Return where the model of that digest comes from, by its newest version or else its newest run."""
+    same = f"tags.`{store.MODEL_SHA256_TAG}` = '{digest}'"
+    for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
+        return _origin(client, version)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, same, max_results=1):
+        return _facts(client, run, run.data.tags)
+    return {}
 
 
 def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
@@ -366,33 +376,54 @@ def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
         expected = "one that mitoflow registered"
         raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
     known = {"version": str(version.version)}
-    try:
-        run = client.get_run(version.run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if (run := _run(client, version.run_id)) is None:
         return known | {"run": f"{version.run_id}, which was deleted from MLflow for good"} | _of_tags(version.tags)
-    return known | _facts(run, run.data.tags | version.tags)
+    return known | _facts(client, run, run.data.tags | version.tags)
 
 
 def _of_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {"model_sha256": tags.get(store.MODEL_SHA256_TAG, ""), **provenance.from_tags(tags)}
 
 
-def _facts(run: Run, tags: Mapping[str, str]) -> dict[str, str]:
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    used: dict[str, list[str]] = {}
-    for each in inputs:
+def _facts(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the facts of a run, and of an evaluation also what is different in the training that it belongs to."""
+    training = _training(client, run)
+    known = _of_tags(tags)
+    trained = provenance.from_tags(training.data.tags) if training else {}
+    used: dict[str, set[str]] = {}
+    for each in (*_inputs(run), *(_inputs(training) if training else ())):
         for tag in each.tags:
-            used.setdefault(tag.value, []).append(f"{each.dataset.name} {each.dataset.digest}")
+            used.setdefault(tag.value, set()).add(f"{each.dataset.name} {each.dataset.digest}")
     facts = {
         "run": run.info.run_id,
         "run_name": run.info.run_name or "",
-        **_of_tags(tags),
+        "training_run": training.info.run_id if training else "",
+        **known,
+        **{f"training_{key}": value for key, value in trained.items() if known.get(key) != value},
         **{f"dataset.{context}": ", ".join(sorted(datasets)) for context, datasets in sorted(used.items())},
         **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _training(client: MlflowClient, run: Run) -> Run | None:
+    """Return the training that an evaluation belongs to; None for a training, and where it was removed."""
+    run_id = run.data.tags.get(store.TRAINING_RUN_TAG)
+    return _run(client, run_id) if run_id else None
+
+
+def _run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None where there is none of that ID."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _inputs(run: Run) -> list[DatasetInput]:
+    return run.inputs.dataset_inputs if run.inputs else []
 
 
 @contextmanager
@@ -404,12 +435,23 @@ def _registry() -> Iterator[MlflowClient]:
 
 
 def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
-    """Return the version of this evaluation in this run."""
-    return next(iter(store.search_versions(client, NAME, *_same(tags))), None)
+    """Return the version that this evaluation of this training made, in whichever run it was first."""
+    same = _equal(tags, store.TRAINING_KEY_TAG, EVALUATION_SHA256_TAG)
+    return next(iter(store.search_versions(client, NAME, *same)), None)
 
 
-def _same(tags: Mapping[str, str]) -> list[str]:
-    return [f"tags.`{key}` = '{tags[key]}'" for key in (store.KEY_TAG, EVALUATION_SHA256_TAG)]
+def _equal(tags: Mapping[str, str], *names: str) -> list[str]:
+    """Return MLflow's filters for what has the same values of these tags."""
+    return [f"tags.`{name}` = '{tags[name]}'" for name in names]
+
+
+def _of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
+    """Return the versions that an evaluation made, or all evaluations of a training."""
+    if versions := store.search_versions(client, NAME, f"run_id = '{run_id}'"):
+        return versions
+    training = _run(client, run_id)
+    key = training.data.tags.get(store.KEY_TAG) if training else None
+    return store.search_versions(client, NAME, f"tags.`{store.TRAINING_KEY_TAG}` = '{key}'") if key else []
 
 
 def _get(client: MlflowClient, version: int) -> ModelVersion:
@@ -445,7 +487,8 @@ def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, 
 
 
 def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: Mapping[str, str]) -> LoggedModel:
-    for logged in client.search_logged_models([experiment_id], " AND ".join(_same(tags))):
+    same = _equal(tags, store.KEY_TAG, EVALUATION_SHA256_TAG)
+    for logged in client.search_logged_models([experiment_id], " AND ".join(same)):
         return logged
     return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
 

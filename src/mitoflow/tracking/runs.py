@@ -43,13 +43,13 @@ def start(
     key: str | None = None,
     tags: Mapping[str, str] | None = None,
     made_from: Mapping[str, str] | None = None,
+    training: str | None = None,
 ) -> Run:
     """Start the run of a stage, or resume the run ``key``.
 
-    Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run. The stage that
-    started the run sets it running again; another stage, such as the evaluation of a training run, leaves its status
-    and duration, and writes its own status to the tag ``mitoflow.STAGE``. A new run has its lineage as tags. If
-    ``mlflow run`` started the process, the run becomes a child of the project's run.
+    Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run, which runs
+    again. A new run has its lineage as tags. It becomes a child of the ``training`` run where the store has that one,
+    and else, if ``mlflow run`` started the process, a child of the project's run.
 
     Parameters
     ----------
@@ -61,9 +61,11 @@ def start(
         More tags for a new run.
     made_from
         The lineage of a new run; without it, that of this process: `mitoflow.core.provenance.current`.
+    training
+        Of an evaluation: the key of the run that trained the model.
     """
     key = key or uuid.uuid4().hex
-    run = Run(_Sender(Journal.create(key)), key)
+    run = Run(_Sender(Journal.create(key), training), key, training=training)
     given = os.environ.get
     run._record(
         "start",
@@ -73,6 +75,7 @@ def start(
         experiment=given("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=_chosen_experiment(),
         parent_run_id=given("MLFLOW_RUN_ID"),
+        training=training,
         tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
     )
     run._sender.start()
@@ -94,10 +97,13 @@ class Run:
     ----------
     key
         Finds the run in MLflow (tag ``mitoflow.key``), now and later.
+    training
+        Of an evaluation: the key of the run that trained the model; None where this store or checkout knows none.
     """
 
-    def __init__(self, sender: _Sender, key: str, parent: Run | None = None) -> None:
+    def __init__(self, sender: _Sender, key: str, parent: Run | None = None, training: str | None = None) -> None:
         self.key = key
+        self.training = training
         self._sender = sender
         self._parent = parent
         self._ended = False
@@ -222,7 +228,7 @@ class Synced:
 def sync() -> Synced:
     """Send what earlier processes could not, oldest first; runs that were cut off end as KILLED."""
     sent = left = live = 0
-    reasons: dict[str, str] = {}  # by run: its later events must not overtake its earlier ones
+    reasons: dict[str, str] = {}  # by run: neither its later events nor its evaluation must overtake its earlier ones
     away: set[str] = set()
     errors: list[InputError] = []
     for folder in journal.folders():
@@ -238,7 +244,8 @@ def sync() -> Synced:
             continue
         with closing(events):
             delivery, key, before = Delivery(events), journal.key_of(folder), journal.waiting(folder)
-            if key not in reasons and delivery.uri not in away:
+            training = next((event.get("training") for event in events.events()), None)
+            if not {key, training} & reasons.keys() and delivery.uri not in away:
                 try:
                     delivery.send()
                 except InputError as error:
@@ -256,11 +263,12 @@ def sync() -> Synced:
 class _Sender(threading.Thread):
     """Sends a journal while its process works, and tries again at growing intervals while MLflow is away."""
 
-    def __init__(self, events: Journal) -> None:
+    def __init__(self, events: Journal, training: str | None) -> None:
         super().__init__(name="mitoflow tracking", daemon=True)
         self.journal = events
         self._delivery = Delivery(events)
-        self._earlier = [folder for folder in journal.folders(journal.key_of(events.folder)) if folder != events.folder]
+        keys = filter(None, (training, journal.key_of(events.folder)))
+        self._earlier = [folder for folder in journal.folders(*keys) if folder != events.folder]
         self._changed = threading.Condition()
         self._news = self._hurry = self._done = False
         self._tries = self._failed_try = 0

@@ -39,6 +39,8 @@ DEFAULTS = {
 KEY_TAG = "mitoflow.key"
 STAGE_TAG = "mitoflow.stage"
 MODEL_SHA256_TAG = "mitoflow.model_sha256"
+#: Of an evaluation: the key, and MLflow's ID, of the run that trained the model.
+TRAINING_KEY_TAG, TRAINING_RUN_TAG = "mitoflow.training_key", "mitoflow.training_run"
 
 #: What a client raises where its store does not answer, or refuses.
 ERRORS = (MlflowException, SQLAlchemyError, OSError)

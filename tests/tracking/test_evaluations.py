@@ -1,0 +1,106 @@
+"""An evaluation is a run of its own: what it found, and by which parameters and code, stays with its version."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from mitoflow.core import provenance
+from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.inference.settings import Settings
+from mitoflow.models import unet
+from mitoflow.tracking import model_comparison, registration, registry, runs, store
+
+MODEL, SETTINGS = Path("unet.keras"), Path("inference.yaml")
+TRAINED, LATER = ({"git_commit": commit * 40, "git_dirty": "false", "data_md5": "data"} for commit in "ab")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A training that was evaluated three times: with other parameters and code, and then as in the beginning."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_folder(folder, monkeypatch)
+        unet.save_model(unet.build_unet(depth=1, base_width=1), MODEL)
+        Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(SETTINGS)
+        with runs.start("train", "train", made_from=TRAINED) as run:
+            run.params({"train": {"seed": 1}, "evaluate": {"tta": 1}})
+            run.dataset("phantom", "patches", "t" * 32, "training", {})
+            run.metrics({"best_val_dice": 0.9})
+            run.produced(MODEL)
+        evaluate(9, 1, TRAINED)
+        evaluate(8, 8, LATER)
+        evaluate(9, 1, LATER)
+        yield folder
+
+
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
+        if name not in store.DEFAULTS:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def here(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    in_folder(evaluated, monkeypatch)
+    return evaluated
+
+
+def evaluate(right: int, tta: int, made_from: Mapping[str, str]) -> None:
+    counts = [[right, 1, 10 - right, 9]] * 4
+    found = Evaluation(provenance.file_sha256(MODEL), "f" * 64, ["stack"] * 4, counts, block=2, resamples=20, seed=1)
+    with runs.start("evaluate", "evaluate", training=runs.producer(MODEL), made_from=made_from) as run:
+        run.params({"train": {"seed": 1}, "evaluate": {"tta": tta}})
+        run.metrics({"test/dice": found.interval("dice").value})
+        run.dataset("phantom", "data/test", "e" * 32, "test", {})
+        assert registration.register(run, found, MODEL, SETTINGS)
+
+
+def all_runs(stage: str) -> list[Run]:
+    client = store.client(store.uri())
+    (experiment,) = client.search_experiments(filter_string="name = 'mitoflow'")
+    return list(client.search_runs([experiment.experiment_id], f"tags.`mitoflow.stage` = '{stage}'"))
+
+
+def test_each_version_has_the_facts_of_the_evaluation_that_made_it(here: Path) -> None:
+    first, second = registry.origin("1"), registry.origin("2")
+    assert (first["params.evaluate.tta"], second["params.evaluate.tta"]) == ("1", "8")
+    assert (first["git_commit"], second["git_commit"]) == (TRAINED["git_commit"], LATER["git_commit"])
+    assert first["run"] != second["run"]
+    assert first["training_run"] == second["training_run"] == all_runs("train")[0].info.run_id
+    assert "training_git_commit" not in first
+    assert second["training_git_commit"] == TRAINED["git_commit"]
+    for facts in (first, second):
+        assert facts["dataset.training"] == "phantom " + "t" * 32
+        assert facts["dataset.test"] == "phantom " + "e" * 32
+    assert model_comparison.compare("1", "2", Path("none"), Path("none"), pictures=False).params == {
+        "evaluate.tta": ("1", "8")
+    }
+
+
+def test_a_run_has_the_figures_of_its_own_evaluation(here: Path) -> None:
+    (training,) = all_runs("train")
+    assert training.data.metrics == {"best_val_dice": 0.9}
+    client = store.client(store.uri())
+    for row in registry.models():
+        run = client.get_run(row.run_id)
+        assert row.dice is not None
+        assert run.data.metrics == {"test/dice": row.dice.value}
+        assert run.data.tags["mlflow.parentRunId"] == training.info.run_id
+        assert (run.info.status, training.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_an_evaluation_that_finds_the_same_again_makes_no_version(here: Path) -> None:
+    assert [row.version for row in registry.models()] == [1, 2]
+    assert len(all_runs("evaluate")) == 3
+    assert registry.origin("1")["git_commit"] == TRAINED["git_commit"]
+
+
+def test_the_runs_of_training_and_evaluation_name_its_versions(here: Path) -> None:
+    assert registry.find_version(registry.origin("1")["run"]) == 1
+    assert registry.find_version(registry.origin("1")["training_run"]) == 2
