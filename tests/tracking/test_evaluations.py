@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
+from PIL import Image
 
 from mitoflow.core import provenance
 from mitoflow.evaluation.evaluation_record import Evaluation
@@ -15,6 +18,8 @@ from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import model_comparison, registration, registry, runs, store
 
+PICTURE = io.BytesIO()
+Image.fromarray(np.zeros((8, 12, 3), np.uint8), "RGB").save(PICTURE, "PNG")
 MODEL, SETTINGS = Path("unet.keras"), Path("inference.yaml")
 TRAINED, LATER = ({"git_commit": commit * 40, "git_dirty": "false", "data_md5": "data"} for commit in "ab")
 
@@ -55,9 +60,11 @@ def evaluate(right: int, tta: int, made_from: Mapping[str, str]) -> None:
     counts = [[right, 1, 10 - right, 9]] * 4
     found = Evaluation(provenance.file_sha256(MODEL), "f" * 64, ["stack"] * 4, counts, block=2, resamples=20, seed=1)
     with runs.start("evaluate", "evaluate", training=runs.producer(MODEL), made_from=made_from) as run:
-        run.params({"train": {"seed": 1}, "evaluate": {"tta": tta}})
-        run.metrics({"test/dice": found.interval("dice").value})
+        run.params({"train": {"seed": 1}, "evaluate": {"tta": tta}, "data": {"name": "cortex/2"}})
+        run.metrics({"test/dice": found.interval("dice").value, "best_val_dice": 0.9})
         run.dataset("phantom", "data/test", "e" * 32, "test", {})
+        run.image("epfl+vnc: worst slice", PICTURE.getvalue())
+        run.describe(found.headline)
         assert registration.register(run, found, MODEL, SETTINGS)
 
 
@@ -90,7 +97,8 @@ def test_a_run_has_the_figures_of_its_own_evaluation(here: Path) -> None:
     for row in registry.models():
         run = client.get_run(row.run_id)
         assert row.dice is not None
-        assert run.data.metrics == {"test/dice": row.dice.value}
+        assert run.data.metrics == {"test/dice": row.dice.value, "best_val_dice": 0.9}
+        assert len(client.get_metric_history(row.run_id, "test/dice")) == 1
         assert run.data.tags["mlflow.parentRunId"] == training.info.run_id
         assert (run.info.status, training.info.status) == ("FINISHED", "FINISHED")
 
@@ -104,3 +112,37 @@ def test_an_evaluation_that_finds_the_same_again_makes_no_version(here: Path) ->
 def test_the_runs_of_training_and_evaluation_name_its_versions(here: Path) -> None:
     assert registry.find_version(registry.origin("1")["run"]) == 1
     assert registry.find_version(registry.origin("1")["training_run"]) == 2
+
+
+def test_the_logged_model_has_parameters_scores_and_data_of_its_own(here: Path) -> None:
+    for row, tta in zip(registry.models(), ("1", "8"), strict=True):
+        logged = logged_model(row.run_id)
+        assert row.dice is not None
+        assert logged.name == "unet-cortex_2"
+        assert logged.params["evaluate.tta"] == tta
+        (score,) = logged.metrics
+        assert (score.key, score.value) == ("test/dice", row.dice.value)
+        assert (score.dataset_name, score.dataset_digest) == ("phantom", "e" * 32)
+        assert f'"version": "{row.version}"' in logged.tags["mlflow.modelVersions"]
+
+
+def logged_model(run_id: str) -> LoggedModel:
+    client = store.client(store.uri())
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    return client.get_logged_model(output.model_id)
+
+
+def test_pictures_have_the_names_by_which_mlflow_compares_them(here: Path) -> None:
+    client = store.client(store.uri())
+    for row in registry.models():
+        files = [file.path for file in client.list_artifacts(row.run_id, "images")]
+        assert [file.partition("+step+0+")[0] for file in files] == ["images/epfl_vnc_ worst slice"] * 2
+        run = client.get_run(row.run_id)
+        assert run.data.tags["mlflow.loggedImages"] == "True"
+        assert run.data.tags["mlflow.note.content"].startswith(f"Dice {row.dice}")
+
+
+def test_the_experiment_opens_as_one_of_model_training(here: Path) -> None:
+    (experiment,) = store.client(store.uri()).search_experiments(filter_string="name = 'mitoflow'")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "Mitochondria" in experiment.tags["mlflow.note.content"]

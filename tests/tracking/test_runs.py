@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+from PIL import Image
 
 from mitoflow import __version__
 from mitoflow.core import provenance, workspace
 from mitoflow.errors import InputError
-from mitoflow.tracking import journal, runs, store
+from mitoflow.tracking import journal, runs, store, system_metrics
 from mitoflow.tracking.delivery import Delivery
 from mitoflow.tracking.journal import Journal
 
@@ -107,7 +109,10 @@ def test_a_run_that_fails_or_is_interrupted_has_that_status(
 def test_an_event_that_is_sent_twice_counts_once(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     (checkout / "notes.txt").write_text("first")
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
     with runs.start("train", "unet") as run:
+        run.image("worst slice", picture.getvalue())
         run.params({"seed": 1})
         run.metrics({"dice": 0.1, "loss": float("nan")}, step=0)
         run.metrics({"dice": 0.2}, step=1)
@@ -124,6 +129,8 @@ def test_an_event_that_is_sent_twice_counts_once(checkout: Path, monkeypatch: py
     kept.close()
 
     there = found(run.key)
+    pictures = store.client(store.uri()).list_artifacts(there.info.run_id, "images")
+    assert [Path(file.path).suffix for file in pictures] == [".webp", ".png"]
     assert curve(run.key, "dice") == [(0, 0.1), (1, 0.2)]
     assert len(curve(run.key, "loss")) == 1
     assert len(there.inputs.dataset_inputs) == 1
@@ -213,6 +220,44 @@ def test_an_evaluation_does_not_overtake_its_training(checkout: Path, monkeypatc
         assert measuring.flush()
         assert found(measuring.key).data.tags["mlflow.parentRunId"] == found(run.key).info.run_id
     assert found(run.key).data.metrics == {"val_dice": 0.8}
+
+
+def test_a_training_names_the_study_that_found_its_values(checkout: Path) -> None:
+    found_values = checkout / "best_params.yaml"
+    found_values.write_text("depth: 3")
+    with runs.start("tune", "tune") as study:
+        study.produced(found_values)
+    with runs.start("train", "unet", study=runs.producer(found_values)) as run:
+        pass
+    assert found(run.key).data.tags["mitoflow.study_run"] == found(study.key).info.run_id
+    assert "mlflow.parentRunId" not in found(run.key).data.tags
+    assert "mitoflow.model_sha256" not in found(study.key).data.tags
+
+
+def test_a_folder_is_logged_without_the_files_of_git(checkout: Path) -> None:
+    reports = checkout / "reports"
+    reports.mkdir()
+    for name in (".gitignore", "curves.csv"):
+        (reports / name).touch()
+    with runs.start("train", "unet") as run:
+        run.artifact(reports)
+    files = store.client(store.uri()).list_artifacts(found(run.key).info.run_id, "reports")
+    assert [file.path for file in files] == ["reports/curves.csv"]
+
+
+def test_system_metrics_go_through_the_journal(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with runs.start("train", "unet") as run, system_metrics.measured(run):
+        time.sleep(0.5)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with runs.start("train", "unet") as without, system_metrics.measured(without):
+        time.sleep(0.2)
+    measured = found(run.key).data.metrics
+    wanted = {f"system/{name}" for name in ("cpu_utilization_percentage", "system_memory_usage_percentage")}
+    assert wanted <= measured.keys()
+    assert all(0 < measured[name] <= 100 for name in wanted)
+    assert [step for step, _ in curve(run.key, "system/cpu_utilization_percentage")][:2] == [0, 1]
+    assert found(without.key).data.metrics == {}
 
 
 def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:

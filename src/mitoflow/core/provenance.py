@@ -60,9 +60,18 @@ def has_recorded_params(stage: str) -> bool:
 
     A stage that runs all the same was forced, or reads other data or code than before.
     """
-    recorded = _yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml")
+    recorded, present = compared_params(stage)
+    return bool(recorded) and recorded == present
+
+
+def compared_params(stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that ``dvc.lock`` records for a stage, by its keys in ``dvc.yaml``, and their values now.
+
+    Both are empty where the stage was never recorded.
+    """
+    recorded = _yaml(Path("dvc.lock")).get("stages", {}).get(stage, {}).get("params", {}).get("params.yaml", {})
     present = _yaml(Path("params.yaml"))
-    return recorded is not None and all(_value(present, key) == value for key, value in recorded.items())
+    return recorded, {key: _value(present, key) for key in recorded}
 
 
 def tags(lineage: Mapping[str, str]) -> dict[str, str]:

@@ -146,6 +146,11 @@ class Evaluation:
         }
 
     @property
+    def headline(self) -> str:
+        """Dice and IoU on the test part, in a line."""
+        return f"Dice {self.interval('dice')}, IoU {self.interval('iou')} on the test part"
+
+    @property
     def scores(self) -> list[str]:
         """The names of those `metrics.SCORES` for which it has counts."""
         return [*metrics.scores_of(*(RECORDED if self.boundaries else RECORDED[:1]))]

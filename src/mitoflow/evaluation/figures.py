@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,6 +37,7 @@ PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)"
 HALF, FULL = 5.6, 12.0
 
 PANELS = 3  # side by side, of a chart with one for each set
+PANEL, GAP = 640, 4  # pixels: the longest side of a panel of `panels_png`, and what is between two
 DICE_BAR = 0.01  # width of a bar in the histogram of slices
 
 STYLE = {
@@ -65,22 +67,30 @@ ERRORS = ((0, 158, 115, 90), (240, 145, 0, 190), (60, 165, 255, 175))
 def precision_recall_chart(curve: PrecisionRecall, threshold: float) -> str:
     """Draw precision over recall with lines of equal Dice, and mark the chosen threshold."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(HALF, 5.2), layout="constrained")
-        axes = figure.subplots()
-        for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
-            recall = np.linspace(dice / (2 - dice), 1, 200)
-            axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=1)
-            axes.annotate(
-                f"Dice {dice}", (1, dice / (2 - dice)), (5, 0), textcoords="offset points", va="center", size=9
-            )
-        # Between two thresholds nothing is known, so steps: straight lines would promise more than can be had.
-        recall, precision = np.append(0, curve.recall[::-1]), np.append(curve.precision[-1], curve.precision[::-1])
-        axes.step(recall, precision, where="pre", color=FIRST)
-        at = int(np.argmin(np.abs(curve.thresholds - threshold)))
-        axes.plot(curve.recall[at], curve.precision[at], "o", color=SECOND, markersize=8, clip_on=False)
-        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="Recall: share of the mitochondria that is found")
-        axes.set_ylabel("Precision: share of the found that is right")
-        return _svg(figure)
+        return _svg(_precision_recall(curve, threshold))
+
+
+def precision_recall_png(curve: PrecisionRecall, threshold: float) -> bytes:
+    """Return the chart of `precision_recall_chart` as a PNG on white."""
+    with matplotlib.rc_context(STYLE):
+        return _png(_precision_recall(curve, threshold))
+
+
+def _precision_recall(curve: PrecisionRecall, threshold: float) -> Figure:
+    figure = Figure(figsize=(HALF, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for dice in (0.5, 0.6, 0.7, 0.8, 0.9):
+        recall = np.linspace(dice / (2 - dice), 1, 200)
+        axes.plot(recall, dice * recall / (2 * recall - dice), color=FAINT, linewidth=1)
+        axes.annotate(f"Dice {dice}", (1, dice / (2 - dice)), (5, 0), textcoords="offset points", va="center", size=9)
+    # Between two thresholds nothing is known, so steps: straight lines would promise more than can be had.
+    recall, precision = np.append(0, curve.recall[::-1]), np.append(curve.precision[-1], curve.precision[::-1])
+    axes.step(recall, precision, where="pre", color=FIRST)
+    at = int(np.argmin(np.abs(curve.thresholds - threshold)))
+    axes.plot(curve.recall[at], curve.precision[at], "o", color=SECOND, markersize=8, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="Recall: share of the mitochondria that is found")
+    axes.set_ylabel("Precision: share of the found that is right")
+    return figure
 
 
 def reliability_chart(reliability: Reliability) -> str:
@@ -130,10 +140,8 @@ def dice_along_z_chart(sets: Mapping[str, SliceScores]) -> str:
 
 def dice_along_z_png(sets: Mapping[str, SliceScores]) -> bytes:
     """Return the chart of `dice_along_z_chart` as a PNG on white, for where no page gives it colours."""
-    buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        _dice_along_z(sets).savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+        return _png(_dice_along_z(sets))
 
 
 def _dice_along_z(sets: Mapping[str, SliceScores]) -> Figure:
@@ -186,18 +194,34 @@ def _dice_along_z_of_one(of_set: SliceScores) -> Figure:
 
 def learning_chart(history: Sequence[Mapping[str, float]], best_epoch: int) -> str:
     """Draw loss and Dice of training and validation over the epochs, counted from 1, and mark the best one."""
-    epochs = np.arange(1, len(history) + 1)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(FULL, 3.8), layout="constrained")
-        for axes, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("Loss", "Dice"), strict=True):
-            for key, colour, series in ((name, FIRST, "training"), (f"val_{name}", SECOND, "validation")):
-                axes.plot(epochs, [logs[key] for logs in history], ".-", color=colour, label=series, markersize=5)
-            axes.axvline(best_epoch + 1, color=INK, linewidth=0.9, linestyle=":", label=f"best epoch, {best_epoch + 1}")
-            axes.set(xlabel="Epoch", ylabel=label)
-            axes.grid(axis="y")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
-        return _svg(figure)
+        return _svg(_learning(history, best_epoch))
+
+
+def learning_png(history: Sequence[Mapping[str, float]], best_epoch: int) -> bytes:
+    """Return the chart of `learning_chart` as a PNG on white."""
+    with matplotlib.rc_context(STYLE):
+        return _png(_learning(history, best_epoch))
+
+
+def _learning(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
+    epochs = np.arange(1, len(history) + 1)
+    figure = Figure(figsize=(FULL, 3.8), layout="constrained")
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "dice"), ("Loss", "Dice"), strict=True):
+        for key, colour, series in ((name, FIRST, "training"), (f"val_{name}", SECOND, "validation")):
+            axes.plot(epochs, [logs[key] for logs in history], ".-", color=colour, label=series, markersize=5)
+        axes.axvline(best_epoch + 1, color=INK, linewidth=0.9, linestyle=":", label=f"best epoch, {best_epoch + 1}")
+        axes.set(xlabel="Epoch", ylabel=label)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _svg(figure: Figure) -> str:
@@ -219,14 +243,50 @@ def grey_png(image: NDArray[np.uint8 | np.uint16]) -> str:
 
 def mask_png(mask: NDArray[np.uint8]) -> str:
     """Return a mask ``(Y, X)`` in {0, 1} as a transparent PNG data URI: tinted, with its outline."""
-    width = max(1, round(max(mask.shape) / 400))
-    inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
-    return _overlay_png(mask + (mask & ~inner), MASK)
+    return _overlay_png(_outlined(mask), MASK)
 
 
 def errors_png(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> str:
     """Return two masks ``(Y, X)`` in {0, 1} as a transparent PNG data URI: what is right, added and missed."""
-    return _overlay_png(1 * (truth & prediction) + 2 * (prediction & ~truth) + 3 * (truth & ~prediction), ERRORS)
+    return _overlay_png(_errors(truth, prediction), ERRORS)
+
+
+def panels_png(image: NDArray[Any], truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> bytes:
+    """Return a slice ``(Y, X)`` and its masks in {0, 1} as a PNG: image, truth, prediction and errors side by side."""
+    grey = np.repeat(overlay.shown(image)[:, :, None], 3, axis=2)
+    layers = (_outlined(truth), MASK), (_outlined(prediction), MASK), (_errors(truth, prediction), ERRORS)
+    panels = [Image.fromarray(grey, "RGB"), *(Image.fromarray(_tinted(grey, *layer), "RGB") for layer in layers)]
+    for panel in panels:
+        panel.thumbnail((PANEL, PANEL))
+    width, height = panels[0].size
+    page = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    for place, panel in enumerate(panels):
+        page.paste(panel, (place * (width + GAP), 0))
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _outlined(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the classes of a mask: 1 inside, 2 on its outline."""
+    width = max(1, round(max(mask.shape) / 400))
+    inner = ndimage.binary_erosion(mask, iterations=width, border_value=1)
+    return np.asarray(mask + (mask & ~inner), np.uint8)
+
+
+def _errors(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the classes of two masks: 1 right, 2 added, 3 missed."""
+    return np.array([[0, 2], [3, 1]], np.uint8)[truth, prediction]
+
+
+def _tinted(
+    grey: NDArray[np.uint8], classes: NDArray[np.uint8], colours: Sequence[tuple[int, int, int, int]]
+) -> NDArray[np.uint8]:
+    """Return a picture ``(Y, X, 3)`` with classes ``(Y, X)`` over it; see `_overlay_png`."""
+    table = np.array([(0, 0, 0, 0), *colours], np.float32)[classes]
+    share = table[:, :, 3:] / 255
+    tinted = np.round(grey * (1 - share) + table[:, :, :3] * share)
+    return np.asarray(tinted, np.uint8)
 
 
 def _overlay_png(classes: NDArray[np.uint8], colours: Sequence[tuple[int, int, int, int]]) -> str:

@@ -166,6 +166,35 @@ def write_validation_report(path: Path, findings: Findings, samples: Mapping[str
     _write(path, "validation.html", findings=findings.as_dict(), pictures=pictures)
 
 
+def pictures(
+    results: Results,
+    history: Sequence[Mapping[str, float]],
+    shown: Mapping[str, tuple[PredictedSlice, PredictedSlice]],
+) -> dict[str, bytes]:
+    """Return the pictures of the report as PNG files by their names; the arguments are those of the report."""
+    best_epoch = int(np.argmax([logs["val_dice"] for logs in history]))
+    slices = {
+        f"{f'{dataset} ' if len(shown) > 1 else ''}{which} slice": figures.panels_png(
+            each.image, each.truth, each.prediction
+        )
+        for dataset, pair in shown.items()
+        for which, each in zip(("worst", "median"), pair, strict=True)
+    }
+    return {
+        **slices,
+        "Dice along z": figures.dice_along_z_png(_slice_scores(results)),
+        "precision and recall": figures.precision_recall_png(results.curve, results.whole_slice.threshold),
+        "learning curves": figures.learning_png(history, best_epoch),
+    }
+
+
+def _slice_scores(results: Results) -> dict[str, figures.SliceScores]:
+    return {
+        name: figures.SliceScores(each.counts, each.stacks, *worst_and_median(each.counts))
+        for name, each in results.by_set.items()
+    }
+
+
 def worst_and_median(counts: Counts) -> tuple[int, int]:
     """Return the rows of lowest and of median Dice among the slices with mitochondria, true or predicted.
 
@@ -219,12 +248,7 @@ def write_evaluation_report(
             ("Mean of the sets", results, results.choice.dice),
         ],
         quantiles=metrics.slice_dice_quantiles(results.counts),
-        along_z=figures.dice_along_z_chart(
-            {
-                name: figures.SliceScores(each.counts, each.stacks, *worst_and_median(each.counts))
-                for name, each in results.by_set.items()
-            }
-        ),
+        along_z=figures.dice_along_z_chart(_slice_scores(results)),
         precision_recall=figures.precision_recall_chart(results.curve, results.whole_slice.threshold),
         reliability=figures.reliability_chart(results.reliability),
         learning=figures.learning_chart(origin.history, best_epoch),

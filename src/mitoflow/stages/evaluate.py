@@ -34,6 +34,7 @@ from mitoflow.stages.paths import (
     DOMAIN,
     EVALUATE_REPORTS,
     EVALUATED,
+    HEADLINE,
     INFERENCE,
     METRICS,
     MODEL,
@@ -43,6 +44,7 @@ from mitoflow.stages.paths import (
 )
 from mitoflow.tracking import registration, runs
 from mitoflow.tracking.gate import Gate
+from mitoflow.tracking.naming import run_name
 
 REPORT = EVALUATE_REPORTS / "report.html"
 PRECISION_RECALL = EVALUATE_REPORTS / "precision_recall.csv"
@@ -85,7 +87,8 @@ def main() -> None:
     facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     model = unet.load_model(MODEL)
-    with runs.start("evaluate", "evaluate", training=runs.producer(MODEL)) as run:
+    name = run_name("evaluate", settings.data.name)
+    with runs.start("evaluate", name, training=runs.producer(MODEL)) as run:
         choice, predictor = _choose(model, facts, settings.evaluate, store)
         measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
@@ -105,6 +108,8 @@ def main() -> None:
         )
         report.write_evaluation_report(REPORT, results, origin, shown, verdict)
         run.artifact(REPORT, "evaluate")
+        for name, png in report.pictures(results, history, shown).items():
+            run.image(name, png)
     for name, each in results.sets.items():
         print(f"test, {name}: whole-slice Dice {each.whole_slice.intervals['dice']}")
     print(f"test: whole-slice Dice {results.whole_slice.intervals['dice']}; see {REPORT}")
@@ -133,6 +138,7 @@ def publish(run: runs.Run, published: Published) -> Verdict | None:
     for file in PUBLISHED:
         run.artifact(file, "evaluate")
     verdict = registration.register(run, evaluation, MODEL, INFERENCE)
+    run.describe(f"{evaluation.headline}; {registration.outcome(verdict)}")
     print(registration.outcome(verdict))
     return verdict
 
@@ -151,7 +157,7 @@ def register() -> Verdict | None:
         summary=files.read_json(METRICS, "run `dvc repro evaluate`", PROTOCOLS),
         evaluation=Evaluation.read(EVALUATED),
     )
-    with runs.start("register", "register", training=runs.producer(MODEL)) as run:
+    with runs.start("register", f"register {published.params['data']['name']}", training=runs.producer(MODEL)) as run:
         return publish(run, published)
 
 
@@ -228,7 +234,10 @@ def _all_params(settings: params.Params, facts: Mapping[str, Any]) -> dict[str, 
 
 
 def _write_results(results: Results) -> None:
-    files.write_json(METRICS, results.summary())
+    summary = results.summary()
+    files.write_json(METRICS, summary)
+    by_set = {name: _headline(each) for name, each in summary.get("sets", {}).items()}
+    files.write_json(HEADLINE, _headline(summary) | by_set)
     curve, reliability = results.curve, results.reliability
     files.write_csv(
         PRECISION_RECALL,
@@ -242,6 +251,12 @@ def _write_results(results: Results) -> None:
     )
     columns = results.slices()
     files.write_csv(SLICES, tuple(columns), zip(*columns.values(), strict=True))
+
+
+def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of ``metrics.json`` that tables of experiments show."""
+    chosen = {name: summary["whole_slice"][name] for name in ("dice", "dice_low", "dice_high", "iou")}
+    return chosen | {name: summary[name] for name in ("boundary_f1", "instance_f1_50")}
 
 
 def _look_at_training(store: PatchStore, sets: Mapping[str, Conventions]) -> fingerprint.Fingerprint:

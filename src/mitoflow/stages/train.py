@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -13,11 +16,15 @@ from mitoflow.config import params
 from mitoflow.core import files, provenance, workspace
 from mitoflow.data.patches import PatchStore
 from mitoflow.data.slice_distance import SliceDistance
+from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.stages.paths import BEST_PARAMS, CURVES, MODEL, MODEL_FACTS, PATCHES, TRAIN_REPORTS
-from mitoflow.tracking import inputs, pretrained, runs
+from mitoflow.tracking import inputs, pretrained, runs, system_metrics
+from mitoflow.tracking.naming import run_name
 from mitoflow.training import fitting
+from mitoflow.training.callbacks import Logs
 
+HEADLINE = ("best_epoch", "best_val_dice", "epochs")  # in metrics.json; MLflow has all of the best epoch
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
 
@@ -39,11 +46,13 @@ def main() -> None:
     with workspace.exclusive(f"train-{fingerprint}"):
         _remove_recorded(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        with runs.start("train", "train", key=_run_key(checkpoints)) as run:
+        name = run_name("train", settings.data.name)
+        study = runs.producer(BEST_PARAMS) if settings.train.tuned else None
+        with runs.start("train", name, key=_run_key(checkpoints), study=study) as run, system_metrics.measured(run):
             run.params(settings.model_dump(by_alias=True) | {"recipe": recipe.model_dump(), "initial": origin})
             for each in inputs.of_patches(settings.data.name, PATCHES, store):
                 run.dataset(*each)
-            reporting = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: run.metrics(logs, step=epoch))
+            curves = Curves(run, checkpoints / "history.json")
             fitted = fitting.fit(
                 store,
                 recipe,
@@ -52,36 +61,77 @@ def main() -> None:
                 strategy=settings.machine.strategy,
                 loaders=settings.machine.loaders,
                 checkpoints=checkpoints,
-                callbacks=[reporting],
+                callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=curves.epoch_ended)],
             )
             unet.save_model(fitted.model, MODEL)
-            facts = {
-                "bit_depth": store.bit_depth,
-                "normalization": store.normalization,
-                "divisor": 2**recipe.depth,
-                "parameters": fitted.model.count_params(),
-                "recipe": recipe.model_dump(),
-                "initial": origin,
-                "context_step": _learned_step(store, recipe, slices),
-                "slices": dataclasses.asdict(slices) if slices else None,
-            }
-            files.write_yaml(MODEL_FACTS, facts)
-            names = ["loss", "val_loss", "dice", "val_dice"]
-            names += [name for name in fitted.history[0] if name not in names]  # the validation Dice of several sets
-            rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(fitted.history, start=1))
-            files.write_csv(CURVES, ("epoch", *names), rows)
+            files.write_yaml(MODEL_FACTS, _facts(fitted, store, recipe, origin, slices))
+            write_curves(fitted.history)
             best_epoch = fitted.best_epoch
             summary = {
                 "best_epoch": best_epoch + 1,
                 "epochs": len(fitted.history),
                 **{f"best_{name}": value for name, value in fitted.history[best_epoch].items()},
             }
-            files.write_json(TRAIN_REPORTS / "metrics.json", summary)
+            files.write_json(TRAIN_REPORTS / "metrics.json", {name: summary[name] for name in HEADLINE})
             run.metrics(summary)
             run.artifact(TRAIN_REPORTS)
             run.produced(MODEL)
+            reached = f"validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}"
+            run.describe(f"{reached}, from {origin.get('name', 'random weights')}")
         files.write_text(checkpoints / DELIVERED, provenance.file_md5(MODEL))
-        print(f"{MODEL}: validation Dice {summary['best_val_dice']:.4f} after epoch {best_epoch + 1}")
+        print(f"{MODEL}: {reached}")
+
+
+class Curves:
+    """Logs every epoch to the run and to ``curves.csv``, which grows while the training runs.
+
+    Parameters
+    ----------
+    run
+        The run of the training.
+    kept
+        Where the epochs so far are kept for a training that is resumed: DVC removes ``curves.csv`` before it.
+    """
+
+    def __init__(self, run: runs.Run, kept: Path) -> None:
+        self._run, self._kept = run, kept
+        self._history: list[Logs] = []
+        with suppress(InputError):  # it is new, or damaged: then earlier epochs are missing until the training ends
+            self._history = files.read_json(kept, "remove it", ("epochs",))["epochs"]
+
+    def epoch_ended(self, epoch: int, logs: Logs) -> None:
+        """Add an epoch, or write it again: a resumed training may repeat one."""
+        self._history[epoch:] = [dict(logs)]
+        files.write_json(self._kept, {"epochs": self._history})
+        write_curves(self._history)
+        self._run.metrics(logs, step=epoch)
+
+
+def write_curves(history: Sequence[Logs]) -> None:
+    """Write ``curves.csv``, with the validation Dice of each of several sets in further columns."""
+    names = list(dict.fromkeys(["loss", "val_loss", "dice", "val_dice", *history[0]]))
+    rows = ((epoch, *(logs[name] for name in names)) for epoch, logs in enumerate(history, start=1))
+    files.write_csv(CURVES, ("epoch", *names), rows)
+
+
+def _facts(
+    fitted: fitting.Fit,
+    store: PatchStore,
+    recipe: params.Recipe,
+    origin: dict[str, str],
+    slices: SliceDistance | None,
+) -> dict[str, Any]:
+    """Return what other stages must know of the model."""
+    return {
+        "bit_depth": store.bit_depth,
+        "normalization": store.normalization,
+        "divisor": 2**recipe.depth,
+        "parameters": fitted.model.count_params(),
+        "recipe": recipe.model_dump(),
+        "initial": origin,
+        "context_step": _learned_step(store, recipe, slices),
+        "slices": dataclasses.asdict(slices) if slices else None,
+    }
 
 
 def _learned_step(store: PatchStore, recipe: params.Recipe, slices: SliceDistance | None) -> int:

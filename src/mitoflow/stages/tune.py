@@ -37,7 +37,8 @@ def run_study(settings: Params) -> None:
     """Run or resume the study, and write its results."""
     from mitoflow.data.patches import PatchStore
     from mitoflow.models import losses, unet  # these import Keras and Optuna
-    from mitoflow.tracking import inputs, runs
+    from mitoflow.tracking import inputs, runs, system_metrics
+    from mitoflow.tracking.naming import run_name
     from mitoflow.tuning import optuna_study
     from mitoflow.tuning.trial import Trial
 
@@ -55,7 +56,8 @@ def run_study(settings: Params) -> None:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
 
-        with runs.start("tune", "tune", key=key) as run, ExitStack() as open_trials:
+        name = run_name("tune", settings.data.name)
+        with runs.start("tune", name, key=key) as run, system_metrics.measured(run), ExitStack() as open_trials:
             run.params({"tune": tune.model_dump()})
             datasets = inputs.of_patches(settings.data.name, PATCHES, PatchStore.open(PATCHES, verify=False))
             for each in datasets:
@@ -79,8 +81,11 @@ def run_study(settings: Params) -> None:
             run.metrics(summary)
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
+            run.produced(BEST_PARAMS)
+            found = f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}"
+            run.describe(found)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
-        print(f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}")
+        print(found)
 
 
 def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mapping[str, float]) -> None:

@@ -10,11 +10,12 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import report
 from mitoflow.stages.paths import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
 from mitoflow.tracking import runs
+from mitoflow.tracking.naming import run_name
 
 
 def main() -> None:
     settings = params.load()
-    with runs.start("validate", "validate") as run:
+    with runs.start("validate", run_name("validate", settings.data.name)) as run:
         findings = validation.check_dataset(
             DATA,
             settings.validate_.near_duplicate,
@@ -31,6 +32,7 @@ def main() -> None:
         files.write_json(FINDINGS, findings.as_dict())
         run.params({"validate": settings.validate_.model_dump()})
         run.metrics({"errors": len(findings.errors), "warnings": len(findings.warnings)})
+        run.describe(f"{len(findings.errors)} errors and {len(findings.warnings)} warnings about the stacks in {DATA}")
         for file in (page, FINDINGS):
             run.artifact(file)
         for warning in findings.warnings:

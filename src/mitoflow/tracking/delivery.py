@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from PIL import Image
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
 from mitoflow.tracking import registry, store
 from mitoflow.tracking.journal import Event, Journal
+
+#: Of a new experiment. Without the first one MLflow guesses, and may open its view for language models.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    MLFLOW_RUN_NOTE: (  # which is the tag of an experiment's description, too
+        "Mitochondria in electron-microscopy stacks. Each time a stage of `dvc.yaml` runs is a run here. The trials of "
+        "a study are below it, and evaluations below their training. The scores of an evaluation begin with `test/`."
+    ),
+}
 
 
 @dataclass
@@ -103,6 +115,8 @@ class Delivery:
                 client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
             case "artifact":
                 client.log_artifact(run.run_id, str(self._journal.folder / event["path"]), event["folder"] or None)
+            case "image":
+                _log_image(client, run, self._journal.folder / event["path"], event)
             case "dataset":
                 client.log_inputs(run.run_id, datasets=[_dataset(event)])
             case "model":
@@ -118,9 +132,11 @@ class Delivery:
 
     def _create(self, client: MlflowClient, start: Event) -> _Remote:
         tags = {**start["tags"], store.KEY_TAG: start["run"], store.STAGE_TAG: start["stage"]}
-        training = _find(client, start["training"]) if start.get("training") else None
+        training, study = (_find(client, start[each]) if start.get(each) else None for each in ("training", "study"))
         if training:
             tags[store.TRAINING_RUN_TAG] = training.run_id
+        if study:
+            tags[store.STUDY_RUN_TAG] = study.run_id
         parent = self._remote(client, start["parent"]) if "parent" in start else training
         if parent:
             experiment_id, parent_id = parent.experiment_id, parent.run_id
@@ -154,7 +170,7 @@ def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
     if found is None:
         place = (workspace.main_checkout() / "mlruns").as_uri() if store.is_database(client.tracking_uri) else None
         try:
-            return client.create_experiment(name, place)
+            return client.create_experiment(name, place, EXPERIMENT_TAGS)
         except MlflowException:  # another process may have made it meanwhile
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -183,6 +199,14 @@ def _new_points(client: MlflowClient, run: _Remote, event: Event) -> list[Metric
         if run.points.get(key, {}).get(event["step"]) != value:
             points.append(Metric(key, value, event["time"], event["step"]))
     return points
+
+
+def _log_image(client: MlflowClient, run: _Remote, path: Path, event: Event) -> None:
+    """Log a picture unless the run has it: MLflow gives each a name of its own, so a second time would double it."""
+    key = re.sub(r"[^\w\-. ]", "_", event["name"], flags=re.ASCII)  # what MLflow allows, but for slashes
+    begins = f"images/{key}+step+0+timestamp+{event['time']}+"
+    if not any(file.path.startswith(begins) for file in client.list_artifacts(run.run_id, "images")):
+        client.log_image(run.run_id, Image.open(path), key=key, step=0, timestamp=event["time"])
 
 
 def _dataset(event: Event) -> DatasetInput:

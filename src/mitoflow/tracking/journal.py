@@ -142,11 +142,16 @@ class Journal:
             os.fsync(self._stream.fileno())
 
     def keep(self, path: Path) -> str:
-        """Copy a file or a folder into the journal and return its place in there, which ends in its own name."""
+        """Copy a file or a folder into the journal and return its place in there, which ends in its own name.
+
+        DVC's ``.gitignore`` files stay behind.
+        """
         kept = tempfile.mkdtemp(dir=self.folder)
         place = Path(kept).relative_to(self.folder) / path.name
         target = self.folder / place
         for file in [path, *path.rglob("*")]:  # shutil.copytree hides the error of the disk
+            if file.name == ".gitignore":
+                continue
             copy = target / file.relative_to(path)
             if file.is_dir():
                 copy.mkdir()

@@ -91,7 +91,9 @@ def register_pretrained(name: str) -> Verdict | None:
             run.metrics({f"{prefix}/{name}": measured.interval(name).value for name in scores})
         for file in (pretrained.CARD, pretrained.COVER, pretrained.LINEAGE):
             run.artifact(model.folder / file)
-        return register(run, evaluation, model.folder / model_files.WEIGHTS, model.folder / model_files.SETTINGS)
+        verdict = register(run, evaluation, model.folder / model_files.WEIGHTS, model.folder / model_files.SETTINGS)
+        run.describe(f"{evaluation.headline}; {outcome(verdict)}")
+        return verdict
 
 
 def outcome(verdict: Verdict | None) -> str:

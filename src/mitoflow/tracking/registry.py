@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient, artifacts
-from mlflow.entities import DatasetInput, LoggedModel, LoggedModelOutput, Run
+from mlflow.entities import DatasetInput, LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -466,13 +466,14 @@ def _get(client: MlflowClient, version: int) -> ModelVersion:
 
 def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
     run = client.get_run(run_id)
-    logged = _logged_model(client, run.info.experiment_id, run_id, tags)
+    logged = _logged_model(client, run, tags)
     model = Model.load(str(folder))
     model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id
     model.artifact_path = logged.artifact_location
     model.save(str(folder / "MLmodel"))
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
+    client.log_batch(run_id, metrics=list(_of_model(run, logged.model_id)))
     outputs = run.outputs.model_outputs if run.outputs else []
     if logged.model_id not in [output.model_id for output in outputs]:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -486,11 +487,27 @@ def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, 
     return version
 
 
-def _logged_model(client: MlflowClient, experiment_id: str, run_id: str, tags: Mapping[str, str]) -> LoggedModel:
+def _logged_model(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> LoggedModel:
+    """Return the logged model of this evaluation in this run, with the parameters of the run."""
+    params, experiment_id = run.data.params, run.info.experiment_id
     same = _equal(tags, store.KEY_TAG, EVALUATION_SHA256_TAG)
     for logged in client.search_logged_models([experiment_id], " AND ".join(same)):
         return logged
-    return client.create_logged_model(experiment_id, NAME, run_id, dict(tags))
+    called = "-".join(filter(None, (params.get("recipe.network", "unet"), params.get("data.name"))))
+    name = re.sub(r"[^\w+-]", "_", called)  # MLflow allows no dots and slashes
+    return client.create_logged_model(experiment_id, name, run.info.run_id, dict(tags), params)
+
+
+def _of_model(run: Run, model_id: str) -> Iterator[Metric]:
+    """Yield the test scores of a run as those of its model, each with the test set that it was measured on."""
+    sets = {each.dataset.name: each.dataset for each in _inputs(run) if "test" in {tag.value for tag in each.tags}}
+    for point in run.data.to_proto().metrics:  # with the times, which `run.data.metrics` lacks
+        key = str(point.key)
+        if key.startswith("test/"):
+            known = sets.get(key.split("/")[2]) if key.startswith("test/sets/") else None
+            of_set = known or (next(iter(sets.values())) if len(sets) == 1 else None)
+            dataset = (of_set.name, of_set.digest) if of_set else (None, None)
+            yield Metric(key, point.value, point.timestamp, point.step, model_id, *dataset)
 
 
 def _candidate(client: MlflowClient, version: int) -> Candidate:

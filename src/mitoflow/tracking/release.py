@@ -27,6 +27,7 @@ from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
 from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
 LARGEST = 16.0  # megabytes of a model that every clone and every wheel carries
+OF_RUN = ("version", "run", "run_name", "training_run", "model_sha256")  # what an origin says of the run
 QUANTILES = (0, 0.05, 0.5, 0.95, 1)  # of the Dice of single slices
 
 TEMPLATE = Path(__file__).with_name("model_card.md")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from tqdm import tqdm
 
 from mitoflow.config import sections
@@ -44,6 +46,7 @@ def start(
     tags: Mapping[str, str] | None = None,
     made_from: Mapping[str, str] | None = None,
     training: str | None = None,
+    study: str | None = None,
 ) -> Run:
     """Start the run of a stage, or resume the run ``key``.
 
@@ -63,6 +66,8 @@ def start(
         The lineage of a new run; without it, that of this process: `mitoflow.core.provenance.current`.
     training
         Of an evaluation: the key of the run that trained the model.
+    study
+        Of a training: the key of the study that found its values.
     """
     key = key or uuid.uuid4().hex
     run = Run(_Sender(Journal.create(key), training), key, training=training)
@@ -76,6 +81,7 @@ def start(
         experiment_id=_chosen_experiment(),
         parent_run_id=given("MLFLOW_RUN_ID"),
         training=training,
+        study=study,
         tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
     )
     run._sender.start()
@@ -116,6 +122,25 @@ class Run:
         """Log one point of each curve, measured now. A point that a resumed run repeats is not doubled."""
         self._record("metrics", values={key: float(value) for key, value in values.items()}, step=step)
 
+    def describe(self, text: str) -> None:
+        """Set the description, in Markdown; the last one stays."""
+        self.tags({MLFLOW_RUN_NOTE: text})
+
+    def image(self, name: str, png: bytes) -> None:
+        """Log a picture, which MLflow's charts show beside those of the same name in other runs.
+
+        Parameters
+        ----------
+        name
+            Says what it shows; characters that MLflow does not allow become ``_``.
+        png
+            A PNG file.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image.png"
+            path.write_bytes(png)
+            self._record("image", path=self._sender.journal.keep(path), name=name)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags; the last value stays."""
         self._record("tags", values=dict(values))
@@ -145,9 +170,10 @@ class Run:
         self._record("model", path=self._sender.journal.keep(folder), tags=dict(tags))
 
     def produced(self, path: Path) -> None:
-        """Remember that this run made the model file ``path``, so that `producer` finds the run."""
+        """Remember that this run made the file ``path``, so that `producer` finds the run; a model becomes a tag."""
         digest = provenance.file_sha256(path)
-        self.tags({store.MODEL_SHA256_TAG: digest})
+        if path.suffix == ".keras":
+            self.tags({store.MODEL_SHA256_TAG: digest})
         with files.replacing(_pointer(digest)) as new:
             new.write_text(self.key)
 
@@ -186,7 +212,7 @@ class Run:
 
 
 def producer(path: Path) -> str | None:
-    """Return the key of the run that made the model file ``path`` in this checkout, None where it was not made here."""
+    """Return the key of the run that made the file ``path`` in this checkout, None where it was not made here."""
     try:
         return _pointer(provenance.file_sha256(path)).read_text()
     except FileNotFoundError:

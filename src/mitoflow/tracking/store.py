@@ -33,6 +33,7 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
 }
 
 #: The tags that runs, models and versions are found by.
@@ -41,6 +42,8 @@ STAGE_TAG = "mitoflow.stage"
 MODEL_SHA256_TAG = "mitoflow.model_sha256"
 #: Of an evaluation: the key, and MLflow's ID, of the run that trained the model.
 TRAINING_KEY_TAG, TRAINING_RUN_TAG = "mitoflow.training_key", "mitoflow.training_run"
+#: Of a training: the ID of the study that found its values.
+STUDY_RUN_TAG = "mitoflow.study_run"
 
 #: What a client raises where its store does not answer, or refuses.
 ERRORS = (MlflowException, SQLAlchemyError, OSError)

@@ -346,7 +346,7 @@ def mark_delivered(study: optuna.Study, md5: str) -> None:
 
 
 def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
-    """Write Optuna's history, importance and parallel-coordinate plots as HTML files that need no network.
+    """Write Optuna's history, importance and parallel-coordinate plots as one HTML page that needs no network.
 
     They show the finished trials, numbered as if none had been cut off. The importance of a parameter needs two
     complete ones.
@@ -360,5 +360,8 @@ def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
         figures["importance"] = plots.plot_param_importances(shown, evaluator=evaluator)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.write_html(folder / f"{name}.html", include_plotlyjs=True, div_id=name)
+    parts = (  # of one page, because each page holds all of plotly
+        figure.to_html(full_html=False, include_plotlyjs=name == next(iter(figures)), div_id=name)
+        for name, figure in figures.items()
+    )
+    (folder / "study.html").write_text("\n".join(['<!doctype html><meta charset="utf-8">', *parts]), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""Runs are called by what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mitoflow.core import files
+from mitoflow.tracking.naming import run_name
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout in which training was run once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    recorded = {"data.name": "epfl", "train": {"depth": 3, "loss": "bce", "augmentation": {"share": 0.5}}}
+    files.write_yaml(Path("dvc.lock"), {"stages": {"train": {"params": {"params.yaml": recorded}}}})
+    write(depth=3)
+
+
+def write(**changed: object) -> None:
+    train = {"depth": 3, "loss": "bce", "augmentation": {"share": 0.5}, **changed}
+    files.write_yaml(Path("params.yaml"), {"data": {"name": "epfl"}, "train": train})
+
+
+def test_nothing_changed() -> None:
+    assert run_name("train", "epfl") == "train epfl"
+    assert run_name("patch", "epfl") == "patch epfl"  # which never ran
+
+
+def test_values_that_changed_since_the_last_run() -> None:
+    write(depth=4, augmentation={"share": 0.1})
+    assert run_name("train", "epfl") == "train epfl: depth 4, augmentation.share 0.1"
+    write(depth=4, loss="bce_dice", augmentation={"share": 0.1}, other=1)
+    assert run_name("train", "epfl") == "train epfl: depth 4, loss bce_dice, augmentation.share 0.1, 1 more"
+
+
+def test_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "slower")
+    write(depth=4)
+    assert run_name("train", "epfl") == "train epfl (slower): depth 4"
