@@ -66,7 +66,7 @@ def report(run: runs.Run, right: int) -> dict[str, str]:
     run.metrics({"loss": 0.5})
     evaluation = measured(right)
     evaluation.write(WEIGHTS.with_name(model_files.EVALUATION))
-    tags = registry.version_tags(run.key, evaluation)
+    tags = registry.version_tags(run.key, run.key, evaluation)
     run.model(Path("packed"), tags)
     return tags
 
