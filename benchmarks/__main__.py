@@ -26,7 +26,7 @@ NAMES = (
     "patches_and_augmentation",
     "inference",
     "train_step",
-    "tuning",
+    "trials",
     "growth",
     "memory",
 )

@@ -46,7 +46,7 @@ from mitoflow.evaluation import metrics
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA
+from mitoflow.stages.paths import CONVENTIONS, DATA
 from mitoflow.training import fitting
 
 PRESETS = ("epfl-quick", "general")
@@ -167,7 +167,7 @@ def fit(preset: Params, pairs: Sequence[Pair], options: argparse.Namespace, work
     """Fit a preset's recipe for ``--crops`` crops; return what was measured, the model and the patches."""
     conventions = read_conventions(options.data / CONVENTIONS)
     store = write_store(work / "patches", list(pairs), preset.patch, conventions)
-    recipe = preset.train.recipe(BEST_PARAMS)
+    recipe = preset.starting_recipe()
     recipe = recipe.replace(epochs=EPOCHS, patience=EPOCHS, patches_per_epoch=max(options.crops // EPOCHS, 8))
     waiting = Waiting()
     with Card() as card:
@@ -188,7 +188,7 @@ def fit(preset: Params, pairs: Sequence[Pair], options: argparse.Namespace, work
 
 def predict(model: keras.Model, preset: Params, store: PatchStore, pair: Pair, options: argparse.Namespace) -> Any:
     """Predict ``--slices`` slices twice, and return the speed of the second time and the parity with the CPU."""
-    settings = Settings.for_recipe(preset.train.recipe(BEST_PARAMS), preset.evaluate, store.bit_depth)
+    settings = Settings.for_recipe(preset.starting_recipe(), preset.evaluate, store.bit_depth)
     predictor = Predictor(model, settings)
     images = np.stack(list(islice(pair.image.slices(), options.slices)))
     with Card() as card:

@@ -62,7 +62,7 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import resampling, tiff
 from mitoflow.io.volumes import Volume
 from mitoflow.models import unet
-from mitoflow.stages.paths import BEST_PARAMS, CONVENTIONS, DATA
+from mitoflow.stages.paths import CONVENTIONS, DATA
 from mitoflow.training import fitting
 
 RESULTS = Path(__file__).with_name("results") / "leave_one_set_out.jsonl"
@@ -297,7 +297,7 @@ class Protocol:
         From random weights it learns at the rate of the preset, since that of fine-tuning is too low to begin with.
         """
         same = ("network", "depth", "base_width", "context", "context_step", "precision")
-        few = self.finetune.train.recipe(BEST_PARAMS).replace(**{key: getattr(recipe, key) for key in same})
+        few = self.finetune.starting_recipe().replace(**{key: getattr(recipe, key) for key in same})
         return few if kind == report.FINE_TUNED else few.replace(learning_rate=recipe.learning_rate)
 
     def _store_without(self, left_out: str) -> PatchStore:
@@ -458,7 +458,7 @@ def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namesp
 
 def run(protocol: Protocol, results: Results, options: argparse.Namespace) -> None:
     """Measure what is not there yet, one model after the other."""
-    recipes = variants(protocol.preset.train.recipe(BEST_PARAMS), options.without)
+    recipes = variants(protocol.preset.starting_recipe(), options.without)
     lacking = []
     for variant, recipe in recipes.items():
         for name in options.sets or protocol.sets:

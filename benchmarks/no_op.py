@@ -17,8 +17,8 @@ COMMAND = "python -m benchmarks no_op"
 REPOSITORY = Path(__file__).parents[1]
 SHORT = {
     "tune.trials": "1",
-    "tune.epochs": "1",
-    "tune.patches_per_epoch": "8",
+    "tune.budget": "8",
+    "tune.depth.start": "2",
     "tune.depth.high": "2",
     "train.epochs": "1",
     "train.patches_per_epoch": "8",

@@ -89,10 +89,9 @@ def write_patches(folder: Path) -> Path:
 def recipe(**changes: Any) -> Recipe:
     """Return the recipe of the preset, which trains for ever."""
     from mitoflow.config import presets
-    from mitoflow.stages.paths import BEST_PARAMS
 
     endless = {"epochs": 1_000_000, "patience": 1_000_000, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH}
-    return presets.load(PRESET).train.recipe(BEST_PARAMS).replace(**endless | changes)
+    return presets.load(PRESET).starting_recipe().replace(**endless | changes)
 
 
 def mitoflow(patches: Path, changes: dict[str, Any], lap: Lap) -> None:

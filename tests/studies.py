@@ -5,23 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from mitoflow.config.params import Depths, LearningRates, Strengths, Tune
-from mitoflow.tuning import optuna_study
+from mitoflow.config.params import SAMPLED, Depths, LearningRates, Strengths, Tune
+from mitoflow.tuning import halving, optuna_study
 
 SETTINGS = Tune(
     trials=6,
-    epochs=3,
-    patches_per_epoch=1,
+    reduction=2,
+    budget=720,
     seed=1,
-    learning_rate=LearningRates(low=1e-4, high=1e-2),
-    depth=Depths(low=2, high=4),
-    augment_strength=Strengths(low=0.0, high=1.0),
+    learning_rate=LearningRates(low=1e-4, start=0.002, high=1e-2),
+    depth=Depths(low=2, start=4, high=4),
+    augment_strength=Strengths(low=0.0, start=0.7, high=1.0),
 )
 
 
@@ -32,52 +32,70 @@ class Recorder:
         self.lines: list[tuple[Any, ...]] = []
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None:
-        self.lines.append(("began", number))
+        self.lines.append(("started", number))
 
-    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
-        self.lines.append(("epoch", number, epoch))
+    def rung_ended(self, number: int, crops: int, fitted: halving.Fitted) -> None:
+        self.lines.append(("rung", number, crops, fitted.score))
 
-    def trial_pruned(self, number: int, epoch: int) -> None:
-        self.lines.append(("pruned", number, epoch))
-
-    def trial_ended(self, number: int) -> None:
-        self.lines.append(("ended", number))
+    def trial_ended(self, number: int, pruned: str | None) -> None:
+        self.lines.append(("ended", number, pruned))
 
 
 def opened(file: Path, recorded: str | None = None) -> optuna.Study:
     return optuna_study.open_study(f"sqlite:///{file}", "s", recorded)
 
 
-def search(study: optuna.Study, settings: Tune = SETTINGS) -> optuna_study.Search:
-    return optuna_study.Search(study, settings, Recorder())
+def search(study: optuna.Study, settings: Tune = SETTINGS) -> halving.Search:
+    return halving.Search(study, settings, SAMPLED, settings.budget, Recorder())
 
 
-def score(name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Return a score that is best near the middle of the ranges, reported over three epochs."""
+def score(number: int, values: dict[str, Any], crops: Sequence[int], check: Callable[[], None]) -> halving.History:
+    """Return a score that is best near the middle of the ranges, and grows with the crops."""
     missed = abs(values["augment_strength"] - 0.5) + abs(values["depth"] - 3) / 4 + abs(values["learning_rate"] - 0.001)
-    dice = 1 - missed
-    for epoch in range(3):
-        report(epoch, {"val_dice": dice * (epoch + 1) / 3})
-    return dice
+    check()
+    return [{"val_dice": (2 - missed) * sum(crops) / 1000}]
 
 
-def slowly(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Score slowly, and write a file for each epoch, whose name has the trial and the process."""
-
-    def slow_report(epoch: int, logs: Mapping[str, float]) -> None:
-        time.sleep(0.1)
-        (folder / f"{name}, epoch {epoch}, process {os.getpid()}").touch()
-        report(epoch, logs)
-
-    return score(name, values, slow_report)
+class Interrupted(BaseException):
+    """Ends a process that fits trials, as a signal does."""
 
 
-def endless(folder: Path, name: str, values: dict[str, Any], report: optuna_study.Report) -> float:
-    """Report epochs until the trial is stopped."""
-    (folder / f"{name} began").touch()
+def interrupted_after(fits: int) -> halving.Objective:
+    """Return the objective `score`, which is interrupted in the fit after so many."""
+    left = [fits]
+
+    def fit(*arguments: Any) -> halving.History:
+        if not left[0]:
+            raise Interrupted
+        left[0] -= 1
+        return score(*arguments)
+
+    return fit
+
+
+def outcome(study: optuna.Study) -> list[tuple[Any, ...]]:
+    """Return what a study found: the state, the values and the scores of each trial."""
+    return [(trial.state.name, trial.params, trial.intermediate_values, trial.value) for trial in study.get_trials()]
+
+
+def slowly(
+    folder: Path, number: int, values: dict[str, Any], crops: Sequence[int], check: Callable[[], None]
+) -> halving.History:
+    """Score slowly, and write a file for each fit, whose name has the trial and the process."""
+    (folder / f"trial {number}, {sum(crops)} crops, process {os.getpid()}").touch()
+    time.sleep(0.3)
+    return score(number, values, crops, check)
+
+
+def endless(
+    folder: Path, number: int, values: dict[str, Any], crops: Sequence[int], check: Callable[[], None]
+) -> halving.History:
+    """Fit until the trial is stopped."""
+    (folder / f"trial {number} started").touch()
     try:
-        for epoch in itertools.count():
-            report(epoch, {"val_dice": 0.1})
+        for _ in itertools.count():
+            time.sleep(0.1)
+            check()
     finally:
-        (folder / f"{name} ended").touch()
-    return 0.0
+        (folder / f"trial {number} ended").touch()
+    return []

@@ -276,7 +276,7 @@ def test_presets_are_listed_and_written(folder: Path, run_here: Here) -> None:
     assert "epfl-quick" in listed
     code, out, _ = run_here("preset", "epfl-quick")
     assert code == 0
-    assert "params.yaml: train.learning_rate tuned -> 0.002" in out
+    assert "params.yaml: train.intensity_strength 0.5 -> 1.0" in out
     assert params.load(folder / "params.yaml").data.name == "phantom"
     code, out, complaint = run_here("preset", "quick")
     assert code == 2

@@ -30,11 +30,11 @@ def test_committed_file_states_the_defaults(tmp_path: Path) -> None:
     [
         ("  patience:", "  patiense:", "train.patiense", "did you mean patience?"),
         ("patch:", "patches:", "patches", "did you mean patch?"),
-        ("{low: 2, high: 4}", "{low: 2, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
+        ("start: 4, high: 4}", "start: 4, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
         ("  patience: 6", "  # patience: 6", "train.patience", "no such key"),
         ("  step: 256", "  # step: 256", "patch.step", "no such key"),
-        ("{low: 2, high: 4}", "{high: 4}", "tune.depth.low", "no such key"),
-        ("init_from: none", "init_from: pretrained", "params.yaml", "train.learning_rate tuned"),
+        ("{low: 2, start: 4, high: 4}", "{start: 4, high: 4}", "tune.depth.low", "no such key"),
+        ("init_from: none", "init_from: pretrained", "params.yaml", "train.depth tuned: give the depth of that model"),
         ("gap: 4", "gap: -1", "patch.gap", "greater than or equal to 0"),
         ("gap: 4", "gap: four", "patch.gap", "integer"),
         ("gap: 4", "gap: 4.5", "patch.gap", "integer"),
@@ -44,7 +44,9 @@ def test_committed_file_states_the_defaults(tmp_path: Path) -> None:
         ("seed: 1", "seed: -1", "tune.seed", "greater than or equal to 0"),
         ("learning_rate: tuned", "learning_rate: .nan", "train.learning_rate", "nan"),
         ("validation_fraction: 0.2", "validation_fraction: 1", "patch.validation_fraction", "less than 1"),
-        ("low: 2,", "low: 5,", "tune.depth", "low 5 is above high 4"),
+        ("low: 2,", "low: 5,", "tune.depth", "low 5, start 4 and high 4 are not in ascending order"),
+        ("start: 4,", "start: 5,", "tune.depth", "low 2, start 5 and high 4 are not in ascending order"),
+        ("budget_unit: crops", "budget_unit: hours", "tune.budget_unit", "'crops' or 'minutes'"),
         ("step: 256", "step: 300", "patch", "step 300 is larger than size 256"),
         ("size: 256", "size: 264", "patch.size 264 is not divisible by 2^depth = 16", "change one"),
         ("overlap: 64", "overlap: 256", "evaluate", "overlap 256 is not below tile 256"),
@@ -73,7 +75,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: st
         ("  tta: 1", "  views: 1", "evaluate.views: found {}, expected tta; rename it, and double evaluate.overlap, "),
         ("bootstrap_block", "block", "evaluate.block: found {}, expected bootstrap_block; rename it"),
         ("bootstrap_resamples", "resamples", "evaluate.resamples: found {}, expected bootstrap_resamples; rename it"),
-        ("  trials: 4", "  trials: 4\n  workers: 1", "tune.workers: found {}, expected machine.workers; move it"),
+        ("  budget: 1200", "  epochs: 2", "tune.epochs: found {}, expected tune.budget, the crops of all trials"),
+        ("  trials: 6", "  trials: 6\n  workers: 1", "tune.workers: found {}, expected machine.workers; move it"),
         (
             "  init_from",
             "  strategy: none\n  init_from",
@@ -87,11 +90,10 @@ def test_a_key_of_mitoflow_0_1_names_the_new_one(tmp_path: Path, new: str, old: 
         params.load(path)
 
 
-def test_the_study_tries_depths_that_the_training_does_not_take(tmp_path: Path) -> None:
+def test_a_depth_that_is_given_is_that_of_the_trials_too(tmp_path: Path) -> None:
     path = edited(tmp_path, "size: 256", "size: 264")
     path.write_text(path.read_text().replace("  depth: tuned", "  depth: 3"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"patch.size 264 is not divisible by 2\^depth = 16"):
-        params.load(path)
+    assert params.load(path).patch.size == 264
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
@@ -119,6 +121,12 @@ def test_values_that_are_tuned_come_from_the_study(tmp_path: Path) -> None:
     assert (recipe.learning_rate, recipe.depth, recipe.augment_strength, recipe.seed) == (0.002, 2, 0.7, 5)
     given = params.Train(learning_rate=0.1, depth=1, augment_strength=0.0).recipe(tmp_path / "none.yaml")
     assert given == recipe.replace(learning_rate=0.1, depth=1, augment_strength=0.0, seed=1)
+
+
+def test_the_first_trial_stands_for_the_study_where_there_is_none() -> None:
+    settings = params.Params(train=params.Train(depth=2, seed=5))
+    recipe = settings.starting_recipe()
+    assert (recipe.learning_rate, recipe.depth, recipe.augment_strength, recipe.seed) == (0.002, 2, 0.7, 5)
 
 
 @pytest.mark.parametrize(

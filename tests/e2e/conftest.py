@@ -26,9 +26,11 @@ REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "patch.size": "64",
     "patch.step": "64",
-    "tune.trials": "3",
-    "tune.patches_per_epoch": "32",
+    "tune.reduction": "2",
+    "tune.trials": "4",
+    "tune.budget": "192",
     "tune.depth.low": "1",
+    "tune.depth.start": "2",
     "tune.depth.high": "2",
     "train.learning_rate": "tuned",
     "train.base_width": "8",

@@ -81,7 +81,7 @@ def test_a_study_is_fitted_by_other_processes_and_machines(
     assert len(refused.stderr.splitlines()) == 1
 
     before = {run.info.run_id for run in runs(finished)}
-    finished.set(machine__workers="2", tune__trials="4", tune__patches_per_epoch="8")
+    finished.set(machine__workers="2", tune__trials="5", tune__budget="40")
     assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
     finished.set(machine__workers="1", tune__trials="2")
     elsewhere = tmp_path / "elsewhere"
@@ -95,4 +95,4 @@ def test_a_study_is_fitted_by_other_processes_and_machines(
     new = [run for run in runs(finished) if run.info.run_id not in before]
     assert {run.info.status for run in new} == {"FINISHED"}
     of_studies = [run.data.tags.get("mlflow.parentRunId") for run in new]
-    assert sorted(of_studies.count(study) for study in set(of_studies) - {None}) == [2, 4]
+    assert sorted(of_studies.count(study) for study in set(of_studies) - {None}) == [2, 5]

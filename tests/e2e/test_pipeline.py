@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 
@@ -26,7 +27,24 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
     by_stage = {run.data.tags["mitoflow.stage"]: run for run in top}
     assert sorted(by_stage) == ["patch", "train", "tune", "validate"]
     trained, trials = by_stage["train"], children(finished, by_stage["tune"])
-    assert len(trials) == 3
+    assert len(trials) == 4
+    for trial in trials:
+        # The keys of a training, and so one plot of both.
+        assert {key for key in trial.data.params if key.startswith("train.")} <= trained.data.params.keys()
+        assert trial.data.params["train.base_width"] == "8"
+        assert 0.0 < float(trial.data.params["train.learning_rate"]) < 0.1
+        assert {"best_val_dice", "crops", "seconds", "val_dice", "val_loss"} <= trial.data.metrics.keys()
+    assert 0.0 < float(trained.data.params["train.learning_rate"]) < 0.1
+    assert "best_val_dice" in trained.data.metrics
+    pruned = [trial for trial in trials if "mitoflow.pruned" in trial.data.tags]
+    assert [trial.data.metrics["crops"] for trial in pruned] == [24, 24]
+    assert {trial.data.metrics["crops"] for trial in trials if trial not in pruned} == {24 + 48}
+    longest = max(trial.data.metrics["best_val_dice"] for trial in trials if trial not in pruned)
+    assert json.loads(finished.read("reports/tune/metrics.json")) == {
+        "best_val_dice": longest,
+        "trials": 4,
+        "crops": 192,
+    }
     (evaluated,) = children(finished, trained)
     for run in (trained, evaluated):
         for key in ("git_commit", "git_dirty", "data_md5", "patches_md5", "requirements_sha256"):
@@ -75,7 +93,7 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
     champion = store(finished).get_model_version_by_alias("mitoflow", "champion")
     depth = str(facts["recipe"]["depth"])
     finished.set(train__init_from="champion", train__depth=depth, train__epochs="1", train__learning_rate="0.00001")
-    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["tune", "train"]  # the study is reused
+    assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["tune", "train"]
     tuned = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
     assert tuned["initial"] == {
         "name": "mitoflow",
@@ -91,15 +109,19 @@ def trials(project: Project) -> int:
     return sum(run.info.run_name.startswith("trial") for run in runs(project))
 
 
-def test_a_study_serves_other_parameters_and_is_searched_again_where_it_is_forced(finished: Project) -> None:
+def test_a_study_is_searched_again_where_it_is_forced_and_for_a_value_that_is_given(finished: Project) -> None:
     table, before = finished.read("reports/tune/trials.csv"), trials(finished)
-    finished.set(train__learning_rate="0.002")
-    assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
-    assert finished.read("reports/tune/trials.csv") == table
-    assert trials(finished) == before
     assert stages_run(finished.run("dvc", "repro", "--single-item", "--force", "tune").stdout) == ["tune"]
     assert finished.read("reports/tune/trials.csv") == table
     assert trials(finished) == 2 * before
+    finished.set(train__depth="1")
+    assert stages_run(finished.run("dvc", "repro", "tune").stdout) == ["tune"]
+    rows = list(csv.DictReader(finished.read("reports/tune/trials.csv").splitlines()))
+    assert {row["depth"] for row in rows} == {"1"}, "the trials have it, too"
+    assert sorted(YAML(typ="safe").load(finished.read("reports/tune/best_params.yaml"))) == [
+        "augment_strength",
+        "learning_rate",
+    ]
 
 
 def test_a_training_that_ended_serves_another_name_of_the_data(finished: Project) -> None:

@@ -33,7 +33,7 @@ KEYS = {
     "patch.normalization": ["validate", "patch"],
     "patch.*": ["patch"],
     "tune.*": ["tune"],
-    "train.init_from": ["train"],
+    "train.init_from": ["tune", "train"],
     "train.orthoplanes": ["validate", "tune", "train"],
     "train.learning_rate": ["tune", "train"],
     "train.depth": ["tune", "train"],
@@ -145,7 +145,7 @@ def test_a_key_makes_these_stages_run_and_no_other() -> None:
 
 def test_a_trial_reads_the_keys_that_it_shares_and_those_that_show_whether_there_is_a_study() -> None:
     train = {key.removeprefix("train.") for key in STAGES["tune"]["params"] if key.startswith("train.")}
-    assert train == {*params.SharedWithTrials.model_fields, *params.SAMPLED}
+    assert train == {*params.SharedWithTrials.model_fields, *params.SAMPLED, "init_from"}
 
 
 def test_a_file_makes_these_stages_run_and_no_other() -> None:

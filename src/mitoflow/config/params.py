@@ -25,7 +25,7 @@ Tuned = Literal["tuned"]
 MaskRule = Literal["auto", "nonzero", "half"]
 Normalization = Literal["percentiles", "range"]
 
-#: What the study samples: keys of ``tune`` with a range each, and of ``train`` with a number or ``tuned``.
+#: What the study can search: keys of ``tune`` with a range each, and of ``train`` with a number or ``tuned``.
 SAMPLED = ("learning_rate", "depth", "augment_strength")
 
 
@@ -67,22 +67,24 @@ class Patch(Section):
 
 
 class Range(Section):
-    """A closed interval that the study samples from."""
+    """A closed interval that the study searches, and the value of its first trial."""
 
     low: float
+    start: float
     high: float
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
+        if not self.low <= self.start <= self.high:
+            raise ValueError(f"low {self.low}, start {self.start} and high {self.high} are not in ascending order")
         return self
 
 
 class LearningRates(Range):
-    """Learning rates, sampled on a log scale."""
+    """Learning rates, on a log scale."""
 
     low: LearningRate = 0.0005
+    start: LearningRate = 0.002
     high: LearningRate = 0.01
 
 
@@ -90,6 +92,7 @@ class Depths(Range):
     """Depths of the U-Net, in poolings."""
 
     low: Depth = 2
+    start: Depth = 4
     high: Depth = 4
 
 
@@ -97,15 +100,20 @@ class Strengths(Range):
     """Strengths of the augmentation."""
 
     low: Fraction = 0.0
+    start: Fraction = 0.7
     high: Fraction = 1.0
 
 
 class Tune(Section):
-    """The study: how many trials, how long each, and the ranges of what it samples."""
+    """The study by successive halving: its trials, its budget, and the ranges of what it searches.
 
-    trials: Positive = 4
-    epochs: Positive = 2
-    patches_per_epoch: Positive = 64
+    `budget` counts crops of all trials together, or minutes of one worker; one of `reduction` trials is promoted.
+    """
+
+    trials: Positive = 6
+    reduction: Annotated[int, Field(ge=2)] = 3
+    budget: Positive = 1200
+    budget_unit: Literal["crops", "minutes"] = "crops"
     seed: Seed = 1
     learning_rate: LearningRates = LearningRates()
     depth: Depths = Depths()
@@ -332,6 +340,8 @@ class Params(Section):
 
     renamed: ClassVar[Mapping[str, tuple[str, str]]] = {
         "data.mask_rule": ("data/sets.yaml", "remove it"),
+        "tune.epochs": ("tune.budget, the crops of all trials together", "replace it"),
+        "tune.patches_per_epoch": ("tune.budget, the crops of all trials together", "replace it"),
         "tune.workers": ("machine.workers", "move it"),
         "train.strategy": ("machine.strategy", "move it"),
         "train.resampled": ("affine_fraction", "rename it"),
@@ -353,17 +363,21 @@ class Params(Section):
     instances: Instances = Instances()
     machine: Machine = Machine()
 
+    def starting_recipe(self) -> Recipe:
+        """Return the recipe of a training without a study, with the values of its first trial where it is tuned."""
+        start = {key: getattr(self.tune, key).start for key in self.train.tuned}
+        return Recipe.model_validate(self.train.model_dump(exclude={"init_from"}) | start)
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        trained = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
-        tried = self.tune.depth.high if self.train.tuned else trained  # also where the training takes another depth
+        depth = self.tune.depth.high if self.train.depth == "tuned" else self.train.depth
         tile, overlap = self.evaluate.tile, self.evaluate.overlap
         sizes = {
-            "patch.size": (self.patch.size, max(trained, tried)),
-            "evaluate.tile": (tile, trained),
-            "evaluate.tile - evaluate.overlap": (tile - overlap, trained),
+            "patch.size": self.patch.size,
+            "evaluate.tile": tile,
+            "evaluate.tile - evaluate.overlap": tile - overlap,
         }
-        for key, (size, depth) in sizes.items():
+        for key, size in sizes.items():
             if size % 2**depth:
                 needed = f"2^depth = {2**depth} (depth {depth}), as the U-Net's poolings need"
                 raise ValueError(f"{key} {size} is not divisible by {needed}")
@@ -373,10 +387,9 @@ class Params(Section):
     def _network_is_known(self) -> Self:
         if self.evaluate.orthoplanes and not self.train.orthoplanes:
             raise ValueError("evaluate.orthoplanes true needs a network trained on them: train.orthoplanes true")
-        tuned = [key for key in ("learning_rate", "depth") if key in self.train.tuned]
-        if self.train.init_from != "none" and tuned:
-            what = f"train.init_from {self.train.init_from} with train.{tuned[0]} tuned"
-            raise ValueError(f"{what}, which the study finds for networks that begin anew: give a number")
+        if self.train.init_from != "none" and self.train.depth == "tuned":
+            what = f"train.init_from {self.train.init_from} with train.depth tuned"
+            raise ValueError(f"{what}: give the depth of that model")
         return self
 
 

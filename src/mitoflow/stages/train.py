@@ -49,7 +49,11 @@ def main() -> None:
         name = run_name("train", settings.data.name)
         study = runs.producer(BEST_PARAMS) if settings.train.tuned else None
         with runs.start("train", name, key=_run_key(checkpoints), study=study) as run, system_metrics.measured(run):
-            run.params(settings.model_dump(by_alias=True) | {"recipe": recipe.model_dump(), "initial": origin})
+            values = settings.model_dump(by_alias=True)
+            # The numbers in place of `tuned`, so that one plot shows trainings and trials.
+            values["train"] |= recipe.model_dump()
+            values["tuned"] = ", ".join(settings.train.tuned) or "none"
+            run.params(values | {"recipe": recipe.model_dump(), "initial": origin})
             for each in inputs.of_patches(settings.data.name, PATCHES, store):
                 run.dataset(*each)
             curves = Curves(run, checkpoints / "history.json")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mitoflow.config import params
-from mitoflow.config.params import SAMPLED, Params, SharedWithTrials
-from mitoflow.core import cluster, files, provenance
+from mitoflow.config.params import SAMPLED, Params, Recipe, SharedWithTrials
+from mitoflow.core import cluster, files, provenance, workspace
+from mitoflow.data.patches import PatchStore
 from mitoflow.stages.paths import BEST_PARAMS, PATCHES, TUNE_REPORTS
 
 if TYPE_CHECKING:
     from mitoflow.tracking import runs
     from mitoflow.tracking.inputs import Input
+    from mitoflow.tuning import halving
     from mitoflow.tuning.trial import Trial
 
 PLOTS = TUNE_REPORTS / "plots"
@@ -35,23 +39,27 @@ def main() -> None:
 
 def run_study(settings: Params) -> None:
     """Run or resume the study, and write its results."""
-    from mitoflow.data.patches import PatchStore
     from mitoflow.models import losses, unet  # these import Keras and Optuna
-    from mitoflow.tracking import inputs, runs, system_metrics
+    from mitoflow.tracking import inputs, pretrained, runs, system_metrics
     from mitoflow.tracking.naming import run_name
-    from mitoflow.tuning import optuna_study
+    from mitoflow.tuning import halving, optuna_study
     from mitoflow.tuning.trial import Trial
 
     losses.LOSSES.require(settings.train.loss)
     unet.NETWORKS.require(settings.train.network)
-    tune = settings.tune
-    shared = settings.train.model_dump(include=set(SharedWithTrials.model_fields))
-    lengths = {"epochs": tune.epochs, "patches_per_epoch": tune.patches_per_epoch, "patience": tune.epochs}
-    trial = Trial.of(PATCHES, {**shared, **lengths, "seed": tune.seed})
-    name = "tune-" + files.short_digest([tune.model_dump(), shared, *trial.digests])
+    tune, tuned = settings.tune, settings.train.tuned
+    shared = settings.train.model_dump(include={*SharedWithTrials.model_fields, *SAMPLED}, exclude=set(tuned))
+    initial = pretrained.initial_weights(str(settings.train.init_from))
+    store = PatchStore.open(PATCHES, verify=False)  # the trials verify it
+    if initial:
+        initial.require_normalization(store.normalization)
+    started_from = (initial.path, initial.slices) if initial else (None, None)
+    trial = Trial.of(PATCHES, {**shared, "seed": tune.seed}, *started_from)
     # Forced, a study that ended is searched again; for other parameters that decide nothing in it, it serves as it is.
     is_forced = provenance.has_recorded_params("tune")
     recorded = provenance.recorded_md5("tune", BEST_PARAMS) if is_forced else None
+    name = "tune-" + files.short_digest([tune.model_dump(), tuned, trial.digest])
+    checkpoints = workspace.state_dir() / "checkpoints" / name
     with optuna_study.owned_study(name, recorded) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
@@ -59,67 +67,77 @@ def run_study(settings: Params) -> None:
         name = run_name("tune", settings.data.name)
         with runs.start("tune", name, key=key) as run, system_metrics.measured(run), ExitStack() as open_trials:
             run.params({"tune": tune.model_dump()})
-            datasets = inputs.of_patches(settings.data.name, PATCHES, PatchStore.open(PATCHES, verify=False))
+            datasets = inputs.of_patches(settings.data.name, PATCHES, store)
             for each in datasets:
                 run.dataset(*each)
-            for number in optuna_study.recover(study):
-                _child(run, number).end("KILLED")
-            search = optuna_study.Search(study, tune, Tracked(run, trial, open_trials, datasets))
+            crops = tune.budget
+            if tune.budget_unit == "minutes":
+                start = {key: getattr(tune, key).start for key in tuned}
+                crops = optuna_study.measured_once(study, "crops", lambda: trial.crops_in(tune.budget, start))
+            search = halving.Search(study, tune, tuned, crops, Tracked(run, trial, open_trials, datasets))
             address, workers = os.environ.get(cluster.DASK), settings.machine.workers
+            objective = partial(trial, checkpoints)
             if address or workers > 1:
-                search.on_cluster(trial, address=address, workers=workers)
+                search.on_cluster(objective, address=address, workers=workers)
             else:
-                search.here(trial)
+                search.here(objective)
             finished = optuna_study.finished_trials(study)
-            summary = {"best_val_dice": study.best_value, "trials": len(finished)}
+            summary = {
+                "best_val_dice": study.best_value,
+                "trials": len(finished),
+                "crops": sum(rung.trials * rung.crops for rung in halving.rungs(tune, crops)),
+            }
             rows = [
-                (place, trial.state.name, *(trial.params[name] for name in SAMPLED), trial.value)
-                for place, trial in enumerate(finished, start=1)
+                (each.number + 1, each.state.name, *_searched(trial.recipe(each.params)), each.value, each.last_step)
+                for each in finished
             ]
             _write(study.best_params, rows, summary)
             optuna_study.write_plots(study, PLOTS, tune.seed)
-            run.metrics(summary)
+            run.metrics({**summary, "seconds": sum(each.user_attrs["seconds"] for each in finished)})
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
             run.produced(BEST_PARAMS)
             found = f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}"
             run.describe(found)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
         print(found)
 
 
+def _searched(recipe: Recipe) -> list[float]:
+    return [getattr(recipe, key) for key in SAMPLED]
+
+
 def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mapping[str, float]) -> None:
     files.write_yaml(BEST_PARAMS, best)
-    files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *SAMPLED, "val_dice"), rows)
+    files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *SAMPLED, "val_dice", "crops"), rows)
     files.write_json(TUNE_REPORTS / "metrics.json", summary)
 
 
 class Tracked:
-    """Logs each trial to MLflow, as a child run of the study."""
+    """Logs each trial to MLflow, as a child run of the study, with the keys of a training."""
 
     def __init__(self, run: runs.Run, trial: Trial, open_trials: ExitStack, datasets: Sequence[Input]) -> None:
         self._run, self._trial, self._open, self._datasets = run, trial, open_trials, datasets
         self._runs: dict[int, runs.Run] = {}
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None:
-        """Start the run of a trial, which ends with the study at the latest."""
-        self._runs[number] = self._open.enter_context(_child(self._run, number))
-        self._runs[number].params(self._trial.recipe(values).model_dump())
+        """Start or resume the run of a trial, which ends with the study at the latest."""
+        run = self._run.child(f"trial {number + 1}", key=f"{self._run.key}-{number}")
+        self._runs[number] = self._open.enter_context(run)
+        keys = {*SharedWithTrials.model_fields, *SAMPLED}
+        run.params({"train": self._trial.recipe(values).model_dump(include=keys)})
         for each in self._datasets:
-            self._runs[number].dataset(*each)
+            run.dataset(*each)
 
-    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None:
-        """Log the curves of a trial."""
-        self._runs[number].metrics(logs, step=epoch)
+    def rung_ended(self, number: int, crops: int, fitted: halving.Fitted) -> None:
+        """Log the objective, the budget until then and how long it took, over the crops."""
+        facts = {"best_val_dice": fitted.score, "crops": crops, "seconds": fitted.seconds}
+        self._runs[number].metrics({**fitted.history[-1], **facts}, step=crops)
 
-    def trial_pruned(self, number: int, epoch: int) -> None:
-        """Tag the run with the epoch after which the trial was pruned."""
-        self._runs[number].tags({"mitoflow.pruned": f"after epoch {epoch + 1}"})
-
-    def trial_ended(self, number: int) -> None:
-        """End the run of a trial."""
-        self._runs.pop(number).end()
-
-
-def _child(run: runs.Run, number: int) -> runs.Run:
-    return run.child(f"trial {number}", key=f"{run.key}-{number}")
+    def trial_ended(self, number: int, pruned: str | None) -> None:
+        """End the run of a trial, with a tag that says why it was pruned."""
+        run = self._runs.pop(number)
+        if pruned:
+            run.tags({"mitoflow.pruned": pruned})
+        run.end()

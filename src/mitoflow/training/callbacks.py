@@ -156,7 +156,7 @@ class Checkpoints(keras.callbacks.Callback):
         with files.replacing(self._file(epoch)) as beside:
             beside.write_bytes(content.getbuffer())
         for earlier in set(self._epochs()) - {epoch, best_epoch(self.best.history)}:
-            self._file(earlier).unlink()
+            self._file(earlier).unlink(missing_ok=True)
 
     def _file(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch}.npz"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,11 @@ from benchmarks.measure import Candidate, Lap, Series, alternate
 from benchmarks.table import Row, compare, limit
 from benchmarks.train_step import write_patches
 
-COMMAND = "python -m benchmarks tuning"
+COMMAND = "python -m benchmarks trials"
 EACH = {1: 4, 8: 2, 64: 1}  # trials of a simulated study for each worker, by the number of workers
 ASLEEP = 1.0  # seconds of a simulated trial
 TRIALS = 2  # of a real study
-LENGTHS = {"epochs": 1, "patches_per_epoch": 8, "patience": 1, "seed": 1}
+CROPS = 8  # of a real trial
 
 
 def rows(rounds: int) -> list[Row]:
@@ -61,10 +61,11 @@ def fit(folder: Path, workers: int, lap: Lap) -> None:
     from mitoflow.config.params import SharedWithTrials
     from mitoflow.tuning.trial import Trial
 
-    trial = Trial.of(folder / "patches", SharedWithTrials(base_width=4).model_dump() | LENGTHS)
+    trial = Trial.of(folder / "patches", SharedWithTrials(base_width=4).model_dump() | {"seed": 1})
     with cluster(folder, workers) as address:
         while True:
-            search(folder, trial, TRIALS, address)
+            with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
+                search(folder, partial(trial, Path(checkpoints)), TRIALS, address)
             lap(3600 * TRIALS)
 
 
@@ -79,12 +80,10 @@ def simulate(folder: Path, workers: int, lap: Lap) -> None:
             lap(EACH[workers] * workers)
 
 
-def sleep(name: str, values: dict[str, Any], report: Any) -> float:
-    """Report twice, and return the sampled value as the score."""
-    for epoch in range(2):
-        time.sleep(ASLEEP / 2)
-        report(epoch, {"val_dice": values["augment_strength"]})
-    return float(values["augment_strength"])
+def sleep(number: int, values: dict[str, Any], crops: Any, check: Any) -> list[dict[str, float]]:
+    """Return the sampled value as the score."""
+    time.sleep(ASLEEP)
+    return [{"val_dice": float(values["augment_strength"])}]
 
 
 class NoReports:
@@ -92,28 +91,22 @@ class NoReports:
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None: ...
 
-    def epoch_ended(self, number: int, epoch: int, logs: Mapping[str, float]) -> None: ...
+    def rung_ended(self, number: int, crops: int, fitted: Any) -> None: ...
 
-    def trial_pruned(self, number: int, epoch: int) -> None: ...
-
-    def trial_ended(self, number: int) -> None: ...
+    def trial_ended(self, number: int, pruned: str | None) -> None: ...
 
 
 def search(folder: Path, objective: Any, trials: int, address: str) -> None:
-    """Run a new study whose depth is always 2; nothing is pruned, so that all have the same work."""
-    import optuna
-
+    """Run a new study of one rung whose depth is always 2, so that all trials have the same work."""
     from mitoflow.config import params
-    from mitoflow.tuning import optuna_study
+    from mitoflow.tuning import halving, optuna_study
 
-    ranges = {"learning_rate": {"low": 1e-4, "high": 1e-2}, "depth": {"low": 2, "high": 2}}
-    ranges["augment_strength"] = {"low": 0.0, "high": 1.0}
-    counts = {"trials": trials, "epochs": 1, "patches_per_epoch": 1, "seed": 1}
+    depth = params.Depths(low=2, start=2, high=2)
+    settings = params.Tune(trials=trials, reduction=max(2, trials), budget=trials * CROPS, depth=depth)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         study = optuna_study.open_study(f"sqlite:///{own}/study.db", "study")
-        study.pruner = optuna.pruners.NopPruner()
-        settings = params.Tune.model_validate({**counts, **ranges})
-        optuna_study.Search(study, settings, NoReports()).on_cluster(objective, address=address)
+        searching = halving.Search(study, settings, params.SAMPLED, settings.budget, NoReports())
+        searching.on_cluster(objective, address=address)
 
 
 @contextmanager
