@@ -50,7 +50,7 @@ def run_study(settings: Params) -> None:
     tune, tuned = settings.tune, settings.train.tuned
     shared = settings.train.model_dump(include={*SharedWithTrials.model_fields, *SAMPLED}, exclude=set(tuned))
     initial = pretrained.initial_weights(str(settings.train.init_from))
-    store = PatchStore.open(PATCHES, verify=False)  # the trials verify it
+    store = PatchStore.open(PATCHES)
     if initial:
         initial.require_normalization(store.normalization)
     started_from = (initial.path, initial.slices) if initial else (None, None)
@@ -64,8 +64,8 @@ def run_study(settings: Params) -> None:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"
         study.set_user_attr("run", key)
 
-        name = run_name("tune", settings.data.name)
-        with runs.start("tune", name, key=key) as run, system_metrics.measured(run), ExitStack() as open_trials:
+        shown = run_name("tune", settings.data.name)
+        with runs.start("tune", shown, key=key) as run, system_metrics.measured(run), ExitStack() as open_trials:
             run.params({"tune": tune.model_dump()})
             datasets = inputs.of_patches(settings.data.name, PATCHES, store)
             for each in datasets:
