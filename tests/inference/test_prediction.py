@@ -25,7 +25,7 @@ from PIL import Image
 from mitoflow import cli
 from mitoflow.config.params import Instances
 from mitoflow.data import fingerprint, network_input
-from mitoflow.inference import adaptation, instances, jobs, prediction
+from mitoflow.inference import adaptation, instances, jobs, labelling, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
@@ -222,7 +222,7 @@ def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
 
 
 def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "Separation", partial(instances.Separation, largest=1000))
+    monkeypatch.setattr(labelling, "Separation", partial(instances.Separation, largest=1000))
     code, _, err = say("cell.ome.tif", "mask.tif", "--instances", "--threshold", "0.01")
     assert code == 0
     assert re.search("note: [1-9][0-9]* components are larger than a box of 12 million voxels: each keeps one", err)

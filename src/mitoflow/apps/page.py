@@ -25,7 +25,7 @@ import zarr
 from mitoflow.config import params
 from mitoflow.core import process
 from mitoflow.errors import InputError, as_user_error
-from mitoflow.inference import overlay, prediction
+from mitoflow.inference import labelling, overlay, prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, spacing, volumes
@@ -84,7 +84,8 @@ class Answer:
             path = place / "table.csv"
             mask = self._mask(place, self.threshold)
             criteria = params.load_instances()
-            prediction.label_instances(mask, labels, criteria, self.image.spacing, lambda _: None).write(path)
+            unsplit = labelling.label_instances(mask, labels, criteria, self.image.spacing, lambda _: None)
+            labelling.measure_labels(labels, self.image.spacing, unsplit=unsplit).write(path)
             return path.read_bytes()
 
     def _above(self, z: int, threshold: float) -> np.ndarray:

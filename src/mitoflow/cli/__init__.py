@@ -68,6 +68,7 @@ COMMANDS = (
     promotion.history,
     predict.predict,
     serve.serve,
+    predict.measure,
     predict.score,
     serve.app,
     models.lineage,

@@ -1,4 +1,4 @@
-"""Commands for masks: predict one, and score it."""
+"""Commands for masks: predict one, measure and score it."""
 
 from __future__ import annotations
 
@@ -87,6 +87,37 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
         return
     prediction.predict(request, model, notify)
     click.echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
+
+
+@click.command()
+@click.argument("labels")
+@click.option("--image", metavar="FILE", help="The image: adds grey values, and the voxel size where LABELS has none.")
+@click.option("--regions", metavar="FILE", help="Labels of regions, such as cells: adds a table with a row for each.")
+@click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="CSV, in place of LABELS.csv.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where no file says.")
+@instance_options
+@click.option("--overwrite", is_flag=True, help="Replace tables that exist.")
+def measure(labels: str, table: Path | None, voxel_size: str | None, **options: Any) -> None:
+    """Measure the mitochondria of any mask or labels.
+
+    LABELS is a TIFF, an OME-Zarr, or a folder or quoted glob of slices. Each value besides 0 is a mitochondrion; where
+    there is one value only, touching mitochondria are separated as by `predict --instances`. Sums over the stack go to
+    a table that ends with _totals.csv.
+    """
+    from mitoflow.config import params
+    from mitoflow.inference import measuring
+    from mitoflow.io import spacing
+
+    criteria = params.load_instances({key: options.pop(key) for key in params.Instances.model_fields})
+    measured = measuring.measure_file(
+        labels,
+        written := table or measuring.table_of(labels),
+        criteria=criteria,
+        spacing=spacing.parse(voxel_size) if voxel_size else None,
+        notify=lambda line: click.echo(line, err=True),
+        **options,
+    )
+    click.echo(f"{written}: {measured.summary}")
 
 
 @click.command()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mitoflow.config.params import Instances
-from mitoflow.data.masks import MaskValues, binarise
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.inference.instances import fewest_voxels, separate
-from mitoflow.io import ome, tiff, volumes
-from mitoflow.io.spacing import Size, Spacing, known_voxel_size, read_tiff_spacing
+from mitoflow.inference.label_files import is_mask, read_labels
+from mitoflow.io.spacing import Size, Spacing, known_voxel_size
 
 
 def score(
@@ -44,7 +42,7 @@ def score(
     InputError
         A file cannot be read, or they differ in size.
     """
-    (predicted, its_spacing), (true, other_spacing) = (_read(path) for path in (prediction, truth))
+    (predicted, its_spacing), (true, other_spacing) = (read_labels(path) for path in (prediction, truth))
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
@@ -71,45 +69,10 @@ def score(
     }
 
 
-def _read(source: str) -> tuple[NDArray[Any], Spacing]:
-    """Return (Z, Y, X) unsigned integers and their voxel size; labels may need more bits than a volume has."""
-    path = Path(source)
-    if ome.is_zarr(path):
-        image = ome.open_multiscale(path)
-        if lost := ome.missing_chunks(image):
-            raise InputError(path, f"missing chunks, the first {lost[0]}", "every chunk", "copy them again")
-        alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
-        voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
-        spacing = image.spacing
-    elif path.is_file():
-        voxels, spacing = _read_mask(path), read_tiff_spacing(path)
-    else:
-        volume = volumes.open_volume(source)
-        spacing = volume.spacing
-        voxels = np.stack(
-            [volume.read(z, (0, *volume.shape[1:2], 0, *volume.shape[2:])) for z in range(volume.shape[0])]
-        )
-    if voxels.dtype.kind != "u" or voxels.ndim not in (2, 3):
-        found = f"{voxels.dtype} voxels of {voxels.ndim} axes"
-        raise InputError(source, found, "a mask or labels, axes yx or zyx", "name an output of `mitoflow predict`")
-    return voxels.reshape((1, *voxels.shape)[-3:]), spacing
-
-
-def _read_mask(path: Path) -> NDArray[Any]:
-    """Return the slices of a TIFF, where it has antialiased edges as {0, 1}, and signed labels as unsigned ones."""
-    mask, values = tiff.open_mask(path), MaskValues(path)
-    for one in mask.slices():
-        values.add(one)
-    rule = values.rule if mask.dtype == np.uint8 else None
-    voxels = np.stack([binarise(one, rule) if rule == "half" else one for one in mask.slices()])
-    return voxels.astype(voxels.dtype.str.replace("i", "u")) if voxels.dtype.kind == "i" else voxels
-
-
 def _labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:
     """Return the instances that count, numbered without large gaps; what has one value only is taken apart."""
-    values, places, sizes = np.unique(voxels, return_inverse=True, return_counts=True)
-    if len(values[values > 0]) < 2:
+    if is_mask(voxels):
         return separate(voxels > 0, criteria, voxel_size)
-    depth, height, width = voxels.shape
-    counts = (values > 0) & (sizes >= fewest_voxels(criteria, (depth, height, width), voxel_size))
+    values, places, sizes = np.unique(voxels, return_inverse=True, return_counts=True)
+    counts = (values > 0) & (sizes >= fewest_voxels(criteria, voxels.shape, voxel_size))
     return np.asarray((np.cumsum(counts) * counts)[places].reshape(voxels.shape), np.uint32)

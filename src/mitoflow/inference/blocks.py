@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +71,13 @@ class Grid:
             pairs = zip(self.region(place), region, strict=True)
             zs, ys, xs = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in pairs)
             yield place, (zs, ys, xs)
+
+
+def grown_box(first: Sequence[int], stop: Sequence[int], shape: Shape) -> Region:
+    """Return the box from ``first`` to before ``stop`` and a voxel around it, as far as the volume reaches."""
+    ends = zip(first, stop, shape, strict=True)
+    z, y, x = (slice(max(a - 1, 0), min(b + 1, length)) for a, b, length in ends)
+    return z, y, x
 
 
 def shape_of(region: Region) -> Shape:

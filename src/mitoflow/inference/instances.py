@@ -15,14 +15,14 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from mitoflow.config.params import Instances
-from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of, within
+from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, grown_box, shape_of, within
 from mitoflow.inference.components import Components, label
 from mitoflow.io.spacing import NM3_PER_UM3, Size
 
 LARGEST_BOX: Final = 12_000_000  # voxels; the h-maxima need some 75 bytes for each of them
 
 
-def fewest_voxels(criteria: Instances, shape: Shape, voxel_size: Size | None) -> int:
+def fewest_voxels(criteria: Instances, shape: Sequence[int], voxel_size: Size | None) -> int:
     """Return how many voxels a mitochondrion has at least, in a volume of ``shape`` (Z, Y, X); voxel size in nm."""
     if voxel_size is None:
         ball, sides = float(criteria.smallest_voxels), (1.0, 1.0, 1.0)
@@ -206,7 +206,8 @@ class Separation:
         number = 0
         for place, pieces in zip(self._grid.places(), found.pieces, strict=True):
             for component in next(dues):
-                box = self._box(found.first[component], found.stop[component])
+                # The distance to the background needs background around the component.
+                box = grown_box(found.first[component].tolist(), found.stop[component].tolist(), self._grid.shape)
                 if math.prod(shape_of(box)) > self._largest:
                     number += 1
                     unsplit[component] = number
@@ -220,12 +221,6 @@ class Separation:
                     number += int(parts.max())
             write(self._grid.region(place), self._block(place, waiting.pop(place, ()), unsplit[pieces]))
         return [int(name) for name in unsplit if name > 0]
-
-    def _box(self, first: NDArray[np.int64], stop: NDArray[np.int64]) -> Region:
-        """Return a bounding box grown by a voxel: the distance to the background needs background around it."""
-        ends = zip(first.tolist(), stop.tolist(), self._grid.shape, strict=True)
-        z, y, x = (slice(max(a - 1, 0), min(b + 1, length)) for a, b, length in ends)
-        return z, y, x
 
     def _separate(
         self, box: Region, component: int, found: Components, absorbed: NDArray[np.bool_]

@@ -1,34 +1,40 @@
-"""Each mitochondrion of a labelled volume as a row: how large, how round, where; and how many there are."""
+"""Each mitochondrion of a labelled volume as a row: how large, of what shape, where; and how many there are.
+
+``docs/table.md`` has the formula, the unit and the source of each column.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import SphericalVoronoi
+from scipy.spatial import ConvexHull, SphericalVoronoi, cKDTree
+from scipy.spatial.distance import pdist
 
 from mitoflow.core.files import write_csv
-from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, shape_of
+from mitoflow.inference.blocks import BLOCK, Grid, Shape, grown_box, shape_of
+from mitoflow.inference.instances import LARGEST_BOX
+from mitoflow.inference.label_sums import STEPS, LabelSums, Read, Reals, Regions, grey_values
+from mitoflow.inference.skeletons import Skeleton, measure_skeleton
 from mitoflow.io.spacing import NM2_PER_UM2, NM3_PER_UM3, Size
 
-Reals = NDArray[np.float64]
+NM_PER_UM: Final = 1e3
 
-# One of each two opposite neighbours of a voxel, as steps (z, y, x).
-STEPS: Final = tuple(step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
-MOMENTS: Final = tuple(itertools.combinations_with_replacement(range(3), 2))
-
-COLUMNS: Final = (
-    *("label", "volume_voxels", "volume_um3", "surface_um2", "sphericity", "elongation", "slices"),
-    *("centroid_z_voxel", "centroid_y_voxel", "centroid_x_voxel"),
-    *("first_z_voxel", "first_y_voxel", "first_x_voxel", "last_z_voxel", "last_y_voxel", "last_x_voxel"),
-    *("touches_border", "unsplit"),
+CENTRELINE: Final = ("skeleton_length_um", "branches", "end_points", "diameter_um", "nearest_um")
+#: The columns that say how large a mitochondrion is and of what shape: of a volume, and of a single slice.
+VOLUME_MEASURES: Final = (
+    *("volume_um3", "surface_um2", "sphericity", "elongation", "complexity_index"),
+    *CENTRELINE,
+)
+SLICE_MEASURES: Final = (
+    *("area_um2", "perimeter_um", "circularity", "aspect_ratio", "feret_max_um", "feret_min_um"),
+    *CENTRELINE,
 )
 
 
@@ -61,81 +67,227 @@ def crofton_weights(voxel_size: Size) -> Reals:
     return weights
 
 
+def crofton_lengths(pixel_size: tuple[float, float]) -> Reals:
+    """Return the perimeter that a crossing along each of `STEPS` stands for: `crofton_weights` in a single slice.
+
+    Steps that leave the slice have no weight. For square pixels it is the perimeter of scikit-image's
+    `perimeter_crofton` with four directions. Ellipses of 3 : 1 are within 4 %, and edges along an axis 5 to 6 % too
+    short.
+
+    Parameters
+    ----------
+    pixel_size
+        (y, x).
+
+    Returns
+    -------
+    weights
+        ``(13,)`` in the unit of ``pixel_size``.
+    """
+    steps = np.array(STEPS)
+    flat = np.flatnonzero(steps[:, 0] == 0)
+    steps = steps[flat, 1:] * pixel_size
+    angles = np.arctan2(steps[:, 0], steps[:, 1]) % np.pi
+    order = np.argsort(angles)
+    gaps = np.diff(angles[order], append=angles[order[0]] + np.pi)  # to the next direction of the half circle
+    weights = np.zeros(len(STEPS))
+    nearer = (gaps + np.roll(gaps, 1)) / 2
+    weights[flat[order]] = nearer / 2 * math.prod(pixel_size) / np.linalg.norm(steps[order], axis=1)
+    return weights
+
+
+def feret_diameters(component: NDArray[np.bool_], pixel_size: tuple[float, float]) -> tuple[float, float]:
+    """Return the greatest and the least distance between parallel lines that hold an object between them.
+
+    Parameters
+    ----------
+    component
+        ``(Y, X)`` bool. Pixels are rectangles, not points, as in ImageJ.
+    pixel_size
+        (y, x) in any unit.
+    """
+    places = np.argwhere(component)
+    corners = np.concatenate([places + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]) * pixel_size
+    hull = ConvexHull(corners)
+    outline = corners[hull.vertices]
+    # The least distance is that from an edge of the hull to the corner that is furthest away.
+    across = outline @ hull.equations[:, :2].T
+    return float(pdist(outline).max()), float(np.ptp(across, axis=0).min())
+
+
 @dataclass(frozen=True)
 class Measurements:
     """The mitochondria of a volume, in order of their labels.
 
-    A mitochondrion that the border of the volume cuts is measured as far as it is seen, and the cut is no surface.
+    Properties that are a column of the table have its name, with the unit, and are ``(n,)`` arrays in which NaN is what
+    cannot be known; `why_blank` has the reasons. A mitochondrion that the border of the volume cuts is measured as far
+    as it is seen: sizes are those of this part, to which the cut adds no surface, and shapes are NaN.
 
     Attributes
     ----------
     shape
         ``(Z, Y, X)`` of the volume.
     voxel_size
-        (z, y, x) in nm, or None where it is unknown. What needs it is NaN then.
-    labels, voxels
-        ``(n,)`` int64.
-    first, last
-        ``(n, 3)`` int64: the corners of the bounding box, both within it.
-    centroid
-        ``(n, 3)`` float64, in voxels; the middle of the first voxel is 0.
-    covariance
-        ``(n, 3, 3)`` float64: of the places of the voxels, in voxels.
-    crossings
-        ``(n, 13)`` int64: how often a step along each of `STEPS` leads in or out.
+        (z, y, x) in nm, or None where it is unknown.
+    sums
+        Their sizes, places and surfaces in voxels.
+    skeletons, feret
+        The centreline of each and, in a single slice, its Feret diameters ``(n, 2)``, in nm, in voxels where the voxel
+        size is unknown; None and NaN where it fills the volume or its bounding box is above `LARGEST_BOX`.
     unsplit
         Labels that may be several mitochondria, as `mitoflow.inference.instances.Separation.write` returns them.
+    grey
+        The mean and the standard deviation of their grey values, each (n,), where an image is given.
+    regions
+        The regions of interest, where they are given.
+    left_out
+        How many labels are too small to count.
     """
 
     shape: Shape
     voxel_size: Size | None
-    labels: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-    centroid: Reals
-    covariance: Reals
-    crossings: NDArray[np.int64]
-    unsplit: frozenset[int]
+    sums: LabelSums
+    skeletons: list[Skeleton | None]
+    feret: Reals
+    unsplit: frozenset[int] = frozenset()
+    grey: tuple[Reals, Reals] | None = None
+    regions: Regions | None = None
+    left_out: int = 0
 
     @property
-    def volume(self) -> Reals:
-        """``(n,)`` in µm³."""
-        um3 = math.prod(self.voxel_size) / NM3_PER_UM3 if self.voxel_size else math.nan
-        volume: Reals = self.voxels * um3
+    def is_slice(self) -> bool:
+        """Whether the volume is a single slice, whose mitochondria have areas and no volumes."""
+        return self.shape[0] == 1
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of `SLICE_MEASURES` or `VOLUME_MEASURES`."""
+        return SLICE_MEASURES if self.is_slice else VOLUME_MEASURES
+
+    @property
+    def _size(self) -> Reals:
+        return np.array(self.voxel_size or (math.nan,) * 3)
+
+    @property
+    def volume_um3(self) -> Reals:
+        """Voxels times their volume."""
+        volume: Reals = self.sums.voxels * self._size.prod() / NM3_PER_UM3
         return volume
 
-    @property
-    def surface(self) -> Reals:
-        """``(n,)`` in µm², by `crofton_weights`; NaN in a single slice, where nearly all of it is out of sight."""
-        if self.voxel_size is None or self.shape[0] == 1:
-            return np.full(len(self.labels), np.nan)
-        surface: Reals = self.crossings @ crofton_weights(self.voxel_size) / NM2_PER_UM2
+    @cached_property
+    def surface_um2(self) -> Reals:
+        """By `crofton_weights`."""
+        if self.voxel_size is None:
+            return np.full(len(self.sums.labels), np.nan)
+        surface: Reals = self.sums.crossings @ crofton_weights(self.voxel_size) / NM2_PER_UM2
         return surface
 
     @property
     def sphericity(self) -> Reals:
-        """``(n,)``: the surface of a ball of the same volume over the surface (Wadell 1935); 1 for a ball.
-
-        Too high for what the border cuts, and infinite for what fills the volume and so has no surface.
-        """
+        """The surface of a ball of the same volume over the surface (Wadell 1935); 1 for a ball."""
         with np.errstate(divide="ignore"):
-            sphericity: Reals = np.pi ** (1 / 3) * (6 * self.volume) ** (2 / 3) / self.surface
-        return sphericity
+            return self._uncut(np.pi ** (1 / 3) * (6 * self.volume_um3) ** (2 / 3) / self.surface_um2)
 
     @property
     def elongation(self) -> Reals:
-        """``(n,)``: the longest over the second longest axis of the ellipsoid with the same moments, from 1 on.
+        """The longest over the second longest axis of the ellipsoid with the same moments, from 1 on.
 
         As in the Insight Toolkit (Lehmann 2007, "Label object representation and manipulation with ITK"): a disc is
         not elongated.
         """
+        return self._ratio_of_axes([0, 1, 2])
+
+    @property
+    def complexity_index(self) -> Reals:
+        """The mitochondrial complexity index, surface^3 / (16 pi^2 volume^2); 0.72 for a ball.
+
+        Vincent et al. 2019, "Quantitative 3D mapping of the human skeletal muscle mitochondrial network", Cell Reports
+        26.
+        """
+        return self._uncut(self.surface_um2**3 / (16 * np.pi**2 * self.volume_um3**2))
+
+    @property
+    def area_um2(self) -> Reals:
+        """Pixels times their area."""
+        area: Reals = self.sums.voxels * self._size[1:].prod() / NM2_PER_UM2
+        return area
+
+    @cached_property
+    def perimeter_um(self) -> Reals:
+        """By `crofton_lengths`."""
         if self.voxel_size is None:
-            return np.full(len(self.labels), np.nan)
-        size = np.array(self.voxel_size)
+            return np.full(len(self.sums.labels), np.nan)
+        perimeter: Reals = self.sums.crossings @ crofton_lengths(self.voxel_size[1:]) / NM_PER_UM
+        return perimeter
+
+    @property
+    def circularity(self) -> Reals:
+        """The form factor, 4 pi area / perimeter^2; 1 for a disc."""
+        with np.errstate(divide="ignore"):
+            return self._uncut(4 * np.pi * self.area_um2 / self.perimeter_um**2)
+
+    @property
+    def aspect_ratio(self) -> Reals:
+        """The longer over the shorter axis of the ellipse with the same moments, from 1 on."""
+        return self._ratio_of_axes([1, 2])
+
+    @property
+    def feret_max_um(self) -> Reals:
+        """The greatest of the diameters of `feret_diameters`."""
+        return self._uncut(self._in_um(self.feret[:, 0]))
+
+    @property
+    def feret_min_um(self) -> Reals:
+        """The least of the diameters of `feret_diameters`."""
+        return self._uncut(self._in_um(self.feret[:, 1]))
+
+    @property
+    def skeleton_length_um(self) -> Reals:
+        """See `Skeleton`, as the next three."""
+        return self._in_um(self._of_skeletons("length"))
+
+    @property
+    def branches(self) -> Reals:
+        """How many the centreline has."""
+        return self._of_skeletons("branches")
+
+    @property
+    def end_points(self) -> Reals:
+        """How many the centreline has."""
+        return self._of_skeletons("ends")
+
+    @property
+    def diameter_um(self) -> Reals:
+        """The mean along the centreline."""
+        return self._in_um(self._of_skeletons("diameter"))
+
+    @cached_property
+    def nearest_um(self) -> Reals:
+        """The distance from its centroid to the nearest other one; NaN where there is no other."""
+        if self.voxel_size is None or len(self.sums.labels) < 2:
+            return np.full(len(self.sums.labels), np.nan)
+        places = self.sums.centroid * self._size
+        distances, _ = cKDTree(places).query(places, k=2)
+        return np.asarray(distances)[:, 1] / NM_PER_UM
+
+    def _of_skeletons(self, name: str) -> Reals:
+        return np.array([getattr(each, name) if each else math.nan for each in self.skeletons], np.float64)
+
+    def _in_um(self, lengths: Reals) -> Reals:
+        """Return lengths in nm as micrometres; without a voxel size they would be of voxels."""
+        return np.asarray(lengths / NM_PER_UM if self.voxel_size else lengths * np.nan)
+
+    def _ratio_of_axes(self, axes: list[int]) -> Reals:
+        if self.voxel_size is None:
+            return np.full(len(self.sums.labels), np.nan)
+        size = self._size[axes]
         within_voxels = np.diag(size**2 / 12)  # a voxel is no point: without it a row of voxels would have no width
-        axes = np.linalg.eigvalsh(self.covariance * np.outer(size, size) + within_voxels)
-        return np.sqrt(axes[:, 2] / axes[:, 1])
+        covariance = self.sums.covariance[:, axes][:, :, axes]
+        squares: Reals = np.linalg.eigvalsh(covariance * np.outer(size, size) + within_voxels)
+        return self._uncut(np.sqrt(squares[:, -1] / squares[:, -2]))
+
+    def _uncut(self, values: Reals) -> Reals:
+        return np.where(self.touches_border, np.nan, values)
 
     @property
     def touches_border(self) -> NDArray[np.bool_]:
@@ -143,71 +295,167 @@ class Measurements:
         return self._touches_first() | self._touches_last()
 
     def _touches_first(self) -> NDArray[np.bool_]:
-        touches: NDArray[np.bool_] = ((self.first == 0) & (np.array(self.shape) > 1)).any(1)
+        touches: NDArray[np.bool_] = ((self.sums.first == 0) & (np.array(self.shape) > 1)).any(1)
         return touches
 
     def _touches_last(self) -> NDArray[np.bool_]:
         ends = np.array(self.shape) - 1
-        touches: NDArray[np.bool_] = ((self.last == ends) & (ends > 0)).any(1)
+        touches: NDArray[np.bool_] = ((self.sums.last == ends) & (ends > 0)).any(1)
         return touches
 
     @property
-    def totals(self) -> dict[str, float]:
-        """Sums over the volume, with units in their names.
+    def why_blank(self) -> list[str]:
+        """Why measures of each are NaN; empty where none is."""
+        reasons: list[str] = []
+        for cut, skeleton in zip(self.touches_border, self.skeletons, strict=True):
+            stated = {
+                "voxel size unknown": self.voxel_size is None,
+                "cut by the border": cut,
+                f"no centreline: above {LARGEST_BOX // 10**6} million voxels, or no background": skeleton is None,
+                "no other mitochondrion": len(self.sums.labels) == 1,
+            }
+            reasons.append("; ".join(reason for reason, holds in stated.items() if holds))
+        return reasons
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the table by name, each (n,): places in voxels from 0 on, and flags 0 or 1."""
+        sums, axes = self.sums, "yx" if self.is_slice else "zyx"
+        boxes = {"centroid": sums.centroid, "first": sums.first, "last": sums.last}
+        grey = dict(zip(("grey_mean", "grey_sd"), self.grey, strict=True)) if self.grey else {}
+        return {
+            "label": sums.labels,
+            **({"region": self.regions.of} if self.regions else {}),
+            "area_pixels" if self.is_slice else "volume_voxels": sums.voxels,
+            **{name: getattr(self, name) for name in self.measures},
+            **grey,
+            **({} if self.is_slice else {"slices": sums.last[:, 0] - sums.first[:, 0] + 1}),
+            **{f"{what}_{axis}_voxel": at[:, "zyx".index(axis)] for what, at in boxes.items() for axis in axes},
+            "touches_border": self.touches_border.astype(int),
+            "unsplit": np.isin(sums.labels, list(self.unsplit)).astype(int),
+            "why_blank": self.why_blank,
+        }
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over the volume, with units in their names, and why one is NaN.
 
         The density leaves out what touches the last slice, row or column, and counts what touches the first ones:
         where volumes lie side by side each mitochondrion is in just one of them. To count all of them gives too many,
         the more so the smaller the volume (Howard et al. 1985, "Unbiased estimation of particle density in the tandem
-        scanning reflected light microscope", Journal of Microscopy 138).
+        scanning reflected light microscope", Journal of Microscopy 138). Where there are some and none is left to
+        count, the density is NaN: the volume is too small for an estimate.
         """
-        voxels = math.prod(self.shape)
-        volume = voxels * math.prod(self.voxel_size) / NM3_PER_UM3 if self.voxel_size else math.nan
+        number, counted = len(self.sums.labels), int((~self._touches_last()).sum())
+        size, reasons = self._extent(math.prod(self.shape)), []
+        if self.voxel_size is None:
+            reasons.append("voxel size unknown")
+        if number and not counted:
+            reasons.append("no density: all reach the last slice, row or column")
+        density = counted / size if counted or not number else math.nan
+        what, fraction, per, extent = self._names
         return {
-            "mitochondria": len(self.labels),
+            what: number,
             "touching_border": int(self.touches_border.sum()),
             "unsplit": len(self.unsplit),
-            "volume_fraction": float(self.voxels.sum()) / voxels,
-            "density_per_um3": float((~self._touches_last()).sum()) / volume,
-            "stack_um3": volume,
+            fraction: float(self.sums.voxels.sum()) / math.prod(self.shape),
+            per: density,
+            f"stack_{extent}": size,
+            "why_blank": "; ".join(reasons),
         }
 
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield `COLUMNS` for each mitochondrion: places from 0 on, flags 0 or 1, and nothing for what is unknown."""
-        columns = (
-            *(self.labels, self.voxels, self.volume, self.surface, self.sphericity, self.elongation),
-            *(self.last[:, 0] - self.first[:, 0] + 1, *self.centroid.T, *self.first.T, *self.last.T),
-            *(self.touches_border.astype(int), np.isin(self.labels, list(self.unsplit)).astype(int)),
-        )
-        for row in zip(*(column.tolist() for column in columns), strict=True):
-            yield tuple(map(_written, row))
+    @property
+    def summary(self) -> str:
+        """How many there are, how densely, and what share they take, in one line."""
+        totals, number = self.totals, len(self.sums.labels)
+        what, fraction, per, _ = self._names
+        unit, whole = ("square micrometre", "area") if self.is_slice else ("cubic micrometre", "volume")
+        one = "profile" if self.is_slice else "mitochondrion"
+        density = totals["why_blank"] or f"{totals[per]:.3g} per {unit}"
+        return f"{number} {one if number == 1 else what}, {density}; {totals[fraction]:.2%} of the {whole}"
+
+    @property
+    def _names(self) -> tuple[str, str, str, str]:
+        """What is counted, the name of its share, of its density, and the unit of a volume or an area."""
+        if self.is_slice:
+            return "profiles", "area_fraction", "profiles_per_um2", "um2"
+        return "mitochondria", "volume_fraction", "density_per_um3", "um3"
+
+    def _extent(self, voxels: int) -> float:
+        """Return a number of voxels in µm³, or of pixels of a single slice in µm²; NaN where it is unknown."""
+        sides, unit = (self._size[1:], NM2_PER_UM2) if self.is_slice else (self._size, NM3_PER_UM3)
+        return float(voxels * sides.prod() / unit)
+
+    @property
+    def region_rows(self) -> list[dict[str, float]]:
+        """For each region of interest how many mitochondria it has, and the median of each of `measures` in it.
+
+        A mitochondrion belongs to the region that has most of its voxels. The fraction is that of the region's voxels.
+        """
+        if not self.regions:
+            return []
+        values, rows = {name: getattr(self, name) for name in self.measures}, []
+        what, fraction, per, extent = self._names
+        for name, voxels, mitochondrial in zip(
+            self.regions.labels.tolist(), self.regions.voxels.tolist(), self.regions.mitochondrial.tolist(), strict=True
+        ):
+            inside, size = self.regions.of == name, self._extent(voxels)
+            rows.append(
+                {
+                    "region": name,
+                    what: int(inside.sum()),
+                    fraction: mitochondrial / voxels,
+                    per: int(inside.sum()) / size,
+                    f"region_{extent}": size,
+                    **{f"median_{each}": median(column[inside]) for each, column in values.items()},
+                }
+            )
+        return rows
 
     def write(self, path: Path) -> None:
         """Write the mitochondria as CSV."""
-        write_csv(path, COLUMNS, self.rows())
+        columns = [column.tolist() if isinstance(column, np.ndarray) else column for column in self.columns.values()]
+        write_csv(path, tuple(self.columns), (map(_written, row) for row in zip(*columns, strict=True)))
 
     def write_totals(self, path: Path, judgement: str = "") -> None:
         """Write the totals as CSV of one row, which ends with the `judgement` of the mask that they come from."""
-        write_csv(path, (*self.totals, "judgement"), [[*map(_written, self.totals.values()), judgement]])
+        _write_rows(path, [{**self.totals, "judgement": judgement}])
+
+    def write_regions(self, path: Path) -> None:
+        """Write `region_rows` as CSV."""
+        _write_rows(path, self.region_rows)
 
 
-def _written(value: float) -> str:
-    if isinstance(value, int):
+def median(values: Reals) -> float:
+    """Return the median of those that are no NaN; NaN where there is none."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = tuple(rows[0]) if rows else ("region",)
+    write_csv(path, names, (map(_written, row.values()) for row in rows))
+
+
+def _written(value: float | str) -> str:
+    if isinstance(value, int | str):
         return str(value)
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def measure(
-    read: Callable[[Region], NDArray[Any]],
+    read: Read,
     shape: Shape,
     *,
     voxel_size: Size | None = None,
     unsplit: Collection[int] = (),
+    fewest: int = 0,
+    read_image: Read | None = None,
+    read_regions: Read | None = None,
     block: Shape = BLOCK,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> Measurements:
-    """Measure each label of a volume, one block in memory at a time.
-
-    All that is measured is a sum over voxels or over pairs of neighbours, and `mitoflow.inference.blocks.Grid` shows
-    each of these to one block only, so it does not depend on the blocks.
+    """Measure each label of a volume, one block or one bounding box in memory at a time.
 
     Parameters
     ----------
@@ -219,88 +467,41 @@ def measure(
         (z, y, x) in nm, or None where it is unknown.
     unsplit
         Labels to mark in the table.
+    fewest
+        Labels of fewer voxels are left out.
+    read_image
+        Returns the grey values ``(Z, Y, X)`` of a region.
+    read_regions
+        Returns the labels of the regions of interest ``(Z, Y, X)`` of a region, as `read` does those of mitochondria.
     block
         ``(Z, Y, X)`` in voxels.
+    advance
+        Called with 1 for each mitochondrion that was measured.
     """
     grid = Grid(shape, block)
-    tallies = [_tally(read(grid.grown(place)), grid.region(place)) for place in grid.places()]
-    names, sums, firsts, stops = (np.concatenate(parts) for parts in zip(*tallies, strict=True))
-    labels, of = np.unique(names, return_inverse=True)
-    total = np.zeros((len(labels), sums.shape[1]))
-    first = np.full((len(labels), 3), np.iinfo(np.int64).max)
-    stop = np.zeros((len(labels), 3), np.int64)
-    np.add.at(total, of, sums)
-    np.minimum.at(first, of, firsts)
-    np.maximum.at(stop, of, stops)
-
-    voxels, places, products, crossings = np.split(total, np.cumsum([1, 3, len(MOMENTS)]), axis=1)
-    centroid = places / voxels
-    covariance = np.empty((len(labels), 3, 3))
-    for (i, j), product in zip(MOMENTS, products.T, strict=True):
-        covariance[:, i, j] = covariance[:, j, i] = product / voxels[:, 0] - centroid[:, i] * centroid[:, j]
+    found = LabelSums.of(read, grid)
+    sums = found.where(found.voxels >= fewest)
+    skeletons: list[Skeleton | None] = []
+    feret = np.full((len(sums.labels), 2), math.nan)
+    size = voxel_size or (1.0, 1.0, 1.0)
+    boxes = zip(sums.labels.tolist(), sums.first.tolist(), sums.last.tolist(), strict=True)
+    for row, (name, first, last) in enumerate(boxes):
+        box = grown_box(first, [at + 1 for at in last], shape)
+        fits = math.prod(shape_of(box)) <= LARGEST_BOX
+        component = read(box) == name if fits else np.ones((1, 1, 1), bool)
+        has_border = not component.all()
+        skeletons.append(measure_skeleton(component, size) if has_border else None)
+        if has_border and shape[0] == 1:
+            feret[row] = feret_diameters(component[0], size[1:])
+        advance(1)
     return Measurements(
         shape,
         voxel_size,
-        labels,
-        voxels[:, 0].astype(np.int64),
-        first,
-        stop - 1,
-        centroid,
-        covariance,
-        crossings.astype(np.int64),
+        sums,
+        skeletons,
+        feret,
         frozenset(unsplit),
+        grey_values(read, read_image, grid, sums.labels) if read_image else None,
+        Regions.count(read, read_regions, grid, sums.labels) if read_regions else None,
+        len(found.labels) - len(sums.labels),
     )
-
-
-def _tally(labels: NDArray[Any], region: Region) -> tuple[NDArray[Any], ...]:
-    """Add up what one block knows of each label.
-
-    Parameters
-    ----------
-    labels
-        ``(Z, Y, X)`` of the grown block.
-    region
-        The block itself.
-
-    Returns
-    -------
-    names
-        ``(labels,)`` int64.
-    sums
-        ``(labels, 23)`` float64: voxels, sums of their places, of the products `MOMENTS` of these, and crossings.
-    first, stop
-        ``(labels, 3)`` int64: the bounding box; for a label of the growth alone an empty one, which changes no other.
-    """
-    foreground = labels > 0
-    names, ranks = np.unique(labels[foreground], return_inverse=True)
-    ranked = np.zeros(labels.shape, np.uint32)
-    ranked[foreground] = ranks + 1
-    number = len(names) + 1
-
-    core = ranked[tuple(slice(length) for length in shape_of(region))]
-    places = np.stack(np.nonzero(core), axis=1)
-    of = core[tuple(places.T)]
-    corner = [s.start for s in region]
-    where = (places + corner).T.astype(np.float64)
-    weights = [None, *where, *(where[i] * where[j] for i, j in MOMENTS)]
-    sums = [np.bincount(of, weight, number) for weight in weights]
-    sums += [_crossings(ranked, step, core.shape, number) for step in STEPS]
-
-    first = np.full((len(names), 3), np.iinfo(np.int64).max)
-    stop = np.zeros((len(names), 3), np.int64)
-    for rank, box in enumerate(ndimage.find_objects(core, len(names))):
-        if box is not None:
-            first[rank], stop[rank] = (np.array([(s.start, s.stop) for s in box]) + np.c_[corner]).T
-    return names.astype(np.int64), np.stack(sums, axis=1)[1:], first, stop
-
-
-def _crossings(labels: NDArray[Any], step: tuple[int, ...], core: tuple[int, ...], number: int) -> NDArray[np.int64]:
-    """Return ``(number,)``: how many steps lead from a voxel of each label to one of another or back.
-
-    A step is taken where the lowest z, y and x of both its ends is in the core.
-    """
-    near = tuple(slice(1, None) if d < 0 else slice(-1 if d else n) for d, n in zip(step, core, strict=True))
-    far = tuple(slice(-1) if d < 0 else slice(1 if d else 0, None if d else n) for d, n in zip(step, core, strict=True))
-    here, there = labels[near], labels[far]
-    ends = here != there
-    return np.bincount(here[ends], minlength=number) + np.bincount(there[ends], minlength=number)

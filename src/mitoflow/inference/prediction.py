@@ -15,22 +15,18 @@ from tqdm import tqdm
 from mitoflow import __version__
 from mitoflow.config.params import Instances
 from mitoflow.data.slice_distance import spread
-from mitoflow.inference import adaptation, jobs, morphometry, outputs, overlay
+from mitoflow.inference import adaptation, jobs, outputs, overlay
 from mitoflow.inference.adaptation import Notify
-from mitoflow.inference.blocks import Region, Shape, shape_of
-from mitoflow.inference.instances import LARGEST_BOX, Separation
+from mitoflow.inference.instances import LARGEST_BOX
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
+from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.model_input import decide
-from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
-from mitoflow.io.spacing import Spacing, known_voxel_size
 from mitoflow.io.volumes import Volume
 
-INSTANCE_BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
-Voxels = zarr.Array[Any] | np.ndarray
 DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
@@ -183,57 +179,16 @@ def _label_instances(
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        measured = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
-    if measured.unsplit:
-        larger = f"{len(measured.unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
+        unsplit = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
+    if unsplit:
+        larger = f"{len(unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
+        with tqdm(desc="measure", unit="mitochondrion") as bar:
+            measured = measure_labels(labels, description.spacing, unsplit=unsplit, advance=bar.update)
         measured.write(pending.folder / "mitochondria.csv")
         measured.write_totals(pending.folder / "totals.csv", description.lineage.get("judgement", ""))
-        notify(_summary(measured))
-
-
-def label_instances(
-    mask: Voxels, labels: Voxels, criteria: Instances, spacing: Spacing, advance: Callable[[int], object]
-) -> Measurements:
-    """Give each mitochondrion of a mask a label, and measure it, block by block.
-
-    Parameters
-    ----------
-    mask
-        (Z, Y, X) or (Y, X), 0 for background.
-    labels
-        Of the same shape; they are written here. See `mitoflow.inference.instances.Separation.write`.
-    criteria
-        Smallest size and neck.
-    spacing
-        See `mitoflow.io.spacing.Spacing`; without one of the axes, voxels are counted.
-    advance
-        Called with the number of voxels that were just labelled.
-    """
-    shape: Shape = (1, *mask.shape)[-3:]  # type: ignore[assignment]
-    voxel_size = known_voxel_size(spacing, shape[0])
-
-    def read(array: Voxels, region: Region) -> np.ndarray:
-        return np.asarray(array[region[-array.ndim :]]).reshape(shape_of(region))
-
-    def write(region: Region, named: np.ndarray) -> None:
-        labels[region[-labels.ndim :]] = named.reshape(named.shape[-labels.ndim :])
-        advance(named.size)
-
-    separation = Separation(
-        lambda region: read(mask, region) > 0, shape, criteria=criteria, voxel_size=voxel_size, block=INSTANCE_BLOCK
-    )
-    unsplit = separation.write(write)
-    return morphometry.measure(
-        lambda region: read(labels, region), shape, voxel_size=voxel_size, unsplit=unsplit, block=INSTANCE_BLOCK
-    )
-
-
-def _summary(measured: Measurements) -> str:
-    totals = measured.totals
-    density = f", {totals['density_per_um3']:.3g} per cubic micrometre" if measured.voxel_size else ""
-    return f"{totals['mitochondria']} mitochondria{density}; {totals['volume_fraction']:.2%} of the volume"
+        notify(measured.summary)
 
 
 def _finish(

@@ -1,0 +1,126 @@
+"""Measure the mitochondria of a mask or of labels in a file, whatever tool wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mitoflow.config.params import Instances
+from mitoflow.errors import InputError
+from mitoflow.inference.instances import fewest_voxels
+from mitoflow.inference.label_files import is_mask, read_labels
+from mitoflow.inference.labelling import label_instances, measure_labels
+from mitoflow.inference.morphometry import Measurements
+from mitoflow.inference.outputs import refuse_existing
+from mitoflow.io import ome, volumes
+from mitoflow.io.spacing import Spacing, known_voxel_size
+
+NEEDED = "give --voxel-size, or --image with an image that states it"
+
+
+def measure_file(
+    source: str,
+    table: Path,
+    *,
+    criteria: Instances,
+    image: str | None = None,
+    regions: str | None = None,
+    spacing: Spacing | None = None,
+    overwrite: bool = False,
+    notify: Callable[[str], object] = lambda _: None,
+) -> Measurements:
+    """Measure the mitochondria of a file, and write the tables.
+
+    Where the file has one value besides 0, it is a mask, which is taken apart as `mitoflow predict --instances` does.
+    Where it has several, each is the label of a mitochondrion, also where its parts do not touch; labels that are too
+    small do not count. Files are read into memory.
+
+    Parameters
+    ----------
+    source
+        See `mitoflow.inference.label_files.read_labels`.
+    table
+        A CSV of the mitochondria; ``TABLE_totals.csv`` is written beside it, and ``TABLE_regions.csv`` with `regions`.
+    criteria
+        What counts as a mitochondrion.
+    image
+        The image of the same size: adds the grey values of each mitochondrion, and the voxel size where the labels do
+        not state it.
+    regions
+        Labels of regions of interest of the same size, such as cells.
+    spacing
+        The voxel size, in place of what the files state.
+    overwrite
+        Whether tables that exist are replaced.
+    notify
+        Called with each note for the user, one line each.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or has another size than the labels; a table exists, or is no CSV.
+    """
+    if table.suffix.lower() != ".csv":
+        raise InputError("--table", table, "a name that ends with .csv", "choose such a name")
+    if not table.parent.is_dir():
+        raise InputError(table, "no such folder", "a place to write to", "make the folder first")
+    totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
+    if not overwrite:
+        refuse_existing(table, [table, totals, *([of_regions] if regions else [])])
+    voxels, stated = read_labels(source)
+    grey = None
+    if image is not None:
+        grey, of_image = _read_image(image)
+        _require_shape(image, grey, source, voxels)
+        stated = {**of_image, **stated}
+    areas = None
+    if regions is not None:
+        areas, _ = read_labels(regions)
+        _require_shape(regions, areas, source, voxels)
+    known = spacing or stated
+    voxel_size = known_voxel_size(known, len(voxels))
+    if voxel_size is None:
+        notify(f"note: {source}: the voxel size is unknown, so sizes are in voxels alone; {NEEDED}")
+    unsplit: list[int] = []
+    fewest = fewest_voxels(criteria, voxels.shape, voxel_size)
+    if is_mask(voxels):
+        labels = np.zeros(voxels.shape, np.uint32)
+        unsplit = label_instances(voxels, labels, criteria, known, lambda _: None)
+        voxels, fewest = labels, 0
+    with tqdm(desc="measure", unit="mitochondrion") as bar:
+        measured = measure_labels(
+            voxels, known, unsplit=unsplit, fewest=fewest, image=grey, regions=areas, advance=bar.update
+        )
+    if measured.left_out:
+        limit = f"below {fewest} voxels: left out; --smallest-um3 0 and --smallest-voxels 0 keep all"
+        notify(f"note: {source}: labels {limit} ({measured.left_out})")
+    measured.write(table)
+    measured.write_totals(totals)
+    if areas is not None:
+        measured.write_regions(of_regions)
+    return measured
+
+
+def table_of(source: str) -> Path:
+    """Return the name of the table of a file: ``cell.csv`` for ``cell.ome.zarr``, beside it."""
+    path = Path(source)
+    if not (ome.is_tiff(path) or ome.is_zarr(path)) or set(source) & set("*?["):
+        raise InputError("--table", "no name", "a name for the table of several files", "give --table NAME.csv")
+    return path.with_name(f"{path.name.removesuffix(path.suffix).removesuffix('.ome')}.csv")
+
+
+def _read_image(source: str) -> tuple[NDArray[Any], Spacing]:
+    volume = volumes.open_volume(source)
+    whole = (0, volume.shape[1], 0, volume.shape[2])
+    return np.stack([volume.read(z, whole) for z in range(volume.shape[0])]), volume.spacing
+
+
+def _require_shape(path: str, found: NDArray[Any], source: str, labels: NDArray[Any]) -> None:
+    if found.shape != labels.shape:
+        sizes = [" x ".join(map(str, each.shape)) for each in (found, labels)]
+        raise InputError(path, f"{sizes[0]} voxels", f"{sizes[1]}, as in {source}", "name the file of this stack")

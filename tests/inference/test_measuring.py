@@ -1,0 +1,141 @@
+"""Tables of masks and labels in files of other tools."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from mitoflow.config.params import Instances
+from mitoflow.errors import InputError
+from mitoflow.inference.measuring import measure_file, table_of
+from mitoflow.io import ome
+
+CRITERIA = Instances()
+NM = {"z": 20.0, "y": 10.0, "x": 10.0}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def labels() -> NDArray[np.uint16]:
+    """Two that touch, one of two pieces, and a speck."""
+    labels = np.zeros((20, 60, 80), np.uint16)
+    labels[3:13, 5:25, 5:20], labels[3:13, 5:25, 20:35] = 7, 900
+    labels[3:13, 35:50, 5:20], labels[3:13, 35:50, 40:55] = 12, 12
+    labels[15, 30, 70] = 13
+    return labels
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def save(kind: str, labels: NDArray[np.uint16]) -> str:
+    """Save labels as programs do that people correct them with."""
+    if kind == "zarr":
+        array = ome.create_multiscale(Path("l.ome.zarr"), labels.shape, labels.dtype, 8)
+        array[:] = labels
+        ome.finish_multiscale(Path("l.ome.zarr"), ome.Description("zyx", NM))
+        return "l.ome.zarr"
+    if kind == "imagej":
+        known = {"spacing": 0.02, "unit": "um", "axes": "ZYX"}
+        tifffile.imwrite("l.tif", labels, imagej=True, resolution=(100, 100), metadata=known)
+    elif kind == "napari":
+        tifffile.imwrite("l.tif", labels.astype(np.int64), compression="zlib")
+    elif kind == "float":
+        tifffile.imwrite("l.tif", labels.astype(np.float32))
+    return "l.tif"
+
+
+@pytest.mark.parametrize("kind", ["zarr", "imagej", "napari", "float"])
+def test_labels_of_any_tool_are_measured(kind: str, labels: NDArray[np.uint16]) -> None:
+    notes: list[str] = []
+    known = None if kind in ("zarr", "imagej") else NM
+    source = save(kind, labels)
+    measured = measure_file(source, table_of(source), criteria=CRITERIA, spacing=known, notify=notes.append)
+    table = rows("l.csv")
+    assert [(row["label"], row["volume_voxels"]) for row in table] == [("7", "3000"), ("12", "4500"), ("900", "3000")]
+    assert [float(row["volume_um3"]) for row in table] == pytest.approx([0.006, 0.009, 0.006])
+    assert notes == [
+        f"note: {source}: labels below 500 voxels: left out; --smallest-um3 0 and --smallest-voxels 0 keep all (1)"
+    ]
+    (totals,) = rows("l_totals.csv")
+    assert totals["mitochondria"] == "3"
+    assert measured.summary == "3 mitochondria, 15.6 per cubic micrometre; 10.94% of the volume"
+
+
+def test_a_mask_is_taken_apart(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("mask.tif", ((labels > 0) * 255).astype(np.uint8))
+    measure_file("mask.tif", Path("t.csv"), criteria=CRITERIA, spacing=NM)
+    assert sorted(int(row["volume_voxels"]) for row in rows("t.csv")) == [2250, 2250, 6000]
+
+
+def test_an_image_gives_grey_values_and_the_voxel_size(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("l.tif", labels)
+    image = np.full(labels.shape, 200, np.uint8)
+    image[labels == 7] = 50
+    image[3:13, 5:25, 5:10] = 80  # a third of it
+    known = {"spacing": 0.02, "unit": "um", "axes": "ZYX"}
+    tifffile.imwrite("image.tif", image, imagej=True, resolution=(100, 100), metadata=known)
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, image="image.tif")
+    first, *_ = rows("t.csv")
+    assert float(first["grey_mean"]) == 60
+    assert float(first["grey_sd"]) == pytest.approx(np.std([80, 50, 50]), rel=1e-5)
+    assert float(first["volume_um3"]) == pytest.approx(0.006)
+
+
+def test_regions_have_a_table_of_their_own(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("l.tif", labels)
+    cells = np.zeros(labels.shape, np.uint8)
+    cells[:, :30], cells[:, 30:, :30] = 2, 5
+    tifffile.imwrite("cells.tif", cells)
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, spacing=NM, regions="cells.tif")
+    assert [row["region"] for row in rows("t.csv")] == ["2", "0", "2"]  # half of 12 is in none
+    found = {row["region"]: (row["mitochondria"], float(row["volume_fraction"])) for row in rows("t_regions.csv")}
+    assert found == {"2": ("2", pytest.approx(6000 / 48000)), "5": ("0", pytest.approx(2250 / 18000))}
+
+
+def test_a_single_slice_has_profiles(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("slice.tif", labels[5])
+    measured = measure_file("slice.tif", Path("t.csv"), criteria=CRITERIA, spacing={"y": 10.0, "x": 10.0})
+    assert measured.summary == "3 profiles, 6.25 per square micrometre; 21.88% of the area"
+    assert {"area_um2", "circularity", "feret_max_um"} <= rows("t.csv")[0].keys()
+
+
+def test_without_a_voxel_size_voxels_are_counted(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("l.tif", labels)
+    notes: list[str] = []
+    measured = measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, notify=notes.append)
+    assert "the voxel size is unknown, so sizes are in voxels alone; give --voxel-size" in notes[0]
+    assert measured.summary == "3 mitochondria, voxel size unknown; 10.94% of the volume"
+
+
+def test_what_cannot_be_measured_is_one_line(labels: NDArray[np.uint16]) -> None:
+    tifffile.imwrite("l.tif", labels)
+    tifffile.imwrite("short.tif", labels[1:])
+    tifffile.imwrite("p.tif", np.full((5, 9, 9), 0.5, np.float32))
+    for source, options, line in (
+        ("l.tif", {"image": "short.tif"}, "short.tif: found 19 x 60 x 80 voxels, expected 20 x 60 x 80, as in l.tif"),
+        ("l.tif", {"regions": "short.tif"}, "short.tif: found 19 x 60 x 80 voxels"),
+        ("p.tif", {}, "p.tif: found float32 voxels of 3 axes, expected a mask or labels"),
+        ("none.tif", {}, "none.tif: found no such file"),
+    ):
+        with pytest.raises(InputError, match=line):
+            measure_file(source, Path("t.csv"), criteria=CRITERIA, **options)
+    Path("t_totals.csv").touch()
+    with pytest.raises(InputError, match="t_totals.csv: found an output that exists"):
+        measure_file("l.tif", Path("t.csv"), criteria=CRITERIA)
+    assert not Path("t.csv").exists()
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, overwrite=True)
+    with pytest.raises(InputError, match="give --table NAME.csv"):
+        table_of("slices/*.tif")
