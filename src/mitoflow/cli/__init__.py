@@ -69,6 +69,7 @@ COMMANDS = (
     predict.predict,
     serve.serve,
     predict.measure,
+    predict.groups,
     predict.score,
     serve.app,
     models.lineage,

@@ -1,4 +1,4 @@
-"""Commands for masks: predict one, measure and score it."""
+"""Commands for masks: predict one, measure, compare and score them."""
 
 from __future__ import annotations
 
@@ -118,6 +118,27 @@ def measure(labels: str, table: Path | None, voxel_size: str | None, **options: 
         **options,
     )
     click.echo(f"{written}: {measured.summary}")
+
+
+@click.command()
+@click.argument("sheet", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def groups(sheet: Path, output: Path, overwrite: bool) -> None:
+    """Compare conditions by tables of mitochondria.
+
+    SHEET is a CSV with the columns table, condition and animal: a table that `predict` or `measure` wrote, and whose it
+    is; animal is what was sampled independently, such as an animal or a cell. The folder OUTPUT gets one table of all
+    mitochondria, one of all animals, the differences from the first condition with 95 % intervals, and a figure.
+    """
+    from mitoflow.evaluation import groups as comparison
+
+    differences = comparison.compare_groups(sheet, output, overwrite=overwrite)
+    rows = [
+        [each.measure, each.condition, f"{each.mean:.3g}", f"{each.reference_mean:.3g}", each.interval]
+        for each in differences
+    ]
+    print_table(["measure", "condition", "mean", "reference", "difference"], rows)
 
 
 @click.command()

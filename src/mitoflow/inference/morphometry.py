@@ -415,7 +415,7 @@ class Measurements:
     def write(self, path: Path) -> None:
         """Write the mitochondria as CSV."""
         columns = [column.tolist() if isinstance(column, np.ndarray) else column for column in self.columns.values()]
-        write_csv(path, tuple(self.columns), (map(_written, row) for row in zip(*columns, strict=True)))
+        write_csv(path, tuple(self.columns), (map(written, row) for row in zip(*columns, strict=True)))
 
     def write_totals(self, path: Path, judgement: str = "") -> None:
         """Write the totals as CSV of one row, which ends with the `judgement` of the mask that they come from."""
@@ -434,10 +434,11 @@ def median(values: Reals) -> float:
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     names = tuple(rows[0]) if rows else ("region",)
-    write_csv(path, names, (map(_written, row.values()) for row in rows))
+    write_csv(path, names, (map(written, row.values()) for row in rows))
 
 
-def _written(value: float | str) -> str:
+def written(value: float | str) -> str:
+    """Return a value as tables have it: nothing for NaN and infinity."""
     if isinstance(value, int | str):
         return str(value)
     return f"{value:.6g}" if math.isfinite(value) else ""

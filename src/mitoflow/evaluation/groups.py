@@ -1,0 +1,226 @@
+"""Compare conditions by tables of mitochondria: the animal or the cell counts, not the mitochondrion.
+
+Mitochondria of one animal are alike, so a thousand of them are no thousand observations. Each animal has the median of
+its mitochondria, and conditions are compared by these (Lord et al. 2020, "SuperPlots: Communicating reproducibility and
+variability in cell biology", Journal of Cell Biology 219).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
+
+from mitoflow.core import files
+from mitoflow.errors import InputError
+from mitoflow.inference.morphometry import SLICE_MEASURES, VOLUME_MEASURES, median, written
+from mitoflow.inference.outputs import refuse_existing
+
+SHEET_COLUMNS = ("table", "condition", "animal")
+OUTPUTS = ("mitochondria.csv", "animals.csv", "comparison.csv", "groups.png")
+
+
+@dataclass(frozen=True)
+class Animal:
+    """What was sampled independently of the others: an animal, a patient, a culture or a cell.
+
+    Attributes
+    ----------
+    condition, name
+        As in the sheet.
+    rows
+        The rows of its tables.
+    """
+
+    condition: str
+    name: str
+    rows: Sequence[dict[str, str]]
+
+    def values(self, measure: str) -> NDArray[np.float64]:
+        """Return a measure of its mitochondria without those that the border cuts; NaN where it is blank."""
+        whole = [row[measure] for row in self.rows if row["touches_border"] == "0"]
+        return np.array([float(value or math.nan) for value in whole], np.float64)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A measure under a condition beside that under the first one, by the medians of the animals.
+
+    Attributes
+    ----------
+    measure, condition, reference
+        What is compared.
+    animals, reference_animals
+        How many have a value.
+    mean, reference_mean
+        Of the medians of these animals.
+    difference, low, high
+        The first less the second, and its 95 % interval by Welch's t: of two animals and more in each, and valid where
+        their medians are about normally distributed.
+    why_blank
+        Why there is no interval.
+    """
+
+    measure: str
+    condition: str
+    reference: str
+    animals: int
+    reference_animals: int
+    mean: float
+    reference_mean: float
+    difference: float
+    low: float
+    high: float
+    why_blank: str
+
+    @property
+    def interval(self) -> str:
+        """The difference with its interval, or why there is none."""
+        return self.why_blank or f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+
+
+def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> list[Difference]:
+    """Write one table of all mitochondria, one of all animals, the comparison of the conditions, and a figure.
+
+    Parameters
+    ----------
+    sheet
+        A CSV with the columns `SHEET_COLUMNS`: a table that `mitoflow predict` or `measure` wrote, by its path from the
+        folder of the sheet, and whose it is. An animal may have several tables. The first condition is the reference.
+    output
+        A folder for `OUTPUTS`.
+    overwrite
+        Whether files that exist are replaced.
+
+    Raises
+    ------
+    InputError
+        A file is missing or is no such table, tables of slices and of stacks are mixed, or an output exists.
+    """
+    animals, measures = _read(sheet)
+    output.mkdir(exist_ok=True)
+    paths = [output / name for name in OUTPUTS]
+    if not overwrite:
+        refuse_existing(output, paths)
+    names = list(dict.fromkeys(name for animal in animals for row in animal.rows for name in row))
+    rows = (
+        [each.condition, each.name, *(row.get(name, "") for name in names)] for each in animals for row in each.rows
+    )
+    files.write_csv(paths[0], ("condition", "animal", *names), rows)
+    columns = ("condition", "animal", "mitochondria", "whole", *(f"median_{measure}" for measure in measures))
+    files.write_csv(paths[1], columns, (_row(each, measures) for each in animals))
+    differences = [
+        _difference(animals, measure, condition, animals[0].condition)
+        for measure in measures
+        for condition in dict.fromkeys(each.condition for each in animals if each.condition != animals[0].condition)
+    ]
+    lines = (map(written, asdict(each).values()) for each in differences)
+    files.write_csv(paths[2], [field.name for field in fields(Difference)], lines)
+    _draw(paths[3], animals, measures)
+    return differences
+
+
+def _read(sheet: Path) -> tuple[list[Animal], tuple[str, ...]]:
+    """Return the animals in the order of the sheet, and the measures that their tables have."""
+    entries = _read_csv(sheet, SHEET_COLUMNS)
+    rows: dict[tuple[str, str], list[dict[str, str]]] = {}
+    kinds: dict[tuple[str, ...], Path] = {}
+    for entry in entries:
+        path = sheet.parent / entry["table"]
+        table = _read_csv(path, ("label", "touches_border"))
+        kind = next((each for each in (VOLUME_MEASURES, SLICE_MEASURES) if {*each} <= (table or [{}])[0].keys()), None)
+        if table and kind is None:
+            raise InputError(path, "no measures", "a table of `mitoflow measure`", "measure its labels again")
+        if kind:
+            kinds.setdefault(kind, path)
+        rows.setdefault((entry["condition"], entry["animal"]), []).extend(
+            {"table": entry["table"]} | row for row in table
+        )
+    if len(kinds) > 1:
+        expected = f"tables of stacks alone, or of slices alone; {kinds[VOLUME_MEASURES]} is of a stack"
+        raise InputError(kinds[SLICE_MEASURES], "a table of a single slice", expected, "make a sheet for each")
+    if not kinds:
+        raise InputError(sheet, "no mitochondrion in any table", "at least one", "name other tables")
+    return [Animal(*names, each) for names, each in rows.items()], next(iter(kinds))
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets begin a CSV with a mark
+            reader = csv.DictReader(stream)
+            found, rows = reader.fieldnames or (), list(reader)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "a CSV", "check the path") from None
+    except (UnicodeDecodeError, IsADirectoryError, csv.Error) as error:
+        raise InputError(path, error, "a CSV", "name another file") from None
+    if missing := [column for column in columns if column not in found]:
+        raise InputError(path, f"no column {missing[0]}", f"the columns {', '.join(columns)}", "add it")
+    return rows
+
+
+def _row(animal: Animal, measures: Sequence[str]) -> list[str]:
+    whole = sum(row["touches_border"] == "0" for row in animal.rows)
+    medians = [written(median(animal.values(measure))) for measure in measures]
+    return [animal.condition, animal.name, str(len(animal.rows)), str(whole), *medians]
+
+
+def _medians(animals: Sequence[Animal], measure: str, condition: str) -> NDArray[np.float64]:
+    """Return the median of each animal of a condition that has one."""
+    medians = [median(each.values(measure)) for each in animals if each.condition == condition]
+    return np.array([value for value in medians if not math.isnan(value)], np.float64)
+
+
+def _difference(animals: Sequence[Animal], measure: str, condition: str, reference: str) -> Difference:
+    ours, theirs = (_medians(animals, measure, each) for each in (condition, reference))
+    mean, reference_mean = (float(each.mean()) if len(each) else math.nan for each in (ours, theirs))
+    low = high = math.nan
+    why_blank = "" if min(len(ours), len(theirs)) >= 2 else "fewer than two animals with a value"
+    if not why_blank:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where all values are equal
+            interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+        low, high = float(interval.low), float(interval.high)
+        why_blank = "" if math.isfinite(low) else "the animals do not differ"
+    difference = mean - reference_mean
+    return Difference(
+        measure, condition, reference, len(ours), len(theirs), mean, reference_mean, difference, low, high, why_blank
+    )
+
+
+def _draw(path: Path, animals: Sequence[Animal], measures: Sequence[str]) -> None:
+    """Draw each measure: small dots for mitochondria, large ones for medians of animals, bars for their means."""
+    columns = 4
+    rows = -(-len(measures) // columns)
+    figure = Figure(figsize=(3 * columns, 2.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, measure in zip(panels, measures, strict=False):
+        _draw_measure(panel, animals, measure)
+    for panel in panels[len(measures) :]:
+        panel.set_visible(False)
+    with files.replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150)
+
+
+def _draw_measure(panel: Axes, animals: Sequence[Animal], measure: str) -> None:
+    conditions = list(dict.fromkeys(animal.condition for animal in animals))
+    random = np.random.default_rng(0)
+    for place, condition in enumerate(conditions):
+        for number, animal in enumerate(each for each in animals if each.condition == condition):
+            values, colour = animal.values(measure), f"C{number % 10}"
+            spread = place + random.uniform(-0.3, 0.3, len(values))
+            panel.scatter(spread, values, s=4, color=colour, alpha=0.4, linewidths=0)
+            panel.scatter([place], [median(values)], s=60, color=colour, edgecolors="black", zorder=3)
+        medians = _medians(animals, measure, condition)
+        if len(medians):
+            panel.hlines(medians.mean(), place - 0.35, place + 0.35, color="black", zorder=2)
+    panel.set_xticks(range(len(conditions)), conditions)
+    panel.set_title(measure, fontsize=9)
