@@ -86,9 +86,9 @@ def experiment(client: MlflowClient) -> str:
 
 def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, experiment: str) -> None:
     browser.get(f"{address}/#/experiments/{experiment}/runs")
-    page = shown(browser, "validate", "patch", "tune", "train")
+    page = shown(browser, "validate phantom", "patch phantom", "tune phantom", "train phantom")
     assert "trial 0" not in page
-    row = browser.find_element(By.XPATH, "//div[@role='row'][.//a[normalize-space()='tune']]")
+    row = browser.find_element(By.XPATH, "//div[@role='row'][.//a[normalize-space()='tune phantom']]")
     row.find_element(By.XPATH, ".//button[contains(@class, 'expander') or .//*[name()='svg']]").click()
     shown(browser, "trial 0", "trial 1", "trial 2")
 

@@ -288,6 +288,32 @@ def test_outline_runs_along_the_inside_of_a_mask():
     assert (classes == 2).sum() == mask.sum() - 15
 
 
+@pytest.mark.slow
+def test_pictures_have_the_same_bytes_again_and_show_the_errors(case):
+    shown = {"lab": (case.worst, case.median)}
+    pictures, again = (report.pictures(case.results, case.origin.history, shown) for _ in range(2))
+    assert pictures == again
+    names = ["worst slice", "median slice", "Dice along z", "precision and recall", "learning curves"]
+    assert list(pictures) == names
+    assert all(Image.open(io.BytesIO(png)).format == "PNG" for png in pictures.values())
+    two_sets = report.pictures(case.results, case.origin.history, {"lab": shown["lab"], "vnc": shown["lab"]})
+    assert list(two_sets)[:4] == ["lab worst slice", "lab median slice", "vnc worst slice", "vnc median slice"]
+
+
+def test_panels_show_image_truth_prediction_and_errors():
+    image = np.full((20, 30), 100, np.uint8)
+    truth, prediction = (np.zeros((20, 30), np.uint8) for _ in range(2))
+    truth[5:15, 5:15], prediction[5:15, 8:20] = 1, 1
+    page = np.asarray(Image.open(io.BytesIO(figures.panels_png(image, truth, prediction))))
+    assert page.shape == (20, 4 * 30 + 3 * figures.GAP, 3)
+    grey, left, right, errors = (page[:, place * (30 + figures.GAP) :][:, :30] for place in range(4))
+    changed = [(panel != grey).any(axis=2) for panel in (left, right, errors)]
+    for found, expected in zip(changed, (truth, prediction, truth | prediction), strict=True):
+        assert np.array_equal(found, expected == 1)
+    right, added, missed = ({tuple(errors[y, x])} for y, x in ((10, 10), (10, 17), (10, 6)))
+    assert len(right | added | missed) == 3
+
+
 def test_charts_take_their_colours_from_the_page(case):
     results = case.results
     charts = [

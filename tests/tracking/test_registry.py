@@ -115,7 +115,7 @@ def test_the_gate(checkout: Path) -> None:
     assert rows[3].dice == evaluation(900).interval("dice")
     assert rows[3].iou == evaluation(900).interval("iou")
     described = store.client(store.uri()).get_model_version("mitoflow", "4").description
-    assert described == f"Promoted: {better.reason}."
+    assert described == f"Promoted: {better.reason}.\n\nDice {rows[3].dice}, IoU {rows[3].iou}"
 
 
 @pytest.mark.slow

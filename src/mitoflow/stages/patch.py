@@ -20,7 +20,7 @@ def main() -> None:
         store = write_store(PATCHES, pairs, settings.patch, conventions)
         made = f"{len(store.train)} training and {len(store.validation)} validation patches"
         run.describe(made)
-        run.metrics({"patches.train": len(store.train), "patches.validation": len(store.validation)})
+        run.metrics({"patches/train": len(store.train), "patches/validation": len(store.validation)})
         run.artifact(PATCHES / "store.json")
     for name in dict.fromkeys(pair.dataset for pair in pairs):
         if name not in store.validation.sets:

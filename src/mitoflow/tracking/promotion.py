@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mitoflow.errors import InputError
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.tracking import promotion_log, store
 from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
@@ -151,7 +152,11 @@ def record(client: MlflowClient, verdict: Verdict) -> None:
     for key in earlier.keys() - tags.keys():
         if key.startswith(VERDICT_TAG):
             client.delete_model_version_tag(NAME, str(verdict.version), key)
-    client.update_model_version(NAME, str(verdict.version), "\n".join([headline, *map(str, verdict.checks)])[:5000])
+    scores = {name: Interval.from_dict(f"mitoflow.{name.lower()}", earlier, ".") for name in ("Dice", "IoU")}
+    measured = ", ".join(f"{name} {interval}" for name, interval in scores.items() if interval)
+    checks = "\n".join(f"- {check}" for check in verdict.checks)
+    description = "\n\n".join(filter(None, [headline, measured, checks]))  # in Markdown
+    client.update_model_version(NAME, str(verdict.version), description[:5000])
     for key, value in tags.items():  # the decision is the last one: a version that has it has them all
         client.set_model_version_tag(NAME, str(verdict.version), key, value)
 

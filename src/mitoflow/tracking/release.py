@@ -129,9 +129,7 @@ def _grouped(origin: Mapping[str, str]) -> dict[str, dict[str, str]]:
         if dot:
             groups[group][name] = value
         else:
-            groups["run" if key in ("version", "run", "run_name", "training_run", "model_sha256") else "code"][key] = (
-                value
-            )
+            groups["run" if key in OF_RUN else "code"][key] = value
     return groups
 
 
