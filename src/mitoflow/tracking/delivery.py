@@ -28,6 +28,7 @@ from mitoflow.tracking.journal import Event, Journal
 #: Of a new experiment. Without the first one MLflow guesses, and may open its view for language models.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "best_val_dice",  # the objective of a study: comparisons open on it
     MLFLOW_RUN_NOTE: (  # which is the tag of an experiment's description, too
         "Mitochondria in electron-microscopy stacks. Each time a stage of `dvc.yaml` runs is a run here. The trials of "
         "a study are below it, and evaluations below their training. The scores of an evaluation begin with `test/`."
