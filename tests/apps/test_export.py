@@ -28,12 +28,18 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import model_lookup, registration, runs, store
+from mitoflow.tracking import model_lookup, pretrained, registration, runs, store
 
 SETTINGS = Settings(
     bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.43, context=1, context_step=2, tta=4, median=3
 )
 FILES = ("unet.keras", "inference.yaml", "evaluation.json")
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the models that ship with mitoflow."""
+    monkeypatch.setattr(pretrained, "PLACES", (pretrained.HERE,))
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,19 @@ from ruamel.yaml import YAML
 
 from mitoflow import __version__, cli
 from mitoflow.config import params
+from mitoflow.data.phantom import make_phantom
+from mitoflow.io import tiff
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
+REMEDY = "run this in the folder of a checkout"
 Here = Callable[..., tuple[int, str, str]]
 HEAVY = {"numpy", "tifffile", "ruamel", "pydantic", "keras", "tensorflow", "mlflow", "optuna", "dvc", "matplotlib"}
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "mitoflow.cli", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -288,3 +291,25 @@ def test_data_verify_outside_of_dvc_is_one_line(folder: Path, run_here: Here) ->
     code, out, err = run_here("data", "verify")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"mitoflow: {folder}: found no cache of DVC: ")
+
+
+@pytest.mark.slow
+def test_predict_and_score_work_in_any_folder(tmp_path: Path) -> None:
+    image, mask = make_phantom((1, 96, 128), seed=0)
+    tiff.write_stack(tmp_path / "stack.tif", image)
+    tiff.write_stack(tmp_path / "truth.tif", mask)
+
+    predicted = run("predict", "stack.tif", "mask.tif", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    scored = run("score", "mask.tif", "truth.tif", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stdout.startswith("dice")
+    lineage = run("lineage", "mask.tif", cwd=tmp_path)
+    assert "pretrained:general" in lineage.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"stack.tif", "truth.tif", "mask.tif"}
+
+
+def test_what_acts_on_a_project_says_that_there_is_none(tmp_path: Path) -> None:
+    done = run("models", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"mitoflow: {tmp_path}: found no params.yaml, expected a mitoflow project; {REMEDY}\n"

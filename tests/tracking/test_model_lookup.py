@@ -19,7 +19,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import model_lookup, registration, registry, runs, store
+from mitoflow.tracking import model_lookup, pretrained, registration, registry, runs, store
 
 SLICES = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
 MODEL = Path("models/unet.keras")
@@ -31,6 +31,12 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the models that ship with mitoflow."""
+    monkeypatch.setattr(pretrained, "PLACES", (pretrained.HERE,))
 
 
 @pytest.fixture(scope="module")

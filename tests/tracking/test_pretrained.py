@@ -63,6 +63,12 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow.set_tracking_uri(store.uri())
 
 
+@pytest.fixture(autouse=True)
+def no_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the models that ship with mitoflow."""
+    monkeypatch.setattr(pretrained, "PLACES", (pretrained.HERE,))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Iterator[Path]:
     """A project in which every stage but the study was run, and a release of its model; it is not changed."""

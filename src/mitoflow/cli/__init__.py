@@ -42,14 +42,21 @@ def _explain(error: click.UsageError) -> Exception:
     return click.UsageError(f"{command}: {message}; {remedy}")
 
 
+#: Commands that work in any folder. The others act on the project in the current one.
+ANYWHERE = ("predict", "score", "app", "serve", "lineage")
+
+
 @click.group(cls=OrderedGroup)
 @click.version_option(__version__)
-def mitoflow() -> None:
+@click.pass_context
+def mitoflow(context: click.Context) -> None:
     """From electron-microscopy stacks with mitochondria masks to a registered, promoted U-Net.
 
-    The pipeline itself is run by DVC: `dvc repro`. All commands act on the project in the current folder.
+    The pipeline itself is run by DVC: `dvc repro`. Commands act on the project in the current folder; predict, score,
+    app, serve and lineage work in any folder, with the pretrained models.
     """
-    if not Path("params.yaml").is_file() and "--help" not in sys.argv:
+    needs_project = context.invoked_subcommand not in ANYWHERE and "--help" not in sys.argv
+    if needs_project and not Path("params.yaml").is_file():
         raise InputError(Path.cwd(), "no params.yaml", "a mitoflow project", "run this in the folder of a checkout")
 
 

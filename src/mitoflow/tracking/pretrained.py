@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 HERE = Path("pretrained")
 
-# In a checkout the models are in a top-level folder. A wheel installs them as data files and not inside the package,
-# because the registry puts a copy of the package into every version.
-PLACES = (HERE, Path(sysconfig.get_path("data")) / "share" / "mitoflow" / "pretrained")
+# In a checkout the models are in a top-level folder, also where a command that runs from it is used elsewhere. A wheel
+# installs them as data files and not inside the package, because the registry puts a copy of it into every version.
+PLACES = (
+    HERE,
+    Path(__file__).parents[3] / HERE,
+    Path(sysconfig.get_path("data")) / "share" / "mitoflow" / HERE,
+)
 
 #: What ``pretrained`` stands for: the first of these that there is.
 DEFAULTS = ("general", "epfl")
