@@ -36,9 +36,10 @@ def add_myelin(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) ->
     Image and mask with the sheaths, new arrays of the same shape and dtype.
     """
     image, mask = image.copy(), mask.copy()
+    height, width = image.shape[:2]
     for _ in range(int(rng.integers(*SHEATHS, endpoint=True))):
         thickness = _log_uniform(THICKNESS, rng)
-        distance = _distance_to_curve(image.shape[:2], rng)
+        distance = _distance_to_curve((height, width), rng)
         covered = (distance < thickness / 2).astype(np.float32)
         cover = cv2.GaussianBlur(covered, (0, 0), rng.uniform(*EDGE))[..., None]
         layers = np.cos(2 * np.pi * distance / _log_uniform(PERIOD, rng)) * rng.uniform(0, LAMELLAE)
@@ -68,7 +69,7 @@ def _distance_to_curve(sides: tuple[int, int], rng: np.random.Generator) -> np.n
     # The distance is right inside a margin too, so that a curve just outside the crop reaches into it.
     margin = int(np.ceil(THICKNESS[1] / 2))
     canvas = np.full((height + 2 * margin, width + 2 * margin), 255, np.uint8)
-    cv2.polylines(canvas, [np.rint(points + margin).astype(np.int32)], isClosed=True, color=0)
+    cv2.polylines(canvas, [np.rint(points + margin).astype(np.int32)], isClosed=True, color=(0,))
     distance = cv2.distanceTransform(canvas, cv2.DIST_L2, 5)
     inside = distance[margin : margin + height, margin : margin + width]
     return np.minimum(inside, 2 * margin)  # it is not defined where the whole curve lies outside the canvas
