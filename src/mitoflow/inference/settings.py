@@ -7,12 +7,14 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mitoflow.config.params import Evaluate, Recipe
 from mitoflow.core import files
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
+
+if TYPE_CHECKING:  # the registered model runs without pydantic
+    from mitoflow.config.params import Evaluate, Recipe
 
 ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
