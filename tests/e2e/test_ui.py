@@ -87,19 +87,19 @@ def experiment(client: MlflowClient) -> str:
 def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, experiment: str) -> None:
     browser.get(f"{address}/#/experiments/{experiment}/runs")
     page = shown(browser, "validate phantom", "patch phantom", "tune phantom", "train phantom")
-    assert "trial 0" not in page
+    assert "trial 1" not in page
     row = browser.find_element(By.XPATH, "//div[@role='row'][.//a[normalize-space()='tune phantom']]")
     row.find_element(By.XPATH, ".//button[contains(@class, 'expander') or .//*[name()='svg']]").click()
-    shown(browser, "trial 0", "trial 1", "trial 2")
+    shown(browser, "trial 1", "trial 2", "trial 3")
 
 
 def test_runs_compare(browser: WebDriver, address: str, experiment: str, client: MlflowClient) -> None:
-    trials = [run for run in client.search_runs([experiment]) if run.info.run_name in ("trial 0", "trial 1")]
+    trials = [run for run in client.search_runs([experiment]) if run.info.run_name in ("trial 1", "trial 2")]
     assert len(trials) == 2
     ids = ",".join(f'"{run.info.run_id}"' for run in trials)
     browser.get(f'{address}/#/compare-runs?runs=[{ids}]&experiments=["{experiment}"]')
-    rates = [run.data.params["learning_rate"] for run in trials]
-    shown(browser, "Comparing 2 Runs", "trial 0", "trial 1", "learning_rate", "augment_strength", *rates)
+    rates = [run.data.params["train.learning_rate"] for run in trials]
+    shown(browser, "Comparing 2 Runs", "trial 1", "trial 2", "learning_rate", "augment_strength", *rates)
 
 
 def test_the_registry_shows_the_champion(browser: WebDriver, address: str) -> None:

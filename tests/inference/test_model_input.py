@@ -10,7 +10,9 @@ import pytest
 import tifffile
 from scipy import ndimage
 
+from mitoflow.config.params import Instances
 from mitoflow.data import network_input, slice_distance
+from mitoflow.data.conventions import Conventions
 from mitoflow.data.pairs import Pair
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.evaluation import protocols
@@ -71,7 +73,8 @@ def test_what_evaluate_measures_is_what_predict_gives(folder: Path, preset: str,
     predictor = model_lookup.find("unet.keras").predictor
     image, truth = tiff.open_stack(Path("cell.tif")), tiff.open_mask(Path("truth.tif"))
     pair = Pair("cell", image, truth, dataset="cells")
-    (evaluated,) = protocols.measure(predictor, [pair], {"cells": "nonzero"}, 32)["cells"].stacks
+    sets = {"cells": Conventions(8, "nonzero")}
+    (evaluated,) = protocols.measure(predictor, [pair], sets, 32, Instances())["cells"].stacks
     mask = predicted().reshape(stack.shape)
     assert 0.02 < mask.mean() < 0.98
     np.testing.assert_array_equal(mask, evaluated.mask)
