@@ -97,7 +97,9 @@ def test_a_frame_of_unknown_size_is_measured_by_its_blocks(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("box", [(0, 64, 0, 64), (0, 32, 0, 32)], ids=["whole shard", "part of a shard"])
-def test_a_chunk_in_a_shard_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, box: tuple[int, ...]) -> None:
+def test_a_chunk_in_a_shard_that_unpacks_to_more_is_not_unpacked(
+    tmp_path: Path, box: tuple[int, int, int, int]
+) -> None:
     small, large = (
         write_image(
             tmp_path / f"{side}.zarr",
@@ -112,7 +114,7 @@ def test_a_chunk_in_a_shard_that_unpacks_to_more_is_not_unpacked(tmp_path: Path,
     (large / "c/0/0/0").replace(small / "c/0/0/0")
     volume = volumes.open_volume(str(tmp_path / "32.zarr"))
     with little_memory(), pytest.raises(InputError, match="unpacks to more than the 1024 bytes of a chunk"):
-        volume.read(0, box)  # type: ignore[arg-type]
+        volume.read(0, box)
 
 
 def changed(array: Path, **values: Any) -> None:
