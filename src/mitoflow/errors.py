@@ -20,6 +20,31 @@ NO_MEMORY = (
 )
 
 
+#: What a machine refuses, by its number: what is found there, what is expected, and what to do.
+REFUSED = {
+    errno.EACCES: ("no permission", "a place that may be read and written", "change its owner or mode"),
+    errno.EBUSY: ("a file that is in use", "one that is free", "close the program that uses it"),
+    errno.EFBIG: ("a file that becomes too large", "a file system and a limit that allow it", "see `ulimit -f`"),
+    errno.EIO: (
+        "a disk that fails to read or write",
+        "one that works",
+        "look at the log of the system, and replace it",
+    ),
+    errno.EISDIR: ("a folder", "a file", "check the path"),
+    errno.ELOOP: ("links that lead in a circle", "a file or a folder", "correct the links"),
+    errno.EMFILE: ("too many open files", "fewer than the limit", "raise it with `ulimit -n`"),
+    errno.ENAMETOOLONG: ("a name that is too long", "at most 255 bytes", "give a shorter one"),
+    errno.ENOENT: ("no such file", "one that stays while it is used", "check the path, and what removes it"),
+    errno.ENOSPC: ("no space left on the disk", "room for the output", "free some space and run it again"),
+    errno.ENOTDIR: ("a file in the place of a folder", "a folder", "check the path"),
+    errno.EPIPE: ("nobody who reads the output", "a program that does", "run it without the pipe"),
+    errno.ESTALE: ("a file of a network share that was replaced", "the one from before", "run it again"),
+    errno.ETIMEDOUT: ("no answer of a network share", "one that answers", "look at the network, and run it again"),
+}
+REFUSED |= {errno.EPERM: REFUSED[errno.EACCES], errno.EROFS: REFUSED[errno.EACCES], errno.ENFILE: REFUSED[errno.EMFILE]}
+REFUSED |= {errno.EDQUOT: REFUSED[errno.ENOSPC]}
+
+
 class InputError(Exception):
     """An error that a user can correct: a file, a key or an argument.
 
@@ -38,25 +63,33 @@ class InputError(Exception):
     def __init__(self, where: object, found: object, expected: object, remedy: str) -> None:
         self.where, self.found, self.expected, self.remedy = str(where), str(found), str(expected), remedy
         line = f"{self.where}: found {self.found}, expected {self.expected}; {self.remedy}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(printable(" ".join(line.split())))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
         """Be what it is in another process, too."""
         return InputError, (self.where, self.found, self.expected, self.remedy)
 
 
+def printable(text: str) -> str:
+    """Return text with backslash escapes for what could change a terminal or forge a line of a log.
+
+    These are control characters, those that turn the direction of writing, and bytes of names that are no text.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def fail(error: Exception) -> NoReturn:
     """Print ``error`` as one line on stderr, apart from any progress bar, and exit with 2."""
     bars = sys.modules.get("tqdm")  # where it was not imported there are none, and there may be no memory to do it
     write = bars.tqdm.write if bars else print
-    write(f"mitoflow: {error}", file=sys.stderr)
+    write(printable(f"mitoflow: {error}"), file=sys.stderr)
     raise SystemExit(2)
 
 
 def run_as_command(main: Callable[[], None]) -> None:
     """Run ``main``; errors that a user can correct become one line on stderr and exit code 2.
 
-    Besides `InputError` this is what a machine refuses: writing where one may not, a full disk, and more memory.
+    Besides `InputError` this is what a machine refuses: more memory, and what `REFUSED` lists.
     """
     try:
         main()
@@ -87,8 +120,8 @@ def _as_user_error(error: BaseException) -> InputError | None:
     if refused or isinstance(error, MemoryError):
         found = (str(error) if isinstance(error, MemoryError) else refused[0]) or "none left"
         return InputError("memory", found, "enough for this step", "use a machine that has more")
-    if isinstance(error, PermissionError) or number == errno.EROFS or sqlite.startswith(("READONLY", "CANTOPEN")):
-        return InputError(where, "no permission", "a place that may be read and written", "change its owner or mode")
-    if number in (errno.ENOSPC, errno.EDQUOT) or sqlite in ("FULL", "IOERR_WRITE"):
-        return InputError(where, "no space left on the disk", "room for the output", "free some space and run it again")
-    return None
+    if sqlite.startswith(("READONLY", "CANTOPEN")):
+        number = errno.EACCES
+    if sqlite in ("FULL", "IOERR_WRITE"):
+        number = errno.ENOSPC
+    return InputError(where, *REFUSED[number]) if number in REFUSED else None

@@ -182,7 +182,7 @@ def errors_shown() -> Iterator[None]:
     """Show what a user can correct as one line on the page, not as a traceback."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except Exception as error:
         if not (line := as_user_error(error)):
             raise
         st.error(str(line))

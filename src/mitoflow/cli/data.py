@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mitoflow.cli._click import OrderedGroup
-from mitoflow.cli._output import print_changes, print_table
+from mitoflow.cli._output import echo, print_changes, print_table
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _install(name: str, if_missing: bool, add: bool, overwrite: bool, source: Pa
     if installed:
         _report(installed)
     else:
-        click.echo("data/ holds files: nothing to do")
+        echo("data/ holds files: nothing to do")
 
 
 @click.group(cls=DatasetGroup)
@@ -199,28 +199,28 @@ def data_verify(store: Path | None, delete: bool) -> None:
         store = Path(done.stdout.strip())
     found = list(dvc_cache.damaged(store))
     for damage in found:
-        click.echo(damage, err=True)
+        echo(damage, err=True)
         if delete:
             damage.delete()
     if found and not delete:
         remedy = "`--delete` them; then `dvc pull`, or `dvc push` from a clone that has them whole"
         raise InputError(store, f"{len(found)} damaged objects", "none", remedy)
     if found:
-        click.echo(f"{store}: {len(found)} damaged objects deleted; now `dvc pull`, or `dvc push` from a whole clone")
+        echo(f"{store}: {len(found)} damaged objects deleted; now `dvc pull`, or `dvc push` from a whole clone")
         return
-    click.echo(f"{store}: every object matches its hash")
+    echo(f"{store}: every object matches its hash")
 
 
 def _report(installed: Installed) -> None:
-    click.echo(f"data/ holds {', '.join(installed.sets)}")
+    echo(f"data/ holds {', '.join(installed.sets)}")
     _print_sets(installed.findings, installed.sets)
     for note in installed.notes:
-        click.echo(note)
+        echo(note)
     print_changes(installed.changed)
     if installed.replaced:
         archive = shlex.quote(os.path.relpath(installed.replaced))
-        click.echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
-    click.echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
+        echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
+    echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
 
 
 def _print_sets(findings: Findings, sets: Mapping[str, SetDescription]) -> None:
@@ -241,4 +241,4 @@ def _print_sets(findings: Findings, sets: Mapping[str, SetDescription]) -> None:
         unrelated = "unrelated slices" if described.unrelated else ""
         known = [text for text in (described.tissue, unrelated, described.terms) if text]
         if known:
-            click.echo(f"{name}: {'; '.join(known)}")
+            echo(f"{name}: {'; '.join(known)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mitoflow.cli._click import model_option
+from mitoflow.cli._output import echo
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def export(
     if bioimageio:
         parity = bioimageio_export.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)
         _report(bioimageio, model.name, parity)
-        click.echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shlex.quote(str(bioimageio))}")
+        echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shlex.quote(str(bioimageio))}")
 
 
 def _report(target: Path, model: str, parity: Parity) -> None:
     figures = f"{parity.converted:.1g} from Keras in float32 and by {parity.trained:.1g} from the model as trained"
-    click.echo(f"{target}: {model}; probabilities on a drawn slice differ by at most {figures}")
+    echo(f"{target}: {model}; probabilities on a drawn slice differ by at most {figures}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mitoflow.cli._output import print_table
+from mitoflow.cli._output import echo, print_table
 from mitoflow.errors import InputError
 
 
@@ -38,7 +38,7 @@ def models(shipped: bool) -> None:
     if rows:
         print_table(["version", "alias", "Dice", "IoU", *by_set, "test data", "created", "verdict"], rows)
     else:
-        click.echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+        echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
 
 
 def _list_pretrained() -> None:
@@ -52,7 +52,7 @@ def _list_pretrained() -> None:
     if rows:
         print_table(["name", "Dice", "IoU", "data", "licence of the data"], rows)
     else:
-        click.echo("no pretrained models here: `mitoflow release` makes one of a finished pipeline")
+        echo("no pretrained models here: `mitoflow release` makes one of a finished pipeline")
 
 
 @click.command()
@@ -81,17 +81,17 @@ def compare(a: str, b: str, html: Path | None) -> None:
     ]
     print_table(["test", *compared.names, "difference, paired"], rows)
     if compared.params:
-        click.echo()
+        echo()
         print_table(["parameter", *compared.names], [[key, *values] for key, values in compared.params.items()])
     if compared.wrong:
-        click.echo()
+        echo()
         wrong = [[stack, *map(str, figures)] for stack, *figures in compared.wrong]
         print_table(["differ most on", "z", *(f"wrong pixels, {name}" for name in compared.names)], wrong)
     for note in compared.notes:
-        click.echo(note)
+        echo(note)
     if html:
         report.write_comparison(html, compared)
-        click.echo(f"page: {html}")
+        echo(f"page: {html}")
 
 
 @click.command()
@@ -116,7 +116,7 @@ def register(name: str | None) -> None:
     if name:
         from mitoflow.tracking import registration
 
-        click.echo(registration.outcome(registration.register_pretrained(name)))
+        echo(registration.outcome(registration.register_pretrained(name)))
         return
     from mitoflow.stages import evaluate
 
@@ -147,4 +147,4 @@ def release(licence: str | None, calibration: Path | None, name: str | None) -> 
 
     model = release.main(licence, calibration, name)
     dice = model.evaluation.interval("dice")
-    click.echo(f"{model.folder}: Dice {dice}; look at {model.folder / 'MODEL_CARD.md'}")
+    echo(f"{model.folder}: Dice {dice}; look at {model.folder / 'MODEL_CARD.md'}")

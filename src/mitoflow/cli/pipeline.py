@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from mitoflow.cli._output import print_changes, print_table
+from mitoflow.cli._output import echo, print_changes, print_table
 from mitoflow.errors import InputError
 
 
@@ -88,11 +88,9 @@ def summary() -> None:
         digest = provenance.file_sha256(MODEL)
         same = [row for row in registry.models() if row.model_sha256 == digest]
         lines = [f"version {row.version} ({', '.join(row.aliases) or 'no alias'}): {row.reason}" for row in same]
-        click.echo(
-            f"registered model: {lines[-1] if lines else 'none yet, see `mitoflow sync` and `mitoflow register`'}"
-        )
+        echo(f"registered model: {lines[-1] if lines else 'none yet, see `mitoflow sync` and `mitoflow register`'}")
         for check in same[-1].verdict.checks if same and same[-1].verdict else ():
-            click.echo(f"promotion.yaml: {check}")
+            echo(f"promotion.yaml: {check}")
     except InputError as error:
-        click.echo(f"registered model: {error}")
-    click.echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")
+        echo(f"registered model: {error}")
+    echo(f"report: {EVALUATE_REPORTS / 'report.html'}; runs and versions: `make ui`")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mitoflow.cli._click import instance_options, model_option
-from mitoflow.cli._output import print_table
+from mitoflow.cli._output import echo, print_table
 from mitoflow.errors import InputError
 
 
@@ -74,19 +74,17 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     model = model_lookup.find(wanted)
 
     def notify(line: str) -> None:
-        click.echo(line, err=True)
+        echo(line, err=True)
 
     if collection.is_folder(output):
         outcomes = collection.predict_each(request, model, notify)
         if lost := sum(bool(each.error) for each in outcomes):
             found, summary = f"{lost} of {len(outcomes)} files without a mask", output / collection.SUMMARY
             raise InputError(output, found, "a mask for each", f"{summary} says why; give the command again for these")
-        click.echo(
-            f"{output}: masks of {len(outcomes)} files by {model.name}; {output / collection.SUMMARY} lists them"
-        )
+        echo(f"{output}: masks of {len(outcomes)} files by {model.name}; {output / collection.SUMMARY} lists them")
         return
     prediction.predict(request, model, notify)
-    click.echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
+    echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mitoflow.cli._output import print_table
+from mitoflow.cli._output import echo, print_table
 from mitoflow.errors import InputError
 
 
@@ -23,9 +23,9 @@ def promote(version: int, force: bool, reason: str) -> None:
         expected = "a version that beats the champion" if verdict.champion else "a version that passes the gate"
         remedy = "give --force and --reason to promote it all the same"
         raise InputError(f"version {version}", verdict.reason, expected, remedy)
-    click.echo(f"version {version} is the champion: {verdict.reason}")
+    echo(f"version {version} is the champion: {verdict.reason}")
     for check in verdict.checks:
-        click.echo(str(check))
+        echo(str(check))
 
 
 @click.command()
@@ -35,7 +35,7 @@ def rollback(reason: str) -> None:
     from mitoflow.tracking import registry
 
     before, now = registry.rollback(reason)
-    click.echo(f"version {now} is the champion again, in place of {before}")
+    echo(f"version {now} is the champion again, in place of {before}")
 
 
 @click.command()
@@ -57,4 +57,4 @@ def history() -> None:
     if rows:
         print_table(["number", "when", "who", "champion", "how", "why"], rows)
     else:
-        click.echo("no promotions yet: `dvc repro` makes a version, and the gate decides about it")
+        echo("no promotions yet: `dvc repro` makes a version, and the gate decides about it")

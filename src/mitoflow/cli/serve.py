@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mitoflow.cli._click import model_option
+from mitoflow.cli._output import echo
 
 
 @click.command()
@@ -50,9 +51,10 @@ def app(wanted: str | None, host: str, port: int, largest: int) -> None:
         "server.fileWatcherType": "none",
         "runner.magicEnabled": "false",
         "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "none",  # a traceback is for the log
         "browser.gatherUsageStats": "false",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    click.echo(f"http://{host}:{port}")
+    echo(f"http://{host}:{port}")
     command = [sys.executable, "-m", "streamlit", "run", page, *flags, "--", *([wanted] if wanted else [])]
     os.execv(sys.executable, command)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mitoflow.cli._output import echo
 from mitoflow.errors import InputError
 
 
@@ -18,7 +19,7 @@ def ui(port: int) -> None:
 
     place = store.uri()
     if not store.is_database(place):
-        click.echo(f"MLflow is at {store.without_credentials(place)}")
+        echo(f"MLflow is at {store.without_credentials(place)}")
         return
     store.configure()
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
@@ -33,13 +34,13 @@ def sync() -> None:
 
     synced = runs.sync()
     if synced.live:
-        click.echo(f"{synced.live} running stages send for themselves")
-    click.echo(f"{synced.sent} events sent")
+        echo(f"{synced.live} running stages send for themselves")
+    echo(f"{synced.sent} events sent")
     errors = list({str(error): error for error in synced.errors}.values())
     if synced.reason:
         found = f"{synced.left} events that it did not take ({synced.reason})"
         errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
     for error in errors[:-1]:
-        click.echo(f"mitoflow: {error}", err=True)
+        echo(f"mitoflow: {error}", err=True)
     if errors:
         raise errors[-1]

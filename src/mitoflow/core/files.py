@@ -159,11 +159,24 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table with a header."""
+    """Write a table with a header.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(names)
-        table.writerows(rows)
+        table.writerows([_no_formula(cell) for cell in row] for row in rows)
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -245,6 +245,8 @@ class Multiscale:
         except MemoryError:
             raise
         except Exception as error:  # every codec raises errors of its own type
+            if isinstance(error, OSError) and error.errno:  # the machine, and not the file
+                raise
             where = ", ".join(f"{axis} {s.start} to {s.stop - 1}" for axis, s in zip(self.axes, place, strict=True))
             found, remedy = f"voxels that cannot be read ({where}: {error})", "copy or export the image again"
             raise InputError(self.path, found, "intact chunks", remedy) from None

@@ -6,7 +6,7 @@ from mitoflow.config import params
 from mitoflow.core import files
 from mitoflow.data import validation
 from mitoflow.data.conventions import write_conventions
-from mitoflow.errors import InputError
+from mitoflow.errors import InputError, printable
 from mitoflow.evaluation import report
 from mitoflow.stages.paths import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
 from mitoflow.tracking import runs
@@ -36,7 +36,7 @@ def main() -> None:
         for file in (page, FINDINGS):
             run.artifact(file)
         for warning in findings.warnings:
-            print(f"warning: {warning}")
+            print(printable(f"warning: {warning}"))
         if findings.errors:
             first, more = findings.errors[0], len(findings.errors) - 1
             remedy = first.remedy + (f" ({more} more errors in {page})" if more else "")
