@@ -20,6 +20,8 @@ NO_MEMORY = (
 )
 
 
+LONGEST = 1000  # characters of what was found
+
 #: What a machine refuses, by its number: what is found there, what is expected, and what to do.
 REFUSED = {
     errno.EACCES: ("no permission", "a place that may be read and written", "change its owner or mode"),
@@ -61,13 +63,18 @@ class InputError(Exception):
     """
 
     def __init__(self, where: object, found: object, expected: object, remedy: str) -> None:
-        self.where, self.found, self.expected, self.remedy = str(where), str(found), str(expected), remedy
+        self.where, self.found, self.expected, self.remedy = str(where), shortened(str(found)), str(expected), remedy
         line = f"{self.where}: found {self.found}, expected {self.expected}; {self.remedy}"
         super().__init__(printable(" ".join(line.split())))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
         """Be what it is in another process, too."""
         return InputError, (self.where, self.found, self.expected, self.remedy)
+
+
+def shortened(text: str) -> str:
+    """Return text, or its beginning where it is too long to be read."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,7 @@
 import dataclasses
+import multiprocessing
 import pickle
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -315,6 +317,22 @@ def test_other_processes_make_the_same_batches(store: PatchStore) -> None:
             for step in range(len(threads)):
                 for mine, theirs in zip(batches[step], threads[step], strict=True):
                     assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_is_one_line(store: PatchStore) -> None:
+    """Also where a backend wraps the error, as TensorFlow does, in one that does not name it."""
+    with pytest.raises(InputError, match=r"machine.loaders: found 2, one of which was killed") as error:  # noqa: SIM117
+        with loaded(TrainPatches(store.train, 8, RECIPE), 2) as batches:
+            batches[0]
+            for process in multiprocessing.active_children():
+                process.kill()
+            try:
+                while True:
+                    batches[0]
+            except BrokenProcessPool:
+                raise RuntimeError("the graph failed") from None
+    assert "resumes the training" in str(error.value)
 
 
 def test_another_process_maps_the_files_of_patches(store: PatchStore) -> None:

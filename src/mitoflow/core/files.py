@@ -19,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 
 from mitoflow.errors import InputError
 
+LARGEST_YAML, MOST_VALUES = 2**20, 10**5  # bytes of a file, and values in it with those that aliases repeat
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -119,12 +121,32 @@ def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
         There is no such file, or it is something else; `remedy` is its last part.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_YAML:
+            raise InputError(path, f"{path.stat().st_size} bytes", f"at most {LARGEST_YAML}", remedy)
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"<<\s*:", text):  # merging can multiply keys without end
+            raise InputError(path, "a merge key (<<)", "plain keys and values", "write out what it stands for")
+        values = YAML(typ="safe", pure=True).load(text)
+        if _is_large(values):
+            raise InputError(path, f"more than {MOST_VALUES} values, by aliases", "plain keys and values", remedy)
     except FileNotFoundError:
         raise InputError(path, "no such file", "YAML", remedy) from None
     except (YAMLError, ValueError, RecursionError) as error:  # also "+_", which looks like a number
         raise InputError(path, error, "YAML", remedy) from None
     return _with_keys(path, values, remedy, keys)
+
+
+def _is_large(values: Any) -> bool:
+    """Return whether values written out are too many; an alias counts each time, and may contain itself."""
+    pending, count = [values], 0
+    while pending and count <= MOST_VALUES:
+        count += 1
+        match pending.pop():
+            case dict() as keys:
+                pending += keys.values()
+            case list() as items:
+                pending += items
+    return count > MOST_VALUES
 
 
 def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mitoflow.core import files
+from mitoflow.errors import InputError
 
 BINS = 64  # of the histogram of grey values
 SMALLEST = 32  # pixels of a side of the smallest patch that is measured
@@ -67,12 +69,39 @@ class Fingerprint:
         """Read what `write` wrote; raises `InputError` where it is missing or not whole."""
         names = [each.name for each in fields(cls)]
         values = files.read_yaml(path, REMEDY, names)
-        return cls(**{name: values[name] for name in names})
+        found = cls(**{name: values[name] for name in names})
+        if wrong := found.wrong():
+            raise InputError(f"{path}: {wrong}", values[wrong], "what `mitoflow` wrote there", REMEDY)
+        return found
+
+    def wrong(self) -> str | None:
+        """Return the name of a value that no measurement can give."""
+        checks = {
+            "size": type(self.size) is int and self.size > 0,
+            "histogram": _are_numbers(self.histogram, BINS) and min(self.histogram) >= 0 and sum(self.histogram) > 0,
+            **{name: _are_numbers(getattr(self, name), 3) for name in ("brightness", "contrast", "noise", "texture")},
+            "polarity": isinstance(self.polarity, list)
+            and len(self.polarity) == len(DETAILS) + 1
+            and all(_are_numbers(spread, 3) for spread in self.polarity),
+            "spacing": isinstance(self.spacing, dict)
+            and {*self.spacing} <= {*"zyx"}
+            and _are_numbers([*self.spacing.values()], len(self.spacing))
+            and all(size > 0 for size in self.spacing.values()),
+        }
+        return next((name for name, is_right in checks.items() if not is_right), None)
 
     def quantile(self, share: float) -> float:
         """Return the grey value below which that share of the pixels lies."""
         edges = np.linspace(0, 1, BINS + 1)
         return float(np.interp(share, np.concatenate([[0], np.cumsum(self.histogram)]), edges))
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    )
 
 
 def measure(patches: Iterable[np.ndarray], spacing: Mapping[str, float]) -> Fingerprint:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from mitoflow.core import files
+from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.scale import HALF_OCTAVE, AtScale, confidence, windows
 from mitoflow.io import resampling
@@ -76,7 +77,11 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """Read what `write` wrote; raises `InputError` where it is missing or not whole."""
         names = ("slope", "intercept", "error", "stacks")
-        values = files.read_yaml(path, "take it from where the model came from", names)
+        remedy = "take it from where the model came from"
+        values = files.read_yaml(path, remedy, names)
+        for name in names:
+            if type(values[name]) not in (int, float) or not np.isfinite(values[name]):
+                raise InputError(f"{path}: {name}", values[name], "a number", remedy)
         return cls(**{name: values[name] for name in names})
 
     def write(self, path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the registered model runs without pydantic
     from mitoflow.config.params import Evaluate, Recipe
 
 ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
+#: No model is helped by more, which would take memory without end: pixels, slices, and slices between slices.
+LARGEST = {"divisor": 2**10, "tile": 2**14, "context": 100, "context_step": 10**4, "median": 1001}
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 Normalization = Literal["range", "percentiles"]
@@ -132,12 +134,14 @@ class Settings:
         }
         if all(checks.values()):
             checks |= {
+                "context": self.context <= LARGEST["context"],
+                "context_step": self.context_step <= LARGEST["context_step"],
                 "bit_depth": 8 <= self.bit_depth <= 16,
-                "divisor": self.divisor >= 1,
-                "tile": self.tile > self.overlap,
+                "divisor": 1 <= self.divisor <= LARGEST["divisor"],
+                "tile": self.overlap < self.tile <= LARGEST["tile"],
                 "normalization": self.normalization == "range" or self.bit_depth == 8,
                 "tta": self.tta in TTA,
-                "median": self.median % 2 == 1,
+                "median": self.median % 2 == 1 and self.median <= LARGEST["median"],
             }
         return next((name for name, is_right in checks.items() if not is_right), None)
 

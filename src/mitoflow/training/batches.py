@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -198,7 +199,7 @@ class LoadedBatches(keras.utils.PyDataset):
     def __init__(self, source: TrainPatches, processes: int) -> None:
         # A thread of Keras waits for each process, and one more has the next batch ready.
         super().__init__(workers=processes + 1, max_queue_size=4 * processes)
-        self.source, self.epoch = source, 0
+        self.source, self.epoch, self.is_broken = source, 0, False
         # Not forked: the backend has threads by now, and their locks would be copied as they are.
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(processes, context, _keep_source, (source,))
@@ -211,7 +212,11 @@ class LoadedBatches(keras.utils.PyDataset):
         return len(self.source)
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.pool.submit(_batch, self.epoch, step).result()
+        try:
+            return self.pool.submit(_batch, self.epoch, step).result()
+        except BrokenProcessPool:
+            self.is_broken = True  # the backend wraps the error in one of its own
+            raise
 
 
 @contextmanager
@@ -219,6 +224,11 @@ def loaded(source: TrainPatches, processes: int) -> Iterator[TrainPatches | Load
     """Yield the same batches, made by that many processes; with none, by threads of this one.
 
     Threads keep up with the training on a processor. A GPU takes batches faster than one interpreter makes them.
+
+    Raises
+    ------
+    InputError
+        One of the processes was killed.
     """
     if processes == 0:
         yield source
@@ -226,6 +236,12 @@ def loaded(source: TrainPatches, processes: int) -> Iterator[TrainPatches | Load
     batches = LoadedBatches(source, processes)
     try:
         yield batches
+    except Exception:
+        if not batches.is_broken:
+            raise
+        found = f"{processes}, one of which was killed, as the system does where memory runs out"
+        remedy = "set it lower and run `dvc repro`, which resumes the training"
+        raise InputError("machine.loaders", found, "processes that live as long as the training", remedy) from None
     finally:
         batches.pool.shutdown(cancel_futures=True)
 
