@@ -48,8 +48,10 @@ def page(folder: Path, browser: WebDriver) -> Iterator[WebDriver]:
     """The page, open in the browser, with a stack uploaded."""
     port = free_port()
     command = [sys.executable, "-m", "mitoflow.cli", "app", "--model", "unet.keras", "--port", str(port)]
+    (folder / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / "temporary")}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ)
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
     try:
         until(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health"), (folder / "log").read_text)
         browser.get(f"http://127.0.0.1:{port}")
@@ -187,6 +189,19 @@ def test_a_click_while_the_page_changes_gives_a_file(page: WebDriver, tmp_path: 
         go_to(page, "Threshold")
         press(page, key * 3)
         download(page, tmp_path / str(count), label)
+
+
+def test_what_fails_is_no_traceback_on_the_page(page: WebDriver, folder: Path) -> None:
+    """The probabilities on disk are damaged while the page shows them; the log says what failed."""
+    for chunk in folder.glob("temporary/mitoflow-*/*_probability.ome.zarr/0/*/*/*"):
+        chunk.write_bytes(b"damaged")
+    go_to(page, "Slice")
+    press(page, Keys.ARROW_LEFT)
+    until(lambda: page.find_elements(By.CSS_SELECTOR, "[data-testid=stException]"), lambda: page.page_source)
+    text = page.find_element(By.CSS_SELECTOR, "[data-testid=stException]").text
+    assert text
+    assert not re.search("Traceback|\\.py|zarr|/", text)
+    assert "Traceback" in (folder / "log").read_text()
 
 
 def test_a_bad_file_is_one_line(page: WebDriver, folder: Path) -> None:

@@ -199,7 +199,7 @@ def data_verify(store: Path | None, delete: bool) -> None:
         store = Path(done.stdout.strip())
     found = list(dvc_cache.damaged(store))
     for damage in found:
-        echo(damage, err=True)
+        echo(str(damage), err=True)
         if delete:
             damage.delete()
     if found and not delete:

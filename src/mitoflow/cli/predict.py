@@ -112,10 +112,10 @@ def measure(labels: str, table: Path | None, voxel_size: str | None, **options: 
         written := table or measuring.table_of(labels),
         criteria=criteria,
         spacing=spacing.parse(voxel_size) if voxel_size else None,
-        notify=lambda line: click.echo(line, err=True),
+        notify=lambda line: echo(line, err=True),
         **options,
     )
-    click.echo(f"{written}: {measured.summary}")
+    echo(f"{written}: {measured.summary}")
 
 
 @click.command()
