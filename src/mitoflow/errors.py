@@ -19,7 +19,6 @@ NO_MEMORY = (
     "out of memory",
 )
 
-
 LONGEST = 1000  # characters of what was found
 
 #: What a machine refuses, by its number: what is found there, what is expected, and what to do.
@@ -39,8 +38,8 @@ REFUSED = {
     errno.ENOENT: ("no such file", "one that stays while it is used", "check the path, and what removes it"),
     errno.ENOSPC: ("no space left on the disk", "room for the output", "free some space and run it again"),
     errno.ENOTDIR: ("a file in the place of a folder", "a folder", "check the path"),
-    errno.EPIPE: ("nobody who reads the output", "a program that does", "run it without the pipe"),
-    errno.ESTALE: ("a file of a network share that was replaced", "the one from before", "run it again"),
+    errno.EPIPE: ("a closed pipe", "a program that reads the output", "run it without the pipe"),
+    errno.ESTALE: ("a file of a network share that was replaced", "one that stays while it is used", "run it again"),
     errno.ETIMEDOUT: ("no answer of a network share", "one that answers", "look at the network, and run it again"),
 }
 REFUSED |= {errno.EPERM: REFUSED[errno.EACCES], errno.EROFS: REFUSED[errno.EACCES], errno.ENFILE: REFUSED[errno.EMFILE]}

@@ -27,12 +27,14 @@ MERGED = "a0: &a0 {k: x}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (NESTED, "more than 100000 values, by aliases"),
-        ("a: &a [*a]", "more than 100000 values, by aliases"),
+        (NESTED, "more than 100000 keys and values"),
+        ("a: &a [*a]", "more than 100000 keys and values"),
+        (f"a: &a [{'*a,' * 10**4}]", "more than 100000 keys and values"),
         (MERGED, "a merge key"),
+        (MERGED.replace("<<", "!<tag:yaml.org,2002:merge> x"), "a merge key"),
         ("a: " + "x" * 2**20, "1048579 bytes, expected at most 1048576"),
     ],
-    ids=["aliases of aliases", "an alias in itself", "merge keys", "large"],
+    ids=["aliases of aliases", "an alias in itself", "many in itself", "merge keys", "tagged as merge keys", "large"],
 )
 def test_yaml_that_grows_is_one_short_line(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "inference.yaml"

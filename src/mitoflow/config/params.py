@@ -35,7 +35,7 @@ def _odd(size: int) -> int:
     return size
 
 
-Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+Odd = Annotated[int, Field(ge=1, le=1001), AfterValidator(_odd)]
 
 
 class Data(Section):
@@ -219,7 +219,7 @@ class SharedWithTrials(Section):
     set_balance: Fraction = 1.0
     orthoplanes: bool = False
     context: Annotated[int, Field(ge=0, le=8)] = 1
-    context_step: Positive = 1
+    context_step: Annotated[int, Field(ge=1, le=10**4)] = 1
     context_dropout: Fraction = 0.1
     network: str = "unet"
     base_width: Positive = 16
@@ -289,7 +289,7 @@ class Evaluate(Section):
     Of `medians`, windows along z in slices, validation chooses one.
     """
 
-    tile: Annotated[int, Field(ge=64)] = 256
+    tile: Annotated[int, Field(ge=64, le=2**14)] = 256
     overlap: Annotated[int, Field(ge=0)] = 64
     tta: Literal[1, 4, 8] = 1
     orthoplanes: bool = False

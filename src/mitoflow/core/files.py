@@ -11,15 +11,19 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from mitoflow.errors import InputError
 
-LARGEST_YAML, MOST_VALUES = 2**20, 10**5  # bytes of a file, and values in it with those that aliases repeat
+LARGEST_YAML = 2**20  # bytes of a file
+MOST_VALUES = 10**5  # keys and values in it, with those that aliases repeat
+MERGE = "tag:yaml.org,2002:merge"
 
 
 @contextmanager
@@ -123,12 +127,10 @@ def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
     try:
         if path.stat().st_size > LARGEST_YAML:
             raise InputError(path, f"{path.stat().st_size} bytes", f"at most {LARGEST_YAML}", remedy)
-        text = path.read_text(encoding="utf-8")
-        if re.search(r"<<\s*:", text):  # merging can multiply keys without end
-            raise InputError(path, "a merge key (<<)", "plain keys and values", "write out what it stands for")
-        values = YAML(typ="safe", pure=True).load(text)
-        if _is_large(values):
-            raise InputError(path, f"more than {MOST_VALUES} values, by aliases", "plain keys and values", remedy)
+        yaml = YAML(typ="safe", pure=True)
+        tree = yaml.compose(path.read_text(encoding="utf-8"))
+        _require_plain(path, tree, remedy)
+        values = yaml.constructor.construct_document(tree) if tree else None
     except FileNotFoundError:
         raise InputError(path, "no such file", "YAML", remedy) from None
     except (YAMLError, ValueError, RecursionError) as error:  # also "+_", which looks like a number
@@ -136,17 +138,25 @@ def read_yaml(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, An
     return _with_keys(path, values, remedy, keys)
 
 
-def _is_large(values: Any) -> bool:
-    """Return whether values written out are too many; an alias counts each time, and may contain itself."""
-    pending, count = [values], 0
-    while pending and count <= MOST_VALUES:
-        count += 1
-        match pending.pop():
-            case dict() as keys:
-                pending += keys.values()
-            case list() as items:
-                pending += items
-    return count > MOST_VALUES
+def _require_plain(path: Path, tree: Node | None, remedy: str) -> None:
+    """Refuse merge keys (<<) and too many values: both let a short file fill the memory.
+
+    The value of an alias counts each time that it is repeated, and it may contain itself.
+    """
+    pending, count = [tree], 1
+    while pending:
+        node = pending.pop()
+        inner: list[Node] = []
+        if isinstance(node, MappingNode):
+            if any(key.tag == MERGE for key, _ in node.value):
+                raise InputError(path, "a merge key (<<)", "plain keys and values", "write out what it stands for")
+            inner = [*chain.from_iterable(node.value)]
+        elif isinstance(node, SequenceNode):
+            inner = node.value
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise InputError(path, f"more than {MOST_VALUES} keys and values", "fewer, without aliases", remedy)
+        pending += inner
 
 
 def read_json(path: Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -192,13 +202,12 @@ def write_csv(path: Path, names: Sequence[str], rows: Iterable[Iterable[Any]]) -
 
 
 def _no_formula(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@")):
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return cell
-    try:
+    with suppress(ValueError):
         float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
+        return cell
+    return f"'{cell}"
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -17,8 +17,17 @@ if TYPE_CHECKING:  # the registered model runs without pydantic
     from mitoflow.config.params import Evaluate, Recipe
 
 ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
-#: No model is helped by more, which would take memory without end: pixels, slices, and slices between slices.
-LARGEST = {"divisor": 2**10, "tile": 2**14, "context": 100, "context_step": 10**4, "median": 1001}
+#: Smallest and largest whole numbers; no model needs more, and with much more any machine runs out of memory.
+RANGES = {
+    "bit_depth": (8, 16),
+    "divisor": (1, 2**10),
+    "tile": (1, 2**14),
+    "overlap": (0, 2**14),
+    "context": (0, 100),
+    "context_step": (0, 10**4),
+    "tta": (1, 8),
+    "median": (1, 1001),
+}
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
 Normalization = Literal["range", "percentiles"]
@@ -125,25 +134,24 @@ class Settings:
 
     def wrong(self) -> str | None:
         """Return the name of a value that no inference can work with."""
-        whole = ("bit_depth", "divisor", "tile", "overlap", "context", "context_step", "tta", "median")
         checks = {
-            **{name: type(getattr(self, name)) is int and getattr(self, name) >= 0 for name in whole},
+            **{name: _is_whole(getattr(self, name), low, high) for name, (low, high) in RANGES.items()},
             "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
             "orthoplanes": type(self.orthoplanes) is bool,
             "normalization": self.normalization in get_args(Normalization),
         }
         if all(checks.values()):
             checks |= {
-                "context": self.context <= LARGEST["context"],
-                "context_step": self.context_step <= LARGEST["context_step"],
-                "bit_depth": 8 <= self.bit_depth <= 16,
-                "divisor": 1 <= self.divisor <= LARGEST["divisor"],
-                "tile": self.overlap < self.tile <= LARGEST["tile"],
+                "tile": self.tile > self.overlap,
                 "normalization": self.normalization == "range" or self.bit_depth == 8,
                 "tta": self.tta in TTA,
-                "median": self.median % 2 == 1 and self.median <= LARGEST["median"],
+                "median": self.median % 2 == 1,
             }
         return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 def _slices(values: Any, path: Path) -> SliceDistance | None:
