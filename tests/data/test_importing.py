@@ -80,6 +80,21 @@ def test_names_stay_apart_where_a_file_system_ignores_case(tmp_path: Path) -> No
     assert {pair.name for pair in sources.pairs} == {"old_a", "new_A"}
 
 
+def test_links_keep_their_own_names(tmp_path: Path) -> None:
+    """Equal masks, such as empty ones, are one file in the cache of a tool for versioned data."""
+    for kind in ("images", "masks", "cache"):
+        (tmp_path / kind).mkdir()
+    tifffile.imwrite(tmp_path / "cache/0a1b.tif", np.zeros((64, 64), np.uint8))
+    for name in ("s1", "s2"):
+        tifffile.imwrite(tmp_path / f"images/{name}.tif", np.full((64, 64), int(name[1]), np.uint8))
+        (tmp_path / f"masks/{name}.tif").symlink_to(tmp_path / "cache/0a1b.tif")
+    found = find_pairs([str(tmp_path / "images")], [str(tmp_path / "masks")], ("--images", "--masks"))
+    assert [pair.name for pair in found.pairs] == ["s1", "s2"]
+    assert [pair.mask.path.name for pair in found.pairs] == ["s1.tif", "s2.tif"]
+    swapped = find_pairs([str(tmp_path / "masks")], [str(tmp_path / "images")], ("--images", "--masks"))
+    assert [pair.name for pair in swapped.pairs] == ["s1", "s2"]
+
+
 def test_a_file_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     image, mask = write(tmp_path / "em" / "a.tif"), write(tmp_path / "mito" / "a.tif")
     sources = find_pairs([str(image), str(image.parent)], [str(mask), f"{tmp_path}/mito/*"], OPTIONS)

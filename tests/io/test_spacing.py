@@ -33,6 +33,48 @@ def test_the_voxel_size_comes_from_what_a_program_wrote(
     assert spacing.read_tiff_spacing(tmp_path / "s.tif") == pytest.approx(known)
 
 
+@pytest.mark.parametrize(
+    ("units", "known"),
+    [
+        ({"unit": "nm", "zunit": "micron"}, {"z": 30, "y": 4, "x": 5}),
+        ({"unit": "micron", "yunit": "nm", "zunit": "nm"}, {"z": 0.03, "y": 4, "x": 5000}),
+        ({"unit": "\\u00C5"}, {"z": 0.003, "y": 0.4, "x": 0.5}),
+        ({"unit": "A"}, {"z": 0.003, "y": 0.4, "x": 0.5}),
+        ({"unit": "\\u03BCm", "yunit": "nanometres", "zunit": "Nanometer"}, {"z": 0.03, "y": 4, "x": 5000}),
+        ({"unit": "pixel", "zunit": "um"}, {"z": 30}),
+    ],
+)
+def test_each_axis_of_imagej_has_its_own_unit(tmp_path: Path, units: dict[str, str], known: dict[str, float]) -> None:
+    metadata = {"axes": "ZYX", "spacing": 0.03, **units}
+    tifffile.imwrite(tmp_path / "s.tif", STACK, imagej=True, metadata=metadata, resolution=(0.2, 0.25))
+    assert spacing.read_tiff_spacing(tmp_path / "s.tif") == pytest.approx(known)
+
+
+@pytest.mark.parametrize("unit", ["nm", "nanometer", "nanometre", "nanometers", "nanometres", "NM", "nm "])
+def test_a_unit_is_known_by_all_its_spellings(unit: str) -> None:
+    assert spacing.in_nanometres({"x": (4, unit)}, Path("s")) == {"x": 4}
+
+
+@pytest.mark.parametrize("unit", ["Mm", "furlong", "\N{MICRO SIGN}meter"])
+def test_an_unknown_unit_is_named(unit: str) -> None:
+    told: list[str] = []
+    assert spacing.in_nanometres({"z": (4, unit), "x": (4, "nm")}, Path("s.tif"), told.append) == {"x": 4}
+    assert len(told) == 1
+    assert told[0].startswith(f"warning: s.tif: a voxel size in {unit!r}, which is no unit")
+
+
+def test_sides_that_are_a_thousandfold_apart_are_a_warning() -> None:
+    told: list[str] = []
+    sizes = {"z": (30, "nm"), "y": (4, "nm"), "x": (4, "um")}
+    assert spacing.in_nanometres(sizes, Path("s.tif"), told.append)["x"] == 4000
+    assert told == [
+        "warning: s.tif: a voxel of z 30, y 4, x 4000 nm, where a unit may be wrong: give --voxel-size if it is"
+    ]
+    spacing.in_nanometres({"z": (90, "nm"), "y": (1, "nm")}, Path("s.tif"), told.append)
+    spacing.in_nanometres({"z": (9, "pixel"), "y": (0, "nm")}, Path("s.tif"), told.append)
+    assert len(told) == 1
+
+
 def test_the_option_is_in_nanometres() -> None:
     assert spacing.parse("30,4,5") == {"z": 30, "y": 4, "x": 5}
     assert spacing.parse("4, 5") == {"y": 4, "x": 5}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from mitoflow.data.network_input import camera_depth, to_unit
 from mitoflow.data.pairs import Pair, open_pair, read_pairs, read_set, require_one_dtype
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import Stack, open_mask, open_stack, write_stack
+from mitoflow.io.volumes import open_volume
 
 EPFL = Path(__file__).parents[2] / "../shared/data/epfl"
 RNG = np.random.default_rng(0)
@@ -123,6 +125,79 @@ def test_where_0_is_white_images_are_read_inverted_and_masks_as_they_are(
     np.testing.assert_array_equal([*open_mask(tmp_path / "a.tif").slices()], stored, strict=True)
 
 
+def palette(colours: np.ndarray) -> np.ndarray:
+    """Return a palette as a TIFF stores it, (3, 256) uint16, of colours (256,) or (256, 3) uint8."""
+    return np.broadcast_to(colours.reshape(256, -1), (256, 3)).T.astype(np.uint16) * 256
+
+
+RAMP = np.arange(256)
+SCRAMBLED = np.random.default_rng(0).permutation(256)
+COLOURS = np.random.default_rng(0).integers(1, 256, (256, 3))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("grey", [RAMP, 255 - RAMP, SCRAMBLED])
+def test_a_palette_of_grey_values_is_looked_up(tmp_path: Path, grey: np.ndarray, compression: str | None) -> None:
+    path, colours = tmp_path / "s.tif", palette(grey)
+    tifffile.imwrite(path, STACK, photometric="palette", colormap=colours, compression=compression)
+    np.testing.assert_array_equal(whole(open_stack(path)), grey[STACK])
+    volume = open_volume(str(path))
+    np.testing.assert_array_equal(volume.read(3, (5, 30, 7, 40)), grey[STACK[3, 5:30, 7:40]])
+    assert volume.dtype == whole(open_stack(path)).dtype == np.uint8
+
+
+def test_an_image_with_colours_in_its_palette_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK, photometric="palette", colormap=palette(COLOURS))
+    with pytest.raises(InputError, match="found a palette of colours, expected grey values; convert"):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_masks_are_what_their_palette_shows(tmp_path: Path) -> None:
+    """Where 0 is white a program drew mitochondria with it; labels keep their numbers whatever their colours are."""
+    path, binary = tmp_path / "s.tif", (STACK > 99).astype(np.uint8)
+
+    def stored(values: np.ndarray, colours: np.ndarray) -> np.ndarray:
+        tifffile.imwrite(path, values, photometric="palette", colormap=palette(colours))
+        return whole(open_mask(path))
+
+    white_first = np.where(RAMP == 0, 255, 0)
+    np.testing.assert_array_equal(stored(binary, white_first), 255 * (1 - binary))
+    np.testing.assert_array_equal(stored(binary * 255, 255 - RAMP), binary * 255)  # ImageJ's inverted lookup table
+    np.testing.assert_array_equal(stored(STACK, COLOURS * (RAMP > 0)[:, None]), STACK)
+    with pytest.raises(InputError, match=r"a palette of colours with \(\d+, \d+, \d+\) for 0, expected black for 0"):
+        stored(STACK, COLOURS)
+
+
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"{identity}>{content}</OME>"""
+PIXELS = """<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="80" SizeY="64"
+SizeZ="5" SizeC="1" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/><TiffData IFD="0" PlaneCount="5">
+<UUID FileName="{name}">{uuid}</UUID></TiffData></Pixels></Image>"""
+COMPANION = '<BinaryOnly MetadataFile="x.companion.ome" UUID="urn:uuid:b"/>'
+OURS, THEIRS = PIXELS.format(name="old.ome.tif", uuid="urn:uuid:a"), PIXELS.format(name="pipe", uuid="urn:uuid:b")
+
+
+@pytest.mark.parametrize(("content", "named"), [(COMPANION, r"x\.companion\.ome"), (THEIRS, "pipe")])
+def test_a_part_of_an_image_of_several_files_is_refused(tmp_path: Path, content: str, named: str) -> None:
+    """Only the metadata say which page is which; and what they name, such as a pipe, is never opened."""
+    os.mkfifo(tmp_path / "pipe")
+    description = XML.format(identity=' UUID="urn:uuid:a"', content=content)
+    tifffile.imwrite(tmp_path / "s.ome.tif", STACK, description=description, metadata=None)
+    for read in (open_stack, open_mask, lambda path: open_volume(str(path))):
+        with pytest.raises(
+            InputError, match=f"a part of an OME-TIFF of several files, with {named}, expected an image"
+        ):
+            read(tmp_path / "s.ome.tif")
+
+
+@pytest.mark.parametrize("identity", [' UUID="urn:uuid:a"', ""])
+def test_a_file_that_names_itself_may_be_renamed(tmp_path: Path, identity: str) -> None:
+    name = "new.ome.tif" if identity else "old.ome.tif"  # only the identity says that it is the same file
+    description = XML.format(identity=identity, content=OURS)
+    tifffile.imwrite(tmp_path / name, STACK, description=description, metadata=None)
+    assert np.array_equal(whole(open_stack(tmp_path / name)), STACK)
+
+
 def test_single_page_is_a_stack_of_one(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", STACK[0])
     assert open_stack(tmp_path / "s.tif").shape == (1, 64, 80)
@@ -155,7 +230,7 @@ def test_slice_outside_is_refused(layout: Path) -> None:
     [
         (STACK[..., None].repeat(3, -1), {"photometric": "rgb"}, r"3 colour samples a pixel, as RGB has .*YXS"),
         (STACK, {"imagej": True, "metadata": {"axes": "CYX"}}, r"5 channels \(axes CYX of \(5, 64, 80\)\)"),
-        (STACK, {"imagej": True, "metadata": {"axes": "TYX"}}, r"5 time points"),
+        (STACK, {"imagej": True, "metadata": {"axes": "TYX"}}, r"5 time points.*; if they are slices, say so in Fiji"),
         (STACK[:, None].repeat(2, 1), {"imagej": True, "metadata": {"axes": "ZCYX"}}, r"2 channels"),
         (STACK.astype(np.float32), {"photometric": "minisblack"}, r"float32 pixels,"),
         (
@@ -165,6 +240,12 @@ def test_slice_outside_is_refused(layout: Path) -> None:
         ),
         (STACK.astype(np.complex64), {"photometric": "minisblack"}, r"no plain numbers"),
         (STACK.astype(np.uint32), {"photometric": "minisblack"}, r"uint32 pixels, expected uint8 or uint16"),
+        (
+            STACK.astype(np.int16),
+            {"photometric": "minisblack"},
+            r"int16 pixels, expected uint8 or uint16, which have no",
+        ),
+        (STACK[..., None].repeat(2, -1), {"extrasamples": ["unassalpha"]}, r"found grey values with alpha .*; save it"),
     ],
 )
 def test_other_images_are_refused(tmp_path: Path, array: np.ndarray, settings: dict[str, Any], found: str) -> None:
@@ -185,6 +266,16 @@ def test_pages_of_two_sizes_are_refused(tmp_path: Path) -> None:
         file.write(STACK[0], metadata=None)
         file.write(STACK[0, :, :70], metadata=None)
     with pytest.raises(InputError, match="2 images of shapes"):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_pages_of_two_compressions_are_named_so(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        file.write(STACK[0], metadata=None)
+        file.write(STACK[1], metadata=None, compression="zlib")
+    with pytest.raises(
+        InputError, match=r"pages that are stored in different ways \(uint8 ADOBE_DEFLATE, uint8 NONE\)"
+    ):
         open_stack(tmp_path / "s.tif")
 
 

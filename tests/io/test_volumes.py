@@ -84,6 +84,48 @@ def test_a_folder_or_glob_of_slices_in_natural_order(tmp_path: Path, source: str
     np.testing.assert_array_equal(np.stack([volume.read(z, BOX) for z in range(5)]), STACK[:, 10:65, 3:77])
 
 
+def test_links_to_one_file_are_slices_of_their_own(tmp_path: Path) -> None:
+    """DVC and DataLad link equal slices to one file of their cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "slices").mkdir()
+    for k in range(2):
+        tifffile.imwrite(tmp_path / f"cache/{k}.tif", STACK[k])
+    for z, k in enumerate([0, 1, 1, 0]):
+        (tmp_path / f"slices/s{z}.tif").symlink_to(tmp_path / f"cache/{k}.tif")
+    volume = open_volume(str(tmp_path / "slices"))
+    assert volume.shape == (4, 70, 90)
+    for z, k in enumerate([0, 1, 1, 0]):
+        np.testing.assert_array_equal(volume.read(z, WHOLE), STACK[k])
+
+
+def test_the_slices_of_a_folder_are_told(tmp_path: Path) -> None:
+    for z in (1, 2, 4):
+        tifffile.imwrite(tmp_path / f"s{z}.tif", STACK[z])
+    told: list[str] = []
+    open_volume(str(tmp_path), notify=told.append)
+    assert told[0] == f"note: {tmp_path}: 3 slices, s1.tif to s4.tif"
+    assert "missing between s2.tif and s4.tif" in told[1]
+    tifffile.imwrite(tmp_path / "s2 - Copy.tif", STACK[2])
+    with pytest.raises(InputError, match="what looks like a copy of s2.tif"):
+        open_volume(str(tmp_path))
+
+
+def test_doubts_about_a_voxel_size_are_told_for_any_format(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    group = zarr.open_group(path)
+    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
+    image["axes"][0]["unit"] = "furlong"  # type: ignore[index, call-overload]
+    group.attrs["multiscales"] = [image]
+    tifffile.imwrite(tmp_path / "i.tif", STACK, imagej=True, metadata={"axes": "ZYX", "spacing": 1, "unit": "furlong"})
+    ome = {"axes": "ZYX", "PhysicalSizeX": 4.5, "PhysicalSizeXUnit": "furlong"}
+    tifffile.imwrite(tmp_path / "o.ome.tif", STACK, metadata=ome)
+    for name in ("s.zarr", "i.tif", "o.ome.tif"):
+        told: list[str] = []
+        open_volume(str(tmp_path / name), notify=told.append)
+        assert [line for line in told if "'furlong', which is no unit" in line]
+        open_volume(str(tmp_path / name), spacing={"x": 4.5}, notify=lambda line: pytest.fail(line))
+
+
 def write_zarr(
     path: Path, voxels: np.ndarray, axes: str = "zyx", chunks: tuple[int, ...] = (4, 32, 32), version: int = 2
 ) -> Path:

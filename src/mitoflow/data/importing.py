@@ -17,8 +17,9 @@ from tqdm import tqdm
 from mitoflow.data.cutting import split
 from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.errors import InputError
+from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
-from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, natural_order, needs_bigtiff
+from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, needs_bigtiff
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _match_order(images: list[Path], masks: list[Path], options: tuple[str, str]
 
 def _unique_names(paths: list[Path]) -> list[str]:
     """Return names for files in one folder, unique also on file systems that ignore case."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
+    parts = [path.absolute().with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts))):
         names = ["_".join(p[1:][-length:]) for p in parts]
         if len({name.casefold() for name in names}) == len(names):

@@ -30,7 +30,7 @@ from mitoflow.data.importing import (
 from mitoflow.data.set_descriptions import SetDescription, agree_on_voxel_size, read_sets, write_sets
 from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
-from mitoflow.io.tiff import natural_order
+from mitoflow.io.file_names import natural_order
 
 SEVERAL = "general"  # the preset for several sets
 UNDESCRIBED = SetDescription()

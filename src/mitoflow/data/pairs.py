@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mitoflow.errors import InputError
-from mitoflow.io.tiff import Stack, natural_order, open_mask, open_stack
+from mitoflow.io.file_names import natural_order
+from mitoflow.io.tiff import Stack, open_mask, open_stack
 
 SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 

@@ -21,8 +21,9 @@ from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
 from mitoflow.data.slice_distance import is_elongated
 from mitoflow.errors import InputError
+from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import Spacing
-from mitoflow.io.tiff import Array, natural_order
+from mitoflow.io.tiff import Array
 
 PARTS = ("train", "test")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -15,6 +15,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import judgement, scale
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io.spacing import Notify
 from mitoflow.io.volumes import Levels, ResampledVolume, Volume
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
@@ -28,9 +29,6 @@ NEXT = {
     "look closely": "; compare the mask with the images, or label four slices and fine-tune (docs/training.md)",
     "do not use": "; try --voxel-size or --rescale, or label four slices and fine-tune (docs/training.md)",
 }
-
-#: Called with each note and warning for the user, one line each.
-Notify = Callable[[str], object]
 
 
 def find_levels(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Levels | None:

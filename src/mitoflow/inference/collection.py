@@ -12,11 +12,11 @@ import numpy as np
 from mitoflow.core import files
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
-from mitoflow.inference.adaptation import Notify
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
-from mitoflow.io.tiff import natural_order
+from mitoflow.io.file_names import natural_order
+from mitoflow.io.spacing import Notify
 
 SUMMARY = "summary.csv"
 

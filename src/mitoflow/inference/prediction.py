@@ -16,7 +16,6 @@ from mitoflow import __version__
 from mitoflow.config.params import Instances
 from mitoflow.data.slice_distance import spread
 from mitoflow.inference import adaptation, jobs, outputs, overlay
-from mitoflow.inference.adaptation import Notify
 from mitoflow.inference.instances import LARGEST_BOX
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.labelling import label_instances, measure_labels
@@ -25,6 +24,7 @@ from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
+from mitoflow.io.spacing import Notify
 from mitoflow.io.volumes import Volume
 
 DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted

@@ -22,7 +22,7 @@ from numcodecs import Blosc
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import open_bounded
-from mitoflow.io.spacing import Spacing
+from mitoflow.io.spacing import Notify, Spacing
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
@@ -252,8 +252,8 @@ class Multiscale:
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
 
-def open_multiscale(path: Path) -> Multiscale:
-    """Open an OME-Zarr image of version 0.4 or 0.5.
+def open_multiscale(path: Path, notify: Notify = lambda _: None) -> Multiscale:
+    """Open an OME-Zarr image of version 0.4 or 0.5; see `mitoflow.io.spacing.in_nanometres` for `notify`.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def open_multiscale(path: Path) -> Multiscale:
         for axis, side, unit in zip(axes, sides, units, strict=True)
         if axis in "zyx"
     }
-    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes), origin)
+    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes, path, notify), origin)
 
 
 def _require_inside(folder: Path, array: Path) -> None:

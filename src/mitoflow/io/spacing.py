@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -20,30 +21,48 @@ Size = tuple[float, float, float]
 
 NM2_PER_UM2, NM3_PER_UM3 = 1e6, 1e9
 
+#: For each axis the size of a voxel, and its unit.
+Sizes = Mapping[str, tuple[object, str]]
+#: Called with each note and warning for the user, one line each.
+Notify = Callable[[str], object]
+
+
+def _spellings(name: str, *others: str) -> tuple[str, ...]:
+    """Return what a unit is called: its name, also in British English and in plural, and symbols."""
+    return (*others, *(f"{each}{end}" for each in (name, name.replace("meter", "metre")) for end in ("", "s")))
+
+
 NANOMETRES = {
-    **dict.fromkeys(("pm", "picometer"), 1e-3),
-    **dict.fromkeys(("å", "angstrom"), 0.1),
-    **dict.fromkeys(("nm", "nanometer"), 1.0),
-    **dict.fromkeys(("\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m", "um", "micron", "microns", "micrometer"), 1e3),
-    **dict.fromkeys(("mm", "millimeter"), 1e6),
-    **dict.fromkeys(("cm", "centimeter"), 1e7),
-    **dict.fromkeys(("m", "meter"), 1e9),
+    **dict.fromkeys(_spellings("picometer", "pm"), 1e-3),
+    **dict.fromkeys(_spellings("angstrom", "A", "\N{ANGSTROM SIGN}", "å", "ångström"), 0.1),
+    **dict.fromkeys(_spellings("nanometer", "nm"), 1.0),
+    **dict.fromkeys(_spellings("micrometer", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m", "um"), 1e3),
+    **dict.fromkeys(_spellings("micron", "\N{MICRO SIGN}"), 1e3),
+    **dict.fromkeys(_spellings("millimeter", "mm"), 1e6),
+    **dict.fromkeys(_spellings("centimeter", "cm"), 1e7),
+    **dict.fromkeys(_spellings("meter", "m"), 1e9),
 }
+LARGE = ("Mm", "Pm")  # mega- and petametres, which in lower case would be something else
+NO_UNIT = ("", "pixel", "pixels", "px", "inch", "reference frame", "none", "null")  # the voxel size is unknown
+APART = 100  # longest side of a voxel over its shortest, from which on a unit is more likely to be wrong
 
 
-def read_tiff_spacing(path: Path) -> Spacing:
+def read_tiff_spacing(path: Path, notify: Notify = lambda _: None) -> Spacing:
     """Return the voxel size that OME-XML or ImageJ wrote into a TIFF.
 
-    What a plain TIFF says in its resolution tags is that of a screen more often than that of a microscope.
+    What a plain TIFF says in its resolution tags is that of a screen more often than that of a microscope. `notify` is
+    called where a unit is unknown, or the sides of a voxel are very unlike.
     """
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         if file.ome_metadata:
-            return _of_ome(file.ome_metadata)
-        if file.imagej_metadata:
-            return _of_imagej(file.imagej_metadata, file.pages.first.tags)
-    return {}
+            sizes = _of_ome(file.ome_metadata)
+        elif file.imagej_metadata:
+            sizes = _of_imagej(file.imagej_metadata, file.pages.first.tags)
+        else:
+            sizes = {}
+    return in_nanometres(sizes, path, notify)
 
 
 def ome_metadata(axes: str, spacing: Spacing) -> dict[str, Any]:
@@ -55,12 +74,12 @@ def ome_metadata(axes: str, spacing: Spacing) -> dict[str, Any]:
     return metadata
 
 
-def _of_ome(text: str) -> Spacing:
+def _of_ome(text: str) -> Sizes:
     pixels = parse_xml(text).find(".//{*}Pixels")
     if pixels is None:
         return {}
     keys = {axis: f"PhysicalSize{axis.upper()}" for axis in "zyx"}
-    return in_nanometres({axis: (pixels.get(key), pixels.get(f"{key}Unit", "um")) for axis, key in keys.items()})
+    return {axis: (pixels.get(key), pixels.get(f"{key}Unit", "um")) for axis, key in keys.items()}
 
 
 def parse(text: str) -> Spacing:
@@ -88,14 +107,22 @@ def parse_xml(text: str) -> ElementTree.Element:
         return ElementTree.Element("broken")
 
 
-def _of_imagej(metadata: Mapping[str, Any], tags: tifffile.TiffTags) -> Spacing:
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "\N{MICRO SIGN}")  # as Java escapes it
-    sizes: dict[str, tuple[object, str]] = {"z": (metadata.get("spacing"), unit)}
+def _of_imagej(metadata: Mapping[str, Any], tags: tifffile.TiffTags) -> Sizes:
+    """Return the sizes as ImageJ writes them: ``unit`` is that of x, and of y and z where they have none of their own.
+
+    Characters that are not ASCII are escaped as in Java.
+    """
+    units = {
+        axis: re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), str(metadata[key]))
+        for axis, key in {"x": "unit", "y": "yunit", "z": "zunit"}.items()
+        if key in metadata
+    }
+    sizes: dict[str, tuple[object, str]] = {}
     for axis in "yx":
         tag = tags.get(f"{axis.upper()}Resolution")
-        pixels, units = tag.value if tag and isinstance(tag.value, tuple) and len(tag.value) == 2 else (0, 0)
-        sizes[axis] = (units / pixels if pixels else None, unit)
-    return in_nanometres(sizes)
+        pixels, length = tag.value if tag and isinstance(tag.value, tuple) and len(tag.value) == 2 else (0, 0)
+        sizes[axis] = (length / pixels if pixels else None, units.get(axis, units.get("x", "")))
+    return {"z": (metadata.get("spacing"), units.get("z", units.get("x", ""))), **sizes}
 
 
 def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
@@ -107,14 +134,25 @@ def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
     return (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if {*needed} <= spacing.keys() else None
 
 
-def in_nanometres(sizes: Mapping[str, tuple[object, str]]) -> Spacing:
-    """Return sizes with their units in nanometres, as far as they are positive and the unit is known."""
-    spacing = {}
+def in_nanometres(sizes: Sizes, path: Path, notify: Notify = lambda _: None) -> Spacing:
+    """Return sizes with their units in nanometres, as far as they are positive and the unit is known.
+
+    `notify` is called where a unit of the file at `path` is unknown, or the sides of a voxel are very unlike.
+    """
+    spacing, unknown = {}, set()
     for axis, (size, unit) in sizes.items():
+        factor = NANOMETRES.get(unit, NANOMETRES.get(unit.strip().lower())) if unit not in LARGE else None
         try:
-            nanometres = float(str(size)) * NANOMETRES[unit.lower()]
-        except (ValueError, KeyError):
+            nanometres = float(str(size)) * (factor or 0)
+        except ValueError:
             continue
-        if 0 < nanometres < math.inf:
+        if factor is None and unit.strip().lower() not in NO_UNIT:
+            unknown.add(unit)
+        elif 0 < nanometres < math.inf:
             spacing[axis] = nanometres
+    for unit in sorted(unknown):
+        notify(f"warning: {path}: a voxel size in {unit!r}, which is no unit that mitoflow knows: give --voxel-size")
+    if spacing and max(spacing.values()) >= APART * min(spacing.values()):
+        told = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
+        notify(f"warning: {path}: a voxel of {told} nm, where a unit may be wrong: give --voxel-size if it is")
     return spacing

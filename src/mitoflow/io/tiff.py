@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
@@ -16,6 +15,8 @@ import tifffile
 
 from mitoflow.core.files import replacing
 from mitoflow.errors import InputError
+from mitoflow.io.file_names import natural_order, refuse_copies
+from mitoflow.io.spacing import parse_xml
 
 Array = npt.NDArray[Any]
 
@@ -24,6 +25,7 @@ CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the director
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
 LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
+HYPERSTACK = "if they are slices, say so in Fiji (Image > Hyperstacks > Re-order Hyperstack), else save one of them"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Stack:
     dtype
         Integer type of the pixels in native byte order; 1-bit pages read as uint8 of 0 and 1.
     black
-        What is stored for black: 0, or the largest value where 0 is white, as with ImageJ's inverted lookup table.
+        What is stored for black: 0, or the largest value where 0 is white.
+    palette
+        What the file shows for each stored value: (values, 3) of red, green and blue in the file, (values,) of a grey
+        palette that is looked up when a slice is read; None where values are shown as they are.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class Stack:
     dtype: np.dtype[Any]
     _pixels: _Consecutive | _Paged | _Pages = field(repr=False)
     black: int = 0
+    palette: Array | None = field(default=None, repr=False, compare=False)
 
     def slice(self, z: int) -> Array:
         """Return slice ``z`` as ``(Y, X)``; no other page is read.
@@ -68,6 +74,8 @@ class Stack:
 
     def shown(self, stored: Array) -> Array:
         """Return pixels with 0 for black, as viewers show them."""
+        if self.palette is not None:
+            return np.asarray(self.palette[stored])
         return self.black - stored if self.black else stored
 
     def slices(self) -> Iterator[Array]:
@@ -151,17 +159,19 @@ def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.Tif
 def open_stack(path: Path) -> Stack:
     """Open an EM image, uint8 or uint16, of one page ``(Y, X)`` or many ``(Z, Y, X)``.
 
-    Reads the directories of the file but no pixels. Where the file stores 0 for white, pixels are read inverted.
+    Reads the directories of the file but no pixels. Where the file stores 0 for white, or stores grey values as a
+    palette, pixels are read as they are shown.
 
     Raises
     ------
     InputError
-        The file is missing, no TIFF, truncated, of another pixel type (float images are searched for NaN, to say so),
-        or has an axis besides z, y and x: colours, channels or time.
+        The file is missing, no TIFF, truncated, a part of an image of several files, of another pixel type (float
+        images are searched for NaN, to say so), or has colours or an axis besides z, y and x: channels or time.
     """
-    stack = _without_float(_open(path))
+    stack = _shown_grey(_without_float(_open(path)))
     if stack.dtype not in (np.uint8, np.uint16):
-        raise InputError(path, f"{stack.dtype} pixels", "uint8 or uint16", "save the image as 8- or 16-bit")
+        expected = "uint8 or uint16, which have no sign"
+        raise InputError(path, f"{stack.dtype} pixels", expected, "scale the image to one of them and save it again")
     return stack
 
 
@@ -173,22 +183,48 @@ def open_grey(path: Path) -> Stack:
     InputError
         As in `open_stack`; or signed or floating-point pixels are stored with 0 for white.
     """
-    stack = _open(path)
+    stack = _shown_grey(_open(path))
     if stack.black and stack.dtype.kind != "u":
         found = f"{stack.dtype} pixels with white as the smallest"
         raise InputError(path, found, "black as the smallest", "invert the image and save it with black as 0")
     return stack
 
 
+def _shown_grey(stack: Stack) -> Stack:
+    """Return an image with its palette as grey values; raises `InputError` where it has colours."""
+    if stack.palette is None:
+        return stack
+    if _has_colours(stack.palette):
+        raise InputError(stack.path, "a palette of colours", "grey values", "convert the image to greyscale")
+    return replace(stack, palette=stack.palette[:, 0])
+
+
+def _has_colours(palette: Array) -> bool:
+    return bool((palette != palette[:, :1]).any())
+
+
 def open_mask(path: Path) -> Stack:
     """Open a mask: as `open_stack`, but of any integer type, as instance labels need, and with values as stored.
+
+    A palette of grey values is looked up: a program may store 0 for white. ImageJ's inverted lookup table is not, as
+    ImageJ masks mean what they store; neither are colours, where they show labels on a black background.
 
     Raises
     ------
     InputError
-        As in `open_stack`.
+        As in `open_stack`, or the background has a colour.
     """
-    return replace(_without_float(_open(path)), black=0)
+    stack = replace(_without_float(_open(path)), black=0)
+    if stack.palette is None:
+        return stack
+    if _has_colours(stack.palette):
+        if stack.palette[0].any():
+            found = f"a palette of colours with {tuple(stack.palette[0].tolist())} for 0"
+            raise InputError(path, found, "black for 0, the background", "save the mask with 0 and 255")
+        return replace(stack, palette=None)
+    grey = stack.palette[:, 0]
+    is_inverted = bool((grey == len(grey) - 1 - np.arange(len(grey))).all())
+    return replace(stack, palette=None if is_inverted else grey)
 
 
 def _open(path: Path) -> Stack:
@@ -238,10 +274,9 @@ def _require_whole_chain(path: Path, file: tifffile.TiffFile) -> None:
 
 def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     """Find where the pixels of every slice are, and that they are within the file."""
+    _require_one_file(path, file)
     series, size = file.series, file.filehandle.size
     first, page = series[0], series[0].keyframe
-    if first.is_multifile:
-        raise InputError(path, "an OME-TIFF spread over several files", "one file", "export the stack as one file")
     _require_one_stack(path, series)
     if page.dtype is None or page.dtype.kind not in "buif":
         found = f"pixels of {page.bitspersample} bits that are no plain numbers"
@@ -273,7 +308,34 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
         pixels = _Paged(tuple(whole))
     dtype = np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype
     black = (1 << page.bitspersample) - 1 if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else 0
-    return Stack(path, (depth, height, width), dtype, pixels, black)
+    return Stack(path, (depth, height, width), dtype, pixels, black, _palette(page))
+
+
+def _palette(page: tifffile.TiffPage | tifffile.TiffFrame) -> Array | None:
+    """Return the colours of the values of a page, (values, 3) uint8, or uint16 where pixels have more than 8 bits."""
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None:
+        return None
+    colours = np.asarray(page.colormap).T
+    if page.bitspersample > 8:
+        return colours
+    return np.asarray(colours >> 8 if colours.max() > 255 else colours, np.uint8)  # some programs write 8 of 16 bits
+
+
+def _require_one_file(path: Path, file: tifffile.TiffFile) -> None:
+    """Refuse an OME-TIFF whose pixels or metadata are in other files, before tifffile looks for these.
+
+    Only the metadata say which page is which slice, channel or time point.
+    """
+    root = parse_xml(file.ome_metadata or "<OME/>")
+    elsewhere = {each.get("MetadataFile") for each in root.iterfind("{*}BinaryOnly")}
+    own = root.get("UUID")
+    for uuid in root.iterfind(".//{*}TiffData/{*}UUID"):
+        name = uuid.get("FileName")
+        if uuid.text != own and not (own is None and (name or "").lower() == path.name.lower()):
+            elsewhere.add(name)
+    if elsewhere:
+        found = f"a part of an OME-TIFF of several files, with {', '.join(sorted(map(str, elsewhere))[:3])}"
+        raise InputError(path, found, "an image in one file", "export the stack as one file, without a companion")
 
 
 def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> None:
@@ -286,15 +348,23 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
     lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1 and axis not in "YX"}
     for axis, length in lengths.items():
         if axis not in STACK_AXES:
-            found = f"{length} {AXIS_WORDS.get(axis, f'planes along axis {axis}')} (axes {first.axes} of {first.shape})"
-            remedy = "convert it to greyscale" if axis == "S" else "save one of them, with z as the only stack axis"
+            what, remedy = f"{length} {AXIS_WORDS.get(axis, f'planes along axis {axis}')}", HYPERSTACK
+            if axis == "S":
+                remedy = "convert it to greyscale"
+                if length - len(first.keyframe.extrasamples) == 1:
+                    what, remedy = "grey values with alpha", "save it without alpha"
+            found = f"{what} (axes {first.axes} of {first.shape})"
             raise InputError(path, found, "greyscale of axes YX or ZYX", remedy)
     if len(lengths) > 1 or len(first.keyframe.shape) != 2:
         found = f"axes {first.axes} of {first.shape} in pages of {first.keyframe.shape}"
         raise InputError(path, found, "axes YX or ZYX with one slice a page", "save it as a plain stack")
     if len(series) > 1 and not all(s.axes == "YX" and s.keyframe.hash == first.keyframe.hash for s in series):
-        shapes = ", ".join(sorted({str(s.shape) for s in series}))
-        raise InputError(path, f"{len(series)} images of shapes {shapes}", "one stack", "save each as a file")
+        if len(shapes := sorted({str(s.shape) for s in series})) > 1:
+            found = f"{len(series)} images of shapes {', '.join(shapes)}"
+            raise InputError(path, found, "one stack", "save each as a file")
+        ways = sorted({f"{s.dtype} {s.keyframe.compression.name}" for s in series})
+        found = f"pages that are stored in different ways ({', '.join(ways)})"
+        raise InputError(path, found, "one pixel type and compression", "save the stack again")
 
 
 def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
@@ -337,20 +407,17 @@ def write_stack(path: Path, array: Array, description: str | None = None) -> Non
         )
 
 
-def natural_order(name: str) -> tuple[tuple[str, int], ...]:
-    """Order numbers within names by value."""
-    return tuple((text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name))
-
-
 def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
     """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
+
+    Links count as files of their own: tools of versioned data link equal slices to one file.
 
     Raises
     ------
     InputError
-        A pattern matches no TIFF; the error begins with `option`.
+        A pattern matches no TIFF; the error begins with `option`. A folder has a file and its copy.
     """
-    found: dict[Path, Path] = {}  # by resolved path: a file that was named twice counts once
+    found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)
         # Path.glob takes no absolute patterns.
@@ -361,7 +428,8 @@ def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
             what = "an empty folder" if path.is_dir() else "no TIFF file"
             raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
         for match in matches:
-            found.setdefault(match.resolve(), match)
+            found.setdefault(match.parent.resolve() / match.name, match)
+    refuse_copies(list(found))
     return list(found.values())
 
 

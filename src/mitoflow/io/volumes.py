@@ -14,8 +14,8 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import ome, resampling
-from mitoflow.io.spacing import Spacing, read_tiff_spacing
+from mitoflow.io import file_names, ome, resampling
+from mitoflow.io.spacing import Notify, Spacing, read_tiff_spacing
 from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
@@ -63,7 +63,9 @@ class Volume(Protocol):
         """Return what identifies the volume: names, sizes and times of its files, and how it is derived from them."""
 
 
-def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bool = False) -> Volume:
+def open_volume(
+    source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
+) -> Volume:
     """Open a TIFF of any kind, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
 
     Parameters
@@ -74,6 +76,8 @@ def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bo
         The voxel size, in place of what the file says.
     fill_missing
         Whether chunks of a Zarr without a file are empty, as its specification says; otherwise they are lost.
+    notify
+        Called with what the user should know: doubts about the voxel size, and which of several files are the stack.
 
     Raises
     ------
@@ -82,10 +86,13 @@ def open_volume(source: str, *, spacing: Spacing | None = None, fill_missing: bo
     """
     path = Path(source)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return ZarrVolume(path, spacing, fill_missing=fill_missing)
+        return ZarrVolume(path, spacing, fill_missing=fill_missing, notify=notify)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
-    return TiffVolume([open_grey(file) for file in find_tiffs("INPUT", [source])], spacing)
+    files = find_tiffs("INPUT", [source])
+    for line in file_names.describe(files) if len(files) > 1 else []:
+        notify(line)
+    return TiffVolume([open_grey(file) for file in files], spacing, notify)
 
 
 class TiffVolume:
@@ -97,6 +104,8 @@ class TiffVolume:
         One stack, or single pages in their order.
     spacing
         The voxel size, in place of what the first file says.
+    notify
+        See `open_volume`.
 
     Raises
     ------
@@ -104,7 +113,9 @@ class TiffVolume:
         Of several files one has more than a page, or they differ in size or pixel type.
     """
 
-    def __init__(self, stacks: Sequence[Stack], spacing: Spacing | None = None) -> None:
+    def __init__(
+        self, stacks: Sequence[Stack], spacing: Spacing | None = None, notify: Notify = lambda _: None
+    ) -> None:
         first = stacks[0]
         for stack in stacks[1:]:
             try:
@@ -117,7 +128,7 @@ class TiffVolume:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.origin = (0.0,) * len(self.axes)
-        self.spacing = spacing or read_tiff_spacing(first.path)
+        self.spacing = spacing or read_tiff_spacing(first.path, notify)
         self.files = [stack.path.resolve() for stack in stacks]
         # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
@@ -175,7 +186,7 @@ class ZarrVolume:
 
     Parameters
     ----------
-    path, spacing, fill_missing
+    path, spacing, fill_missing, notify
         See `open_volume`.
 
     Raises
@@ -185,8 +196,15 @@ class ZarrVolume:
         empty, it has several channels or time points, or chunks are missing.
     """
 
-    def __init__(self, path: Path, spacing: Spacing | None = None, *, fill_missing: bool = False) -> None:
-        image = ome.open_multiscale(path)
+    def __init__(
+        self,
+        path: Path,
+        spacing: Spacing | None = None,
+        *,
+        fill_missing: bool = False,
+        notify: Notify = lambda _: None,
+    ) -> None:
+        image = ome.open_multiscale(path, notify if not spacing else lambda _: None)
         array, axes = image.array, image.axes
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:

@@ -29,7 +29,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
-from mitoflow.io.tiff import natural_order
+from mitoflow.io.file_names import natural_order
 from mitoflow.tracking import promotion, promotion_log, store
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState

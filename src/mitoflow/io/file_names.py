@@ -1,0 +1,67 @@
+"""The names of files that are slices of a stack: their order, what is missing among them, and copies."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from mitoflow.errors import InputError
+
+# A point is part of a number after "=" and before a unit of length; a sign after "=" or "_" and where a name begins.
+NUMBER = re.compile(
+    r"(?<==)[+-]?\d+\.\d+"
+    r"|(?:(?<=_)[+-])?\d+\.\d+(?=[nu\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}m]m)"
+    r"|(?:(?<=[=_/])|^)[+-]\d+"
+    r"|\d+"
+)
+COPY = re.compile(r"([ _-]+copy)?([ _-]*\(\d+\)| \d+)?$", re.IGNORECASE)  # "s2 - Copy", "s2 copy 2", "s2 (1)"
+NAMED = 3  # files that are named where there are many
+
+
+def natural_order(name: str) -> tuple[tuple[str, float], ...]:
+    """Order numbers within names by value: ``s2`` before ``s10``, and ``z=0.25um`` before ``z=0.5um``."""
+    parts: list[tuple[str, float]] = []
+    place = 0
+    for number in NUMBER.finditer(name):
+        parts.append((name[place : number.start()], float(number[0]) if "." in number[0] else int(number[0])))
+        place = number.end()
+    return (*parts, (name[place:], float("-inf")))
+
+
+def refuse_copies(paths: Sequence[Path]) -> None:
+    """Raise `InputError` where a folder has two files of one name but for the suffix, or a file and its copy."""
+    seen: dict[tuple[Path, str], Path] = {}
+    for path in paths:
+        other = seen.setdefault((path.parent, path.stem), path)
+        if other is not path:
+            raise InputError(path, f"the name of {other.name} but for its suffix", "each file once", "take one out")
+    for path in paths:
+        original = seen.get((path.parent, COPY.sub("", path.stem)), path)
+        if original is not path:
+            remedy = "take it out, or rename it if it is no copy"
+            raise InputError(path, f"what looks like a copy of {original.name}", "each file once", remedy)
+
+
+def describe(paths: Sequence[Path]) -> list[str]:
+    """Return what to tell of files that are the slices of a stack: first, last and count, and what looks wrong."""
+    first, last = paths[0], paths[-1]
+    told = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
+    parts = [natural_order(path.stem) for path in paths]
+    kinds = {tuple(text for text, _ in each): path.name for path, each in zip(paths, parts, strict=True)}
+    if len(kinds) > 1:
+        names = ", ".join([*kinds.values()][:NAMED])
+        told.append(f"warning: {first.parent}: names of {len(kinds)} kinds, such as {names}, become one stack")
+        return told
+    numbers = [column for column in zip(*([n for _, n in each] for each in parts), strict=True) if len({*column}) > 1]
+    if len(numbers) == 1:
+        steps = [round(after - before, 6) for before, after in pairwise(numbers[0])]
+        counts = Counter(steps)
+        usual = max(counts, key=lambda step: (counts[step], -step))
+        gaps = [f"{paths[z].name} and {paths[z + 1].name}" for z, step in enumerate(steps) if step > usual]
+        if gaps:
+            more = f" ({len(gaps)} gaps)" if len(gaps) > NAMED else ""
+            told.append(f"warning: {first.parent}: slices are missing between {'; '.join(gaps[:NAMED])}{more}")
+    return told

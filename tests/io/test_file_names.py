@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from mitoflow.errors import InputError
+from mitoflow.io.file_names import describe, natural_order, refuse_copies
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["s1", "s2", "s10"],
+        ["a9", "a10b2", "a10b10"],
+        ["z=-1um", "z=-0.5um", "z=0.25um", "z=0.5um", "z=1.0um"],
+        ["a_-0.5nm", "a_0.25nm", "a_0.5nm"],
+        ["s_-2", "s_-1", "s_0", "s_1"],
+        ["-1", "0", "1"],
+        ["s-1", "s-2", "s-10"],  # a hyphen, and no sign
+        ["img_1.2", "img_1.9", "img_1.10"],  # two numbers, and no decimal
+    ],
+)
+def test_slices_come_in_the_order_of_their_numbers(names: list[str]) -> None:
+    shuffled = random.Random(0).sample(names, len(names))
+    assert sorted(shuffled, key=natural_order) == names
+    assert sorted([f"d/{name}.tif" for name in shuffled], key=natural_order) == [f"d/{name}.tif" for name in names]
+
+
+def folder(*names: str) -> list[Path]:
+    return [Path("d") / f"{name}.tif" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (["s1", "s2", "s4", "s5"], "warning: d: slices are missing between s2.tif and s4.tif"),
+        (["s1", "s3", "s4"], "warning: d: slices are missing between s1.tif and s3.tif"),
+        (["z=0.25um", "z=0.5um", "z=1.0um", "z=1.25um"], "slices are missing between z=0.5um.tif and z=1.0um.tif"),
+        (["s1", "s3", "s5"], ""),
+        (["s1_z1", "s1_z2", "s2_z1"], ""),
+        (["a1", "a2", "b1"], "warning: d: names of 2 kinds, such as a2.tif, b1.tif, become one stack"),
+    ],
+)
+def test_what_is_missing_or_unlike_among_slices_is_told(names: list[str], warning: str) -> None:
+    note, *warnings = describe(folder(*names))
+    assert note == f"note: d: {len(names)} slices, {names[0]}.tif to {names[-1]}.tif"
+    assert len(warnings) == bool(warning)
+    assert warning in " ".join(warnings)
+
+
+def test_of_many_gaps_a_few_are_named_and_all_are_counted() -> None:
+    names = [f"s{z}" for z in range(60) if z % 10]
+    assert describe(folder(*names))[1].endswith("; s29.tif and s31.tif (5 gaps)")
+
+
+@pytest.mark.parametrize(
+    "copy", ["s2 - Copy.tif", "s2 - Copy (2).tif", "s2 (1).tif", "s2_copy.tif", "s2 copy 3.tif", "s2.tiff"]
+)
+def test_a_copy_is_no_slice(copy: str) -> None:
+    paths = [*folder("s1", "s2", "s3"), Path("d") / copy]
+    with pytest.raises(InputError, match=r"found (what looks like a copy|the name) of s2\.tif"):
+        refuse_copies(paths)
+
+
+@pytest.mark.parametrize("names", [["s (1)", "s (2)"], ["s1", "s10", "s1_2"], ["copy", "s1"]])
+def test_numbers_in_brackets_are_no_copies_by_themselves(names: list[str]) -> None:
+    refuse_copies(folder(*names))
