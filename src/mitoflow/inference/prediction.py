@@ -56,7 +56,9 @@ def predict(
         The input, the model or the request cannot be used, or an output exists.
     """
     request.require_valid()
-    whole = volumes.open_volume(request.source, spacing=request.spacing, fill_missing=request.fill_missing)
+    whole = volumes.open_volume(
+        request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=notify
+    )
     request.require_outputs(whole.files)
     job, decided = _plan(request, model, whole, notify)
     volume = job.seen(whole)
