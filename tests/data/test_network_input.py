@@ -49,3 +49,30 @@ def test_missing_values_are_left_out(tissue: np.ndarray) -> None:
     assert np.isfinite(network_input.stretched(image, low, high)).all()
     nothing = np.full((8, 8), np.nan, np.float32)
     assert not network_input.stretched(nothing, *network_input.grey_range(nothing)).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 64), (200, 300), (3000, 2000)])
+def test_a_slice_is_blank_where_it_has_one_value(shape: tuple[int, int]) -> None:
+    image = np.full(shape, 7, np.float32)
+
+    def is_blank() -> bool:
+        return network_input.is_blank(lambda box: image[box[0] : box[1], box[2] : box[3]], shape)
+
+    assert is_blank()
+    image[0] = np.nan
+    assert is_blank()
+    if image.size > 1:
+        image[-1, -1] = 8
+        assert not is_blank()
+
+
+def test_little_is_read_of_a_slice_that_is_not_blank(tissue: np.ndarray) -> None:
+    boxes = []
+
+    def read(box: network_input.Box) -> np.ndarray:
+        boxes.append(box)
+        return tissue[box[0] : box[1], box[2] : box[3]]
+
+    assert not network_input.is_blank(read, (200, 300))
+    (box,) = boxes
+    assert (box[1] - box[0], box[3] - box[2]) == (network_input.PATCH, network_input.PATCH)

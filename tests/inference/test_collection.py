@@ -88,6 +88,24 @@ def test_what_is_done_is_skipped(folder: Path) -> None:
     assert Path("masks/s2.tif").stat().st_mtime_ns != before
 
 
+def test_masks_of_earlier_runs_are_no_images(folder: Path) -> None:
+    array = ome.create_multiscale(folder / "mask.zarr", SLICE.shape, SLICE.dtype, 1)
+    ome.write_tiff(folder / "cells/s2_mask.tif", array, ome.Description("yx", lineage={"model": "unet"}))
+    (folder / "cells/s10.tif").unlink()
+    (folder / "cells/v.ome.zarr").rename("v.ome.zarr")
+    assert run("cells", "masks").exit_code == 0
+    assert [row["file"] for row in rows()] == ["cells/s2.tif"]
+
+
+def test_a_table_of_somebody_else_is_kept(folder: Path) -> None:
+    Path("masks").mkdir()
+    Path("masks/summary.csv").write_text("animal,weight\n1,2\n")
+    result = run("cells", "masks", "--overwrite")
+    assert isinstance(result.exception, InputError)
+    assert "masks/summary.csv: found something that mitoflow did not write" in str(result.exception)
+    assert [path.name for path in Path("masks").iterdir()] == ["summary.csv"]
+
+
 def test_a_broken_file_keeps_no_other_from_its_mask(folder: Path) -> None:
     Path("cells/s3.tif").write_text("no TIFF")
     result = run("cells", "masks")

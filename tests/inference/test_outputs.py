@@ -46,6 +46,15 @@ def test_what_was_made_for_another_request_is_thrown_away(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [], "nothing stays of what did not come to a block"
 
 
+def test_discarded_blocks_leave_nothing_behind(tmp_path: Path) -> None:
+    begin(tmp_path / "o.zarr")
+    with pytest.raises(ValueError), pending_output(tmp_path / "o.zarr", {"what": "this"}) as work:
+        assert work.is_done("0-0-0")
+        work.discard()
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mitoflow.inference.outputs import pending_output\n"

@@ -21,17 +21,20 @@ import pytest
 import tifffile
 import zarr
 from PIL import Image
+from scipy import ndimage
 
 from mitoflow import cli
 from mitoflow.config.params import Instances
 from mitoflow.data import fingerprint, network_input
-from mitoflow.inference import adaptation, instances, jobs, labelling, prediction
+from mitoflow.errors import InputError
+from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.request import beside as output_beside
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
+from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
@@ -303,6 +306,90 @@ def test_images_of_another_bit_depth_are_brought_to_that_of_training(
     assert ((mask > 0) == (probabilities >= threshold)).mean() > 0.9
 
 
+def blank_slices(wide: np.ndarray) -> np.ndarray:
+    wide[5], wide[10], wide[15] = 0, 65535, 65535
+    return wide
+
+
+def constant_border(wide: np.ndarray) -> np.ndarray:
+    return np.pad(wide, ((0, 0), (60, 0), (50, 0)))
+
+
+def turned(wide: np.ndarray) -> np.ndarray:
+    return ndimage.rotate(wide, 20, axes=(1, 2), order=0, cval=0)
+
+
+@pytest.mark.parametrize("bit_depth", [8, 12])
+@pytest.mark.parametrize("harm", [blank_slices, constant_border, turned])
+def test_constant_pixels_and_blank_slices_do_not_move_the_grey_values(
+    tmp_path: Path, harm: Callable[[np.ndarray], np.ndarray], bit_depth: int
+) -> None:
+    """Their percentiles would: black becomes white for all tissue, and the mask is another one."""
+    wide = np.random.default_rng(0).normal(9000, 1500, (26, 200, 220)).clip(0, 65535).astype(np.uint16)
+
+    def levels(stack: np.ndarray) -> Levels | None:
+        volume = model_input.ArrayVolume(stack)
+        return adaptation.match_levels(adaptation.sample(volume, 128), None, bit_depth)
+
+    plain, harmed = levels(wide), levels(harm(wide.copy()))
+    assert plain is not None
+    assert harmed is not None
+    assert (harmed.low, harmed.high) == pytest.approx((plain.low, plain.high), rel=0.03)
+
+
+def test_white_padding_is_no_reason_to_change_grey_values_of_the_right_depth() -> None:
+    patch = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
+    levels = adaptation.match_levels([np.pad(patch, 20, constant_values=65535)], None, 12)
+    assert levels is not None
+    assert levels.only_clips
+
+
+def test_patches_come_from_slices_that_show_something() -> None:
+    stack = STACK.copy()
+    stack[:20] = 0
+    volume = model_input.ArrayVolume(stack)
+    blank = model_input.blank_slices(volume)
+    assert blank == {*range(20)}
+    assert all(patch.any() for patch in adaptation.sample(volume, 64, blank))
+    assert len(adaptation.sample(volume, 64, {*range(26)})) == 16
+
+
+@pytest.mark.slow
+def test_blank_slices_and_padding_are_told_and_stay_empty(say: Say) -> None:
+    """Neither makes the rest look unlike the training images."""
+    padded = np.pad(STACK, ((0, 0), (60, 0), (50, 0)))
+    padded[3], padded[9] = 0, 255
+    tifffile.imwrite("padded.tif", padded)
+    code, _, err = say("padded.tif", "mask.tif", "--neighbours", "all")
+    assert (code, err) == (0, "note: padded.tif: no mitochondria in slices that have a single grey value: 3, 9\n")
+    mask = tifffile.imread("mask.tif")
+    assert not mask[[3, 9]].any()
+    assert all(mask[z].any() for z in range(26) if z not in (3, 9))
+    assert "single grey value: 3, 9" in ome.read_lineage(Path("mask.tif"))["decisions"]
+    predictor = Predictor.load(Path("model/unet.keras"), Path("model/inference.yaml"))
+    assert not predictor.masks(padded)[[3, 9]].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+def test_an_input_that_changes_while_it_is_read_gives_no_mask(say: Say, ending: str) -> None:
+    def write(stack: np.ndarray) -> None:
+        if ending == "tif":
+            tifffile.imwrite("cell.tif", stack)
+            return
+        volume = ome.create_multiscale(Path("cell.ome.zarr"), stack.shape, stack.dtype, 8)
+        volume[:] = stack
+        ome.finish_multiscale(Path("cell.ome.zarr"), ome.Description("zyx"))
+
+    write(STACK)
+    model, before = model_lookup.find("model/unet.keras"), sorted(Path().iterdir())
+    with pytest.raises(InputError, match=f"cell.{ending}: found a file that changed while it was read"):
+        prediction.predict(
+            Request(f"cell.{ending}", Path("mask.tif")), model, print, lambda _: write(STACK[::-1].copy())
+        )
+    assert sorted(Path().iterdir()) == before
+
+
 def test_single_pixels_above_the_range_are_clipped() -> None:
     """Of a camera with 12 bits, where one pixel has more: no reason to stop at its block, again and again."""
     patches = [np.full((64, 64), 4095, np.uint16)]
@@ -392,6 +479,13 @@ def existing(folder: Path) -> None:
     (folder / "mask.tif").write_text("precious")
 
 
+def a_mask_among_slices(folder: Path) -> None:
+    for z in range(2):
+        tifffile.imwrite(folder / f"s{z}.tif", STACK[z])
+    array = ome.create_multiscale(folder / "model/mask.zarr", STACK[0].shape, STACK.dtype, 1)
+    ome.write_tiff(folder / "s1_mask.tif", array, ome.Description("yx", lineage={"model": "unet"}))
+
+
 def nothing(folder: Path) -> None:
     pass
 
@@ -413,6 +507,16 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         lambda folder: [tifffile.imwrite(folder / f"s{z}.tif", STACK[z]) for z in range(2)],
         ["s*.tif", "s0.tif", "--overwrite"],
         "s0.tif: found the input, expected a name of its own",
+    ),
+    "not ours": (
+        lambda folder: (folder / "important.zarr").mkdir(),
+        ["cell.ome.tif", "important.zarr", "--overwrite"],
+        "important.zarr: found something that mitoflow did not write, expected an earlier output",
+    ),
+    "a mask among the slices": (
+        a_mask_among_slices,
+        ["s*.tif", "mask.tif"],
+        "s1_mask.tif: found an output of `mitoflow predict` among the input, expected images; name the images alone",
     ),
     "no number": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "nan"], "--threshold: found nan, expected"),
     "rescale far": (

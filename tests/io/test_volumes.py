@@ -284,3 +284,12 @@ def test_the_state_differs_between_files(tmp_path: Path) -> None:
     assert open_volume(str(tmp_path / "s.tif")).state() == before
     tifffile.imwrite(tmp_path / "s.tif", STACK, compression="zlib")
     assert open_volume(str(tmp_path / "s.tif")).state() != before
+
+
+def test_the_state_differs_when_a_chunk_is_written_anew(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    volume = open_volume(str(path))
+    before = volume.state()
+    assert open_volume(str(path)).state() == before
+    zarr.open_array(path / "0")[4, 0, 0] = 1
+    assert volume.state() != before

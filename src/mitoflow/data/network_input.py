@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,34 @@ def _varying(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(values[np.isfinite(values)])
 
 
-def _range_of(images: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
+def telling_values(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the finite grey values of images (Y, X) outside of constant areas, (N,); where all is constant all."""
     values = np.concatenate([_varying(image) for image in images])
-    if not values.size:
-        values = np.concatenate([image[np.isfinite(image)] for image in images])
+    return values if values.size else np.concatenate([image[np.isfinite(image)] for image in images])
+
+
+def is_blank(read: Callable[[Box], npt.NDArray[Any]], shape: tuple[int, int]) -> bool:
+    """Return whether a slice has one finite grey value at most, as padding and lost slices do.
+
+    Of a slice that has more, little is read. `read` and `shape` are as in `slice_range`.
+    """
+    height, width = shape
+    rows = max(1, LARGEST_WHOLE // width)
+    middle = [sides[len(sides) // 2] for sides in map(_patch_sides, shape)]  # tells most slices apart
+    bands = ((top, min(top + rows, height), 0, width) for top in range(0, height, rows))
+    found: set[float] = set()
+    for box in chain([(*middle[0], *middle[1])], bands):
+        image = read(box)
+        values = image[np.isfinite(image)]
+        if values.size:
+            found |= {float(values.min()), float(values.max())}
+        if len(found) > 1:
+            return False
+    return True
+
+
+def _range_of(images: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
+    values = telling_values(images)
     if not values.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))

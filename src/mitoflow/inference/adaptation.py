@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import product
 
 import numpy as np
@@ -31,15 +31,18 @@ NEXT = {
 }
 
 
-def find_levels(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Levels | None:
+def find_levels(
+    volume: Volume, request: Request, model: TrainedModel, notify: Notify, blank: Container[int] = ()
+) -> Levels | None:
     """Return the map from the grey values of a volume to those of training, if any, and report it.
 
-    There is none where the model takes slices that are stretched between their own percentiles.
+    There is none where the model takes slices that are stretched between their own percentiles. Slices that are
+    `blank` do not count.
     """
     if model.predictor.settings.normalization == "percentiles":
         return None
     known, bit_depth = model.domain, model.predictor.settings.bit_depth
-    levels = match_levels(sample(volume, known.size if known else SAMPLE_SIDE), known, bit_depth)
+    levels = match_levels(sample(volume, known.size if known else SAMPLE_SIDE, blank), known, bit_depth)
     if levels and not levels.only_clips:
         notify(
             f"note: grey values {levels.low:g} to {levels.high:g} of {request.source} become "
@@ -48,17 +51,23 @@ def find_levels(volume: Volume, request: Request, model: TrainedModel, notify: N
     return levels
 
 
-def compare(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> list[str]:
-    """Report and return in what a volume, as the model sees it, differs from the training images."""
+def compare(
+    volume: Volume, request: Request, model: TrainedModel, notify: Notify, blank: Container[int] = ()
+) -> list[str]:
+    """Report and return in what a volume, as the model sees it, differs from the training images.
+
+    Padding at the sides of patches and slices that are `blank` do not count.
+    """
     known = model.domain
     if known is None:
         notify(
             "note: the model does not say what its training images look like, so the input is not compared with them"
         )
     elif min(known.size, *volume.shape[1:]) >= fingerprint.SMALLEST:
-        seen = [
-            network_input.to_unit(patch, model.predictor.settings.bit_depth) for patch in sample(volume, known.size)
-        ]
+        patches = sample(volume, known.size, blank)
+        within = [patch for patch in map(without_padding, patches) if min(patch.shape) >= fingerprint.SMALLEST]
+        bit_depth = model.predictor.settings.bit_depth
+        seen = [network_input.to_unit(patch, bit_depth) for patch in within or patches]
         if found := fingerprint.differences(known, fingerprint.measure(seen, volume.spacing)):
             notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
             return found
@@ -152,10 +161,20 @@ def judge(volume: Volume, request: Request, model: TrainedModel, notify: Notify)
     return said
 
 
-def sample(volume: Volume, size: int) -> list[np.ndarray]:
-    """Return patches from all over a stack, (Y, X) as stored, of `size` pixels a side or what there is."""
+def without_padding(patch: np.ndarray) -> np.ndarray:
+    """Return a patch (Y, X) without the rows and columns at its sides that have a single value."""
+    rows, columns = (np.flatnonzero(np.ptp(patch, axis=axis)) for axis in (1, 0))
+    return patch[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if rows.size else patch[:0, :0]
+
+
+def sample(volume: Volume, size: int, blank: Container[int] = ()) -> list[np.ndarray]:
+    """Return patches from all over a stack, (Y, X) as stored, of `size` pixels a side or what there is.
+
+    Slices that are `blank` are left out, where others are not.
+    """
     depth, height, width = volume.shape
-    slices = spread(depth - 1, 4)
+    held = [z for z in range(depth) if z not in blank] or range(depth)
+    slices = [held[place] for place in spread(len(held) - 1, 4)]
     across = math.isqrt(SAMPLES // len(slices))
     tall, wide = min(size, height), min(size, width)
     places = product(slices, spread(height - tall, across), spread(width - wide, across))
@@ -165,13 +184,14 @@ def sample(volume: Volume, size: int) -> list[np.ndarray]:
 def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_depth: int) -> Levels | None:
     """Return the linear map that brings the grey values of patches to where those of training are.
 
-    None where the patches are of the bit depth that the model was trained on. Where a pixel can hold more than that
+    Constant areas do not count: padding and blank slices say nothing about how tissue is stained. None where the
+    patches are of the bit depth that the model was trained on. Where a pixel can hold more than that
     depth the map changes nothing but single pixels above it, which are no reason to stop.
     """
     stored, top = np.uint8 if bit_depth == 8 else np.uint16, 2**bit_depth - 1
-    if patches[0].dtype == stored and max(int(patch.max()) for patch in patches) <= top:
+    values = network_input.telling_values(patches)
+    if patches[0].dtype == stored and int(values.max()) <= top:
         return None if top == np.iinfo(stored).max else Levels(0, top, 0.0, 1.0, bit_depth)
-    values = np.concatenate([patch[np.isfinite(patch)] for patch in patches])
     low, high = np.quantile(values, TAILS) if values.size else (0, 1)
     low_to, high_to = (known.quantile(share) for share in TAILS) if known else (0.0, 1.0)
     return Levels(float(low), float(high), low_to, high_to, bit_depth)

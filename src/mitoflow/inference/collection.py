@@ -49,6 +49,9 @@ class Outcome:
     error: str = ""
 
 
+COLUMNS = tuple(field.name for field in fields(Outcome))
+
+
 def is_folder(output: Path) -> bool:
     """Return whether the name of an output is that of a folder of masks and not that of one mask."""
     return not (ome.is_tiff(output) or ome.is_zarr(output)) and (output.is_dir() or not output.suffix)
@@ -82,6 +85,7 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
     """
     request.require_valid()
     asked = _requests(request)
+    _refuse_foreign_summary(request.output / SUMMARY)
     assert model.predictor, "a broken model ends the command, not each file"
     outcomes: list[Outcome] = []
     try:
@@ -97,15 +101,23 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
                 notify(f"error: {error}")
                 outcomes.append(Outcome(each.source, error=str(error)))
     finally:
-        names = [field.name for field in fields(Outcome)]
-        files.write_csv(request.output / SUMMARY, names, (asdict(each).values() for each in outcomes))
+        files.write_csv(request.output / SUMMARY, COLUMNS, (asdict(each).values() for each in outcomes))
     return outcomes
+
+
+def _refuse_foreign_summary(path: Path) -> None:
+    """Raise `InputError` where the name of the summary is that of something else."""
+    begins = ",".join(COLUMNS[:2]).encode()
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(begins)):
+        found = "something that mitoflow did not write"
+        raise InputError(path, found, "no file, or an earlier summary", "rename it, or choose another folder")
 
 
 def _requests(request: Request) -> list[Request]:
     """Return what is asked of each file; folders below a glob are those of the masks, too."""
     output, images = request.output.resolve(), find_images(request.source)
-    sources = [path for path in images if output not in path.resolve().parents]  # a glob may reach earlier masks
+    # A glob may reach earlier masks.
+    sources = [path for path in images if output not in path.resolve().parents and not ome.has_lineage(path)]
     if images and not sources:
         raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:

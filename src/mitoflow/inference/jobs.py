@@ -242,6 +242,8 @@ class Job:
         What to write, by the names in `PRODUCTS`.
     folder
         The folder of the pending output.
+    blank
+        The slices that show nothing.
     """
 
     source: str
@@ -254,6 +256,7 @@ class Job:
     part: Part
     products: tuple[str, ...]
     folder: Path
+    blank: frozenset[int] = frozenset()
 
     def seen(self, volume: Volume) -> Volume:
         """Return the stack as the model is to see it."""
@@ -320,7 +323,7 @@ def _load_predictor(job: Job) -> Predictor:
     if job.weights_sha256 not in _predictors:
         _predictors.clear()
         _predictors[job.weights_sha256] = Predictor(unet.load_model(job.weights), job.settings)
-    return _predictors[job.weights_sha256].with_settings(job.settings)
+    return _predictors[job.weights_sha256].with_settings(job.settings, job.blank)
 
 
 _at_hand: list[tuple[Job, Work]] = []  # the last job of a worker

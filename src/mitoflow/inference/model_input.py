@@ -94,6 +94,13 @@ def normalized(volume: Volume, settings: Settings) -> Volume:
     return StretchedVolume(volume) if settings.normalization == "percentiles" else volume
 
 
+def blank_slices(volume: Volume) -> frozenset[int]:
+    """Return the slices of a volume that show nothing: one grey value in every pixel. Their mask is empty."""
+    return frozenset(
+        z for z in range(volume.shape[0]) if network_input.is_blank(partial(volume.read, z), volume.shape[1:])
+    )
+
+
 @dataclass(frozen=True)
 class Decision:
     """How a stack is predicted.

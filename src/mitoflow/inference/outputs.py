@@ -54,6 +54,10 @@ class PendingOutput:
         """Record that a block is done."""
         (self._done / block).touch()
 
+    def discard(self) -> None:
+        """Forget all blocks: what raises after it leaves nothing behind."""
+        shutil.rmtree(self._done)
+
     @property
     def is_publishing(self) -> bool:
         """Whether publishing started and did not finish."""

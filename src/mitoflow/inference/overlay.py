@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from mitoflow.data.network_input import grey_range, stretched
 
 CONTOUR = (0, 200, 150)
+PROGRAM = ("Software", "mitoflow")
 
 
 def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -22,7 +25,10 @@ def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def contours_png(slices: Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]) -> bytes:
-    """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG."""
+    """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG.
+
+    The PNG names mitoflow as its program; see `is_overlay`.
+    """
     panels = []
     for image, mask in slices:
         picture = np.repeat(shown(image)[:, :, None], 3, axis=2)
@@ -35,5 +41,17 @@ def contours_png(slices: Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]) -> by
     for top, row in zip(np.cumsum([0, *(len(row) for row in rows)]), rows, strict=False):
         page[top : top + len(row), : row.shape[1]] = row
     buffer = io.BytesIO()
-    Image.fromarray(page, "RGB").save(buffer, "PNG", optimize=True)
+    about = PngInfo()
+    about.add_text(*PROGRAM)
+    Image.fromarray(page, "RGB").save(buffer, "PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
+
+
+def is_overlay(path: Path) -> bool:
+    """Return whether a file is a PNG that `contours_png` drew."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            key, value = PROGRAM
+            return bool(image.info.get(key) == value)
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises where a file is none
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from tqdm import tqdm
 from mitoflow import __version__
 from mitoflow.config.params import Instances
 from mitoflow.data.slice_distance import spread
+from mitoflow.errors import InputError
 from mitoflow.inference import adaptation, jobs, outputs, overlay
 from mitoflow.inference.instances import LARGEST_BOX
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
 from mitoflow.inference.labelling import label_instances, measure_labels
-from mitoflow.inference.model_input import decide
+from mitoflow.inference.model_input import blank_slices, decide
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
@@ -56,10 +57,15 @@ def predict(
         The input, the model or the request cannot be used, or an output exists.
     """
     request.require_valid()
+    told: list[str] = []  # where the request is refused, the error stands alone
     whole = volumes.open_volume(
-        request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=notify
+        request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=told.append
     )
+    read_from = whole.state()
     request.require_outputs(whole.files)
+    request.require_images(whole.files)
+    for line in told:
+        notify(line)
     job, decided = _plan(request, model, whole, notify)
     volume = job.seen(whole)
     description = _describe(request, model, whole, job, decided)
@@ -74,12 +80,16 @@ def predict(
         job = replace(job, folder=pending.folder.absolute())
         for name in job.products:
             _array(pending, name, request, job.part, description)
-        prediction = Prediction(volume, whole.shape[1:], model.predictor.with_settings(job.settings))
+        prediction = Prediction(volume, whole.shape[1:], model.predictor.with_settings(job.settings, job.blank))
         work = Work(prediction, job.part, job.arrays(), pending)
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
         else:
             jobs.here(work, advance)
+        if whole.state() != read_from:
+            pending.discard()
+            found, remedy = "a file that changed while it was read", "wait until it is complete, and predict again"
+            raise InputError(request.source, found, "the same file from beginning to end", remedy)
         mask = ome.open_level(pending.folder / "mask.zarr")
         if request.instances or request.table:
             _label_instances(mask, request, job.part, description, pending, notify)
@@ -88,12 +98,12 @@ def predict(
 
 def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:
     """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`."""
-    settings = model.predictor.settings
+    settings, blank = model.predictor.settings, blank_slices(whole)
     job = Job(
         source=str(Path(request.source).absolute()),
         spacing=whole.spacing,
         part=parse_roi(request.roi, whole),
-        levels=adaptation.find_levels(whole, request, model, notify),
+        levels=adaptation.find_levels(whole, request, model, notify, blank),
         scale=None,
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
@@ -104,20 +114,28 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         ),
         products=tuple(name for name in request.images if name in PRODUCTS),
         folder=Path(),
+        blank=blank,
     )
     job = replace(job, scale=adaptation.choose_scale(job.seen(whole), request, model, notify))
     volume = job.seen(whole)
-    differs = adaptation.compare(volume, request, model, notify)
+    differs = adaptation.compare(volume, request, model, notify, blank)
     decision = decide(job.settings, volume, request.neighbours)
-    for note in decision.notes:
+    notes = [*decision.notes, *_explain_blank(sorted(blank.intersection(job.part.slices)))]
+    for note in notes:
         notify(f"note: {request.source}: {note}")
     decided = {
         "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
-        "decisions": "; ".join(decision.notes),
+        "decisions": "; ".join(notes),
         "differs": "; ".join(differs),
         "judgement": adaptation.judge(volume, request, model, notify),
     }
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
+
+
+def _explain_blank(slices: Sequence[int]) -> list[str]:
+    """Say which slices show nothing, if any."""
+    named = ", ".join(map(str, slices[:3])) + (f", ... ({len(slices)} in all)" if len(slices) > 3 else "")
+    return [f"no mitochondria in slices that have a single grey value: {named}"] if slices else []
 
 
 def _describe(

@@ -112,10 +112,16 @@ class Predictor:
         From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits.
     settings
         See `Settings`.
+
+    Attributes
+    ----------
+    blank
+        The slices of the stack at hand that show nothing; see `model_input.blank_slices`.
     """
 
     def __init__(self, model: keras.Model, settings: Settings) -> None:
         self.model, self.settings = fold_normalization(model), settings
+        self.blank: frozenset[int] = frozenset()
         # Compiling for XLA halves the speed of a U-Net on a CPU under TensorFlow.
         self.model.jit_compile = keras.backend.backend() == "jax"
 
@@ -124,10 +130,10 @@ class Predictor:
         """Read a model and its settings; raises `InputError` where one is missing or broken."""
         return cls(unet.load_model(Path(model_path)), Settings.read(Path(settings_path)))
 
-    def with_settings(self, settings: Settings) -> Predictor:
+    def with_settings(self, settings: Settings, blank: frozenset[int] = frozenset()) -> Predictor:
         """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
         other = copy.copy(self)
-        other.settings = settings
+        other.settings, other.blank = settings, blank
         return other
 
     def masks(self, images: np.ndarray) -> np.ndarray:
@@ -158,7 +164,7 @@ class Predictor:
         seen = model_input.normalized(volume, self.settings)
         whole = (0, volume.shape[1], 0, volume.shape[2])
         settings = model_input.decide(self.settings, seen, neighbours).settings
-        return self.with_settings(settings), lambda z: seen.read(z, whole)
+        return self.with_settings(settings, model_input.blank_slices(volume)), lambda z: seen.read(z, whole)
 
     def region(self, shape: tuple[int, ...], box: Box | None = None) -> TileRegion:
         """Return how the box of a slice of `shape` (Y, X), or all of it, is predicted."""
@@ -185,7 +191,7 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
-        In orthogonal planes, those along z are predicted before the first map comes.
+        In orthogonal planes, those along z are predicted before the first map comes. Of blank slices the map is 0.
 
         Parameters
         ----------
@@ -205,7 +211,8 @@ class Predictor:
         near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
         maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_planes), self.settings.median)
         first = wanted.start - near.start
-        return islice(maps, first, first + len(wanted))
+        for z, probability in zip(wanted, islice(maps, first, first + len(wanted)), strict=True):
+            yield np.zeros_like(probability) if z in self.blank else probability
 
     def stream_unfiltered(
         self,

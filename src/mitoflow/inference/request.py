@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
-from mitoflow.inference import outputs
+from mitoflow.inference import outputs, overlay
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.model_input import NEIGHBOURS
 from mitoflow.io import ome
@@ -17,6 +17,7 @@ from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume
 
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
+LONGEST_HEADER = 10_000  # characters
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 
 #: See `Request.rescale`.
@@ -119,6 +120,13 @@ class Request:
         if self.dask and self.workers:
             raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
 
+    def require_images(self, inputs: Sequence[Path]) -> None:
+        """Raise `InputError` where one of the files that are read is an output of an earlier prediction."""
+        for path in inputs:
+            if ome.has_lineage(path):
+                remedy = "name the images alone, such as 'FOLDER/s*.tif', or move it away"
+                raise InputError(path, "an output of `mitoflow predict` among the input", "images", remedy)
+
     def require_outputs(self, inputs: Sequence[Path]) -> None:
         """Refuse outputs that cannot be written, or that exist.
 
@@ -130,7 +138,8 @@ class Request:
         Raises
         ------
         InputError
-            A name has the wrong ending, its folder is missing, it is that of an input, or it exists.
+            A name has the wrong ending, its folder is missing, it is that of an input, or it exists: with `overwrite`,
+            and mitoflow did not write it.
         """
         if not (ome.is_tiff(self.output) or ome.is_zarr(self.output)):
             expected = "a name that ends with .tif, .ome.tif or .ome.zarr"
@@ -144,8 +153,29 @@ class Request:
                 raise InputError(path, "no such folder", "a place to write to", "make the folder first")
             if any(file == path.resolve() or path.resolve() in file.parents for file in inputs):
                 raise InputError(path, "the input", "a name of its own", "choose another output")
-        if not self.overwrite:
+        if self.overwrite:
+            refuse_foreign(self.outputs)
+        else:
             outputs.refuse_existing(self.output, self.outputs)
+
+
+def refuse_foreign(paths: Iterable[Path]) -> None:
+    """Raise `InputError` where something exists that `mitoflow predict` did not write, going by what it says itself."""
+    for path in paths:
+        is_ours = {".csv": _is_table, ".png": overlay.is_overlay}.get(path.suffix.lower(), ome.has_lineage)
+        if path.exists() and not is_ours(path):
+            found, remedy = "something that mitoflow did not write", "choose another name, or move it away yourself"
+            raise InputError(path, found, "an earlier output, which --overwrite replaces", remedy)
+
+
+def _is_table(path: Path) -> bool:
+    """Return whether a file has the columns of a table of mitochondria, or of the sums over a stack."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            names = stream.readline(LONGEST_HEADER).strip().split(",")
+    except (OSError, ValueError):
+        return False
+    return names[0] == "label" or "volume_fraction" in names
 
 
 def beside(path: Path, what: str) -> Path:

@@ -352,6 +352,14 @@ def read_lineage(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in lineage.items()}
 
 
+def has_lineage(path: Path) -> bool:
+    """Return whether an image is one that mitoflow wrote."""
+    try:
+        return bool(read_lineage(path))
+    except InputError:
+        return False
+
+
 def _tiff_lineage(path: Path) -> dict[str, str]:
     try:
         with tifffile.TiffFile(path) as file:

@@ -252,10 +252,12 @@ class ZarrVolume:
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
     def state(self) -> list[Any]:
-        """See `Volume`; from the metadata and the list of chunks, not from each chunk."""
+        """See `Volume`; of the chunks their number, their bytes and the latest change."""
         names = (".zarray", "zarr.json")
         files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
-        return [*files, self._lost]
+        chunks = [each.stat() for each in self._image.path.rglob("*") if each.is_file()]
+        latest = max((about.st_mtime_ns for about in chunks), default=0)
+        return [*files, self._lost, len(chunks), sum(about.st_size for about in chunks), latest]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""What `--overwrite` may replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from mitoflow.core import files
+from mitoflow.errors import InputError
+from mitoflow.inference import morphometry, overlay
+from mitoflow.inference.request import refuse_foreign
+from mitoflow.io import ome
+
+SLICE = np.zeros((64, 64), np.uint8)
+
+
+def write_ours(folder: Path) -> list[Path]:
+    """Write one of each kind of output, as `mitoflow predict` does."""
+    image = ome.create_multiscale(folder / "mask.ome.zarr", SLICE.shape, SLICE.dtype, 1)
+    description = ome.Description("yx", lineage={"model": "unet"})
+    ome.write_tiff(folder / "mask.tif", image, description)
+    ome.finish_multiscale(folder / "mask.ome.zarr", description)
+    labels = np.ones((2, 8, 8), np.uint32)
+    measured = morphometry.measure(lambda region: labels[region], labels.shape, block=(2, 8, 8))
+    measured.write(folder / "table.csv")
+    measured.write_totals(folder / "table_totals.csv")
+    (folder / "look.png").write_bytes(overlay.contours_png([(SLICE, SLICE)]))
+    return list(folder.iterdir())
+
+
+def test_what_mitoflow_wrote_may_be_replaced(tmp_path: Path) -> None:
+    ours = write_ours(tmp_path)
+    assert len(ours) == 5
+    refuse_foreign([*ours, tmp_path / "new.tif", tmp_path / "new.csv"])
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.txt").write_text("chapter 1")
+
+
+def an_image_of_another_program(path: Path) -> None:
+    image = ome.create_multiscale(path, SLICE.shape, SLICE.dtype, 1)
+    image[:] = 1
+    ome.finish_multiscale(path, ome.Description("yx"))
+
+
+FOREIGN = {
+    "a folder": ("important.zarr", a_folder),
+    "a folder with the name of a TIFF": ("important.tif", a_folder),
+    "a folder with the name of a table": ("important.csv", a_folder),
+    "a folder with the name of a picture": ("important.png", a_folder),
+    "an image": ("important.ome.zarr", an_image_of_another_program),
+    "a micrograph": ("important.tif", lambda path: tifffile.imwrite(path, SLICE)),
+    "an OME-TIFF": ("important.ome.tif", lambda path: tifffile.imwrite(path, SLICE, metadata={"axes": "YX"})),
+    "an empty file": ("important.tif", lambda path: path.touch()),
+    "a picture": ("important.png", lambda path: Image.fromarray(SLICE).save(path)),
+    "a table": ("important.csv", lambda path: files.write_csv(path, ["animal", "weight"], [[1, 2]])),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_others_wrote_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    name, make = FOREIGN[kind]
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: found something that mitoflow did not write"):
+        refuse_foreign([tmp_path / name])
+    assert (tmp_path / name).exists()
