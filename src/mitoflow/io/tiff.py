@@ -311,7 +311,7 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     return Stack(path, (depth, height, width), dtype, pixels, black, _palette(page))
 
 
-def _palette(page: tifffile.TiffPage | tifffile.TiffFrame) -> Array | None:
+def _palette(page: tifffile.TiffPage) -> Array | None:
     """Return the colours of the values of a page, (values, 3) uint8, or uint16 where pixels have more than 8 bits."""
     if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.colormap is None:
         return None
@@ -362,7 +362,7 @@ def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) ->
         if len(shapes := sorted({str(s.shape) for s in series})) > 1:
             found = f"{len(series)} images of shapes {', '.join(shapes)}"
             raise InputError(path, found, "one stack", "save each as a file")
-        ways = sorted({f"{s.dtype} {s.keyframe.compression.name}" for s in series})
+        ways = sorted({f"{s.dtype} {tifffile.COMPRESSION(s.keyframe.compression).name}" for s in series})
         found = f"pages that are stored in different ways ({', '.join(ways)})"
         raise InputError(path, found, "one pixel type and compression", "save the stack again")
 
