@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from mitoflow.data.conventions import Conventions, read_conventions, write_conventions
 from mitoflow.data.set_descriptions import SetDescription, write_sets
@@ -268,6 +269,24 @@ def test_stack_without_mitochondria_is_a_warning(data: Path) -> None:
     findings = check(data)
     assert "no mitochondrion in a.tif" in only(findings.warnings)
     assert findings.facts["train"]["stacks"][0]["slices_without_foreground"] == [0, 1, 2, 3]
+
+
+def test_an_inverted_mask_is_a_warning(data: Path) -> None:
+    """The report shows it: 0 is on the mitochondria."""
+    write(data, "train", "a", pictures(0), 255 - marks())
+    findings = check(data)
+    assert findings.errors == []
+    said = only(findings.warnings)
+    assert "train/lab/masks: found more than half of the pixels mitochondrion in a.tif, expected less" in said
+    assert said.endswith("look at the masks in the report; if they are black on mitochondria, invert them")
+
+
+def test_antialiased_masks_of_16_bits_are_cut_at_half_range(data: Path) -> None:
+    soft = np.stack([ndimage.gaussian_filter(each * 257.0, 1) for each in marks()]).astype(np.uint16)
+    write(data, "train", "a", pictures(0), soft)
+    findings = check(data)
+    assert findings.conventions["lab"].mask_rule == "half"
+    assert findings.facts["train"]["stacks"][0]["foreground"] == pytest.approx(16 * 18 / (64 * 72), rel=0.03)
 
 
 def test_mask_without_background_is_an_error(data: Path) -> None:

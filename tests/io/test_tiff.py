@@ -430,6 +430,8 @@ def pairing(tmp_path: Path) -> Iterator[Callable[..., list[Pair]]]:
 
 BINARY, ONE = blobs().astype(np.uint8) * 255, blobs().astype(np.uint8)
 ONE_BLURRED = np.concatenate([BINARY, antialiased()[:1]])
+STRAY = BINARY.copy()
+STRAY[::2, 5::40, 7::40] = 90
 RULES = {
     "0/255": ([BINARY], "nonzero"),
     "0/1": ([ONE], "nonzero"),
@@ -441,6 +443,11 @@ RULES = {
     "antialiased": ([antialiased()], "half"),
     "one antialiased slice": ([ONE_BLURRED], "half"),
     "antialiased beside 0/255 and 0/1": ([BINARY, antialiased(), ONE], "half"),
+    "antialiased in 16 bits": ([antialiased().astype(np.uint16) * 257], "half"),
+    "antialiased in 16 bits, up to 255": ([antialiased().astype(np.uint16)], "half"),
+    "antialiased in 16 bits beside 0/255 and 0/1": ([antialiased().astype(np.uint16) * 257, BINARY, ONE], "half"),
+    "0/255 with single grey pixels": ([STRAY], "half"),
+    "0/1 beside 0/255": ([ONE, BINARY], "nonzero"),
     "labels beside 0/255": ([labels(np.uint8), BINARY], "nonzero"),
     "nothing marked": ([np.zeros_like(BINARY)], "nonzero"),
 }
@@ -482,12 +489,16 @@ def test_negative_labels_are_refused(pairing: Callable[..., list[Pair]]) -> None
         recognise_mask_rule(pairing(labels(np.int32) - 1))
 
 
-def test_half_cuts_8_bit_at_half_range() -> None:
+def test_half_cuts_8_and_16_bits_at_half_range() -> None:
     mask = np.array([[0, 1, 127, 128, 255]], np.uint8)
     assert binarise(mask, "half").tolist() == [[0, 0, 0, 1, 1]]
     assert binarise(mask, "nonzero").tolist() == [[0, 1, 1, 1, 1]]
     assert binarise(np.array([[0, 1]], np.uint8), "half").tolist() == [[0, 1]]
-    assert binarise(mask.astype(np.uint16), "half").tolist() == [[0, 1, 1, 1, 1]]
+    assert binarise(mask.astype(np.uint16), "half").tolist() == [[0, 0, 0, 1, 1]]
+    wide = np.array([[0, 1, 255, 32767, 32768, 65535]])
+    for dtype in (np.uint16, np.int32, np.uint64):
+        assert binarise(wide.astype(dtype), "half").tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert binarise(np.array([[0, 1, 70_000]]), "half").tolist() == [[0, 1, 1]]
 
 
 def write_images(part: Path, *images: np.ndarray) -> list[Pair]:

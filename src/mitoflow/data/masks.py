@@ -14,13 +14,15 @@ from mitoflow.io.tiff import Array
 
 Rule = Literal["nonzero", "half"]
 
+BYTE, WORD = 255, 65535  # what masks with antialiased edges store for mitochondrion, in 8 and in 16 bits
+
 
 class MaskValues:
     """What the values of one mask say about the rule that turns it into mitochondria.
 
     Three kinds of masks are in use. Masks of two values read alike under both rules. Instance labels are flat: most
-    pixels of a label lie among equal ones. Antialiased edges are thin: 0 and 255 dominate, and hardly a pixel between
-    them lies among equal ones. What is neither flat nor dominated by 0 and 255 is no mask but a grey image.
+    pixels of a label lie among equal ones. Antialiased edges are thin: 0 and 255, or 65535 in 16 bits, dominate, and
+    hardly a pixel between them lies among equal ones. What is neither of these is no mask but a grey image.
 
     Attributes
     ----------
@@ -35,7 +37,7 @@ class MaskValues:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: set[int] = set()
-        self._histogram = np.zeros(256, np.int64)
+        self._histogram = np.zeros(WORD + 1, np.int64)
         self._between = 0
         self._flat = 0
 
@@ -54,10 +56,8 @@ class MaskValues:
             two_valued = bool(((mask == low) | (mask == high)).all())
             found = {low, high} if two_valued else set(np.unique(mask)[:3].tolist())
             self.values = set(sorted(self.values | found)[:3])
-        between = mask > 0
-        if mask.dtype == np.uint8:
-            self._histogram += np.bincount(mask.ravel(), minlength=256)
-            between &= mask < 255
+        self._histogram += np.bincount(np.minimum(mask, WORD).astype(np.uint16).ravel(), minlength=WORD + 1)
+        between = (mask > 0) & (mask != BYTE) & (mask != WORD)
         if between.any():
             self._between += int(between.sum())
             self._flat += int((between[1:-1, 1:-1] & _lies_among_equals(mask)).sum())
@@ -71,13 +71,12 @@ class MaskValues:
         InputError
             The values are those of a grey image.
         """
-        commonest_between = self._histogram[1:255].max()
         if len(self.values) <= 2:
-            lost_by_half = commonest_between > 0 and 1 < max(self.values) < 128
-            return "nonzero" if lost_by_half else None
+            return "nonzero" if 0 < max(self.values) < _half(max(self.values)) else None
+        commonest_between = max(self._histogram[1:BYTE].max(), self._histogram[BYTE + 1 : WORD].max())
         if self._flat >= self.FLAT_SHARE * self._between:
             return "nonzero"
-        if min(self._histogram[0], self._histogram[255]) > commonest_between:
+        if min(self._histogram[0], self._histogram[[BYTE, WORD]].max()) > commonest_between:
             return "half"
         remedy = "look whether images and masks are swapped, or give --mask-rule"
         raise InputError(self.path, "the values of a grey image", "0/1, 0/255, labels or antialiased edges", remedy)
@@ -117,13 +116,20 @@ def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
     mask
         ``(Y, X)``, any integer type.
     rule
-        ``nonzero``: every value above 0 is mitochondrion, as in 0/1, 0/255 and instance labels. ``half``: 8-bit values
-        from 128 on are, as in masks with antialiased edges; 0/1 and wider types have no such edges and read as nonzero.
+        ``nonzero``: every value above 0 is mitochondrion, as in 0/1, 0/255 and instance labels. ``half``: values from
+        half of 255 or, where there are larger ones, of 65535 on are, as in masks with antialiased edges; 0/1, and
+        numbers that need more than 16 bits, have no such edges and read as nonzero.
 
     Returns
     -------
     (Y, X) uint8 in {0, 1}
     """
-    if rule == "half" and mask.dtype == np.uint8 and mask.max(initial=0) > 1:
-        return (mask > 127).astype(np.uint8)
-    return (mask > 0).astype(np.uint8)
+    lowest = _half(int(mask.max(initial=0))) if rule == "half" else 1
+    return (mask >= lowest).astype(np.uint8)
+
+
+def _half(largest: int) -> int:
+    """Return the smallest value that is mitochondrion under the rule ``half``, in a mask with a largest value."""
+    if 1 < largest <= WORD:
+        return ((BYTE if largest <= BYTE else WORD) + 1) // 2
+    return 1

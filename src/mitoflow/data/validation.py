@@ -312,6 +312,11 @@ def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSum
     full = [summary.name for summary in summaries if sum(summary.foreground[rule]) == summary.pixels]
     if full:
         findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", remedy))
+    dense = [s.name for s in summaries if s.pixels / 2 < sum(s.foreground[rule]) < s.pixels]
+    if dense:
+        found, expected = f"more than half of the pixels mitochondrion in {_counted(dense)}", "less, as in tissue"
+        look = "look at the masks in the report; if they are black on mitochondria, invert them"
+        findings.warnings.append(Finding(str(folder), found, expected, look))
     empty = [summary.name for summary in summaries if not any(summary.foreground[rule])]
     if empty:
         kind = findings.errors if len(empty) == len(summaries) else findings.warnings
