@@ -175,7 +175,7 @@ def _is_table(path: Path) -> bool:
             names = stream.readline(LONGEST_HEADER).strip().split(",")
     except (OSError, ValueError):
         return False
-    return names[0] == "label" or "volume_fraction" in names
+    return names[0] == "label" or not {"volume_fraction", "area_fraction"}.isdisjoint(names)
 
 
 def beside(path: Path, what: str) -> Path:
