@@ -37,7 +37,7 @@ class MaskValues:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: set[int] = set()
-        self._histogram = np.zeros(WORD + 1, np.int64)
+        self._histogram = np.zeros(2 * BYTE + 1, np.int64)  # values up to 255, then larger ones by their upper byte
         self._between = 0
         self._flat = 0
 
@@ -56,7 +56,7 @@ class MaskValues:
             two_valued = bool(((mask == low) | (mask == high)).all())
             found = {low, high} if two_valued else set(np.unique(mask)[:3].tolist())
             self.values = set(sorted(self.values | found)[:3])
-        self._histogram += np.bincount(np.minimum(mask, WORD).astype(np.uint16).ravel(), minlength=WORD + 1)
+        self._histogram += np.bincount(_upper_byte(mask).ravel(), minlength=2 * BYTE + 1)
         between = (mask > 0) & (mask != BYTE) & (mask != WORD)
         if between.any():
             self._between += int(between.sum())
@@ -73,13 +73,21 @@ class MaskValues:
         """
         if len(self.values) <= 2:
             return "nonzero" if 0 < max(self.values) < _half(max(self.values)) else None
-        commonest_between = max(self._histogram[1:BYTE].max(), self._histogram[BYTE + 1 : WORD].max())
         if self._flat >= self.FLAT_SHARE * self._between:
             return "nonzero"
-        if min(self._histogram[0], self._histogram[[BYTE, WORD]].max()) > commonest_between:
+        black, white = self._histogram[0], self._histogram[[BYTE, -1]].max()
+        commonest_between = np.delete(self._histogram, [0, BYTE, 2 * BYTE]).max()
+        if min(black, white) > commonest_between:
             return "half"
         remedy = "look whether images and masks are swapped, or give --mask-rule"
         raise InputError(self.path, "the values of a grey image", "0/1, 0/255, labels or antialiased edges", remedy)
+
+
+def _upper_byte(mask: Array) -> Array:
+    """Return values up to 255 as they are, and larger ones as 255 and their upper byte: 256 to 510."""
+    if mask.dtype == np.uint8:
+        return mask
+    return np.where(mask > BYTE, BYTE + (np.minimum(mask, WORD).astype(np.int64) >> 8), mask).astype(np.uint16)
 
 
 def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:

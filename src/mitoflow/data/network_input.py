@@ -96,8 +96,8 @@ def _varying(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(values[np.isfinite(values)])
 
 
-def telling_values(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Return the finite grey values of images (Y, X) outside of constant areas, (N,); where all is constant all."""
+def varying_values(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the finite grey values of images (Y, X) outside of constant areas, (N,); all where nothing varies."""
     values = np.concatenate([_varying(image) for image in images])
     return values if values.size else np.concatenate([image[np.isfinite(image)] for image in images])
 
@@ -105,11 +105,12 @@ def telling_values(images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 def is_blank(read: Callable[[Box], npt.NDArray[Any]], shape: tuple[int, int]) -> bool:
     """Return whether a slice has one finite grey value at most, as padding and lost slices do.
 
-    Of a slice that has more, little is read. `read` and `shape` are as in `slice_range`.
+    Reads a patch in the middle first, which is enough for most slices that have more. `read` and `shape` are as in
+    `slice_range`.
     """
     height, width = shape
     rows = max(1, LARGEST_WHOLE // width)
-    middle = [sides[len(sides) // 2] for sides in map(_patch_sides, shape)]  # tells most slices apart
+    middle = [sides[len(sides) // 2] for sides in map(_patch_sides, shape)]
     bands = ((top, min(top + rows, height), 0, width) for top in range(0, height, rows))
     found: set[float] = set()
     for box in chain([(*middle[0], *middle[1])], bands):
@@ -123,7 +124,7 @@ def is_blank(read: Callable[[Box], npt.NDArray[Any]], shape: tuple[int, int]) ->
 
 
 def _range_of(images: Sequence[npt.NDArray[Any]]) -> tuple[float, float]:
-    values = telling_values(images)
+    values = varying_values(images)
     if not values.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))

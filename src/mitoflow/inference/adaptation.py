@@ -189,7 +189,7 @@ def match_levels(patches: Sequence[np.ndarray], known: Fingerprint | None, bit_d
     depth the map changes nothing but single pixels above it, which are no reason to stop.
     """
     stored, top = np.uint8 if bit_depth == 8 else np.uint16, 2**bit_depth - 1
-    values = network_input.telling_values(patches)
+    values = network_input.varying_values(patches)
     if patches[0].dtype == stored and int(values.max()) <= top:
         return None if top == np.iinfo(stored).max else Levels(0, top, 0.0, 1.0, bit_depth)
     low, high = np.quantile(values, TAILS) if values.size else (0, 1)

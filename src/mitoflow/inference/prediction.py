@@ -57,14 +57,14 @@ def predict(
         The input, the model or the request cannot be used, or an output exists.
     """
     request.require_valid()
-    told: list[str] = []  # where the request is refused, the error stands alone
+    notes: list[str] = []  # reported once the request is accepted: an error stands alone
     whole = volumes.open_volume(
-        request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=told.append
+        request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=notes.append
     )
-    read_from = whole.state()
+    state = whole.state()
     request.require_outputs(whole.files)
     request.require_images(whole.files)
-    for line in told:
+    for line in notes:
         notify(line)
     job, decided = _plan(request, model, whole, notify)
     volume = job.seen(whole)
@@ -86,14 +86,19 @@ def predict(
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
         else:
             jobs.here(work, advance)
-        if whole.state() != read_from:
-            pending.discard()
-            found, remedy = "a file that changed while it was read", "wait until it is complete, and predict again"
-            raise InputError(request.source, found, "the same file from beginning to end", remedy)
+        _require_unchanged(whole, state, request, pending)
         mask = ome.open_level(pending.folder / "mask.zarr")
         if request.instances or request.table:
             _label_instances(mask, request, job.part, description, pending, notify)
         _finish(mask, request, whole, job.part, description, pending)
+
+
+def _require_unchanged(whole: Volume, state: list[Any], request: Request, pending: PendingOutput) -> None:
+    """Raise `InputError`, and discard the output, where the input is not what it was when it was opened."""
+    if whole.state() != state:
+        pending.discard()
+        found, remedy = "a file that changed while it was read", "wait until it is complete, and predict again"
+        raise InputError(request.source, found, "the same file from beginning to end", remedy)
 
 
 def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:

@@ -46,15 +46,15 @@ def refuse_copies(paths: Sequence[Path]) -> None:
 
 
 def describe(paths: Sequence[Path]) -> list[str]:
-    """Return what to tell of files that are the slices of a stack: first, last and count, and what looks wrong."""
+    """Return notes on files that are the slices of a stack: first, last and number; warnings of what looks wrong."""
     first, last = paths[0], paths[-1]
-    told = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
+    notes = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
     parts = [natural_order(path.stem) for path in paths]
     kinds = {tuple(text for text, _ in each): path.name for path, each in zip(paths, parts, strict=True)}
     if len(kinds) > 1:
         names = ", ".join([*kinds.values()][:NAMED])
-        told.append(f"warning: {first.parent}: names of {len(kinds)} kinds, such as {names}, become one stack")
-        return told
+        notes.append(f"warning: {first.parent}: names of {len(kinds)} kinds, such as {names}, become one stack")
+        return notes
     numbers = [column for column in zip(*([n for _, n in each] for each in parts), strict=True) if len({*column}) > 1]
     if len(numbers) == 1:
         steps = [round(after - before, 6) for before, after in pairwise(numbers[0])]
@@ -63,5 +63,5 @@ def describe(paths: Sequence[Path]) -> list[str]:
         gaps = [f"{paths[z].name} and {paths[z + 1].name}" for z, step in enumerate(steps) if step > usual]
         if gaps:
             more = f" ({len(gaps)} gaps)" if len(gaps) > NAMED else ""
-            told.append(f"warning: {first.parent}: slices are missing between {'; '.join(gaps[:NAMED])}{more}")
-    return told
+            notes.append(f"warning: {first.parent}: slices are missing between {'; '.join(gaps[:NAMED])}{more}")
+    return notes

@@ -153,6 +153,6 @@ def in_nanometres(sizes: Sizes, path: Path, notify: Notify = lambda _: None) -> 
     for unit in sorted(unknown):
         notify(f"warning: {path}: a voxel size in {unit!r}, which is no unit that mitoflow knows: give --voxel-size")
     if spacing and max(spacing.values()) >= APART * min(spacing.values()):
-        told = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
-        notify(f"warning: {path}: a voxel of {told} nm, where a unit may be wrong: give --voxel-size if it is")
+        sides = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
+        notify(f"warning: {path}: a voxel of {sides} nm, where a unit may be wrong: give --voxel-size if it is")
     return spacing
