@@ -29,9 +29,11 @@ import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import psutil
 import pytest
 
@@ -39,6 +41,7 @@ from tests.parts import PATIENCE, free_port
 
 #: Set by CI, where all programs are there: a missing one fails the test in place of skipping it.
 REQUIRED = "MITOFLOW_TESTS_SKIP_NO_PROGRAM"
+JAVA = "openjdk-17-jre-headless"  # the package of Debian
 DEPLOY = Path(__file__).parents[1] / "deploy"
 AS_NOBODY: dict[str, Any] = (
     {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
@@ -318,3 +321,39 @@ def lacks_program(name: str, package: str) -> NoReturn:
     """Skip the test, which needs a package of Debian; in CI fail."""
     end = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
     end(f"no {name} on this machine: install Debian's package {package}")
+
+
+@dataclass(frozen=True)
+class OpenedInImageJ:
+    """What ImageJ makes of a file.
+
+    Attributes
+    ----------
+    shape
+        Channels, slices, frames, rows and columns.
+    voxel_size
+        Along z, y and x.
+    unit
+        Of the voxel size; ``pixel`` where it is unknown.
+    pixels
+        All of them, slice by slice, in one dimension; ImageJ turns labels of 32 bits into float32.
+    """
+
+    shape: tuple[int, ...]
+    voxel_size: tuple[float, ...]
+    unit: str
+    pixels: np.ndarray
+
+
+def open_in_imagej(path: Path) -> OpenedInImageJ:
+    """Open a little-endian TIFF in ImageJ itself, as when it is dropped on it."""
+    java, jar, raw = find_program("java", JAVA), Path("/usr/share/java/ij.jar"), path.with_suffix(".raw")
+    if not jar.exists():
+        lacks_program("ImageJ", "libij-java")
+    command = [java, "-Djava.awt.headless=true", "-cp", jar, Path(__file__).parent / "io/OpenInImageJ.java", path, raw]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    shape, size, unit, bits = answer.stdout.split("|")
+    dtype = {8: "u1", 16: "<u2", 32: "<f4"}[int(bits)]
+    pixels = np.fromfile(raw, dtype)
+    return OpenedInImageJ(tuple(map(int, shape.split())), tuple(map(float, size.split())), unit, pixels)

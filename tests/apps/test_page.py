@@ -27,6 +27,7 @@ from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from tests.parts import PATIENCE, free_port, until, write_model
+from tests.services import open_in_imagej
 
 pytestmark = pytest.mark.e2e
 
@@ -181,6 +182,14 @@ def test_the_threshold_changes_the_mask_that_is_downloaded(page: WebDriver, fold
         volumes = [int(row["volume_voxels"]) for row in csv.DictReader(rows)]
     labels = instances.separate(expected > 0, Instances())
     assert volumes == np.bincount(labels.ravel())[1:].tolist() != []
+
+
+def test_the_mask_opens_in_imagej(page: WebDriver, tmp_path: Path) -> None:
+    mask = download(page, tmp_path / "mask", "Mask")
+    opened = open_in_imagej(mask)
+    assert opened.shape == (1, 5, 1, 64, 80)
+    assert (opened.voxel_size, opened.unit) == ((1, 1, 1), "pixel"), "that of the upload is unknown"
+    np.testing.assert_array_equal(opened.pixels.reshape(STACK.shape), tifffile.imread(mask))
 
 
 @pytest.mark.parametrize("label", ["Mask", "Table"])

@@ -37,6 +37,7 @@ from mitoflow.io import ome
 from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
 from tests.parts import write_model
+from tests.services import open_in_imagej
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -129,6 +130,18 @@ def test_outputs_are_what_the_model_says(
     np.testing.assert_array_equal(mask, np.where(probability >= threshold, 255, 0))
     assert mask.dtype == np.uint8
     assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
+
+
+def test_masks_and_instances_open_in_imagej(say: Say) -> None:
+    asked = ("--instances", "--smallest-um3", "0", "--voxel-size", "30,4,5", "--roi", "2:6,:,:")
+    code, _, err = say("cell.ome.tif", "mask.tif", *asked)
+    assert code == 0, err
+    for name in ("mask.tif", "mask_instances.tif"):
+        opened, written = open_in_imagej(Path(name)), tifffile.imread(name)
+        assert opened.shape == (1, 4, 1, 80, 100)
+        assert (opened.voxel_size, opened.unit) == (pytest.approx((30, 4, 5)), "nm")
+        assert written.any()
+        np.testing.assert_array_equal(opened.pixels.reshape(written.shape), written)
 
 
 @pytest.mark.slow

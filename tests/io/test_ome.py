@@ -9,8 +9,9 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import ome, tiff
+from mitoflow.io import ome, spacing, tiff
 from mitoflow.io.ome import Description
+from tests.services import open_in_imagej
 
 VOXELS = np.random.default_rng(0).integers(0, 256, (5, 530, 600), np.uint8)
 LINEAGE = {"model": "mitoflow", "input": "Größe & <Maß>.tif"}
@@ -31,7 +32,7 @@ def test_a_tiff_is_what_was_stored(tmp_path: Path, voxels: np.ndarray) -> None:
         assert file.is_ome
         assert not file.is_bigtiff
         assert file.series[0].axes == axes.upper()
-        assert file.pages.first.is_tiled
+        assert not file.pages.first.is_tiled
         assert file.pages.first.compression == 8
         np.testing.assert_array_equal(file.asarray(), voxels)
     assert ome.read_lineage(tmp_path / "o.tif") == LINEAGE
@@ -42,7 +43,32 @@ def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.Monk
     ome.write_tiff(tmp_path / "o.tif", stored(tmp_path / "a", VOXELS), KNOWN)
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         assert file.is_bigtiff
+        assert file.pages.first.is_tiled
         np.testing.assert_array_equal(file.asarray(), VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "size", "seen"),
+    [
+        (VOXELS, {"z": 30.25, "y": 4.0, "x": 5.0}, ((30.25, 4, 5), "nm")),
+        (VOXELS[0], {"y": 4.0, "x": 5.0}, ((1, 4, 5), "nm")),
+        (VOXELS[:, :7].astype(np.uint32) * 200, {"z": 30.0, "y": 4.0, "x": 5.0}, ((30, 4, 5), "nm")),
+        (VOXELS[:, :7].astype(np.uint32) * 2000, {}, ((1, 1, 1), "pixel")),
+        ((VOXELS[:, :7] / 255).astype(np.float32), {"y": 4.0, "x": 5.0}, ((1, 1, 1), "pixel")),
+    ],
+    ids=["stack", "slice", "labels of 16 bits", "labels of 32 bits", "z unknown"],
+)
+def test_imagej_opens_a_tiff_with_slices_as_z(
+    tmp_path: Path, voxels: np.ndarray, size: dict[str, float], seen: tuple[tuple[float, ...], str]
+) -> None:
+    path = tmp_path / "o.tif"
+    ome.write_tiff(path, zarr.array(voxels), Description("zyx"[-voxels.ndim :], size, (), LINEAGE))
+    opened = open_in_imagej(path)
+    depth = len(voxels) if voxels.ndim == 3 else 1
+    assert opened.shape == (1, depth, 1, *voxels.shape[-2:])
+    assert (opened.voxel_size, opened.unit) == (pytest.approx(seen[0]), seen[1])
+    np.testing.assert_array_equal(opened.pixels.reshape(voxels.shape), voxels)
+    assert spacing.read_tiff_spacing(path) == size, "OME says the same"
 
 
 def test_labels_take_16_bits_where_that_is_enough(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_every_supported_python_is_tested() -> None:
         (SSHServer, "openssh-server"),
         (PostgreSQL, "postgresql"),
         (lambda: services.find_program("chromedriver", "chromium-driver"), "chromium-driver"),
+        (lambda: services.open_in_imagej(Path("mask.tif")), services.JAVA),
     ],
 )
 def test_a_missing_program_skips_the_test_and_names_its_package_but_fails_in_ci(

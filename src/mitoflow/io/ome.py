@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +29,10 @@ from mitoflow.io.spacing import Notify, Spacing
 LINEAGE = "mitoflow/lineage"
 
 TIFF_ENDINGS, ZARR_ENDINGS = (".tif", ".tiff"), (".zarr",)
-TILE = 256  # pixels of a side of the tiles of a TIFF
+TILE = 256  # pixels of a side of the tiles of a TIFF, and rows of its strips
 CHUNK = 512  # pixels of a side of the chunks of a Zarr; whole tiles
 BUFFER = 2**25  # bytes of tiles that are compressed at the same time
+IMAGE_DESCRIPTION = 270  # the number of the tag
 LARGEST_TOP = 256  # voxels along an axis of the smallest level of a pyramid
 
 ZARR_REMEDY = "name the folder of an OME-Zarr image, or save the stack as OME-Zarr or TIFF"
@@ -69,7 +71,10 @@ def is_zarr(path: Path) -> bool:
 
 
 def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) -> None:
-    """Write an OME-TIFF, tiled and compressed without loss, with one row of tiles in memory.
+    """Write an OME-TIFF, compressed without loss, with one row of tiles in memory.
+
+    ImageJ opens it too, with slices as Z and the voxel size. It reads neither tiles nor BigTIFF, so an image whose
+    pixels fit into a classic TIFF is in strips, and a larger one in tiles, which ImageJ opens by Bio-Formats alone.
 
     Parameters
     ----------
@@ -88,29 +93,49 @@ def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) ->
             for top in range(0, pixels.shape[-2], CHUNK):
                 yield np.asarray(pixels[(*plane, slice(top, top + CHUNK), slice(None))])
 
-    def tiles(dtype: np.dtype) -> Iterator[np.ndarray]:
+    def tiles() -> Iterator[np.ndarray]:
         for band in bands():
             for y in range(0, band.shape[0], TILE):
                 for x in range(0, band.shape[1], TILE):
                     yield band[y : y + TILE, x : x + TILE].astype(dtype, copy=False)
 
+    def strips() -> Iterator[bytes]:
+        for band in bands():
+            for y in range(0, band.shape[0], TILE):
+                yield zlib.compress(band[y : y + TILE].astype(dtype.newbyteorder("<"), copy=False).tobytes())
+
     dtype = pixels.dtype
     if dtype == np.uint32 and max(int(band.max()) for band in bands()) < 2**16:
         dtype = np.dtype(np.uint16)
+    is_large = tiff.needs_bigtiff(pixels.shape, dtype)
+    # Programs that know OME take the first of several descriptions, and ImageJ takes the last one.
+    descriptions = [_ome_xml(pixels.shape, dtype, description)]
+    layout: dict[str, Any] = {"tile": (TILE, TILE), "buffersize": BUFFER}
+    if not is_large:
+        text, resolution = spacing.imagej_metadata(pixels.shape, description.spacing)
+        descriptions.append(text)
+        layout = {"rowsperstrip": TILE, **resolution}
+    with tifffile.TiffWriter(path, bigtiff=is_large, byteorder="<") as file:
+        file.write(
+            tiles() if is_large else strips(),
+            shape=pixels.shape,
+            dtype=dtype,
+            compression="zlib",
+            photometric="minisblack",
+            metadata=None,
+            extratags=[(IMAGE_DESCRIPTION, "s", 0, text.encode(), True) for text in descriptions],
+            **layout,
+        )
+
+
+def _ome_xml(shape: tuple[int, ...], dtype: np.dtype, description: Description) -> str:
     metadata = spacing.ome_metadata(description.axes, description.spacing)
     if description.lineage:
         metadata["MapAnnotation"] = {"Namespace": LINEAGE, "Value": dict(description.lineage)}
-    with tifffile.TiffWriter(path, ome=True, bigtiff=tiff.needs_bigtiff(pixels.shape, dtype)) as file:
-        file.write(
-            tiles(dtype),
-            shape=pixels.shape,
-            dtype=dtype,
-            tile=(TILE, TILE),
-            compression="zlib",
-            photometric="minisblack",
-            metadata=metadata,
-            buffersize=BUFFER,
-        )
+    z, y, x = (1, *shape)[-3:]
+    document = tifffile.OmeXml()
+    document.addimage(dtype, shape, (z, 1, 1, y, x, 1), **metadata)
+    return str(document.tostring(declaration=True))
 
 
 def create_multiscale(path: Path, shape: tuple[int, ...], dtype: np.dtype, depth: int) -> zarr.Array[Any]:

@@ -74,6 +74,21 @@ def ome_metadata(axes: str, spacing: Spacing) -> dict[str, Any]:
     return metadata
 
 
+def imagej_metadata(shape: tuple[int, ...], spacing: Spacing) -> tuple[str, dict[str, Any]]:
+    """Return the description of an image ``(Y, X)`` or ``(Z, Y, X)`` for ImageJ, and the resolution tags beside it.
+
+    ImageJ takes a size that is missing for 1, so there are sizes only where all are known.
+    """
+    slices = shape[0] if len(shape) == 3 else 1
+    lines = ["ImageJ=1.53t", f"images={slices}", f"slices={slices}"]
+    size = known_voxel_size(spacing, slices)
+    if size is None:
+        return "\n".join([*lines, ""]), {}
+    z, y, x = size
+    tags = {"resolution": (1 / x, 1 / y), "resolutionunit": "NONE"}
+    return "\n".join([*lines, "unit=nm", f"spacing={z}", ""]), tags
+
+
 def _of_ome(text: str) -> Sizes:
     pixels = parse_xml(text).find(".//{*}Pixels")
     if pixels is None:

@@ -290,7 +290,7 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     if claimed > LARGEST_TILE and claimed > LARGEST_RATIO * size:
         raise _truncated(path, f"slices of {claimed} bytes in {size} bytes")
     depth = sum(math.prod(s.shape) for s in series) // (height * width)
-    if file.is_imagej and first.kind != "imagej":
+    if file.is_imagej and first.kind not in ("imagej", "ome"):
         # Where an ImageJ hyperstack needs more bytes than there are, tifffile falls back to the pages that it finds.
         raise _truncated(path, f"only {depth} of the slices that ImageJ wrote")
     pixels: _Consecutive | _Paged
