@@ -123,7 +123,10 @@ def test_numbers_that_contradict_the_order_are_refused(tmp_path: Path) -> None:
         find(tmp_path / "em", tmp_path / "mito")
 
 
-@pytest.mark.parametrize(("spelled", "found"), [("", "an empty folder"), ("/*", "no TIFF file"), ("/x", "no TIFF")])
+FOUND = [("", "an empty folder"), ("/*", "no TIFF file"), ("/x", "no such file")]
+
+
+@pytest.mark.parametrize(("spelled", "found"), FOUND)
 def test_no_files_are_one_line(tmp_path: Path, spelled: str, found: str) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "em" / "a.tif")

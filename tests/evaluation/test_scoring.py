@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
@@ -75,6 +78,83 @@ def test_antialiased_edges_are_cut_at_half_as_the_pipeline_does(tmp_path: Path) 
     scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "drawn.tif"))
     assert scores["dice"] == pytest.approx(1, abs=0.01)
     assert (scores["true_instances"], scores["instance_f1_75"]) == (1, 1)
+
+
+def write_slices(folder: Path, slices: Iterable[np.ndarray]) -> str:
+    folder.mkdir()
+    for z, one in enumerate(slices):
+        tifffile.imwrite(folder / f"s{z}.tif", one)
+    return str(folder)
+
+
+def soft(mask: np.ndarray, dtype: type) -> np.ndarray:
+    """Return a mask with antialiased edges."""
+    return np.round(ndimage.gaussian_filter(mask / mask.max(), 0.7) * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("second", "note"),
+    [
+        (lambda mask: mask // 255, "the values 1, 255 all mean mitochondrion"),
+        (lambda mask: soft(mask, np.uint8), "antialiased edges of 2 of 4 files, such as s1.tif are cut at half range"),
+    ],
+)
+def test_slices_that_were_saved_in_different_ways_are_one_mask(
+    tmp_path: Path, truth: np.ndarray, second: Callable[[np.ndarray], np.ndarray], note: str
+) -> None:
+    """Values side by side are no labels: each file has its own rule."""
+    folder = write_slices(tmp_path / "s", [second(one) if z % 2 else one for z, one in enumerate(truth[2:6])])
+    tifffile.imwrite(tmp_path / "truth.tif", truth[2:6], photometric="minisblack")
+    notes: list[str] = []
+    scores = scoring.score(folder, str(tmp_path / "truth.tif"), Instances(smallest_voxels=9), notify=notes.append)
+    assert (scores["dice"], scores["instances"], scores["instance_f1_75"]) == (pytest.approx(1, abs=0.02), 2, 1)
+    assert notes == [f"note: {folder}: 4 slices, s0.tif to s3.tif", f"note: {folder}: {note}"]
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_masks_are_read_alike_from_a_file_and_a_folder(tmp_path: Path, truth: np.ndarray, form: str) -> None:
+    """Soft edges in 16 bits, and an indexed white 0."""
+
+    def write(name: str, mask: np.ndarray, **settings: Any) -> str:
+        if form == "folder":
+            (tmp_path / name).mkdir()
+        for z, one in enumerate(mask[2:10]) if form == "folder" else [(0, mask[2:10])]:
+            tifffile.imwrite(tmp_path / (f"{name}/{z}.tif" if form == "folder" else f"{name}.tif"), one, **settings)
+        return str(tmp_path / (name if form == "folder" else f"{name}.tif"))
+
+    plain = write("plain", truth)
+    wide = write("wide", soft(truth, np.uint16))
+    palette = np.zeros((3, 256), np.uint16)
+    palette[:, 0] = 65535
+    indexed = write("indexed", (truth == 0).astype(np.uint8), photometric="palette", colormap=palette)
+    assert scoring.score(wide, plain, Instances(smallest_voxels=9))["dice"] > 0.9
+    assert scoring.score(indexed, plain)["dice"] == 1
+
+
+def test_labels_of_single_slices_stay_labels(tmp_path: Path, truth: np.ndarray) -> None:
+    """Also where all labels of a slice are too small to have inner pixels."""
+    labels = (truth > 0).astype(np.uint16)
+    labels[:, :, 32:] *= 2
+    labels[2, 8:16] = labels[2, 40:48] = 0
+    labels[2, 8, 8:10], labels[2, 40, 40:42], labels[2, 41, 41] = 1, 2, 3
+    folder = write_slices(tmp_path / "labels", labels)
+    scores = scoring.score(folder, str(tmp_path / "truth.tif"), Instances(smallest_voxels=256))
+    assert (scores["instances"], scores["instance_f1_75"]) == (2, 1)
+
+
+def test_labels_beside_antialiased_edges_are_refused(tmp_path: Path, truth: np.ndarray) -> None:
+    labels = (truth > 0) * np.uint8(7)
+    folder = write_slices(tmp_path / "s", [labels[2], soft(truth[3], np.uint8)])
+    with pytest.raises(InputError, match=r"s1.tif: found antialiased edges, but labels in .*s0.tif, .*of one kind$"):
+        scoring.score(folder, str(tmp_path / "truth.tif"))
+
+
+def test_an_inverted_mask_is_a_warning(tmp_path: Path, truth: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "inverted.tif", 255 - truth)
+    notes: list[str] = []
+    scoring.score(str(tmp_path / "inverted.tif"), str(tmp_path / "truth.tif"), notify=notes.append)
+    (note,) = notes
+    assert note.endswith("inverted.tif: 98% of the voxels are mitochondrion; if it is black on them, invert it")
 
 
 def test_labels_below_the_smallest_size_do_not_count(tmp_path: Path, truth: np.ndarray) -> None:

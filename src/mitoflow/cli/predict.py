@@ -151,6 +151,7 @@ def score(prediction: str, truth: str, voxel_size: str | None, **options: float 
     from mitoflow.io import spacing
 
     known = spacing.parse(voxel_size) if voxel_size else None
-    scores = scoring.score(prediction, truth, params.load_instances(options), known)
+    criteria = params.load_instances(options)
+    scores = scoring.score(prediction, truth, criteria, known, lambda line: echo(line, err=True))
     rows = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
     print_table([], rows)

@@ -22,7 +22,8 @@ class MaskValues:
 
     Three kinds of masks are in use. Masks of two values read alike under both rules. Instance labels are flat: most
     pixels of a label lie among equal ones. Antialiased edges are thin: 0 and 255, or 65535 in 16 bits, dominate, and
-    hardly a pixel between them lies among equal ones. What is neither of these is no mask but a grey image.
+    hardly a pixel between them lies among equal ones. What is neither of these is no mask but a grey image, unless only
+    a few pixels have such values: then they may be small labels, or the end of an object with antialiased edges.
 
     Attributes
     ----------
@@ -33,6 +34,7 @@ class MaskValues:
     """
 
     FLAT_SHARE = 0.1
+    GREY_SHARE = 0.1
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,15 +58,16 @@ class MaskValues:
             two_valued = bool(((mask == low) | (mask == high)).all())
             found = {low, high} if two_valued else set(np.unique(mask)[:3].tolist())
             self.values = set(sorted(self.values | found)[:3])
-        self._histogram += np.bincount(_upper_byte(mask).ravel(), minlength=2 * BYTE + 1)
-        between = (mask > 0) & (mask != BYTE) & (mask != WORD)
+        coarse = _upper_byte(mask)
+        self._histogram += np.bincount(coarse.ravel(), minlength=2 * BYTE + 1)
+        between = (coarse > 0) & (coarse != BYTE) & (coarse < 2 * BYTE)
         if between.any():
             self._between += int(between.sum())
             self._flat += int((between[1:-1, 1:-1] & _lies_among_equals(mask)).sum())
 
     @property
     def rule(self) -> Rule | None:
-        """The rule that this mask needs, or None where it reads alike under both.
+        """The rule that this mask needs, or None where it reads alike under both or says too little.
 
         Raises
         ------
@@ -77,8 +80,11 @@ class MaskValues:
             return "nonzero"
         black, white = self._histogram[0], self._histogram[[BYTE, -1]].max()
         commonest_between = np.delete(self._histogram, [0, BYTE, 2 * BYTE]).max()
-        if min(black, white) > commonest_between:
+        are_few = self._between < self.GREY_SHARE * self._histogram.sum()
+        if white and (are_few or min(black, white) > commonest_between):
             return "half"
+        if are_few:
+            return None
         remedy = "look whether images and masks are swapped, or give --mask-rule"
         raise InputError(self.path, "the values of a grey image", "0/1, 0/255, labels or antialiased edges", remedy)
 

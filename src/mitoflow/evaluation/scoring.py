@@ -11,12 +11,16 @@ from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.inference.instances import fewest_voxels, separate
-from mitoflow.inference.label_files import is_mask, read_labels
-from mitoflow.io.spacing import Size, Spacing, known_voxel_size
+from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
+from mitoflow.io.spacing import Notify, Size, Spacing, known_voxel_size
 
 
 def score(
-    prediction: str, truth: str, criteria: Instances | None = None, spacing: Spacing | None = None
+    prediction: str,
+    truth: str,
+    criteria: Instances | None = None,
+    spacing: Spacing | None = None,
+    notify: Notify = lambda _: None,
 ) -> dict[str, float]:
     """Return the scores of a mask or of labels against the truth; both are read into memory.
 
@@ -30,6 +34,8 @@ def score(
         What counts as a mitochondrion; labels that are too small do not either. The defaults where it is None.
     spacing
         The voxel size, in place of that of the prediction or, where that does not state it, of the truth.
+    notify
+        See `mitoflow.inference.label_files.read_labels`; also called where a mask may be inverted.
 
     Returns
     -------
@@ -42,7 +48,7 @@ def score(
     InputError
         A file cannot be read, or they differ in size.
     """
-    (predicted, its_spacing), (true, other_spacing) = (read_labels(path) for path in (prediction, truth))
+    (predicted, its_spacing), (true, other_spacing) = (_read(path, notify) for path in (prediction, truth))
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
@@ -67,6 +73,12 @@ def score(
         "instances": matching.predicted_instances,
         "true_instances": matching.true_instances,
     }
+
+
+def _read(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
+    voxels, spacing = read_labels(source, notify)
+    warn_of_dense_mask(voxels, source, notify)
+    return voxels, spacing
 
 
 def _labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:

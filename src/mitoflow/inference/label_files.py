@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.data.masks import MaskValues, binarise
+from mitoflow.data.masks import BYTE, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
-from mitoflow.io import ome, tiff, volumes
-from mitoflow.io.spacing import Spacing, read_tiff_spacing
+from mitoflow.io import file_names, ome, tiff, volumes
+from mitoflow.io.spacing import Notify, Spacing
 
 
-def read_labels(source: str) -> tuple[NDArray[Any], Spacing]:
+def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[Any], Spacing]:
     """Read a mask or labels into memory.
 
     Parameters
@@ -23,12 +23,15 @@ def read_labels(source: str) -> tuple[NDArray[Any], Spacing]:
     source
         A TIFF, an OME-Zarr, or a folder or glob of slices. Values are integers, or floating-point numbers that are
         whole.
+    notify
+        Called with what the user should know: which files are the slices, doubts about the voxel size, and how values
+        are read where that is not obvious.
 
     Returns
     -------
     voxels
-        ``(Z, Y, X)`` unsigned integers, 0 for background; a TIFF with antialiased edges is {0, 1}, with 1 for what is
-        above half (see `mitoflow.data.masks`).
+        ``(Z, Y, X)`` unsigned integers, 0 for background; where a TIFF has antialiased edges, all is {0, 1}, with 1
+        for what is above half (see `mitoflow.data.masks`).
     spacing
         The voxel size that the file states.
 
@@ -39,19 +42,14 @@ def read_labels(source: str) -> tuple[NDArray[Any], Spacing]:
     """
     path = Path(source)
     if ome.is_zarr(path):
-        image = ome.open_multiscale(path)
+        image = ome.open_multiscale(path, notify)
         if lost := ome.missing_chunks(image):
             raise InputError(path, f"missing chunks, the first {lost[0]}", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
         voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
         spacing = image.spacing
-    elif path.is_file():
-        voxels, spacing = _read_tiff(path), read_tiff_spacing(path)
     else:
-        volume = volumes.open_volume(source)
-        spacing = volume.spacing
-        whole = (0, volume.shape[1], 0, volume.shape[2])
-        voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])
+        voxels, spacing = _read_tiffs(source, notify)
     found, (low, high) = f"{voxels.dtype} voxels of {voxels.ndim} axes", (voxels.min(), voxels.max())
     is_whole = voxels.dtype.kind in "iub" or (voxels == np.rint(voxels)).all()
     if not is_whole or low < 0 or high >= 2**63 or voxels.ndim not in (2, 3):
@@ -63,16 +61,49 @@ def read_labels(source: str) -> tuple[NDArray[Any], Spacing]:
 
 
 def is_mask(voxels: NDArray[Any]) -> bool:
-    """Return whether voxels have one value besides 0, as those of a mask do, and not several, as labels do."""
-    high = voxels.max()
-    return bool(((voxels == 0) | (voxels == high)).all())
+    """Return whether voxels are those of a mask and not labels: they have one value besides 0, or the values of masks.
+
+    1, 255 and 65535 side by side come from slices that were saved in different ways.
+    """
+    return bool(((voxels == 0) | (voxels == voxels.max())).all()) or bool(np.isin(voxels, (0, 1, BYTE, WORD)).all())
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    """Return the slices of a TIFF, with values as stored; where it has antialiased edges as {0, 1}."""
-    stack, values = replace(tiff.open_grey(path), black=0), MaskValues(path)
-    if stack.dtype != np.uint8:
-        return np.stack([*stack.slices()])
-    for one in stack.slices():
-        values.add(one)
-    return np.stack([binarise(one, "half") if values.rule == "half" else one for one in stack.slices()])
+def warn_of_dense_mask(voxels: NDArray[Any], source: str, notify: Notify) -> None:
+    """Report a mask that may be inverted: with more mitochondria than anything else."""
+    share = np.count_nonzero(voxels) / voxels.size
+    if share > 0.5:
+        notify(f"warning: {source}: {share:.0%} of the voxels are mitochondrion; if it is black on them, invert it")
+
+
+def _read_tiffs(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
+    """Return the slices of a TIFF, or of one TIFF for each, as stored; with antialiased edges in one of them as {0, 1}.
+
+    Each file may mark mitochondria in its own way.
+    """
+    files = tiff.find_tiffs("INPUT", [source])
+    for line in file_names.describe(files) if len(files) > 1 else []:
+        notify(line)
+    volume = volumes.TiffVolume([tiff.open_labels(file) for file in files], notify=notify)
+    whole = (0, volume.shape[1], 0, volume.shape[2])
+    voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])
+    if voxels.dtype.kind not in "iu":
+        return voxels, volume.spacing
+    values = [MaskValues(file) for file in files]
+    for z, one in enumerate(voxels):
+        values[z if len(files) > 1 else 0].add(one)
+    if _require_rule(values) == "half":
+        soft = [each.path.name for each in values if each.rule == "half"]
+        where = f" of {len(soft)} of {len(files)} files, such as {soft[0]}" if len(files) > 1 else ""
+        notify(f"note: {source}: antialiased edges{where} are cut at half range")
+        voxels = np.stack([binarise(one, "half") for one in voxels])
+    elif is_mask(voxels) and len(used := [value for value in (1, BYTE, WORD) if (voxels == value).any()]) > 1:
+        notify(f"note: {source}: the values {', '.join(map(str, used))} all mean mitochondrion")
+    return voxels, volume.spacing
+
+
+def _require_rule(values: Sequence[MaskValues]) -> str:
+    """Return the rule of the files of one stack; raises `InputError` where there is none."""
+    try:
+        return agree_on_rule(values)
+    except InputError as error:
+        raise InputError(error.where, error.found, error.expected, "name a mask or labels, of one kind") from None

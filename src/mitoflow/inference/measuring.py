@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.inference.instances import fewest_voxels
-from mitoflow.inference.label_files import is_mask, read_labels
+from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
 from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import refuse_existing
@@ -72,7 +72,8 @@ def measure_file(
     totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
     if not overwrite:
         refuse_existing(table, [table, totals, *([of_regions] if regions else [])])
-    voxels, stated = read_labels(source)
+    voxels, stated = read_labels(source, notify)
+    warn_of_dense_mask(voxels, source, notify)
     grey = None
     if image is not None:
         grey, of_image = _read_image(image)

@@ -204,7 +204,12 @@ def _has_colours(palette: Array) -> bool:
 
 
 def open_mask(path: Path) -> Stack:
-    """Open a mask: as `open_stack`, but of any integer type, as instance labels need, and with values as stored.
+    """Open a mask: as `open_labels`, but of integers alone; raises `InputError` for floating-point numbers."""
+    return _without_float(open_labels(path))
+
+
+def open_labels(path: Path) -> Stack:
+    """Open a mask or labels: as `open_stack`, but of any type of pixel, and with values as stored.
 
     A palette of grey values is looked up: a program may store 0 for white. ImageJ's inverted lookup table is not, as
     ImageJ masks mean what they store; neither are colours, where they show labels on a black background.
@@ -214,7 +219,7 @@ def open_mask(path: Path) -> Stack:
     InputError
         As in `open_stack`, or the background has a colour.
     """
-    stack = replace(_without_float(_open(path)), black=0)
+    stack = replace(_open(path), black=0)
     if stack.palette is None:
         return stack
     if _has_colours(stack.palette):
@@ -425,7 +430,8 @@ def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
         tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
         matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
         if not matches:
-            what = "an empty folder" if path.is_dir() else "no TIFF file"
+            is_name = not set(pattern) & set("*?[")
+            what = "an empty folder" if path.is_dir() else "no such file" if is_name else "no TIFF file"
             raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
         for match in matches:
             found.setdefault(match.parent.resolve() / match.name, match)
