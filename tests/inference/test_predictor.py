@@ -1,5 +1,7 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -311,3 +313,48 @@ def test_not_a_number_is_no_empty_mask(model: keras.Model) -> None:
     broken.set_weights([np.full_like(array, np.nan) for array in model.get_weights()])
     with pytest.raises(InputError, match="the network's output: found not-a-number, computed with KERAS_BACKEND="):
         Predictor(broken, SETTINGS).masks(np.zeros((1, 64, 64), np.uint8))
+
+
+def of_one_layer(layer: keras.Layer, *shape: int | None) -> keras.Model:
+    inputs = keras.Input(shape or (None, None, 1))
+    return keras.Model(inputs, layer(inputs))
+
+
+def of_two_outputs() -> keras.Model:
+    inputs = keras.Input((None, None, 1))
+    return keras.Model(inputs, [keras.layers.Conv2D(1, 1)(inputs), keras.layers.Conv2D(1, 1)(inputs)])
+
+
+def convolution(**options: object) -> keras.Layer:
+    return keras.layers.Conv2D(**{"filters": 1, "kernel_size": 3, "padding": "same", **options})
+
+
+FOREIGN = {
+    "sequential": (lambda: keras.Sequential([keras.Input((None, None, 1)), convolution()]), "of the class Sequential"),
+    "a layer": (lambda: of_one_layer(convolution()).layers[1], "of the class Conv2D"),
+    "fixed size": (lambda: of_one_layer(convolution(), 64, 64, 1), r"from \(None, 64, 64, 1\) to \(None, 64, 64, 1\)"),
+    "channels": (lambda: of_one_layer(convolution(), None, None, 3), r"from \(None, None, None, 3\) to"),
+    "two classes": (lambda: of_one_layer(convolution(filters=2)), r"to \(None, None, None, 2\)"),
+    "two outputs": (of_two_outputs, r"to \[\(None, None, None, 1\), "),
+    "stride": (lambda: of_one_layer(convolution(strides=2)), "that makes 32 x 32 pixels of 64 x 64"),
+    "valid padding": (lambda: of_one_layer(convolution(padding="valid")), "that makes 62 x 62 pixels of 64 x 64"),
+    "probabilities": (lambda: of_one_layer(convolution(activation="sigmoid")), "that ends with sigmoid"),
+    "more levels": (lambda: unet.build_unet(depth=7, base_width=1), "that takes no 64 x 64 pixels"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_network_that_is_none_of_mitoflows_is_one_line(tmp_path: Path, kind: str) -> None:
+    build, found = FOREIGN[kind]
+    keras.saving.save_model(build(), tmp_path / "unet.keras")
+    SETTINGS.write(tmp_path / "inference.yaml")
+    with pytest.raises(InputError, match=f"unet.keras: found a network .*{found}.*, expected a U-Net from") as error:
+        Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
+    assert "put the inference.yaml of this model beside it" in str(error.value)
+
+
+@pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
+def test_networks_of_mitoflow_are_loaded(tmp_path: Path, build: Callable[[int, int, int], keras.Model]) -> None:
+    unet.save_model(build(2, 1, 3), tmp_path / "unet.keras")
+    replace(SETTINGS, context=1).write(tmp_path / "inference.yaml")
+    Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")

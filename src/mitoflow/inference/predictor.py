@@ -127,8 +127,19 @@ class Predictor:
 
     @classmethod
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
-        """Read a model and its settings; raises `InputError` where one is missing or broken."""
-        return cls(unet.load_model(Path(model_path)), Settings.read(Path(settings_path)))
+        """Read a model and its settings.
+
+        Raises
+        ------
+        InputError
+            One of them is missing or broken, or the network is not of the kind that mitoflow trains.
+        """
+        settings, model = Settings.read(Path(settings_path)), unet.load_model(Path(model_path))
+        if found := _unlike(model, settings):
+            channels, layer = 2 * settings.context + 1, f"{Path(settings_path).name} of this model beside it"
+            expected = f"a U-Net from (slices, y, x, {channels}) to logits (slices, y, x, 1), as its settings say"
+            raise InputError(model_path, found, expected, f"put the {layer}, or train a model with mitoflow")
+        return cls(model, settings)
 
     def with_settings(self, settings: Settings, blank: frozenset[int] = frozenset()) -> Predictor:
         """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
@@ -368,6 +379,24 @@ class Predictor:
         shared = self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
+
+
+def _unlike(model: keras.Model, settings: Settings) -> str | None:
+    """Return what a network is where it is not one from slices with neighbours to logits for every pixel."""
+    if not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
+        return f"a network of the class {type(model).__name__}"
+    channels, side = 2 * settings.context + 1, settings.divisor * math.ceil(settings.tile / settings.divisor)
+    shapes = model.input_shape, model.output_shape
+    if shapes != ((None, None, None, channels), (None, None, None, 1)):
+        return f"a network from {shapes[0]} to {shapes[1]}"
+    try:
+        shape = model.compute_output_shape((1, side, side, channels))
+    except ValueError:  # levels of different sizes meet
+        return f"a network that takes no {side} x {side} pixels"
+    if shape != (1, side, side, 1):
+        return f"a network that makes {shape[1]} x {shape[2]} pixels of {side} x {side}"
+    activation = getattr(model.output._keras_history.operation, "activation", keras.activations.linear)
+    return None if activation is keras.activations.linear else f"a network that ends with {activation.__name__}"
 
 
 def _batch(height: int, width: int) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import SliceDistance
-from mitoflow.errors import InputError
 from mitoflow.inference import model_files
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
@@ -47,15 +46,9 @@ class TrainedModel:
         Raises
         ------
         InputError
-            It is none of mitoflow's, it or its settings are broken, or they do not fit together.
+            It is none of mitoflow's, it or its settings are broken, or they do not fit together; see `Predictor.load`.
         """
         loaded = Predictor.load(self.weights, self.folder / model_files.SETTINGS)
-        channels = 2 * loaded.settings.context + 1
-        shapes = [tuple(getattr(loaded.model, name, ())) for name in ("input_shape", "output_shape")]
-        if [len(shape) for shape in shapes] != [4, 4] or (shapes[0][-1], shapes[1][-1]) != (channels, 1):
-            found = f"a network from {shapes[0]} to {shapes[1]}"
-            expected = f"(slices, y, x, {channels}) to (slices, y, x, 1), as its settings say"
-            raise InputError(self.weights, found, expected, f"put the {model_files.SETTINGS} of this model beside it")
         return loaded.with_settings(replace(loaded.settings, slices=loaded.settings.slices or self._slices()))
 
     def _slices(self) -> SliceDistance | None:

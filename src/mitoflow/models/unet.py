@@ -16,6 +16,7 @@ from keras import layers
 from mitoflow.core import files
 from mitoflow.core.choices import Choices
 from mitoflow.errors import InputError
+from mitoflow.models import archives
 
 #: The networks that `train.network` chooses from: functions of depth, base width and channels, as `build_unet` is.
 NETWORKS: Choices[Callable[[int, int, int], keras.Model]] = Choices("params.yaml: train.network")
@@ -224,12 +225,16 @@ def load_model(path: Path) -> keras.Model:
     Raises
     ------
     InputError
-        The file is missing, no Keras model, or one that carries code (a lambda layer or an unknown class).
+        The file is missing, no Keras model, one that carries code (a lambda layer or an unknown class), or one that
+        announces more than it holds.
     """
     if not path.exists():
         raise InputError(path, "no such file", "a .keras model", "run `dvc repro train` or `dvc pull`")
     try:
+        archives.require_bounded(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # Keras raises nearly anything for a broken archive
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(path, reason, "a U-Net saved by mitoflow", "train it again or take another file") from None
+        raise InputError(path, reason, "a U-Net saved by mitoflow", archives.REMEDY) from None
