@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
 from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
+from mitoflow.io import ome
 from mitoflow.io.spacing import read_tiff_spacing
 from mitoflow.io.tiff import open_mask, open_stack, write_stack
 
@@ -195,6 +196,30 @@ def test_consecutive_files_are_one_stack(tmp_path: Path) -> None:
     write(tmp_path / "mito" / "s12.tif", side=70)
     with pytest.raises(InputError, match=r"s12.tif: found 73 x 70 pixels of uint8, expected 67 x 64"):
         find_pairs(*options, consecutive=True)
+
+
+def test_gaps_among_consecutive_files_are_reported(tmp_path: Path) -> None:
+    for n in (8, 9, 11):
+        write(tmp_path / "em" / f"s{n}.tif")
+        write(tmp_path / "mito" / f"s{n}.tif")
+    options = [str(tmp_path / "em")], [str(tmp_path / "mito")], OPTIONS
+    assert find_pairs(*options).notes == ()
+    assert find_pairs(*options, consecutive=True).notes == (
+        f"note: {tmp_path / 'em'}: 3 slices, s8.tif to s11.tif",
+        f"warning: {tmp_path / 'em'}: slices are missing between s9.tif and s11.tif",
+    )
+
+
+def test_masks_that_predict_wrote_are_no_images(tmp_path: Path) -> None:
+    """As masks they may be learned from: people correct them."""
+    image = write(tmp_path / "em" / "s.tif")
+    array = ome.create_multiscale(tmp_path / "m.zarr", tifffile.imread(image).shape, np.dtype(np.uint8), 8)
+    (tmp_path / "mito").mkdir()
+    ome.write_tiff(tmp_path / "mito/s.tif", array, ome.Description("yx", lineage={"model": "unet"}))
+    folders = [str(tmp_path / "em")], [str(tmp_path / "mito")]
+    assert len(find_pairs(*folders, OPTIONS).pairs) == 1
+    with pytest.raises(InputError, match=r"mito/s.tif: found an output of `mitoflow predict` among the input"):
+        find_pairs(*folders[::-1], OPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,9 @@ def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
     assert any("--consecutive" in note for note in own(tmp_path / "lab", gap=2).notes)
-    assert not any("--consecutive" in note for note in own(tmp_path / "lab", gap=2, consecutive=True).notes)
+    notes = own(tmp_path / "lab", gap=2, consecutive=True).notes
+    assert notes[0] == f"note: {tmp_path / 'lab/em'}: 12 slices, p1.tif to p12.tif"
+    assert not any("--consecutive" in note for note in notes)
     assert open_stack(Path("data/train/imported/images/p1.tif")).shape == (7, 64, 80)
     assert open_stack(Path("data/test/imported/masks/p1.tif")).shape == (3, 64, 80)
 
@@ -321,6 +323,16 @@ def test_a_voxel_size_that_contradicts_the_file_is_refused(project: Path, lab: P
     ):
         own(lab, description=SetDescription(voxel_size={"z": 30.0, "x": 5.0}))
     assert own(lab).sets["imported"].voxel_size == pytest.approx({"z": 30.0, "y": 4.0, "x": 4.0})
+
+
+@pytest.mark.slow
+def test_a_unit_that_is_unknown_is_reported_unless_the_size_is_given(project: Path, lab: Path) -> None:
+    path = lab / "em/stack.tif"
+    metadata = {"axes": "ZYX", "spacing": 30, "unit": "furlong"}
+    tifffile.imwrite(path, tifffile.imread(path), imagej=True, resolution=(1 / 4, 1 / 4), metadata=metadata)
+    assert own(lab).notes[0].startswith(f"warning: {path}: found a voxel size in 'furlong', expected a unit of length")
+    size = {"z": 30.0, "y": 4.0, "x": 4.0}
+    assert not any("furlong" in note for note in own(lab, description=SetDescription(voxel_size=size)).notes)
 
 
 def test_unrelated_slices_need_one_for_each_part(project: Path, tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def test_orthogonal_planes_need_voxels_like_cubes(data: Path) -> None:
     assert "train/lab: found voxels of 40 x 5 x 5 nm (z, y, x)" in only(found)
 
 
+def test_doubts_about_a_voxel_size_are_warnings(data: Path) -> None:
+    """Once for a set, where its description does not state the size."""
+    metadata = {"axes": "ZYX", "spacing": 30, "unit": "nm", "zunit": "furlong"}
+    for part, name in (("train", "a"), ("test", "c")):
+        image = data / part / f"lab/images/{name}.tif"
+        tifffile.imwrite(image, tifffile.imread(image), imagej=True, resolution=(1 / 4, 1 / 4), metadata=metadata)
+    said = only(check(data).warnings)
+    assert "train/lab/images/a.tif: found a voxel size in 'furlong', expected a unit of length" in said
+    write_sets(data, {"lab": SetDescription(voxel_size={"z": 40.0})})
+    findings = check_dataset(data, LIMIT)
+    assert findings.warnings == []
+    assert findings.conventions["lab"].spacing == pytest.approx({"z": 40, "y": 4, "x": 4})
+
+
 def test_sound_data_gives_facts_only(data: Path) -> None:
     findings = check(data)
     assert (findings.errors, findings.warnings) == ([], [])

@@ -57,22 +57,23 @@ def test_a_unit_is_known_by_all_its_spellings(unit: str) -> None:
 
 @pytest.mark.parametrize("unit", ["Mm", "furlong", "\N{MICRO SIGN}meter"])
 def test_an_unknown_unit_is_named(unit: str) -> None:
-    told: list[str] = []
-    assert spacing.in_nanometres({"z": (4, unit), "x": (4, "nm")}, Path("s.tif"), told.append) == {"x": 4}
-    assert len(told) == 1
-    assert told[0].startswith(f"warning: s.tif: a voxel size in {unit!r}, which is no unit")
+    doubts: list[InputError] = []
+    sizes = {"z": (4, unit), "x": (4, "nm")}
+    assert spacing.in_nanometres(sizes, Path("s.tif"), doubts.append) == {"x": 4}
+    assert len(doubts) == 1
+    assert str(doubts[0]).startswith(f"s.tif: found a voxel size in {unit!r}, expected a unit of length")
+    assert spacing.in_nanometres(sizes, Path("s.tif"), doubts.append, given="z") == {"x": 4}
+    assert len(doubts) == 1
 
 
 def test_sides_that_are_a_thousandfold_apart_are_a_warning() -> None:
-    told: list[str] = []
+    doubts: list[InputError] = []
     sizes = {"z": (30, "nm"), "y": (4, "nm"), "x": (4, "um")}
-    assert spacing.in_nanometres(sizes, Path("s.tif"), told.append)["x"] == 4000
-    assert told == [
-        "warning: s.tif: a voxel of z 30, y 4, x 4000 nm, where a unit may be wrong: give --voxel-size if it is"
-    ]
-    spacing.in_nanometres({"z": (90, "nm"), "y": (1, "nm")}, Path("s.tif"), told.append)
-    spacing.in_nanometres({"z": (9, "pixel"), "y": (0, "nm")}, Path("s.tif"), told.append)
-    assert len(told) == 1
+    assert spacing.in_nanometres(sizes, Path("s.tif"), doubts.append)["x"] == 4000
+    assert [doubt.found for doubt in doubts] == ["a voxel of z 30, y 4, x 4000 nm"]
+    spacing.in_nanometres({"z": (90, "nm"), "y": (1, "nm")}, Path("s.tif"), doubts.append)
+    spacing.in_nanometres({"z": (9, "pixel"), "y": (0, "nm")}, Path("s.tif"), doubts.append)
+    assert len(doubts) == 1
 
 
 def test_the_option_is_in_nanometres() -> None:

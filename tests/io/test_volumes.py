@@ -122,7 +122,7 @@ def test_doubts_about_a_voxel_size_are_told_for_any_format(tmp_path: Path) -> No
     for name in ("s.zarr", "i.tif", "o.ome.tif"):
         told: list[str] = []
         open_volume(str(tmp_path / name), notify=told.append)
-        assert [line for line in told if "'furlong', which is no unit" in line]
+        assert [line for line in told if "'furlong', expected a unit of length" in line]
         open_volume(str(tmp_path / name), spacing={"x": 4.5}, notify=lambda line: pytest.fail(line))
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mitoflow.data.cutting import split
 from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.errors import InputError
+from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
 from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, needs_bigtiff
@@ -33,10 +34,13 @@ class Sources:
         come before it as it takes.
     by_order
         Whether images and masks were paired by their order, because their names do not match.
+    notes
+        Which files are the slices of one stack, and where some are missing, if they are consecutive.
     """
 
     pairs: list[Pair]
     by_order: bool
+    notes: tuple[str, ...] = ()
 
 
 def find_pairs(
@@ -59,20 +63,23 @@ def find_pairs(
     Raises
     ------
     InputError
-        There is no such file, an image has no mask or a mask no image, their sizes differ, or a file cannot be used
-        (`volumes.open_stack`).
+        There is no such file, an image has no mask or a mask no image, their sizes differ, a file cannot be used
+        (`tiff.open_stack`), or an image is an output of `mitoflow predict`.
     """
     image_files, mask_files = find_tiffs(options[0], images), find_tiffs(options[1], masks)
+    ome.refuse_outputs(image_files)
     shared = {path.stem for path in image_files} & {path.stem for path in mask_files}
     match = _match_names if shared else _match_order
     matches = match(image_files, mask_files, options)
     names = _unique_names([image for image, _ in matches])
     pairs = [open_pair(name, image, mask) for name, (image, mask) in zip(names, matches, strict=True)]
     pairs.sort(key=lambda pair: natural_order(pair.name))
+    notes: list[str] = []
     if consecutive:
+        notes = file_names.describe([pair.image.path for pair in pairs])
         image, mask = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
         pairs = [Pair(pairs[0].name, image, mask)]
-    return Sources(pairs, by_order=len(shared) < len(matches))
+    return Sources(pairs, by_order=len(shared) < len(matches), notes=tuple(notes))
 
 
 def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:

@@ -31,6 +31,7 @@ from mitoflow.data.set_descriptions import SetDescription, agree_on_voxel_size, 
 from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
+from mitoflow.io.spacing import as_warnings
 
 SEVERAL = "general"  # the preset for several sets
 UNDESCRIBED = SetDescription()
@@ -159,22 +160,15 @@ def install_own(
         in `install`.
     """
     _require_project()
-    if name in (*DATASETS, "images", "masks") or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
-        expected = "a letter, then letters, digits, - or _, and no other dataset's name"
-        raise InputError("--name", name, expected, "choose another name")
-    if bool(test_images) != bool(test_masks):
-        given, lacking = ("--test-images", "--test-masks") if test_images else ("--test-masks", "--test-images")
-        raise InputError(given, f"no {lacking}", "both or none", f"add {lacking}")
-    if consecutive and description.unrelated:
-        raise InputError("--consecutive", "--unrelated too", "one of them", "leave one out")
-
+    _require_options(name, test_images, test_masks, consecutive=consecutive, unrelated=description.unrelated)
     found = find_pairs(images, masks, ("--images", "--masks"), consecutive=consecutive)
     tests = None
     if test_images:
         tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"), consecutive=consecutive)
     sources = [found, tests] if tests else [found]
     paths = [pair.image.path for source in sources for pair in source.pairs]
-    voxel_size = agree_on_voxel_size(paths, description.voxel_size, "--voxel-size")
+    notes = [note for source in sources for note in (*source.notes, *_matches(source))]
+    voxel_size = agree_on_voxel_size(paths, description.voxel_size, "--voxel-size", as_warnings(notes.append))
     described = description.model_copy(update={"voxel_size": voxel_size})
     train, test = _divide(found, tests, test_fraction, gap, unrelated=description.unrelated)
     prefix = "--test-" if tests else "--"
@@ -184,9 +178,21 @@ def install_own(
         folders |= {test_folder / "images": f"{prefix}images", test_folder / "masks": f"{prefix}masks"}
         return write_excerpts({train_folder: train, test_folder: test}) | folders
 
-    notes = [note for source in sources for note in _matches(source)]
     notes += _notes(found, None if tests else train + test, unrelated=description.unrelated)
     return install(NewSet(name, described, write), notes=notes, add=add, overwrite=overwrite)
+
+
+def _require_options(
+    name: str, test_images: Sequence[str], test_masks: Sequence[str], *, consecutive: bool, unrelated: bool
+) -> None:
+    if name in (*DATASETS, "images", "masks") or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        expected = "a letter, then letters, digits, - or _, and no other dataset's name"
+        raise InputError("--name", name, expected, "choose another name")
+    if bool(test_images) != bool(test_masks):
+        given, lacking = ("--test-images", "--test-masks") if test_images else ("--test-masks", "--test-images")
+        raise InputError(given, f"no {lacking}", "both or none", f"add {lacking}")
+    if consecutive and unrelated:
+        raise InputError("--consecutive", "--unrelated too", "one of them", "leave one out")
 
 
 def _divide(

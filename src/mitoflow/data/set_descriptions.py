@@ -13,7 +13,7 @@ from mitoflow.config.params import MaskRule
 from mitoflow.config.sections import Section, validated
 from mitoflow.core.files import read_yaml, write_yaml
 from mitoflow.errors import InputError
-from mitoflow.io.spacing import Spacing, read_tiff_spacing
+from mitoflow.io.spacing import Spacing, Warn, read_tiff_spacing
 
 FILE = "sets.yaml"
 TOLERANCE = 0.01  # by which two voxel sizes may differ that mean the same
@@ -70,7 +70,7 @@ def write_sets(data: Path, sets: Mapping[str, SetDescription]) -> None:
     write_yaml(data / FILE, {name: description.model_dump() for name, description in sets.items()})
 
 
-def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str) -> Spacing:
+def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str, warn: Warn = lambda _: None) -> Spacing:
     """Return the voxel size of a set: as given, and for other axes as its files say.
 
     Parameters
@@ -81,6 +81,8 @@ def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str) -> 
         The voxel size that a person gave, as far as one did.
     source
         Where it was given.
+    warn
+        Called with the doubts about the first file that has any; see `mitoflow.io.spacing.in_nanometres`.
 
     Raises
     ------
@@ -88,12 +90,17 @@ def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str) -> 
         A file contradicts what was given, or another file.
     """
     known, sources = dict(given), dict.fromkeys(given, source)
+    doubts: list[InputError] = []
     for path in images:
-        for axis, size in read_tiff_spacing(path).items():
+        of_file: list[InputError] = []
+        for axis, size in read_tiff_spacing(path, of_file.append, given).items():
             if axis not in known:
                 known[axis], sources[axis] = size, str(path)
             elif not math.isclose(size, known[axis], rel_tol=TOLERANCE):
                 found, expected = f"voxels of {size:g} nm along {axis}", f"{known[axis]:g} nm as in {sources[axis]}"
                 remedy = f"correct {source} or the file; files of different voxel sizes are different sets"
                 raise InputError(path, found, expected, remedy)
+        doubts = doubts or of_file
+    for doubt in doubts:
+        warn(doubt)
     return known

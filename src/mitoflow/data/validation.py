@@ -37,6 +37,11 @@ class Finding:
     expected: str
     remedy: str
 
+    @classmethod
+    def of(cls, error: InputError) -> Finding:
+        """Return an error as a finding."""
+        return cls(error.where, error.found, error.expected, error.remedy)
+
     def __str__(self) -> str:
         return str(InputError(self.where, self.found, self.expected, self.remedy))
 
@@ -67,13 +72,17 @@ class Findings:
         """Return everything as values that JSON knows."""
         return asdict(self)
 
+    def warn(self, doubt: InputError) -> None:
+        """Take a doubt for one of the warnings."""
+        self.warnings.append(Finding.of(doubt))
+
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Take an `InputError` of the block for one of the errors."""
         try:
             yield
         except InputError as error:
-            self.errors.append(Finding(error.where, error.found, error.expected, error.remedy))
+            self.errors.append(Finding.of(error))
 
 
 def check_dataset(
@@ -161,7 +170,7 @@ def _check_set(
         bit_depth = 8 if eight_bit else camera_depth(max(summary.maximum for summary in summaries["train"]))
     with findings.collecting():
         paths = (summary.pair.image.path for summary in both)
-        spacing = agree_on_voxel_size(paths, description.voxel_size, f"{data / FILE}: {name}")
+        spacing = agree_on_voxel_size(paths, description.voxel_size, f"{data / FILE}: {name}", findings.warn)
         if orthoplanes and is_elongated(spacing):
             found = f"voxels of {spacing['z']:g} x {spacing['y']:g} x {spacing['x']:g} nm (z, y, x)"
             expected, remedy = "about as long as they are wide, as train.orthoplanes needs", "set it to false"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mitoflow.data.masks import BYTE, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome, tiff, volumes
-from mitoflow.io.spacing import Notify, Spacing
+from mitoflow.io.spacing import Notify, Spacing, as_warnings
 
 
 def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[Any], Spacing]:
@@ -42,7 +42,7 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     """
     path = Path(source)
     if ome.is_zarr(path):
-        image = ome.open_multiscale(path, notify)
+        image = ome.open_multiscale(path, as_warnings(notify))
         if lost := ome.missing_chunks(image):
             raise InputError(path, f"missing chunks, the first {lost[0]}", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)

@@ -63,7 +63,7 @@ def predict(
     )
     state = whole.state()
     request.require_outputs(whole.files)
-    request.require_images(whole.files)
+    ome.refuse_outputs(whole.files)
     for line in notes:
         notify(line)
     job, decided = _plan(request, model, whole, notify)

@@ -120,13 +120,6 @@ class Request:
         if self.dask and self.workers:
             raise InputError("--workers", "--dask too", "one of them", "leave out --workers: the scheduler has its own")
 
-    def require_images(self, inputs: Sequence[Path]) -> None:
-        """Raise `InputError` where one of the files that are read is an output of an earlier prediction."""
-        for path in inputs:
-            if ome.has_lineage(path):
-                remedy = "name the images alone, such as 'FOLDER/s*.tif', or move it away"
-                raise InputError(path, "an output of `mitoflow predict` among the input", "images", remedy)
-
     def require_outputs(self, inputs: Sequence[Path]) -> None:
         """Refuse outputs that cannot be written, or that exist.
 

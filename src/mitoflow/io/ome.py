@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numcodecs import Blosc
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import open_bounded
-from mitoflow.io.spacing import Notify, Spacing
+from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
@@ -277,8 +277,8 @@ class Multiscale:
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
 
-def open_multiscale(path: Path, notify: Notify = lambda _: None) -> Multiscale:
-    """Open an OME-Zarr image of version 0.4 or 0.5; see `mitoflow.io.spacing.in_nanometres` for `notify`.
+def open_multiscale(path: Path, warn: Warn = lambda _: None) -> Multiscale:
+    """Open an OME-Zarr image of version 0.4 or 0.5; `warn` is as in `mitoflow.io.spacing.in_nanometres`.
 
     Raises
     ------
@@ -315,7 +315,7 @@ def open_multiscale(path: Path, notify: Notify = lambda _: None) -> Multiscale:
         for axis, side, unit in zip(axes, sides, units, strict=True)
         if axis in "zyx"
     }
-    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes, path, notify), origin)
+    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes, path, warn), origin)
 
 
 def _require_inside(folder: Path, array: Path) -> None:
@@ -383,6 +383,14 @@ def has_lineage(path: Path) -> bool:
         return bool(read_lineage(path))
     except InputError:
         return False
+
+
+def refuse_outputs(images: Iterable[Path]) -> None:
+    """Raise `InputError` where one of the images is an output of an earlier prediction."""
+    for path in images:
+        if has_lineage(path):
+            remedy = "name the images alone, such as 'FOLDER/s*.tif', or move it away"
+            raise InputError(path, "an output of `mitoflow predict` among the input", "images", remedy)
 
 
 def _tiff_lineage(path: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -25,6 +25,8 @@ NM2_PER_UM2, NM3_PER_UM3 = 1e6, 1e9
 Sizes = Mapping[str, tuple[object, str]]
 #: Called with each note and warning for the user, one line each.
 Notify = Callable[[str], object]
+#: Called with each doubt about a file that can be used all the same.
+Warn = Callable[[InputError], object]
 
 
 def _spellings(name: str, *others: str) -> tuple[str, ...]:
@@ -44,14 +46,20 @@ NANOMETRES = {
 }
 LARGE = ("Mm", "Pm")  # mega- and petametres, which in lower case would be something else
 NO_UNIT = ("", "pixel", "pixels", "px", "inch", "reference frame", "none", "null")  # the voxel size is unknown
+NEEDED = "give --voxel-size, or correct the file"
 APART = 100  # longest side of a voxel over its shortest, from which on a unit is more likely to be wrong
 
 
-def read_tiff_spacing(path: Path, notify: Notify = lambda _: None) -> Spacing:
+def as_warnings(notify: Notify) -> Warn:
+    """Return what reports doubts as lines for the user."""
+    return lambda doubt: notify(f"warning: {doubt}")
+
+
+def read_tiff_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return the voxel size that OME-XML or ImageJ wrote into a TIFF.
 
-    What a plain TIFF says in its resolution tags is that of a screen more often than that of a microscope. `notify` is
-    called where a unit is unknown, or the sides of a voxel are very unlike.
+    What a plain TIFF says in its resolution tags is that of a screen more often than that of a microscope. `warn` and
+    `given` are as in `in_nanometres`.
     """
     import tifffile
 
@@ -62,7 +70,7 @@ def read_tiff_spacing(path: Path, notify: Notify = lambda _: None) -> Spacing:
             sizes = _of_imagej(file.imagej_metadata, file.pages.first.tags)
         else:
             sizes = {}
-    return in_nanometres(sizes, path, notify)
+    return in_nanometres(sizes, path, warn, given)
 
 
 def ome_metadata(axes: str, spacing: Spacing) -> dict[str, Any]:
@@ -149,25 +157,31 @@ def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
     return (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if {*needed} <= spacing.keys() else None
 
 
-def in_nanometres(sizes: Sizes, path: Path, notify: Notify = lambda _: None) -> Spacing:
+def in_nanometres(sizes: Sizes, path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return sizes with their units in nanometres, as far as they are positive and the unit is known.
 
-    `notify` is called where a unit of the file at `path` is unknown, or the sides of a voxel are very unlike.
+    `warn` is called where the file at `path` has a unit that is unknown, for an axis whose size is not `given`
+    otherwise, or a voxel with sides that are very unlike.
     """
-    spacing, unknown = {}, set()
+    spacing: dict[str, float] = {}
+    unknown = set()
     for axis, (size, unit) in sizes.items():
         factor = NANOMETRES.get(unit, NANOMETRES.get(unit.strip().lower())) if unit not in LARGE else None
         try:
             nanometres = float(str(size)) * (factor or 0)
         except ValueError:
             continue
-        if factor is None and unit.strip().lower() not in NO_UNIT:
+        if factor is None and unit.strip().lower() not in NO_UNIT and axis not in given:
             unknown.add(unit)
         elif 0 < nanometres < math.inf:
             spacing[axis] = nanometres
     for unit in sorted(unknown):
-        notify(f"warning: {path}: a voxel size in {unit!r}, which is no unit that mitoflow knows: give --voxel-size")
+        warn(InputError(path, f"a voxel size in {unit!r}", "a unit of length, such as nm or micron", NEEDED))
     if spacing and max(spacing.values()) >= APART * min(spacing.values()):
         sides = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
-        notify(f"warning: {path}: a voxel of {sides} nm, where a unit may be wrong: give --voxel-size if it is")
+        warn(
+            InputError(
+                path, f"a voxel of {sides} nm", "sides of one order of magnitude", f"if a unit is wrong, {NEEDED}"
+            )
+        )
     return spacing

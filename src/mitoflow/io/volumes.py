@@ -15,7 +15,7 @@ import zarr
 
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome, resampling
-from mitoflow.io.spacing import Notify, Spacing, read_tiff_spacing
+from mitoflow.io.spacing import Notify, Spacing, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
@@ -128,7 +128,7 @@ class TiffVolume:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.origin = (0.0,) * len(self.axes)
-        self.spacing = spacing or read_tiff_spacing(first.path, notify)
+        self.spacing = spacing or read_tiff_spacing(first.path, as_warnings(notify))
         self.files = [stack.path.resolve() for stack in stacks]
         # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
@@ -204,7 +204,7 @@ class ZarrVolume:
         fill_missing: bool = False,
         notify: Notify = lambda _: None,
     ) -> None:
-        image = ome.open_multiscale(path, notify if not spacing else lambda _: None)
+        image = ome.open_multiscale(path, as_warnings(notify) if not spacing else lambda _: None)
         array, axes = image.array, image.axes
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
