@@ -341,3 +341,24 @@ def test_an_interval_is_written_and_read_in_one_way() -> None:
     assert tags == {"mitoflow.dice": "0.91234", "mitoflow.dice.low": "-0.5", "mitoflow.dice.high": "0.92"}
     assert Interval.from_dict("mitoflow.dice", tags, ".") == interval
     assert Interval.from_dict("mitoflow.dice", {"mitoflow.dice": "0.9"}, ".") is None
+
+
+def test_the_intervals_of_many_comparisons_hold_together() -> None:
+    """Of ten models that are as good as another one, the best seems better in few queues, and not in one of four."""
+    rng = np.random.default_rng(1)
+
+    def counts_of_a_model() -> np.ndarray:
+        found = rng.binomial(100, 0.8, 80)
+        return np.stack([found, np.full(80, 5), 100 - found, np.full(80, 900)], axis=1)
+
+    queues, ten = 60, 10
+    misled = {1: 0, ten: 0}
+    for _ in range(queues):
+        champion, candidates = counts_of_a_model(), [counts_of_a_model() for _ in range(ten)]
+        for allowed in misled:
+            gains = [
+                paired_difference(each, champion, metrics.dice, 4, 300, 1, comparisons=allowed) for each in candidates
+            ]
+            misled[allowed] += any(gain.low > 0 for gain in gains)
+    assert misled[ten] / queues <= 0.1
+    assert misled[1] / queues > 0.2

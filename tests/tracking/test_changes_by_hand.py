@@ -1,81 +1,22 @@
-"""What users delete, rename and restore in the MLflow UI, one by one, through the API that the UI calls.
-
-The model is a file of a few bytes: the registry decides by the evaluation beside it.
-"""
+"""What users delete, rename and restore in the MLflow UI, one by one, through the API that the UI calls."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.models import Model
 
 from mitoflow import cli
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
-from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
-from mitoflow.inference import model_files
 from mitoflow.tracking import journal, registry, runs, store
+from tests.tracking.tiny_model import WEIGHTS, measured, register, report
 
 pytestmark = pytest.mark.slow
-
-WEIGHTS = Path("packed/artifacts") / model_files.WEIGHTS
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An empty MLflow database, whose tables take seconds to create."""
-    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
-    store.client(f"sqlite:///{path}")
-    return path.read_bytes()
-
-
-@pytest.fixture
-def client(tables: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
-    for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
-        if name not in store.DEFAULTS:
-            monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "PATIENCE", 5.0)
-    Path("mlflow.db").write_bytes(tables)
-    Path("params.yaml").touch()
-    WEIGHTS.parent.mkdir(parents=True)
-    WEIGHTS.write_bytes(b"weights")
-    WEIGHTS.with_name(model_files.SETTINGS).touch()
-    Model().save("packed/MLmodel")
-    yield store.client(store.uri())
-
-
-def measured(right: int) -> Evaluation:
-    """Forty slices of 1000 foreground pixels, of which about `right` are found."""
-    found = right + np.random.default_rng(0).integers(-50, 50, 40)
-    counts = [[int(tp), 50, int(1000 - tp), 9000] for tp in found]
-    return Evaluation(provenance.file_sha256(WEIGHTS), "a" * 64, ["stack"] * 40, counts, block=5, resamples=200, seed=1)
-
-
-def report(run: runs.Run, right: int) -> dict[str, str]:
-    """Report what a stage does, with the packed model; return the tags of the version."""
-    run.params({"train": {"epochs": 3}})
-    run.metrics({"loss": 0.5})
-    evaluation = measured(right)
-    evaluation.write(WEIGHTS.with_name(model_files.EVALUATION))
-    tags = registry.version_tags(run.key, run.key, evaluation)
-    run.model(Path("packed"), tags)
-    return tags
-
-
-def register(right: int, key: str | None = None) -> Verdict | None:
-    """Register a model of which about `right` of 1000 pixels are found; None where MLflow did not take it."""
-    with runs.start("train", "unet", key=key) as run:
-        tags = report(run, right)
-        return registry.find_verdict(tags) if run.flush() else None
 
 
 def found(client: MlflowClient, key: str) -> Run:
@@ -305,7 +246,7 @@ def test_an_experiment_that_is_deleted_while_a_stage_works_is_one_line(
         assert run.flush()
         experiment = client.get_experiment_by_name("mitoflow").experiment_id
         client.delete_experiment(experiment)
-        report(run, 800)
+        report(run, measured(800))
         assert not run.flush()
     assert "experiment mitoflow: found deleted in MLflow" in sync(monkeypatch, capfd)
     client.restore_experiment(experiment)

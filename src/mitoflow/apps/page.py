@@ -195,6 +195,8 @@ def main() -> None:
     st.title("Mitochondria in electron-microscopy slices")
     model = find_model(sys.argv[1] if len(sys.argv) > 1 else None)
     st.caption(f"Model: {model.name}")
+    if model.warning:
+        st.error(model.warning)
     with st.expander("Where this model comes from"):
         st.table(dict(model.lineage))
     left, right = st.columns((3, 1))

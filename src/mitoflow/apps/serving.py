@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,10 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     InputError
         There is no such model.
     """
-    app = build(model_lookup.find(wanted), largest)
+    model = model_lookup.find(wanted)
+    if model.warning:
+        print(model.warning, file=sys.stderr)
+    app = build(model, largest)
     signal.signal(signal.SIGTERM, _end)  # when uvicorn has ended it sends itself the signal that it got
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=process.GRACE - CLOSING)
 
@@ -127,7 +131,11 @@ class Invocations(BaseHTTPMiddleware):
                         return await self._predict_tiff(request, body)
                     await asyncio.to_thread(_require_grey_values, body, self.model.predictor.settings)
                     answer = await forward(request)
-            return answer if answer.status_code < HTTPStatus.BAD_REQUEST else await _readable(answer)
+            if answer.status_code >= HTTPStatus.BAD_REQUEST:
+                return await _readable(answer)
+            if self.model.warning:
+                answer.headers["X-Mitoflow-Note"] = _line(self.model.warning)
+            return answer
         except HTTPException as refused:
             return _refusal(HTTPStatus(refused.status_code), refused.detail, refused.headers)
         except InputError as error:

@@ -41,7 +41,9 @@ def app(wanted: str | None, host: str, port: int, largest: int) -> None:
     """
     from mitoflow.tracking import model_lookup
 
-    model_lookup.find(wanted)  # a wrong model ends the command, not the page
+    model = model_lookup.find(wanted)  # a wrong model ends the command, not the page
+    if model.warning:
+        click.echo(model.warning, err=True)
     page = str(Path(__file__).parents[1] / "apps" / "page.py")
     options = {
         "server.address": host,

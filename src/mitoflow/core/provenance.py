@@ -26,6 +26,8 @@ def current() -> dict[str, str]:
     git_commit, git_dirty
         HEAD, and whether tracked files differ from it. ``dvc.lock`` and ``reports/`` do not count: the pipeline writes
         them while it runs.
+    git_branch
+        The branch; ``HEAD`` where none is checked out.
     data_md5, patches_md5
         DVC's hashes of ``data/`` and ``patches/``.
     requirements_sha256
@@ -39,6 +41,7 @@ def current() -> dict[str, str]:
     known = {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": _dirty(),
+        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
         "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
         "patches_md5": recorded_md5("patch", Path("patches")),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,

@@ -119,12 +119,18 @@ def paired_difference(
     seed: int,
     stacks: Sequence[Any] | None = None,
     datasets: Sequence[Any] | None = None,
+    comparisons: int = 1,
 ) -> Interval:
     """Return the score of a minus that of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
 
     Both are scored on the same draws. What makes a slice hard for both cancels, so the interval is narrower than the
     intervals of a and b suggest. It is [-1, 1] where there is one slice only. Of several sets it is the mean of their
     differences.
+
+    Of several ``comparisons`` on the same slices, the best looks better than it is. Each interval therefore holds at
+    `simultaneous_level`, so that all of them hold together with at least 95 % (Bonferroni; Dunn 1961, J. Am. Stat.
+    Assoc. 56:52). That needs no assumption about how they depend on each other, and these share their slices. As many
+    times more draws are made, so that each tail has as many of them as that of one interval.
 
     Raises
     ------
@@ -139,7 +145,19 @@ def paired_difference(
         return score(counts[..., :columns]) - score(counts[..., columns:])
 
     both = np.concatenate([counts_a, counts_b], axis=-1)
-    return _interval(both, difference, (-1.0, 1.0), block, resamples, seed, stacks, datasets)
+    resamples *= comparisons
+    return _interval(both, difference, (-1.0, 1.0), block, resamples, seed, stacks, datasets, comparisons)
+
+
+def simultaneous_level(comparisons: int) -> float:
+    """Return the level of each interval of several that hold together with at least 95 %.
+
+    Examples
+    --------
+    >>> simultaneous_level(1), simultaneous_level(10)
+    (0.95, 0.995)
+    """
+    return 1 - 0.05 / comparisons
 
 
 def _interval(
@@ -151,6 +169,7 @@ def _interval(
     seed: int,
     stacks: Sequence[Any] | None,
     datasets: Sequence[Any] | None,
+    comparisons: int = 1,
 ) -> Interval:
     """Return the mean of the sets' scores; of a score of which nothing is known, the interval is `bounds`."""
     rng = np.random.default_rng(seed)
@@ -164,7 +183,8 @@ def _interval(
             drawn = [score(_resample(of_set, block, resamples, rng, labels))] * 2
         lows.append(drawn[0])
         highs.append(drawn[1])
-    low, high = np.quantile(np.mean(lows, axis=0), 0.025), np.quantile(np.mean(highs, axis=0), 0.975)
+    tail = 0.025 / comparisons
+    low, high = np.quantile(np.mean(lows, axis=0), tail), np.quantile(np.mean(highs, axis=0), 1 - tail)
     return Interval(float(np.mean(values)), float(low), float(high))
 
 

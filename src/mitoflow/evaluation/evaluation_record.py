@@ -167,11 +167,12 @@ class Evaluation:
             self.datasets or None,
         )
 
-    def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice") -> Interval:
+    def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice", comparisons: int = 1) -> Interval:
         """Return by how much one of the `scores` of both is above that of ``other``, with the 95 % interval.
 
         Both were made on the same slices: `test_hash` is the same; of several sets it is the mean of their differences.
-        The bootstrap is of neither, so that no model chooses its own interval.
+        The bootstrap is of neither, so that no model chooses its own interval. Of several ``comparisons``, the interval
+        is wider: see `mitoflow.evaluation.bootstrap.paired_difference`.
         """
         return paired_difference(
             self._array(score),
@@ -182,6 +183,7 @@ class Evaluation:
             bootstrap.seed,
             self.stacks,
             self.datasets or None,
+            comparisons,
         )
 
     def _array(self, score: str) -> metrics.Counts:

@@ -41,7 +41,9 @@ class Verdict:
     champion
         The champion that it was compared with; None where there was none.
     difference
-        Its Dice minus that of the champion, with the 95 % interval; None where they could not be compared.
+        Its Dice minus that of the champion, with the interval; None where they could not be compared.
+    compared_before
+        How many other versions were compared with a champion on this test data before: the interval allows for them.
     checks
         What ``promotion.yaml`` asks for besides.
     """
@@ -51,6 +53,7 @@ class Verdict:
     reason: str
     champion: int | None = None
     difference: Interval | None = None
+    compared_before: int = 0
     checks: tuple[Check, ...] = ()
 
     def tags(self) -> dict[str, str]:
@@ -61,6 +64,7 @@ class Verdict:
         if self.difference is not None:
             figures = self.difference.as_dict(f"{VERDICT_TAG}.difference", ".")
             tags |= {key: str(figure) for key, figure in figures.items()}
+            tags[f"{VERDICT_TAG}.compared_before"] = str(self.compared_before)
         if self.checks:
             tags[f"{VERDICT_TAG}.checks"] = json.dumps([asdict(check) for check in self.checks])
         return tags | {VERDICT_TAG: "promoted" if self.promoted else "not promoted"}
@@ -75,5 +79,6 @@ class Verdict:
             reason=tags.get(f"{VERDICT_TAG}.reason", ""),  # someone may have deleted it in MLflow
             champion=None if champion is None else int(champion),
             difference=Interval.from_dict(f"{VERDICT_TAG}.difference", tags, "."),
+            compared_before=int(tags.get(f"{VERDICT_TAG}.compared_before", "0")),  # of older versions it is not known
             checks=tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT_TAG}.checks", "[]"))),
         )

@@ -57,7 +57,7 @@ def predict(
         The input, the model or the request cannot be used, or an output exists.
     """
     request.require_valid()
-    notes: list[str] = []  # reported once the request is accepted: an error stands alone
+    notes = [model.warning] if model.warning else []  # reported once the request is accepted: an error stands alone
     whole = volumes.open_volume(
         request.source, spacing=request.spacing, fill_missing=request.fill_missing, notify=notes.append
     )

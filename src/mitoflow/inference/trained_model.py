@@ -13,6 +13,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 
+SYNTHETIC = frozenset({"phantom", "phantoms"})  # sets of images that were drawn
 OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
 
 
@@ -70,6 +71,17 @@ class TrainedModel:
         """How its Dice follows from its agreement with itself; None where that was not measured on other tissue."""
         path = self.folder / model_files.CALIBRATION
         return Calibration.read(path) if path.is_file() else None
+
+    @property
+    def warning(self) -> str:
+        """What a user must know before anything else: that it never saw real tissue; empty where it did."""
+        sets = self.origin.get("params.data.name", "")
+        if not SYNTHETIC.issuperset(sets.split("+")):
+            return ""
+        return (
+            f"warning: {self.name} WAS TRAINED ON DRAWN IMAGES ALONE ({sets}), NOT ON REAL TISSUE. DO NOT USE ITS "
+            "MASKS OF OTHER IMAGES: give --model pretrained, or train on your own data"
+        )
 
     @property
     def lineage(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -21,7 +21,7 @@ from mitoflow.core import files, provenance, workspace
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
-from mitoflow.evaluation.bootstrap import Interval
+from mitoflow.evaluation.bootstrap import Interval, simultaneous_level
 from mitoflow.evaluation.evaluation_record import RECORDED, Evaluation
 from mitoflow.evaluation.verdict import Check, Verdict
 from mitoflow.inference import model_files
@@ -78,7 +78,7 @@ class NonInferiorityDataset(Section):
 
 
 class Gate(Section):
-    """All of ``promotion.yaml``; what is None or empty is not asked for."""
+    """All of ``promotion.yaml``; what is None, False or empty is not asked for."""
 
     renamed: ClassVar[Mapping[str, tuple[str, str]]] = {
         "largest": ("max_model_mb", "rename it"),
@@ -86,6 +86,11 @@ class Gate(Section):
         "not_worse_on": ("non_inferiority", "rename it"),
     }
 
+    #: Which versions become champion without `mitoflow promote`: ``never`` any, ``always`` each that passes, or those
+    #: that were evaluated on this branch and not in a DVC experiment.
+    auto_promote: str = "main"
+    #: Whether tracked files must be as they were committed.
+    require_clean: bool = False
     #: By the names of `metrics.SCORES`, the least or the most that a score on the test part may be.
     required: dict[str, Fraction] = Field(default_factory=dict)
     minimum_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
@@ -118,7 +123,24 @@ class Gate(Section):
                 raise InputError(where, dataset.folder, expected, "change the value")
         return gate
 
-    def decide(self, challenger: Candidate, champion: Candidate | None) -> Verdict:
+    def why_by_hand(self, lineage: Mapping[str, str]) -> str:
+        """Return why a version of this lineage becomes champion by `mitoflow promote` alone; empty where it need not.
+
+        A version that was made outside of git has no branch, and there is no other line of work beside it.
+        """
+        branch, experiment = lineage.get("git_branch", self.auto_promote), lineage.get("dvc_experiment")
+        if self.auto_promote == "always":
+            return ""
+        if self.auto_promote == "never":
+            return "no version becomes champion by itself"
+        if experiment:
+            return f"it comes from the DVC experiment {experiment}"
+        if branch != self.auto_promote:
+            found = "a checkout without a branch" if branch == "HEAD" else f"the branch {branch}"
+            return f"it comes from {found} and not from {self.auto_promote}"
+        return ""
+
+    def decide(self, challenger: Candidate, champion: Candidate | None, compared_before: int = 0) -> Verdict:
         """Decide whether a challenger becomes the champion; nothing is changed.
 
         Both are compared on the test sets of the champion, and the challenger must have been evaluated on all of them.
@@ -128,16 +150,18 @@ class Gate(Section):
         ----------
         challenger, champion
             The champion is None where there is none.
+        compared_before
+            How many other versions were compared with a champion on this test data: the interval of the gain allows
+            for them, as `mitoflow.evaluation.bootstrap.paired_difference` says.
         """
         if challenger.evaluation is None:
             return Verdict(challenger.version, False, "it was never evaluated by mitoflow, or its evaluation is lost")
-        gains, reason, gain = self._gain(challenger, champion, challenger.evaluation)
+        gains, reason, gain = self._gain(challenger, champion, challenger.evaluation, compared_before)
         checks = tuple(self._checks(challenger, champion, challenger.evaluation))
         failed = [f"{check.what} is {check.found} and not {check.wanted}" for check in checks if not check.passed]
         reason = "; but ".join([reason, ", ".join(failed)] if failed else [reason])
-        return Verdict(
-            challenger.version, gains and not failed, reason, champion.version if champion else None, gain, checks
-        )
+        against = champion.version if champion else None
+        return Verdict(challenger.version, gains and not failed, reason, against, gain, compared_before, checks)
 
     def prepare(self, challenger: Candidate, champion: Candidate | None) -> None:
         """Predict on the other datasets, which may take minutes, so that `decide` need not.
@@ -154,7 +178,7 @@ class Gate(Section):
                 dataset.evaluate(each.weights(), self.bootstrap)
 
     def _gain(
-        self, challenger: Candidate, champion: Candidate | None, ours: Evaluation
+        self, challenger: Candidate, champion: Candidate | None, ours: Evaluation, compared_before: int
     ) -> tuple[bool, str, Interval | None]:
         if champion is None:
             return True, "there was no champion", None
@@ -169,16 +193,21 @@ class Gate(Section):
             )
             return False, reason, None
         both = [Evaluation.of_sets({name: each[side] for name, each in shared.items()}) for side in (0, 1)]
-        gain = both[0].better_by(both[1], self.bootstrap)
+        gain = both[0].better_by(both[1], self.bootstrap, comparisons=compared_before + 1)
         gains = gain.low > self.minimum_gain
         names, new = ", ".join(filter(None, shared)), ", ".join(_beyond(ours, shared))
         subject = f"the mean Dice over {names}" if len(shared) > 1 else "Dice"
         against = f"{subject} differs by {gain:+.4f} from champion {number} on the same slices"
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
         added = f"; without {new}, on which the champion has no score" if new else ""
-        return gains, f"{against}: the 95 % interval is {'' if gains else 'not '}above {least}{added}", gain
+        level = f"{100 * simultaneous_level(compared_before + 1):.4g} %"
+        others = f"; it allows for {compared_before} compared on this test data before" if compared_before else ""
+        return gains, f"{against}: the {level} interval is {'' if gains else 'not '}above {least}{others}{added}", gain
 
     def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
+        if self.require_clean:
+            state = {"true": "changed", "false": "as committed"}.get(challenger.lineage.get("git_dirty", ""), "unknown")
+            yield Check("tracked files", state, "as committed", state == "as committed")
         for name, bound in self.required.items():
             least = metrics.SCORES[name].higher_is_better
             wanted = f"at {'least' if least else 'most'} {bound:g}"
@@ -226,11 +255,14 @@ class Candidate:
         where it is needed.
     weights
         Gives its ``.keras`` file, with ``inference.yaml`` beside it; raises `InputError` where it has none.
+    lineage
+        Of its evaluation, as `mitoflow.core.provenance.current` has it.
     """
 
     version: int
     measured: Callable[[], Evaluation | None]
     weights: Callable[[], Path]
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def evaluation(self) -> Evaluation | None:

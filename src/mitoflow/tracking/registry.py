@@ -41,7 +41,7 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 EVALUATION_SHA256_TAG = "mitoflow.evaluation_sha256"
 TEST_HASH_TAG = "mitoflow.test_hash"
-SET_TAG = "mitoflow.set."  # begins the tags of one of several test sets
+SET_TAG, SET_HASH = "mitoflow.set.", ".test_hash"  # of one of several test sets: begins its tags, ends one of them
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,19 @@ def version_tags(run_key: str, training_key: str, evaluation: Evaluation) -> dic
     for name in evaluation.test_hashes:
         figures = evaluation.sets[name].interval("dice").as_dict(f"{SET_TAG}{name}.dice", ".")
         tags |= {key: str(figure) for key, figure in figures.items()}
-        tags[f"{SET_TAG}{name}.test_hash"] = evaluation.test_hashes[name]
+        tags[f"{SET_TAG}{name}{SET_HASH}"] = evaluation.test_hashes[name]
     return tags
 
 
 def _dice_by_set(tags: Mapping[str, str]) -> dict[str, Interval]:
     """Return the Dice of each test set from the tags of a version; empty where there is one set."""
-    ending = ".test_hash"
-    names = [tag[len(SET_TAG) : -len(ending)] for tag in tags if tag.startswith(SET_TAG) and tag.endswith(ending)]
+    names = [tag.removeprefix(SET_TAG).removesuffix(SET_HASH) for tag in tags if _is_hash_of_set(tag)]
     found = {name: Interval.from_dict(f"{SET_TAG}{name}.dice", tags, ".") for name in sorted(names, key=natural_order)}
     return {name: interval for name, interval in found.items() if interval}
+
+
+def _is_hash_of_set(tag: str) -> bool:
+    return tag.startswith(SET_TAG) and tag.endswith(SET_HASH)
 
 
 def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
@@ -137,7 +140,8 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
         client.set_registered_model_alias(NAME, CHALLENGER, version.version)
     weights = folder / "artifacts" / model_files.WEIGHTS
     evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
-    _decide(client, Candidate(int(version.version), lambda: evaluation, lambda: weights))
+    lineage = provenance.from_tags(version.tags)
+    _decide(client, Candidate(int(version.version), lambda: evaluation, lambda: weights, lineage))
 
 
 def _decide(client: MlflowClient, challenger: Candidate) -> None:
@@ -154,7 +158,10 @@ def _judge(client: MlflowClient, gate: Gate, challenger: Candidate, state: Champ
     if state.champion == challenger.version:
         promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
         return
-    verdict = gate.decide(challenger, _champion(client, state))
+    verdict = gate.decide(challenger, _champion(client, state), _compared_before(client, challenger))
+    if verdict.promoted and (why := gate.why_by_hand(challenger.lineage)):
+        reason = f"{verdict.reason}; but {why}: `mitoflow promote {verdict.version}` makes it the champion"
+        verdict = replace(verdict, promoted=False, reason=reason)
     if not verdict.promoted:
         promotion.record(client, verdict)
         return
@@ -210,7 +217,8 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
         state = promotion.settle(client)
         if state.champion == version:
             return Verdict(version, True, "it is the champion already")
-        verdict = gate.decide(_candidate(client, version), _champion(client, state))
+        challenger = _candidate(client, version)
+        verdict = gate.decide(challenger, _champion(client, state), _compared_before(client, challenger))
         how, why = promotion_log.PROMOTED, reason or verdict.reason
         if force and not verdict.promoted:
             how, why = promotion_log.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
@@ -513,7 +521,30 @@ def _of_model(run: Run, model_id: str) -> Iterator[Metric]:
 def _candidate(client: MlflowClient, version: int) -> Candidate:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
     known = _get(client, version)
-    return Candidate(version, lambda: _evaluation(client, known), lambda: model_file(version))
+    lineage = provenance.from_tags(known.tags)
+    return Candidate(version, lambda: _evaluation(client, known), lambda: model_file(version), lineage)
+
+
+def _compared_before(client: MlflowClient, challenger: Candidate) -> int:
+    """Return how many other versions were compared with a champion on test data of this one.
+
+    A verdict counts those before it, so a version that was deleted since still counts where a later one was compared.
+    """
+    if challenger.evaluation is None:
+        return 0
+    hashes = {challenger.evaluation.test_hash, *challenger.evaluation.test_hashes.values()}
+    counted = {}
+    for version in store.search_versions(client, NAME):
+        verdict = Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None
+        if verdict and verdict.difference and hashes & _test_hashes(version.tags):
+            counted[verdict.version] = verdict.compared_before
+    compared = max([len(counted), *(before + 1 for before in counted.values())], default=0)
+    return compared - (challenger.version in counted)
+
+
+def _test_hashes(tags: Mapping[str, str]) -> set[str]:
+    """Return the digests of the test data of a version: of all of them, and of each of several sets."""
+    return {value for tag, value in tags.items() if tag == TEST_HASH_TAG or _is_hash_of_set(tag)}
 
 
 def _champion(client: MlflowClient, state: ChampionState) -> Candidate | None:
