@@ -77,7 +77,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> I
         enter(folder, monkeypatch)
         shutil.copytree(small_dataset, "data")
         presets.change(Path("params.yaml"), SMALL)
-        for command in ("init -q", "config user.name Test", "config user.email test@localhost", "add params.yaml"):
+        for command in (
+            "init -q -b main",
+            "config user.name Test",
+            "config user.email test@localhost",
+            "add params.yaml",
+        ):
             subprocess.run(["git", *command.split()], check=True)
         subprocess.run(["git", "commit", "-qm", "A project"], check=True)
         files.write_yaml(BEST_PARAMS, {"value": 0.0})
