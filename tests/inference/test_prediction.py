@@ -25,8 +25,10 @@ from scipy import ndimage
 
 from mitoflow import cli
 from mitoflow.config.params import Instances
+from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
 from mitoflow.errors import InputError
+from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor
@@ -216,7 +218,7 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
     asked = ("--instances", "--table", "t.csv", "--voxel-size", "50,40,5", "--roi", "2:,:,:90")
     asked += ("--smallest-um3", "0.0005")
     code, _, err = say("cell.ome.tif", f"mask.{ending}", *asked)
-    assert code == 0, err
+    assert code == 0
     mask, labels = (read(f"{name}.{ending}") for name in ("mask", "mask_instances"))
     assert labels.dtype == (np.uint16 if ending == "tif" else np.uint32)
     apart = instances.separate(mask > 0, Instances(smallest_um3=0.0005), size)
@@ -445,6 +447,21 @@ def test_images_unlike_those_of_training_are_told(say: Say) -> None:
     code, _, err = say("dark.tif", "mask.tif")
     assert code == 0
     assert err.startswith("warning: dark.tif looks unlike the training images: it is darker: a mean grey of 0.12")
+
+
+@pytest.mark.parametrize(("sets", "drawn"), [("phantom", True), ("phantoms+phantom", True), ("phantom+epfl", False)])
+def test_a_model_of_drawn_images_says_so_first(say: Say, sets: str, drawn: bool) -> None:
+    shutil.copytree("model", "pretrained/own")
+    lineage = {"data": {}, "code": {}, "dataset": {}, "params": {"data.name": sets}}
+    files.write_yaml(Path("pretrained/own/lineage.yaml"), lineage)
+    digest = provenance.file_sha256(Path("model/unet.keras"))
+    evaluation = Evaluation(digest, "a" * 64, ["cell"], [[1, 0, 0, 1]], block=1, resamples=1, seed=1)
+    evaluation.write(Path("pretrained/own/evaluation.json"))
+    code, _, err = say("cell.ome.tif", "mask.tif", "--model", "pretrained:own")
+    assert code == 0
+    first = f"warning: pretrained:own WAS TRAINED ON DRAWN IMAGES ALONE ({sets}), NOT ON REAL TISSUE."
+    assert err.startswith(first) is drawn
+    assert ("DRAWN" in err) is drawn
 
 
 @pytest.mark.slow
