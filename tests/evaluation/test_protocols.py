@@ -120,6 +120,31 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))
 
 
+def test_what_nobody_looked_at_is_in_no_score(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (6, 64, 128), np.uint8)
+    mask = np.where(rng.random(image.shape) < 0.3, 255, 0).astype(np.uint8)
+    tiff.write_stack(tmp_path / "left/images/s.tif", image)
+    mask[:, :, 64:] = 128
+    tiff.write_stack(tmp_path / "left/masks/s.tif", mask)
+    inputs = keras.Input((None, None, 1))
+    bright = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5, median=3, normalization="range")
+    predictor = Predictor(keras.Model(inputs, bright(inputs)), settings)
+    measured = protocols.measure(
+        predictor, read_pairs(tmp_path), {"left": Conventions(8, "partial")}, 64, Instances(smallest_voxels=0)
+    )["left"]
+    (stack,) = measured.stacks
+    left = np.s_[:, :, :64]
+    expected = metrics.count(mask[left] == 255, stack.mask[left])
+    assert expected.any(axis=0).all()
+    np.testing.assert_array_equal(metrics.count(stack.truth, stack.mask), expected)
+    np.testing.assert_array_equal(measured.whole_slice.counts_at(0.5), expected)
+    assert stack.single_slice is not None
+    assert stack.single_slice.sum() == stack.patch_wise.sum() == expected.sum()
+    assert not stack.mask[:, :, 64:].any()
+
+
 def test_the_threshold_is_that_of_the_mean_over_sets(small_dataset: Path, tmp_path: Path) -> None:
     """A small set, in which mitochondria are brighter, has as much to say as a large one."""
     (large,) = read_pairs(small_dataset / "train")

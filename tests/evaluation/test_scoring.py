@@ -43,6 +43,22 @@ def test_a_mask_is_compared_by_voxels_and_mitochondria(tmp_path: Path, truth: np
     assert 0 < scores["error_near_boundary"] < 1
 
 
+def test_what_nobody_looked_at_does_not_count(tmp_path: Path, truth: np.ndarray) -> None:
+    mask = truth.copy()
+    mask[2:10, 8:16, 8:12] = 0
+    truth[:, :, 32:] = 128  # with one of the two cubes
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    for name, array in (("partial.tif", truth), ("left.tif", truth[:, :, :32])):
+        tifffile.imwrite(tmp_path / name, array)
+    tifffile.imwrite(tmp_path / "left_mask.tif", mask[:, :, :32])
+    notes: list[str] = []
+    scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "partial.tif"), notify=notes.append)
+    assert scores == scoring.score(str(tmp_path / "left_mask.tif"), str(tmp_path / "left.tif"))
+    assert scores["dice"] == pytest.approx(2 / 3)
+    assert len(notes) == 1
+    assert "50% of the voxels are 128, which nobody looked at" in notes[0]
+
+
 def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None:
     labels = np.where(truth > 0, 70_000, 0).astype(np.uint32)
     labels[2:10, 8:16, 12:16] = 70_001  # half of a cube; the other half goes with the other cube

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mitoflow.data.masks import UNLABELLED
 from mitoflow.evaluation import metrics
 from mitoflow.models import losses
 
@@ -45,6 +46,32 @@ def test_loss_of_weighted_pixels_is_the_loss_of_those_pixels_alone(name, rank, b
     weight = owned if rank == 3 else owned[..., None]
     loss = float(losses.LOSSES[name]()(truth, logits, weight))
     assert loss == pytest.approx(expected(name, truth[:, :6, :5], logits[:, :6, :5]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_pixels_that_nobody_looked_at_are_in_no_loss_and_no_dice(name, weighted, batch):
+    truth, logits, owned = batch
+    partial = truth.copy()
+    partial[:, 4:] = UNLABELLED
+    weights = [owned] if weighted else []
+    labelled = (truth[:, :4, :5], logits[:, :4, :5]) if weighted else (truth[:, :4], logits[:, :4])
+    loss = losses.OfLabelledPixels(losses.LOSSES[name]())
+    assert float(loss(partial, logits, *weights)) == pytest.approx(expected(name, *labelled), rel=1e-5)
+    watched, alone = losses.Dice(), losses.Dice()
+    watched.update_state(partial, logits, *weights)
+    alone.update_state(*labelled)
+    assert 0 < float(watched.result()) == float(alone.result()) < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_that_nobody_looked_at_teaches_nothing(name, batch):
+    tf = pytest.importorskip("tensorflow")
+    variable = tf.Variable(batch[1])
+    with tf.GradientTape() as tape:
+        value = losses.OfLabelledPixels(losses.LOSSES[name]())(np.full_like(batch[0], UNLABELLED), variable)
+    assert float(value) == 0
+    assert not tape.gradient(value, variable).numpy().any()
 
 
 @pytest.mark.parametrize("name", NAMES)

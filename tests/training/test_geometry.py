@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from mitoflow.config.params import Scale
+from mitoflow.data.masks import UNLABELLED
 from mitoflow.training import geometry
 
 
@@ -134,6 +135,17 @@ def test_a_crop_at_half_the_size_is_the_mean_of_squares() -> None:
     mask = (image > 128).astype(np.uint8)
     shares = mask[30:158, 41:169].reshape(64, 2, 64, 2).mean(axis=(1, 3))
     assert np.array_equal(crop.mask(reader(mask)), shares >= 0.5)
+
+
+def test_a_square_with_a_pixel_that_nobody_looked_at_was_not_looked_at() -> None:
+    half = 2 * np.eye(2)
+    crop = geometry.Crop((30, 41), (64, 64), geometry.scaled_map((64, 64), half), (200, 240))
+    mask = (np.random.default_rng(0).random((200, 240)) < 0.5).astype(np.uint8)
+    partial = mask.copy()
+    partial[50, 61:101] = UNLABELLED
+    unknown = (partial == UNLABELLED)[30:158, 41:169].reshape(64, 2, 64, 2).any(axis=(1, 3))
+    assert unknown.sum() == 20
+    assert np.array_equal(crop.mask(reader(partial)), np.where(unknown, UNLABELLED, crop.mask(reader(mask))))
 
 
 @pytest.mark.parametrize("step", [1.6, 2.0, 2.7, 4.0])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mitoflow.data.set_descriptions import SetDescription
     from mitoflow.data.validation import Findings
 
-MASK_RULES = click.Choice(["auto", "nonzero", "half"])
+MASK_RULES = click.Choice(["auto", "nonzero", "half", "partial"])
 OVERWRITE = "Where a set is added: replace the one of its name."
 
 
@@ -100,7 +100,11 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
             "--unrelated", is_flag=True, help="No slice is the neighbour of another, in a file or in several."
         ),
         click.option(
-            "--mask-rule", type=MASK_RULES, default="auto", show_default=True, help="Values that are mitochondrion."
+            "--mask-rule",
+            type=MASK_RULES,
+            default="auto",
+            show_default=True,
+            help="Values that are mitochondrion; partial: all but 0 and 128, which marks what nobody looked at.",
         ),
         click.option(
             "--test-fraction",

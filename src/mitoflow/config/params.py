@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=1, le=6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Tuned = Literal["tuned"]
-MaskRule = Literal["auto", "nonzero", "half"]
+MaskRule = Literal["auto", "nonzero", "half", "partial"]
 Normalization = Literal["percentiles", "range"]
 
 #: What the study can search: keys of ``tune`` with a range each, and of ``train`` with a number or ``tuned``.

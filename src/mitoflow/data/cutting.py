@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, one_bit_depth
-from mitoflow.data.masks import binarise
+from mitoflow.data.masks import UNLABELLED, binarise
 from mitoflow.data.network_input import Box, slice_range, stretched
 from mitoflow.data.pairs import Pair
 from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
@@ -110,7 +110,8 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
     Raises
     ------
     InputError
-        There are too few slices to leave some for validation, or the sets differ in bit depth (`one_bit_depth`).
+        There are too few slices to leave some for validation, nobody looked at any pixel of a set that trains or
+        validates, or the sets differ in bit depth (`one_bit_depth`).
     OSError
         The disk is full; what was there before stays.
     """
@@ -171,6 +172,7 @@ def _write_side(
     ]
     shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
     dtype = np.dtype(np.uint8) if settings.normalization == "percentiles" else pairs[0].image.dtype
+    labelled: set[str] = set()
     index, digest = [], begin_digest(shape, dtype, np.dtype(np.uint8), np.dtype(np.int32))
     # Plain writes, not a writable memory map: a full disk then raises OSError and is no bus error.
     with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
@@ -180,12 +182,19 @@ def _write_side(
             image = _grey_values(pairs[stack], z, settings.normalization)
             patches, boxes = cut(image, settings.size, settings.step)
             rule = sets[pairs[stack].dataset].mask_rule
-            truth, _ = cut(binarise(pairs[stack].mask.slice(z), rule), settings.size, settings.step)
+            labels = binarise(pairs[stack].mask.slice(z), rule)
+            labelled |= {pairs[stack].dataset} if (labels != UNLABELLED).any() else set()
+            truth, _ = cut(labels, settings.size, settings.step)
             for stream, array in ((images, patches), (masks, truth)):
                 content = np.ascontiguousarray(array).data
                 stream.write(content)
                 digest.update(content)
             index.append(np.insert(boxes, 0, [[stack], [z]], axis=1))
+    for dataset in dict.fromkeys(pairs[stack].dataset for stack, _ in slices):
+        if dataset not in labelled:
+            found = f"no pixel that was looked at in the slices for {folder.name}"
+            remedy = "label some of the last slices of a stack too, which validate, and more of the others"
+            raise InputError(f"data/train/{dataset}/masks", found, "some labels on both sides of the split", remedy)
     rows = np.concatenate(index).astype(np.int32)
     np.save(folder / "index.npy", rows)
     digest.update(rows.data)

@@ -12,17 +12,25 @@ import numpy.typing as npt
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import Array
 
-Rule = Literal["nonzero", "half"]
+Rule = Literal["nonzero", "half", "partial"]
 
+NOT_LOOKED_AT = 128  # what a mask under the rule `partial` stores where nobody said what is there
+UNLABELLED = 2  # what `binarise` returns there; losses and scores leave these pixels out
+KINDS: dict[Rule, str] = {
+    "partial": f"{NOT_LOOKED_AT} for pixels that nobody looked at",
+    "half": "antialiased edges",
+    "nonzero": "labels",
+}
 BYTE, WORD = 255, 65535  # what masks with antialiased edges store for mitochondrion, in 8 and in 16 bits
 
 
 class MaskValues:
     """What the values of one mask say about the rule that turns it into mitochondria.
 
-    Three kinds of masks are in use. Masks of two values read alike under both rules. Instance labels are flat: most
-    pixels of a label lie among equal ones. Antialiased edges are thin: 0 and 255, or 65535 in 16 bits, dominate, and
-    hardly a pixel between them lies among equal ones. What is neither of these is no mask but a grey image, unless only
+    Four kinds of masks are in use. Masks of two values read alike under `nonzero` and `half`. Instance labels are flat:
+    most pixels of a label lie among equal ones. So are masks of the values 0, 128 and 255, where 128 marks what nobody
+    looked at. Antialiased edges are thin: 0 and 255, or 65535 in 16 bits, dominate, and
+    hardly a pixel between them lies among equal ones. What is none of these is no mask but a grey image, unless only
     a few pixels have such values: then they may be small labels, or the end of an object with antialiased edges.
 
     Attributes
@@ -67,7 +75,7 @@ class MaskValues:
 
     @property
     def rule(self) -> Rule | None:
-        """The rule that this mask needs, or None where it reads alike under both or says too little.
+        """The rule that this mask needs, or None where it reads alike under `nonzero` and `half` or says too little.
 
         Raises
         ------
@@ -77,7 +85,8 @@ class MaskValues:
         if len(self.values) <= 2:
             return "nonzero" if 0 < max(self.values) < _half(max(self.values)) else None
         if self._flat >= self.FLAT_SHARE * self._between:
-            return "nonzero"
+            found = np.flatnonzero(self._histogram).tolist()
+            return "partial" if found == [0, NOT_LOOKED_AT, BYTE] else "nonzero"
         black, white = self._histogram[0], self._histogram[[BYTE, -1]].max()
         commonest_between = np.delete(self._histogram, [0, BYTE, 2 * BYTE]).max()
         are_few = self._between < self.GREY_SHARE * self._histogram.sum()
@@ -116,14 +125,15 @@ def agree_on_rule(masks: Iterable[MaskValues]) -> Rule:
     for mask in masks:
         if mask.rule is not None:
             needing.setdefault(mask.rule, mask.path)
-    if len(needing) == 2:
-        found = f"antialiased edges, but labels in {needing['nonzero']}"
-        raise InputError(needing["half"], found, "masks of one kind", "save them alike or give --mask-rule")
+    if len(needing) > 1:
+        first, second, *_ = (rule for rule in KINDS if rule in needing)
+        found = f"{KINDS[first]}, but {KINDS[second]} in {needing[second]}"
+        raise InputError(needing[first], found, "masks of one kind", "save them alike or give --mask-rule")
     return next(iter(needing), "nonzero")
 
 
 def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
-    """Return 1 for mitochondrion and 0 for background.
+    """Return 1 for mitochondrion, 0 for background, and under the rule ``partial`` 2 for what nobody looked at.
 
     Parameters
     ----------
@@ -132,12 +142,15 @@ def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
     rule
         ``nonzero``: every value above 0 is mitochondrion, as in 0/1, 0/255 and instance labels. ``half``: values from
         half of 255 or, where there are larger ones, of 65535 on are, as in masks with antialiased edges; 0/1, and
-        numbers that need more than 16 bits, have no such edges and read as nonzero.
+        numbers that need more than 16 bits, have no such edges and read as nonzero. ``partial``: as ``nonzero``, but
+        128 marks pixels that nobody looked at.
 
     Returns
     -------
-    (Y, X) uint8 in {0, 1}
+    (Y, X) uint8 in {0, 1}, or in {0, 1, `UNLABELLED`}
     """
+    if rule == "partial":
+        return np.where(mask == NOT_LOOKED_AT, UNLABELLED, mask > 0).astype(np.uint8)
     lowest = _half(int(mask.max(initial=0))) if rule == "half" else 1
     return (mask >= lowest).astype(np.uint8)
 

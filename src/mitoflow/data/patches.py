@@ -15,6 +15,7 @@ import numpy as np
 
 from mitoflow.core import files
 from mitoflow.data import network_input, slice_distance
+from mitoflow.data.masks import UNLABELLED
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 
@@ -107,7 +108,7 @@ class Patches:
     images
         (P, size, size) uint8 or uint16: as in the source files, or stretched to uint8.
     masks
-        (P, size, size) uint8 in {0, 1}.
+        (P, size, size) uint8: 0 background, 1 mitochondrion, 2 where nobody looked (`masks.UNLABELLED`).
     index
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes
@@ -182,9 +183,15 @@ class Patches:
     def foreground(self) -> np.ndarray:
         """Count the foreground pixels that each patch owns, (P,) int64."""
         counts = (
-            mask[y0:y1, x0:x1].sum() for mask, (y0, y1, x0, x1) in zip(self.masks, self.index[:, 4:], strict=True)
+            np.count_nonzero(mask[y0:y1, x0:x1] == 1)
+            for mask, (y0, y1, x0, x1) in zip(self.masks, self.index[:, 4:], strict=True)
         )
         return np.fromiter(counts, np.int64, len(self))
+
+    @cached_property
+    def is_partial(self) -> bool:
+        """Whether there are pixels that nobody looked at."""
+        return any((mask == UNLABELLED).any() for mask in self.masks)
 
     def slice_distance(self, stack: int) -> SliceDistance:
         """Return how far apart the slices of a stack are, by those that this side holds."""
@@ -214,7 +221,7 @@ class Patches:
         return np.asarray(self._put_together(self.images, stack, range(z, z + 1), box)[0])
 
     def mask(self, stack: int, z: int, box: Box | None = None) -> np.ndarray:
-        """Return the mask of a slice, or of a box of it, (Y, X) uint8 in {0, 1}; see `image`."""
+        """Return the mask of a slice, or of a box of it, (Y, X) uint8 as in `masks`; see `image`."""
         return np.asarray(self._put_together(self.masks, stack, range(z, z + 1), box)[0])
 
     def plane(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:

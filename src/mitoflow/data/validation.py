@@ -15,7 +15,7 @@ import numpy as np
 
 from mitoflow.config.params import Normalization
 from mitoflow.data.conventions import Conventions, one_bit_depth
-from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.masks import NOT_LOOKED_AT, MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
@@ -224,7 +224,8 @@ class _StackSummary:
         self.digests: list[bytes] = []
         self.correlations: list[float | None] = []
         self.mask_values = MaskValues(pair.mask.path)
-        self.foreground: dict[Rule, list[int]] = {"nonzero": [], "half": []}
+        self.foreground: dict[Rule, list[int]] = {"nonzero": [], "half": [], "partial": []}
+        self.not_looked_at = 0
 
     def read(self, after: Array | None) -> Array | None:
         """Pass over the slices and return the last one.
@@ -242,7 +243,8 @@ class _StackSummary:
             self.correlations.append(None if last is None else correlation(last, image))
             self.mask_values.add(mask)
             for rule, counts in self.foreground.items():
-                counts.append(int(binarise(mask, rule).sum(dtype=np.int64)))
+                counts.append(int(np.count_nonzero(binarise(mask, rule) == 1)))
+            self.not_looked_at += int(np.count_nonzero(mask == NOT_LOOKED_AT))
             last = image
         return last
 
@@ -253,6 +255,10 @@ class _StackSummary:
     @property
     def pixels(self) -> int:
         return math.prod(self.pair.image.shape)
+
+    def labelled(self, rule: Rule) -> int:
+        """Return how many pixels were looked at."""
+        return self.pixels - (self.not_looked_at if rule == "partial" else 0)
 
     def near_duplicates(self, from_correlation: float) -> list[int]:
         """Return the slices that are near-duplicates of the one before."""
@@ -311,24 +317,28 @@ def _check_leak(
 
 
 def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSummary], rule: Rule) -> None:
-    many = [summary.name for summary in summaries if len(summary.mask_values.values) > 2]
-    if many:
+    known = [summary for summary in summaries if summary.labelled(rule)]
+    if summaries and not known:
+        found, remedy = "no pixel that was looked at", "label some, or give another --mask-rule than partial"
+        findings.errors.append(Finding(str(folder), found, f"other values than {NOT_LOOKED_AT}", remedy))
+    many = [summary.name for summary in known if len(summary.mask_values.values) > 2]
+    if many and rule != "partial":
         reading = "above 0" if rule == "nonzero" else "from half range on"
         found, remedy = f"more than two values in {_counted(many)}", "give --mask-rule if that is not so"
         expected = f"masks that mean mitochondrion {reading}"
         findings.warnings.append(Finding(str(folder), found, expected, remedy))
     remedy = "look at the masks, or give --mask-rule"
-    full = [summary.name for summary in summaries if sum(summary.foreground[rule]) == summary.pixels]
+    full = [summary.name for summary in known if sum(summary.foreground[rule]) == summary.labelled(rule)]
     if full:
         findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", remedy))
-    dense = [s.name for s in summaries if s.pixels / 2 < sum(s.foreground[rule]) < s.pixels]
+    dense = [s.name for s in known if s.labelled(rule) / 2 < sum(s.foreground[rule]) < s.labelled(rule)]
     if dense:
         found, expected = f"more than half of the pixels mitochondrion in {_counted(dense)}", "less, as in tissue"
         look = "look at the masks in the report; if they are black on mitochondria, invert them"
         findings.warnings.append(Finding(str(folder), found, expected, look))
-    empty = [summary.name for summary in summaries if not any(summary.foreground[rule])]
+    empty = [summary.name for summary in known if not any(summary.foreground[rule])]
     if empty:
-        kind = findings.errors if len(empty) == len(summaries) else findings.warnings
+        kind = findings.errors if len(empty) == len(known) else findings.warnings
         kind.append(Finding(str(folder), f"no mitochondrion in {_counted(empty)}", "some foreground", remedy))
 
 
@@ -349,12 +359,12 @@ def _facts(summaries: Sequence[_StackSummary], rules: Mapping[str, Rule], near_d
 
 
 def _totals(stacks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pixels = [math.prod(stack["shape"]) for stack in stacks]
+    pixels = [stack["labelled"] for stack in stacks]
     foreground = sum(round(stack["foreground"] * size) for stack, size in zip(stacks, pixels, strict=True))
     return {
         "files": len(stacks),
         "slices": sum(stack["shape"][0] for stack in stacks),
-        "foreground": foreground / sum(pixels),
+        "foreground": foreground / max(1, sum(pixels)),
     }
 
 
@@ -372,7 +382,8 @@ def _stack_facts(summary: _StackSummary, rule: Rule, near_duplicate: float) -> d
         "constant_slices": summary.constant,
         "near_duplicates": summary.near_duplicates(near_duplicate),
         "median_correlation": _median(summary.correlations),
-        "foreground": sum(summary.foreground[rule]) / summary.pixels,
+        "labelled": summary.labelled(rule),
+        "foreground": sum(summary.foreground[rule]) / max(1, summary.labelled(rule)),
         "slices_without_foreground": [z for z, count in enumerate(summary.foreground[rule]) if not count],
     }
 

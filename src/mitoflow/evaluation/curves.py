@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mitoflow.data.masks import UNLABELLED
 from mitoflow.evaluation.metrics import Counts, dice, precision, recall
 
 BINS = 256
@@ -81,18 +82,20 @@ class ProbabilityHistogram:
         Parameters
         ----------
         truth, probability
-            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1].
+            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1]. Pixels where the truth is `masks.UNLABELLED` are not
+            counted.
 
         Raises
         ------
         ValueError
             The shapes differ, or a probability is not a number in [0, 1].
         """
-        truth = truth.astype(bool)
         if truth.shape != probability.shape:
             raise ValueError(f"truth {truth.shape} and probability {probability.shape} differ in shape")
         if not np.all((probability >= 0) & (probability <= 1)):
             raise ValueError("a probability is NaN or outside [0, 1]")
+        labelled = truth != UNLABELLED
+        truth, probability = truth[labelled].astype(bool), probability[labelled]
         bins = np.minimum((probability * BINS).astype(np.intp), BINS - 1).ravel()
         self._rows.append(np.bincount(bins + BINS * truth.ravel(), minlength=2 * BINS).reshape(2, BINS))
         self._probability_sum += np.bincount(bins, weights=probability.ravel(), minlength=BINS)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mitoflow.data.masks import UNLABELLED
+
 Counts = NDArray[np.int64]
 #: A function of counts, ``(..., columns)``, to values ``(...)``.
 OfCounts = Callable[[NDArray[Any]], NDArray[np.float64]]
@@ -29,7 +31,7 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], owned: NDArray[Any] | N
     Parameters
     ----------
     truth, prediction
-        ``(..., Y, X)`` bool or {0, 1}.
+        ``(..., Y, X)`` bool or {0, 1}. Pixels where the truth is `masks.UNLABELLED` are not counted.
     owned
         ``(..., Y, X)`` bool; only pixels where it is true are counted. Reflected margins of patches are not owned.
 
@@ -43,10 +45,11 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], owned: NDArray[Any] | N
     ValueError
         ``truth`` and ``prediction`` differ in shape.
     """
+    labelled = truth != UNLABELLED
     truth, prediction = truth.astype(bool), prediction.astype(bool)
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
-    inside = np.ones(truth.shape[-2:], bool) if owned is None else owned
+    inside = labelled if owned is None else labelled & owned
     cells = (truth & prediction, ~truth & prediction, truth & ~prediction, ~(truth | prediction))
     return np.stack([np.sum(cell & inside, axis=(-2, -1), dtype=np.int64) for cell in cells], axis=-1)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mitoflow.config.params import Instances
 from mitoflow.data import cutting, network_input, patches
 from mitoflow.data.conventions import Conventions
-from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.masks import UNLABELLED, Rule, binarise
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
@@ -136,7 +136,8 @@ class MeasuredStack:
     name
         Of the stack.
     truth, mask
-        (Z, Y, X) uint8 in {0, 1}: the truth, and the prediction at the predictor's threshold.
+        (Z, Y, X) uint8 in {0, 1}: the truth, and the prediction at the predictor's threshold. The truth is
+        `masks.UNLABELLED` where nobody looked, and the prediction 0 there.
     patch_wise
         (Z, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
         itself, at threshold 0.5: the protocol of the first baseline (Singh, 2025).
@@ -226,7 +227,7 @@ def _measure_stack(
     maps = predictor.stream(read, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
         truth[z] = binarise(pair.mask.slice(z), conventions.mask_rule)
-        mask[z] = probability >= settings.threshold
+        mask[z] = (probability >= settings.threshold) & (truth[z] != UNLABELLED)
         histogram.add(truth[z], probability)
         near = network_input.neighbours(z, settings.context, settings.context_step, held)
         images = np.stack([read(place) for place in near], axis=-1)
@@ -241,7 +242,7 @@ def _measure_stack(
         mask=mask,
         patch_wise=np.array(patch_wise),
         single_slice=np.array(single_slice) if single_slice else None,
-        shapes=compare_shapes(truth, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
+        shapes=compare_shapes(truth == 1, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
     )
 
 
@@ -287,7 +288,7 @@ def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, 
 
 
 def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, voxel_size: Size | None) -> Shapes:
-    """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) uint8 in {0, 1}.
+    """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) bool or {0, 1}.
 
     Instances are those of `mitoflow predict --instances`, of the truth as of the mask.
 

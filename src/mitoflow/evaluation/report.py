@@ -144,10 +144,11 @@ def sample_slices(part: Path, rules: Mapping[str, Rule], number: int = 3) -> lis
         for of_set in places.values()
         for i in sorted({(2 * i + 1) * len(of_set) // (2 * each) for i in range(each)})
     ]
-    return [
-        Slice(f"{pair.dataset}/{pair.name}", z, pair.image.slice(z), binarise(pair.mask.slice(z), rules[pair.dataset]))
-        for pair, z in picked
-    ]
+    slices = []
+    for pair, z in picked:
+        truth = binarise(pair.mask.slice(z), rules[pair.dataset]) == 1
+        slices.append(Slice(f"{pair.dataset}/{pair.name}", z, pair.image.slice(z), truth.astype(np.uint8)))
+    return slices
 
 
 def write_validation_report(path: Path, findings: Findings, samples: Mapping[str, Sequence[Slice]]) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mitoflow.config.params import Instances
+from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.inference.instances import fewest_voxels, separate
-from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
+from mitoflow.inference.label_files import is_mask, is_partial, read_labels, warn_of_dense_mask
 from mitoflow.io.spacing import Notify, Size, Spacing, known_voxel_size
 
 
@@ -29,7 +30,8 @@ def score(
     prediction, truth
         Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
         antialiased edges, what is above half (see `mitoflow.data.masks`). Where there are more values than one
-        besides, each is an instance; else the mask is taken apart as `evaluate` and `predict` do.
+        besides, each is an instance; else the mask is taken apart as `evaluate` and `predict` do. In a truth of 0, 128
+        and 255, what nobody looked at is 128 and does not count.
     criteria
         What counts as a mitochondrion; labels that are too small do not either. The defaults where it is None.
     spacing
@@ -48,16 +50,23 @@ def score(
     InputError
         A file cannot be read, or they differ in size.
     """
-    (predicted, its_spacing), (true, other_spacing) = (_read(path, notify) for path in (prediction, truth))
+    (predicted, its_spacing), (true, other_spacing) = (read_labels(path, notify) for path in (prediction, truth))
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
+    looked_at = np.ones(true.shape, bool)
+    if is_partial(true):
+        looked_at = true != NOT_LOOKED_AT
+        notify(f"note: {truth}: {1 - looked_at.mean():.0%} of the voxels are {NOT_LOOKED_AT}, which nobody looked at")
+        predicted, true = (np.where(looked_at, voxels, 0) for voxels in (predicted, true))
+    for path, voxels in ((prediction, predicted), (truth, true)):
+        warn_of_dense_mask(voxels[looked_at], path, notify)
     voxel_size = known_voxel_size(spacing or its_spacing or other_spacing, len(true))
     labels = (_labels(each, criteria or Instances(), voxel_size) for each in (true, predicted))
     matching = instance_scores.match(*labels)
     half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))
     counts: dict[metrics.Counted, NDArray[Any]] = {
-        "pixels": metrics.count(true > 0, predicted > 0).sum(axis=0),
+        "pixels": metrics.count(true > 0, predicted > 0, looked_at).sum(axis=0),
         "boundaries": boundary.count(true > 0, predicted > 0).sum(axis=0),
         "instances_50": half,
         "instances_75": strict,
@@ -68,17 +77,11 @@ def score(
         "instance_recall_50": float(metrics.recall(half)),
         "instance_precision_75": float(metrics.precision(strict)),
         "instance_recall_75": float(metrics.recall(strict)),
-        "volume_fraction": float((predicted > 0).mean()),
-        "true_volume_fraction": float((true > 0).mean()),
+        "volume_fraction": float((predicted > 0)[looked_at].mean()),
+        "true_volume_fraction": float((true > 0)[looked_at].mean()),
         "instances": matching.predicted_instances,
         "true_instances": matching.true_instances,
     }
-
-
-def _read(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
-    voxels, spacing = read_labels(source, notify)
-    warn_of_dense_mask(voxels, source, notify)
-    return voxels, spacing
 
 
 def _labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:

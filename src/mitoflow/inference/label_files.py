@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.data.masks import BYTE, WORD, MaskValues, agree_on_rule, binarise
+from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome, tiff, volumes
 from mitoflow.io.spacing import Notify, Spacing, as_warnings
@@ -66,6 +66,13 @@ def is_mask(voxels: NDArray[Any]) -> bool:
     1, 255 and 65535 side by side come from slices that were saved in different ways.
     """
     return bool(((voxels == 0) | (voxels == voxels.max())).all()) or bool(np.isin(voxels, (0, 1, BYTE, WORD)).all())
+
+
+def is_partial(voxels: NDArray[Any]) -> bool:
+    """Return whether voxels are those of a mask of 0 and 255 in which 128 marks what nobody looked at."""
+    return all((voxels == value).any() for value in (NOT_LOOKED_AT, BYTE)) and bool(
+        np.isin(voxels, (0, NOT_LOOKED_AT, BYTE)).all()
+    )
 
 
 def warn_of_dense_mask(voxels: NDArray[Any], source: str, notify: Notify) -> None:

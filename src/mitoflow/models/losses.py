@@ -20,6 +20,7 @@ import keras
 from keras import ops
 
 from mitoflow.core.choices import Choices
+from mitoflow.data.masks import UNLABELLED
 from mitoflow.models import unet
 
 #: The losses that `train.loss` chooses from; called without arguments, each returns a new Keras loss.
@@ -57,6 +58,19 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         sizes = ops.sum(weight * ops.square(probability)) + ops.sum(weight * ops.square(truth)) + 1
         devices = unet.sharing_devices()
         return self.crossentropy(truth, logits, weight) + 1 / devices - overlap / sizes / devices
+
+
+class OfLabelledPixels(keras.losses.Loss):
+    """A loss of the pixels that somebody looked at: those of which the truth is not `masks.UNLABELLED`."""
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(name=loss.name)
+        self.loss = loss
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of a batch, a scalar; 0 where nobody looked at any of its pixels."""
+        truth = ops.convert_to_tensor(y_true, self.dtype)
+        return self.loss(truth * _labelled(truth), y_pred, _weight(sample_weight, truth) * _labelled(truth))
 
 
 class OfWholeBatch(keras.losses.Loss):
@@ -101,7 +115,7 @@ class Dice(keras.metrics.Metric):
         """Count the pixels of a batch."""
         truth = ops.convert_to_tensor(y_true, self.dtype)
         predicted = ops.cast(ops.convert_to_tensor(y_pred)[..., :1] >= 0, self.dtype)
-        weight = _weight(sample_weight, truth)
+        weight = _weight(sample_weight, truth) * _labelled(truth)
         self.tp.assign_add(ops.sum(weight * truth * predicted))
         self.fp.assign_add(ops.sum(weight * (1 - truth) * predicted))
         self.fn.assign_add(ops.sum(weight * truth * (1 - predicted)))
@@ -111,6 +125,11 @@ class Dice(keras.metrics.Metric):
         overlap = 2 * self.tp
         both = overlap + self.fp + self.fn
         return ops.where(both > 0, ops.divide_no_nan(overlap, both), 1.0)
+
+
+def _labelled(truth: Any) -> Any:
+    """Return 1 where the truth is known and 0 where it is `masks.UNLABELLED`."""
+    return ops.cast(ops.not_equal(truth, UNLABELLED), truth.dtype)
 
 
 def _weight(sample_weight: Any, truth: Any) -> Any:

@@ -276,7 +276,7 @@ def _worst_and_median(
         name, z = results.stacks[row], results.z[row]
         stack = next(stack for stack in measured.stacks if stack.name == name)
         image = next(pair.image for pair in pairs if (pair.dataset, pair.name) == (dataset, name)).slice(z)
-        return report.PredictedSlice(name, z, image, stack.truth[z], stack.mask[z])
+        return report.PredictedSlice(name, z, image, (stack.truth[z] == 1).astype(np.uint8), stack.mask[z])
 
     worst, median = report.worst_and_median(results.counts)
     return picture(worst), picture(median)

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from mitoflow.core import files, workspace
 from mitoflow.data.conventions import read_conventions
-from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.masks import UNLABELLED, Rule, binarise
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation.bootstrap import Interval
@@ -263,7 +263,9 @@ def _look(rows: Sequence[int], a: Side, b: Side, folders: Mapping[str, Path], co
         dataset, stack, z = place
         pair = pairs[dataset, stack]
         truth = binarise(pair.mask.slice(z), rules[pair.dataset])
-        shown.append(ComparedSlice(_title(*place), z, pair.image.slice(z), truth, *masks[place]))
+        first, second = (np.where(truth == UNLABELLED, 0, mask).astype(np.uint8) for mask in masks[place])
+        only = (truth == 1).astype(np.uint8)
+        shown.append(ComparedSlice(_title(*place), z, pair.image.slice(z), only, first, second))
     return shown
 
 

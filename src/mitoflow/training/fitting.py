@@ -110,7 +110,9 @@ def fit(
     make_loss, build = losses.LOSSES[recipe.loss], unet.NETWORKS[recipe.network]
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    loss = make_loss()
+    loss = (
+        losses.OfLabelledPixels(make_loss()) if store.train.is_partial or store.validation.is_partial else make_loss()
+    )
     if recipe.context:
         store = store.with_context_steps(recipe.context_step, learned or store.slices())
     with _sharing(strategy, recipe.batch_size) as devices:

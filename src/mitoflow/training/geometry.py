@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from mitoflow.config.params import Scale
+from mitoflow.data.masks import UNLABELLED
 
 # Geometric strength 1: the ranges of the `ImageDataGenerator` of the first baseline (Singh, 2025; docs/quality.md).
 ROTATION = 90.0  # degrees to either side
@@ -156,10 +157,14 @@ class Crop:
         return self._sample(self._reduced(read(self.box)), cv2.INTER_LINEAR)
 
     def mask(self, read: Read) -> np.ndarray:
-        """Return the crop of a mask of zeros and ones, (Y, X): the nearest pixel, or the majority of a square."""
+        """Return the crop of a mask, (Y, X): the nearest pixel, or the majority of a square.
+
+        A square in which a pixel was not looked at, `masks.UNLABELLED`, was not either.
+        """
         part = read(self.box)
         if self._reduction > 1:
-            part = (self._reduced(part.astype(np.float32)) >= 0.5).astype(part.dtype)
+            foreground, unlabelled = (self._reduced((part == value).astype(np.float32)) for value in (1, UNLABELLED))
+            part = np.where(unlabelled > 0, UNLABELLED, foreground >= 0.5).astype(part.dtype)
         return self._sample(part, cv2.INTER_NEAREST)
 
     def _reduced(self, part: np.ndarray) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""Masks in which nobody looked at some pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mitoflow.config.params import Patch
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.cutting import write_store
+from mitoflow.data.masks import MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.pairs import read_pairs
+from mitoflow.data.set_descriptions import SetDescription, write_sets
+from mitoflow.data.validation import check_dataset
+from mitoflow.errors import InputError
+from mitoflow.io.tiff import write_stack
+
+SETTINGS = Patch(size=64, step=64, validation_fraction=0.25, gap=2)
+DEPTH = 12
+
+
+def partial_mask(looked_at: slice) -> np.ndarray:
+    """One mitochondrion in each slice; in some slices, the left half was looked at, and in the others nothing."""
+    mask = np.zeros((DEPTH, 64, 80), np.uint8)
+    mask[:, 20:40, 10:20] = 255
+    mask[:, :, 40:] = 128
+    mask[[z for z in range(DEPTH) if z not in range(DEPTH)[looked_at]]] = 128
+    return mask
+
+
+def write(folder: Path, mask: np.ndarray) -> None:
+    image = np.random.default_rng(0).integers(10, 200, mask.shape, np.uint8)
+    for part in ("train", "test"):
+        write_stack(folder / part / "lab/images/s.tif", image if part == "train" else 255 - image)
+        write_stack(folder / part / "lab/masks/s.tif", mask)
+    write_sets(folder, {"lab": SetDescription()})
+
+
+def values_of(mask: np.ndarray, name: str = "m.tif") -> MaskValues:
+    values = MaskValues(Path(name))
+    for one in mask:
+        values.add(one)
+    return values
+
+
+def test_flat_areas_of_128_in_a_mask_were_not_looked_at() -> None:
+    mask = partial_mask(slice(0, 6))
+    assert values_of(mask).rule == "partial"
+    assert np.unique(binarise(mask, "partial")).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(binarise(mask, "partial") == 2, mask == 128)
+    mask[0, 0, :3] = 7
+    assert values_of(mask).rule == "nonzero", "these are labels"
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [(np.repeat(np.arange(3, dtype=np.uint8)[None], 9, 0).repeat(9, 1), "labels"), (None, "antialiased edges")],
+)
+def test_masks_of_two_kinds_are_named(other: np.ndarray | None, named: str) -> None:
+    if other is None:
+        other = np.zeros((40, 40), np.uint8)
+        other[10:30, 10:30], other[9, 10:30], other[30, 10:30] = 255, 128, 64
+    both = [values_of(partial_mask(slice(0, 6))), values_of(other[None], "other.tif")]
+    with pytest.raises(InputError, match=rf"m.tif: found 128 for pixels that .*, but {named} in other.tif"):
+        agree_on_rule(both)
+
+
+def test_the_share_of_mitochondria_is_that_of_what_was_looked_at(tmp_path: Path) -> None:
+    write(tmp_path, partial_mask(slice(0, 12, 3)))
+    findings = check_dataset(tmp_path, 0.995)
+    assert not findings.errors, [*map(str, findings.errors)]
+    assert findings.conventions["lab"].mask_rule == "partial"
+    assert findings.facts["train"]["foreground"] == pytest.approx(200 / (64 * 40))
+    assert findings.facts["train"]["stacks"][0]["labelled"] == 4 * 64 * 40
+
+
+def test_masks_without_any_label_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path, partial_mask(slice(0, 0)))
+    write_sets(tmp_path, {"lab": SetDescription(mask_rule="partial")})
+    errors = [*map(str, check_dataset(tmp_path, 0.995).errors)]
+    assert len(errors) == 2
+    assert all("found no pixel that was looked at, expected other values than 128" in error for error in errors)
+
+
+def test_the_store_keeps_what_was_not_looked_at_and_counts_none_of_it(tmp_path: Path) -> None:
+    mask = partial_mask(slice(0, 12, 3))
+    write(tmp_path, mask)
+    pairs = read_pairs(tmp_path / "train")
+    stores = {}
+    for rule in ("partial", "nonzero"):
+        stores[rule] = write_store(tmp_path / rule, pairs, SETTINGS, {"lab": Conventions(8, rule)})
+    train = stores["partial"].train
+    assert train.is_partial
+    assert not stores["nonzero"].train.is_partial
+    np.testing.assert_array_equal(train.mask(0, 0), binarise(mask[0], "partial"))
+    assert train.foreground().sum() == 3 * 200  # of the slices 0, 3 and 6 of 0 to 6
+
+
+@pytest.mark.parametrize(("looked_at", "side"), [(slice(0, 6), "validation"), (slice(9, 12), "train")])
+def test_both_sides_of_the_split_need_labels(tmp_path: Path, looked_at: slice, side: str) -> None:
+    write(tmp_path, partial_mask(looked_at))
+    rule: Rule = "partial"
+    with pytest.raises(InputError, match=rf"lab/masks: found no pixel that was looked at in the slices for {side}"):
+        write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), SETTINGS, {"lab": Conventions(8, rule)})
+    assert not (tmp_path / "patches").exists()
