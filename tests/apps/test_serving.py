@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -195,12 +197,51 @@ def test_notes_are_in_the_body_where_json_is_asked_for(server: Server, expected:
     answer = json.loads(body)
     np.testing.assert_array_equal(answer["predictions"], expected)
     assert any("the model does not say what its training images look like" in note for note in answer["notes"])
+    _, _, body = server.post(json.dumps({"inputs": STACK.tolist()}))
+    assert json.loads(body) == answer, "JSON in gives what a TIFF of the same slices gives"
 
 
-def begin(server: Server, length: int, body: bytes = b"") -> socket.socket:
+def test_an_answer_names_the_model(server: Server) -> None:
+    _, headers, _ = server.post(tiff(STACK), "image/tiff")
+    _, _, body = server.post(json.dumps({"inputs": STACK[:1].tolist()}))
+    assert (headers["x-mitoflow-model"], json.loads(body)["model"]) == ("unet", "unet")
+
+
+def test_openapi_describes_both_kinds_of_bodies_and_answers(server: Server) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", "/openapi.json")
+    described = json.load(connection.getresponse())["paths"]["/invocations"]["post"]
+    assert described["requestBody"]["content"].keys() == {"image/tiff", "application/json"}
+    assert described["responses"]["200"]["content"].keys() == {"image/tiff", "application/json"}
+    assert {"411", "413", "415", "422", "429"} <= described["responses"].keys()
+    status, _, _ = server.post(json.dumps(described["requestBody"]["content"]["application/json"]["example"]))
+    assert status == 200
+    connection.request("GET", "/docs")
+    assert "/openapi.json" in connection.getresponse().read().decode()
+
+
+def test_the_client_in_the_documents_works(
+    server: Server, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs/apps.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"In Python:\n\n((?: {4}.*\n)+)", text)
+    assert "127.0.0.1:5001" in block
+    monkeypatch.chdir(tmp_path)
+    path = Path("data/test/phantom/images/phantom.tif")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(tiff(STACK))
+    client = textwrap.dedent(block).replace(":5001", f":{server.port}")
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{client}\nnp.save('masks.npy', masks)"], capture_output=True, text=True, check=True
+    )
+    np.testing.assert_array_equal(np.load("masks.npy"), expected)
+    assert "note: the model does not say" in ran.stdout
+
+
+def begin(server: Server, length: int, body: bytes = b"", kind: str = "image/tiff") -> socket.socket:
     """Send the head of a request, and as much of its body of that length as is given."""
     client = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: image/tiff\r\nContent-Length: {length}\r\n\r\n"
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
     client.sendall(head.encode() + body)
     return client
 
@@ -251,6 +292,18 @@ def test_a_request_whose_client_has_left_is_not_predicted(server: Server) -> Non
         assert answered(client).startswith("http/1.1 200 ")
     assert server.post(tiff(STACK), "image/tiff")[0] == 200
     assert predicted() == before + 2
+
+
+def test_a_prediction_whose_client_leaves_is_stopped(folder: Path) -> None:
+    """Each prediction draws a bar, which ends at 100 %."""
+    voxels = np.resize(STACK % 10, (64, 512, 512))
+    bodies = {"image/tiff": tiff(voxels), "application/json": json.dumps({"inputs": voxels.tolist()}).encode()}
+    with serving_process(folder, 99) as (server, _):
+        for count, (kind, body) in enumerate(bodies.items(), start=1):
+            with begin(server, len(body), body, kind):
+                until(lambda count=count: server.log.read_text().count("predict:   0%") == 2 * count - 1)  # type: ignore[misc]
+            assert server.post(tiff(STACK), "image/tiff")[0] == 200
+            assert server.log.read_text().count("predict: 100%") == count
 
 
 def test_the_log_has_no_traceback(server: Server) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from mlflow import pyfunc
 
 from mitoflow.apps import serving
@@ -87,10 +88,11 @@ def test_every_name_of_a_version_finds_it(here: Path) -> None:
 def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
     model = model_lookup.find("1")
     mlflow.set_tracking_uri(store.uri())
-    served, loaded = serving.as_pyfunc(model.predictor), pyfunc.load_model("models:/mitoflow/1")
-    assert served.metadata.signature == loaded.metadata.signature
-    np.testing.assert_array_equal(served.predict(SLICES), loaded.predict(SLICES))
-    np.testing.assert_array_equal(served.predict(SLICES), model.predictor.masks(SLICES))
+    with TestClient(serving.build(model, 2**20)) as client:
+        served = client.post("/invocations", json={"inputs": SLICES.tolist()}).json()
+    assert served["model"] == "mitoflow version 1"
+    np.testing.assert_array_equal(served["predictions"], pyfunc.load_model("models:/mitoflow/1").predict(SLICES))
+    np.testing.assert_array_equal(served["predictions"], model.predictor.masks(SLICES))
 
 
 def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> None:

@@ -1,9 +1,9 @@
-"""A model behind HTTP: MLflow's scoring server, which also takes TIFF files, with readable errors.
+"""A model behind HTTP, with readable errors.
 
-``/invocations`` takes what MLflow's own server takes, ``{"inputs": slices}`` with slices (N, Y, X), and answers
-``{"predictions": masks}``. A TIFF, sent as ``image/tiff``, is answered by what `mitoflow predict` would write, or by
-``{"predictions": masks, "notes": [...]}`` where the request accepts ``application/json``. What is wrong with a request
-is one line: ``{"error": "..."}``.
+``/invocations`` speaks the protocol of `mlflow models serve`: it takes ``{"inputs": slices}`` with slices (N, Y, X),
+and answers ``{"predictions": masks, "notes": [...], "model": "..."}``. A TIFF, sent as ``image/tiff``, is answered by
+what `mitoflow predict` would write, or by JSON where the request accepts ``application/json``. What is wrong with a
+request is one line: ``{"error": "..."}``. ``/docs`` describes the requests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import tempfile
@@ -21,30 +20,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from mlflow.pyfunc import PyFuncModel, scoring_server
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
 
+from mitoflow import __version__
 from mitoflow.core import process
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import prediction
-from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request as PredictionRequest
 from mitoflow.inference.settings import Settings
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import volumes
-from mitoflow.tracking import model_lookup, packing
+from mitoflow.io import tiff, volumes
+from mitoflow.tracking import model_lookup
 
 TIFF, JSON = "image/tiff", "application/json"
-TIMEOUT = "3600"  # seconds for a request, where MLflow's default is one minute
 SEND = "send images as they are stored"
 LONGEST = 500  # characters of an error
 REQUESTS = 16  # that are held at the same time: one is predicted, the others arrive or wait
@@ -89,37 +83,74 @@ def _end(*_: object) -> None:
 
 
 def build(model: TrainedModel, largest: int) -> FastAPI:
-    """Return MLflow's server for a model, with what this module adds."""
-    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", TIMEOUT)
-    app: FastAPI = scoring_server.init(as_pyfunc(model.predictor))
-    app.add_middleware(Invocations, model=model, largest=largest)
+    """Return the server of a model; see `serve`."""
+    settings = model.predictor.settings  # a broken model ends the command, not the first request
+    app = FastAPI(title="mitoflow", version=__version__, description=f"Masks of mitochondria by {model.name}.")
+    described = {"requestBody": {"required": True, "content": _bodies(settings)}}
+    answer = Invocations(model, largest).answer
+    app.post("/invocations", summary="Predict a stack", responses=ANSWERS, openapi_extra=described)(answer)
+
+    @app.get("/health", summary="Whether the server answers")
+    @app.get("/ping", include_in_schema=False)  # as MLflow calls it
+    def health() -> dict[str, str]:
+        return {"model": model.name, "mitoflow": __version__}
+
     return app
 
 
-class Invocations(BaseHTTPMiddleware):
-    """What happens to a request before MLflow's server sees it, and to its answer.
+#: What OpenAPI says of the answers to a request.
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The mask: 255 for mitochondrion in a TIFF, 1 in JSON. Headers name model and notes of a TIFF.",
+        "content": {
+            TIFF: {"schema": {"type": "string", "format": "binary"}},
+            JSON: {"example": {"predictions": [[[0, 1], [0, 0]]], "notes": [], "model": "mitoflow version 1"}},
+        },
+    },
+    **{
+        status: {"description": text, "content": {JSON: {"example": {"error": "found ..., expected ...; ..."}}}}
+        for status, text in {
+            411: "The request does not say how long it is",
+            413: "It is too large",
+            415: "It is neither JSON nor TIFF",
+            422: "It cannot be predicted",
+            429: "Too many requests wait: send it again after the seconds in Retry-After",
+        }.items()
+    },
+}
+
+
+def _bodies(settings: Settings) -> dict[str, Any]:
+    """Return what OpenAPI says of the body of a request."""
+    values = "of any range" if settings.normalization == "percentiles" else f"of {settings.bit_depth} bits"
+    row = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    slices = {"type": "array", "items": row, "description": f"consecutive slices (N, Y, X), grey values {values}"}
+    schema = {"type": "object", "properties": {"inputs": slices}, "required": ["inputs"]}
+    return {
+        TIFF: {"schema": {"type": "string", "format": "binary"}},
+        JSON: {"schema": schema, "example": {"inputs": [[[12, 200], [31, 87]]]}},
+    }
+
+
+class Invocations:
+    """Predictions for requests.
 
     One request is predicted at a time, because a prediction uses all cores; a bounded number of others waits. A request
     is refused by its headers where it can be, and else after its body is read.
 
     Parameters
     ----------
-    app
-        What takes the requests that are let through.
     model, largest
-        See `build`.
+        See `serve`.
     """
 
-    def __init__(self, app: ASGIApp, model: TrainedModel, largest: int) -> None:
-        super().__init__(app)
+    def __init__(self, model: TrainedModel, largest: int) -> None:
         self.model, self.largest = model, largest
         self.alone = asyncio.Lock()
         self.held: list[int] = []  # bytes of each body that is received, waits or is predicted
 
-    async def dispatch(self, request: Request, forward: RequestResponseEndpoint) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Answer a request."""
-        if request.url.path != "/invocations" or request.method != "POST":
-            return await forward(request)
         try:
             kind, length = _media_type(request), self._length(request)
             with self._place(length):
@@ -127,15 +158,7 @@ class Invocations(BaseHTTPMiddleware):
                 async with self.alone:
                     if await request.is_disconnected():
                         raise ClientDisconnect
-                    if kind == TIFF:
-                        return await self._predict_tiff(request, body)
-                    await asyncio.to_thread(_require_grey_values, body, self.model.predictor.settings)
-                    answer = await forward(request)
-            if answer.status_code >= HTTPStatus.BAD_REQUEST:
-                return await _readable(answer)
-            if self.model.warning:
-                answer.headers["X-Mitoflow-Note"] = _line(self.model.warning)
-            return answer
+                    return await self._predict(request, kind, body)
         except HTTPException as refused:
             return _refusal(HTTPStatus(refused.status_code), refused.detail, refused.headers)
         except InputError as error:
@@ -175,11 +198,11 @@ class Invocations(BaseHTTPMiddleware):
         finally:
             self.held.remove(length)
 
-    async def _predict_tiff(self, request: Request, body: bytes) -> Response:
+    async def _predict(self, request: Request, kind: str, body: bytes) -> Response:
         """Answer with what `mitoflow predict` would write, and stop where the client leaves."""
         is_left = threading.Event()
-        as_json = JSON in request.headers.get("accept", "").lower()
-        predicting = asyncio.create_task(asyncio.to_thread(self._masks, body, as_json, is_left))
+        as_json = JSON in (kind, *request.headers.get("accept", "").lower().replace(";", ",").split(","))
+        predicting = asyncio.create_task(asyncio.to_thread(self._masks, kind, body, as_json, is_left))
         try:
             while not (await asyncio.wait([predicting], timeout=1))[0]:
                 if await request.is_disconnected():
@@ -188,37 +211,42 @@ class Invocations(BaseHTTPMiddleware):
         finally:  # also where the server ends
             is_left.set()
 
-    def _masks(self, tiff: bytes, as_json: bool, is_left: threading.Event) -> Response:
+    def _masks(self, kind: str, body: bytes, as_json: bool, is_left: threading.Event) -> Response:
         def advance(_: int) -> None:
             if is_left.is_set():
                 raise ClientDisconnect
 
         with tempfile.TemporaryDirectory() as folder:
             image, mask = Path(folder) / "image.tif", Path(folder) / "mask.tif"
-            image.write_bytes(tiff)
-            largest = self.largest // 3 if as_json else self.largest  # JSON has three characters for a pixel
-            if (pixels := _pixels(image)) > largest:
-                message = f"{pixels} pixels, {largest} at most; send parts"
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+            if kind == JSON:
+                tiff.write_stack(image, _grey_values(body, self.model.predictor.settings))
+            else:
+                image.write_bytes(body)
+                self._require_few_pixels(image, as_json)
             notes: list[str] = []
             request = PredictionRequest(str(image), mask, name="request")
             prediction.predict(request, self.model, notes.append, advance)
             notes = [_line(note.replace(str(image), "the image")) for note in notes]
             if as_json:
-                return JSONResponse({"predictions": (_slices(mask) // 255).tolist(), "notes": notes})
-            said = {"X-Mitoflow-Note": _line(" | ".join(notes))} if notes else {}
-            return Response(mask.read_bytes(), media_type=TIFF, headers=said)
+                predicted = (_slices(mask) // 255).tolist()
+                return JSONResponse({"predictions": predicted, "notes": notes, "model": self.model.name})
+            said = {"X-Mitoflow-Model": self.model.name} | ({"X-Mitoflow-Note": " | ".join(notes)} if notes else {})
+            return Response(mask.read_bytes(), media_type=TIFF, headers={name: _ascii(said[name]) for name in said})
+
+    def _require_few_pixels(self, image: Path, as_json: bool) -> None:
+        largest = self.largest // 3 if as_json else self.largest  # JSON has three characters for a pixel
+        if (pixels := math.prod(volumes.open_volume(str(image)).shape)) > largest:
+            message = f"{pixels} pixels, {largest} at most; send parts"
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
 
 
 def _media_type(request: Request) -> str:
-    """Return TIFF or JSON, and have MLflow see it in lower case, in which alone it knows it."""
-    kind = request.headers.get("content-type", "").lower()
-    if kind.partition(";")[0].strip() not in (TIFF, JSON):
+    """Return TIFF or JSON."""
+    kind = request.headers.get("content-type", "").lower().partition(";")[0].strip()
+    if kind not in (TIFF, JSON):
         message = f"Content-Type {kind or 'is missing'}; send {JSON} or {TIFF}"
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
-    headers = [(name, text.lower() if name == b"content-type" else text) for name, text in request.scope["headers"]]
-    request.scope["headers"] = headers
-    return kind.partition(";")[0].strip()
+    return kind
 
 
 async def _body(request: Request, length: int) -> bytes:
@@ -231,57 +259,38 @@ async def _body(request: Request, length: int) -> bytes:
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, message, {"Connection": "close"}) from None
 
 
-def as_pyfunc(predictor: Predictor) -> PyFuncModel:
-    """Return what MLflow would load from the registry, with the network that is loaded already."""
-    return PyFuncModel(Model(signature=packing.signature(predictor.settings)), _Segmenter(predictor))
+def _grey_values(body: bytes, settings: Settings) -> np.ndarray:
+    """Return the slices (N, Y, X) of a request in JSON.
 
-
-class _Segmenter:
-    """See `mitoflow.tracking.pyfunc.Segmenter`."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-
-    def predict(self, slices: np.ndarray) -> np.ndarray:
-        try:
-            return self._predictor.masks(slices)
-        except InputError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from None
-
-
-def _require_grey_values(body: bytes, settings: Settings) -> None:
-    """Refuse what MLflow would make grey values of without a word: text, and numbers that the model cannot take.
-
-    Those are fractions and numbers that are too large, unless it stretches slices between their percentiles. All else
-    that can be wrong is left to MLflow.
+    Raises
+    ------
+    InputError
+        There are none, or their values are no grey values of the model: numbers where it stretches slices between their
+        percentiles, and else whole numbers of its bit depth.
     """
     try:
         sent = json.loads(body)
-    except json.JSONDecodeError:
-        return
-    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
-        raise InputError("body", f"JSON that cannot be read ({error})", '{"inputs": slices}', SEND) from None
-    try:
         values = np.asarray(sent["inputs"] if "inputs" in sent else sent["instances"])
-    except (LookupError, TypeError, ValueError):
-        return
+    except (RecursionError, ValueError) as error:  # also rows of different lengths, and numbers of thousands of digits
+        raise InputError("body", f"JSON that cannot be read ({error})", '{"inputs": slices}', SEND) from None
+    except (LookupError, TypeError):
+        raise InputError("body", "no inputs", '{"inputs": slices}', SEND) from None
     if values.size == 0:
         raise InputError("inputs", "nothing", "slices (N, Y, X)", SEND)
-    if settings.normalization == "percentiles" and values.dtype.kind in "iuf":
-        return
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**settings.bit_depth:
-        return
-    numbers = values.dtype.kind in "iuf"
+    if values.ndim != 3:
+        raise InputError("inputs", f"an array of shape {values.shape}", "slices (N, Y, X)", SEND)
+    is_stretched = settings.normalization == "percentiles"
+    is_number = values.dtype.kind in "iuf" and bool(np.isfinite(values).all())
+    low, high = (values.min(), values.max()) if is_number else (0, 0)
+    is_whole = values.dtype.kind in "iu" and low >= 0
+    if is_number and is_stretched:
+        return values.astype(np.min_scalar_type(int(high)) if is_whole and high < 2**16 else np.float32)
+    if is_whole and high < 2**settings.bit_depth:
+        return values.astype(np.uint8 if settings.bit_depth == 8 else np.uint16)
     kind = {"i": "grey values", "u": "grey values", "f": "fractions"}.get(values.dtype.kind, f"{values.dtype} values")
-    found = f"{kind} from {values.min():g} to {values.max():g}" if numbers else kind
-    expected = (
-        f"whole numbers from 0 to {2**settings.bit_depth - 1}" if settings.normalization == "range" else "numbers"
-    )
+    found = f"{kind} from {low:g} to {high:g}" if is_number else kind
+    expected = "numbers" if is_stretched else f"whole numbers from 0 to {2**settings.bit_depth - 1}"
     raise InputError("inputs", found, expected, SEND)
-
-
-def _pixels(path: Path) -> int:
-    return math.prod(volumes.open_volume(str(path)).shape)
 
 
 def _slices(path: Path) -> np.ndarray:
@@ -291,19 +300,6 @@ def _slices(path: Path) -> np.ndarray:
     return np.stack([volume.read(z, (0, height, 0, width)) for z in range(depth)])
 
 
-async def _readable(answer: Response) -> Response:
-    """Return MLflow's refusal without its traceback and without the data, as what it is: a fault of the request."""
-    body = b"".join([chunk async for chunk in answer.body_iterator]).decode()  # type: ignore[attr-defined]
-    try:
-        message = str(json.loads(body)["message"])
-    except (ValueError, LookupError, TypeError):
-        message = body
-    status = HTTPStatus(answer.status_code)
-    if status == HTTPStatus.BAD_REQUEST:
-        status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return _refusal(status, message.rpartition("Error: ")[2])
-
-
 def _refusal(status: HTTPStatus, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": _line(message)}, status, headers)
 
@@ -311,3 +307,8 @@ def _refusal(status: HTTPStatus, message: str, headers: Mapping[str, str] | None
 def _line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def _ascii(text: str) -> str:
+    """Return text for a header, which may not hold every character."""
+    return text.encode("ascii", "backslashreplace").decode()
