@@ -43,7 +43,7 @@ def app(wanted: str | None, host: str, port: int, largest: int) -> None:
 
     model = model_lookup.find(wanted)  # a wrong model ends the command, not the page
     if model.warning:
-        click.echo(model.warning, err=True)
+        echo(model.warning, err=True)
     page = str(Path(__file__).parents[1] / "apps" / "page.py")
     options = {
         "server.address": host,
