@@ -285,6 +285,15 @@ def test_stack_without_mitochondria_is_a_warning(data: Path) -> None:
     assert findings.facts["train"]["stacks"][0]["slices_without_foreground"] == [0, 1, 2, 3]
 
 
+def test_masks_that_were_saved_in_two_ways_read_alike(data: Path) -> None:
+    write(data, "train", "a", pictures(0), marks() // 255)
+    findings = check(data)
+    assert findings.errors == []
+    assert "train/lab/masks: found 1 in a.tif and 255 in b.tif, expected one value" in only(findings.warnings)
+    share = 16 * 18 / (64 * 72)
+    assert [stack["foreground"] for stack in findings.facts["train"]["stacks"]] == pytest.approx([share, share])
+
+
 def test_an_inverted_mask_is_a_warning(data: Path) -> None:
     """The report shows it: 0 is on the mitochondria."""
     write(data, "train", "a", pictures(0), 255 - marks())

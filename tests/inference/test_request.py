@@ -25,16 +25,17 @@ def write_ours(folder: Path) -> list[Path]:
     ome.write_tiff(folder / "mask.tif", image, description)
     ome.finish_multiscale(folder / "mask.ome.zarr", description)
     labels = np.ones((2, 8, 8), np.uint32)
-    measured = morphometry.measure(lambda region: labels[region], labels.shape, block=(2, 8, 8))
+    measured = morphometry.measure(labels.__getitem__, labels.shape, block=(2, 8, 8), read_regions=labels.__getitem__)
     measured.write(folder / "table.csv")
     measured.write_totals(folder / "table_totals.csv")
+    measured.write_regions(folder / "table_regions.csv")
     (folder / "look.png").write_bytes(overlay.contours_png([(SLICE, SLICE)]))
     return list(folder.iterdir())
 
 
 def test_what_mitoflow_wrote_may_be_replaced(tmp_path: Path) -> None:
     ours = write_ours(tmp_path)
-    assert len(ours) == 5
+    assert len(ours) == 6
     refuse_foreign([*ours, tmp_path / "new.tif", tmp_path / "new.csv"])
 
 
@@ -59,8 +60,16 @@ FOREIGN = {
     "an OME-TIFF": ("important.ome.tif", lambda path: tifffile.imwrite(path, SLICE, metadata={"axes": "YX"})),
     "an empty file": ("important.tif", lambda path: path.touch()),
     "a picture": ("important.png", lambda path: Image.fromarray(SLICE).save(path)),
+    "a table with labels": ("important.csv", lambda path: files.write_csv(path, ["label", "age"], [[1, 2]])),
     "a table": ("important.csv", lambda path: files.write_csv(path, ["animal", "weight"], [[1, 2]])),
 }
+
+
+def test_what_others_put_into_an_output_is_kept(tmp_path: Path) -> None:
+    write_ours(tmp_path)
+    (tmp_path / "mask.ome.zarr/notes.txt").write_text("looks good")
+    with pytest.raises(InputError, match=r"mask.ome.zarr: found notes.txt in it, which mitoflow did not write"):
+        refuse_foreign([tmp_path / "mask.ome.zarr"])
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

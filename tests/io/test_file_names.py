@@ -40,7 +40,8 @@ def folder(*names: str) -> list[Path]:
         (["z=0.25um", "z=0.5um", "z=1.0um", "z=1.25um"], "slices are missing between z=0.5um.tif and z=1.0um.tif"),
         (["s1", "s3", "s5"], ""),
         (["s1_z1", "s1_z2", "s2_z1"], ""),
-        (["a1", "a2", "b1"], "warning: d: names of 2 kinds, such as a2.tif, b1.tif, become one stack"),
+        (["s1", "s001", "s2", "s3"], "warning: d: the same numbers in s1.tif and s001.tif"),
+        (["a1", "a2", "b1"], "warning: d: names of 2 kinds, such as a1.tif, b1.tif, become one stack"),
     ],
 )
 def test_what_is_missing_or_unlike_among_slices_is_told(names: list[str], warning: str) -> None:
@@ -52,7 +53,7 @@ def test_what_is_missing_or_unlike_among_slices_is_told(names: list[str], warnin
 
 def test_of_many_gaps_a_few_are_named_and_all_are_counted() -> None:
     names = [f"s{z}" for z in range(60) if z % 10]
-    assert describe(folder(*names))[1].endswith("; s29.tif and s31.tif (5 gaps)")
+    assert describe(folder(*names))[1].endswith("; s29.tif and s31.tif (5 in all)")
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,18 @@ def test_missing_and_broken_models_are_one_line(tmp_path: Path) -> None:
         unet.load_model(tmp_path / "half.keras")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_one_line(tmp_path: Path, value: float) -> None:
+    """Every mask would be empty."""
+    model = unet.build_unet(1, 2)
+    kernel, *others = model.get_weights()
+    kernel[0, 0, 0, 1] = value
+    model.set_weights([kernel, *others])
+    unet.save_model(model, tmp_path / "nan.keras")
+    with pytest.raises(InputError, match=r"nan.keras: found weights that are no finite numbers .*kernel"):
+        unet.load_model(tmp_path / "nan.keras")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
 @pytest.mark.parametrize("depth", [1, 2, 3])

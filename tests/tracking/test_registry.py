@@ -1,9 +1,11 @@
 import importlib.metadata
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -327,6 +329,18 @@ def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.M
             "http://127.0.0.1:9: found [Errno 111] Connection refused, expected an MLflow registry that answers; "
             "start its server, or check MLFLOW_TRACKING_URI and its credentials"
         )
+
+
+@pytest.mark.slow
+def test_a_database_that_another_process_holds(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no server to be started."""
+    place = f"sqlite:///{checkout}/held.db"
+    store.client(place)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    with closing(sqlite3.connect(checkout / "held.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match=r"database is locked.*; wait for the process that writes to the file"):
+            registry.models()
 
 
 @pytest.mark.slow

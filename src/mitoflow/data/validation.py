@@ -15,7 +15,7 @@ import numpy as np
 
 from mitoflow.config.params import Normalization
 from mitoflow.data.conventions import Conventions, one_bit_depth
-from mitoflow.data.masks import NOT_LOOKED_AT, MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
@@ -326,6 +326,14 @@ def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSum
         reading = "above 0" if rule == "nonzero" else "from half range on"
         found, remedy = f"more than two values in {_counted(many)}", "give --mask-rule if that is not so"
         expected = f"masks that mean mitochondrion {reading}"
+        findings.warnings.append(Finding(str(folder), found, expected, remedy))
+    ways: dict[int, str] = {}
+    for summary in summaries:
+        if len(summary.mask_values.values) == 2:
+            ways.setdefault(max(summary.mask_values.values), summary.name)
+    if len(ways) > 1 and ways.keys() <= {1, BYTE, WORD}:
+        found = " and ".join(f"{value} in {name}" for value, name in sorted(ways.items()))
+        expected, remedy = "one value for mitochondrion", "nothing, if each of them means that"
         findings.warnings.append(Finding(str(folder), found, expected, remedy))
     remedy = "look at the masks, or give --mask-rule"
     full = [summary.name for summary in known if sum(summary.foreground[rule]) == summary.labelled(rule)]

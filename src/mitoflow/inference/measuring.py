@@ -17,6 +17,7 @@ from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_m
 from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import refuse_existing
+from mitoflow.inference.request import refuse_foreign
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing, known_voxel_size
 
@@ -56,22 +57,26 @@ def measure_file(
     spacing
         The voxel size, in place of what the files state.
     overwrite
-        Whether tables that exist are replaced.
+        Whether tables that mitoflow wrote are replaced.
     notify
         Called with each note for the user, one line each.
 
     Raises
     ------
     InputError
-        A file cannot be read, or has another size than the labels; a table exists, or is no CSV.
+        A file cannot be read, or has another size than the labels; a table exists, or is no CSV, or with `overwrite`
+        mitoflow did not write it.
     """
     if table.suffix.lower() != ".csv":
         raise InputError("--table", table, "a name that ends with .csv", "choose such a name")
     if not table.parent.is_dir():
         raise InputError(table, "no such folder", "a place to write to", "make the folder first")
     totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
-    if not overwrite:
-        refuse_existing(table, [table, totals, *([of_regions] if regions else [])])
+    written = [table, totals, *([of_regions] if regions else [])]
+    if overwrite:
+        refuse_foreign(written)
+    else:
+        refuse_existing(table, written)
     voxels, stated = read_labels(source, notify)
     warn_of_dense_mask(voxels, source, notify)
     grey = None

@@ -38,6 +38,26 @@ SLICE_MEASURES: Final = (
 )
 
 
+#: Columns by which each table is known: of mitochondria, of the sums over a stack, and of regions.
+TABLES: Final = (
+    {"label", "touches_border"},
+    {"touching_border", "why_blank"},
+    {"region", "region_um3"},
+    {"region", "region_um2"},
+)
+LONGEST_HEADER: Final = 10_000  # characters
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is one of the tables that `Measurements` writes."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            names = set(stream.readline(LONGEST_HEADER).strip().split(","))
+    except (OSError, ValueError):
+        return False
+    return any(known <= names for known in TABLES)
+
+
 def crofton_weights(voxel_size: Size) -> Reals:
     """Return the surface that a crossing along each of `STEPS` stands for.
 

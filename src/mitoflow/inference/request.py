@@ -9,7 +9,7 @@ from typing import Literal
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
-from mitoflow.inference import outputs, overlay
+from mitoflow.inference import morphometry, outputs, overlay
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.model_input import NEIGHBOURS
 from mitoflow.io import ome
@@ -17,7 +17,6 @@ from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume
 
 ENDINGS = (".ome.tif", ".ome.tiff", ".ome.zarr")
-LONGEST_HEADER = 10_000  # characters
 LARGEST_CHANGE = 8  # of the pixel size, when slices are resampled
 
 #: See `Request.rescale`.
@@ -153,22 +152,18 @@ class Request:
 
 
 def refuse_foreign(paths: Iterable[Path]) -> None:
-    """Raise `InputError` where something exists that `mitoflow predict` did not write, going by what it says itself."""
+    """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself."""
+    known = {".csv": morphometry.is_table, ".png": overlay.is_overlay}
     for path in paths:
-        is_ours = {".csv": _is_table, ".png": overlay.is_overlay}.get(path.suffix.lower(), ome.has_lineage)
-        if path.exists() and not is_ours(path):
-            found, remedy = "something that mitoflow did not write", "choose another name, or move it away yourself"
-            raise InputError(path, found, "an earlier output, which --overwrite replaces", remedy)
-
-
-def _is_table(path: Path) -> bool:
-    """Return whether a file has the columns of a table of mitochondria, or of the sums over a stack."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            names = stream.readline(LONGEST_HEADER).strip().split(",")
-    except (OSError, ValueError):
-        return False
-    return names[0] == "label" or not {"volume_fraction", "area_fraction"}.isdisjoint(names)
+        found = "something that mitoflow did not write"
+        if path.exists() and known.get(path.suffix.lower(), ome.has_lineage)(path):
+            if (other := ome.foreign_file(path)) is None:
+                continue
+            found = f"{other} in it, which mitoflow did not write"
+        elif not path.exists():
+            continue
+        remedy = "choose another name, or move it away yourself"
+        raise InputError(path, found, "an earlier output, which --overwrite replaces", remedy)
 
 
 def beside(path: Path, what: str) -> Path:

@@ -21,7 +21,11 @@ COPY = re.compile(r"([ _-]+copy)?([ _-]*\(\d+\)| \d+)?$", re.IGNORECASE)  # "s2 
 NAMED = 3  # files that are named where there are many
 
 
-def natural_order(name: str) -> tuple[tuple[str, float], ...]:
+#: A name as pairs of a text and the number after it.
+Parts = tuple[tuple[str, float], ...]
+
+
+def natural_order(name: str) -> Parts:
     """Order numbers within names by value: ``s2`` before ``s10``, and ``z=0.25um`` before ``z=0.5um``."""
     parts: list[tuple[str, float]] = []
     place = 0
@@ -50,18 +54,32 @@ def describe(paths: Sequence[Path]) -> list[str]:
     first, last = paths[0], paths[-1]
     notes = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
     parts = [natural_order(path.stem) for path in paths]
-    kinds = {tuple(text for text, _ in each): path.name for path, each in zip(paths, parts, strict=True)}
+    kinds: dict[tuple[str, ...], str] = {}
+    for path, each in zip(paths, parts, strict=True):
+        kinds.setdefault(tuple(text for text, _ in each), path.name)
     if len(kinds) > 1:
         names = ", ".join([*kinds.values()][:NAMED])
         notes.append(f"warning: {first.parent}: names of {len(kinds)} kinds, such as {names}, become one stack")
         return notes
-    numbers = [column for column in zip(*([n for _, n in each] for each in parts), strict=True) if len({*column}) > 1]
-    if len(numbers) == 1:
-        steps = [round(after - before, 6) for before, after in pairwise(numbers[0])]
-        counts = Counter(steps)
-        usual = max(counts, key=lambda step: (counts[step], -step))
-        gaps = [f"{paths[z].name} and {paths[z + 1].name}" for z, step in enumerate(steps) if step > usual]
-        if gaps:
-            more = f" ({len(gaps)} gaps)" if len(gaps) > NAMED else ""
-            notes.append(f"warning: {first.parent}: slices are missing between {'; '.join(gaps[:NAMED])}{more}")
+    twice = [places for places, (one, two) in zip(pairwise(paths), pairwise(parts), strict=True) if one == two]
+    if twice:
+        notes.append(f"warning: {first.parent}: the same numbers in {_named(twice)}")
+    if gaps := _gaps(paths, parts):
+        notes.append(f"warning: {first.parent}: slices are missing between {_named(gaps)}")
     return notes
+
+
+def _gaps(paths: Sequence[Path], parts: Sequence[Parts]) -> list[tuple[Path, Path]]:
+    """Return the files between which numbers are missing; none where names differ in several numbers."""
+    numbers = [column for column in zip(*([n for _, n in each] for each in parts), strict=True) if len({*column}) > 1]
+    if len(numbers) != 1:
+        return []
+    steps = [round(after - before, 6) for before, after in pairwise(numbers[0])]
+    counts = Counter(steps)
+    usual = max(counts, key=lambda step: (counts[step], -step))
+    return [places for places, step in zip(pairwise(paths), steps, strict=True) if step > usual]
+
+
+def _named(places: Sequence[tuple[Path, Path]]) -> str:
+    more = f" ({len(places)} in all)" if len(places) > NAMED else ""
+    return "; ".join(f"{one.name} and {two.name}" for one, two in places[:NAMED]) + more

@@ -8,6 +8,7 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
+#: Files of an OME-Zarr: metadata, and chunks that are named by their places; and what macOS adds to a folder.
+OWN_FILE = re.compile(r"(\d+/)*(\d+|\.z(array|attrs|group)|\.DS_Store)")
 
 TIFF_ENDINGS, ZARR_ENDINGS = (".tif", ".tiff"), (".zarr",)
 TILE = 256  # pixels of a side of the tiles of a TIFF, and rows of its strips
@@ -383,6 +386,12 @@ def has_lineage(path: Path) -> bool:
         return bool(read_lineage(path))
     except InputError:
         return False
+
+
+def foreign_file(image: Path) -> str | None:
+    """Return the name of a file in the folder of an OME-Zarr that is no part of an image as mitoflow writes it."""
+    inside = (path.relative_to(image).as_posix() for path in image.rglob("*") if not path.is_dir())
+    return next((name for name in inside if not OWN_FILE.fullmatch(name)), None)
 
 
 def refuse_outputs(images: Iterable[Path]) -> None:

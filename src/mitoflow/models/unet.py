@@ -225,16 +225,26 @@ def load_model(path: Path) -> keras.Model:
     Raises
     ------
     InputError
-        The file is missing, no Keras model, one that carries code (a lambda layer or an unknown class), or one that
-        announces more than it holds.
+        The file is missing, no Keras model, one that carries code (a lambda layer or an unknown class), one that
+        announces more than it holds, or a weight is not finite.
     """
     if not path.exists():
         raise InputError(path, "no such file", "a .keras model", "run `dvc repro train` or `dvc pull`")
     try:
         archives.require_bounded(path)
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        _require_finite(model, path)
+        return model
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Keras raises nearly anything for a broken archive
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(path, reason, "a U-Net saved by mitoflow", archives.REMEDY) from None
+
+
+def _require_finite(model: keras.Model, path: Path) -> None:
+    """Raise `InputError` where a weight is NaN or infinite: every mask would be empty."""
+    for weight in model.weights:
+        if not bool(keras.ops.all(keras.ops.isfinite(keras.ops.cast(weight, "float32")))):
+            remedy = "take an earlier model, or train again with a lower learning rate"
+            raise InputError(path, f"weights that are no finite numbers ({weight.path})", "finite numbers", remedy)

@@ -137,6 +137,8 @@ def is_refusal(error: Exception) -> bool:
 def as_user_error(place: str, error: BaseException) -> InputError:
     """Return an error of the store at ``place`` as one line that says what to do."""
     silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
+    if place.startswith("sqlite"):
+        silent = "wait for the process that writes to the file, or restore it if it is damaged"
     expected, remedy = {
         401: ("a user that it knows", "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         403: ("a user who may do this", "ask an admin of the server for a role that may"),
