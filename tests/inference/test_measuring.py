@@ -135,7 +135,14 @@ def test_what_cannot_be_measured_is_one_line(labels: NDArray[np.uint16]) -> None
     Path("t_totals.csv").touch()
     with pytest.raises(InputError, match="t_totals.csv: found an output that exists"):
         measure_file("l.tif", Path("t.csv"), criteria=CRITERIA)
+    with pytest.raises(InputError, match="t_totals.csv: found something that mitoflow did not write"):
+        measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, overwrite=True)
     assert not Path("t.csv").exists()
-    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, overwrite=True)
+    Path("t_totals.csv").unlink()
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, regions="l.tif")
+    written = [path.read_bytes() for path in sorted(Path().glob("t*.csv"))]
+    assert len(written) == 3
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, regions="l.tif", overwrite=True)
+    assert [path.read_bytes() for path in sorted(Path().glob("t*.csv"))] == written
     with pytest.raises(InputError, match="give --table NAME.csv"):
         table_of("slices/*.tif")

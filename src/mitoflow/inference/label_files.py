@@ -78,7 +78,7 @@ def is_partial(voxels: NDArray[Any]) -> bool:
 def warn_of_dense_mask(voxels: NDArray[Any], source: str, notify: Notify) -> None:
     """Report a mask that may be inverted: with more mitochondria than anything else."""
     share = np.count_nonzero(voxels) / voxels.size
-    if share > 0.5:
+    if share > 0.5 and not is_partial(voxels):
         notify(f"warning: {source}: {share:.0%} of the voxels are mitochondrion; if it is black on them, invert it")
 
 
