@@ -55,6 +55,40 @@ def test_other_names_are_paired_in_natural_order_with_a_note(tmp_path: Path, spe
     assert partners(sources) == {f"img_{n}.tif": f"mask_{n:03d}.tif" for n in (1, 2, 10)}
 
 
+def zarr(path: Path, voxels: np.ndarray) -> Path:
+    array = ome.create_multiscale(path, voxels.shape, voxels.dtype, 4)
+    array[:] = voxels
+    ome.finish_multiscale(path, ome.Description("zyx", {"z": 30.0, "y": 4.0, "x": 5.0}))
+    return path
+
+
+@pytest.mark.parametrize("masks", ["cell_mask.ome.zarr", "*_mask.ome.zarr"])
+def test_an_ome_zarr_is_a_stack(tmp_path: Path, masks: str) -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, (12, 64, 70), np.uint8)
+    labels = (voxels > 200).astype(np.uint32) * 70_000
+    image = zarr(tmp_path / "cell.ome.zarr", voxels)
+    zarr(tmp_path / "cell_mask.ome.zarr", labels)
+    sources = find(image, f"{tmp_path}/{masks}")
+    train, test = hold_out(sources.pairs, 0.25, 2)
+    for excerpt, places in ((train[0], slice(0, 7)), (test[0], slice(9, 12))):
+        excerpt.write(tmp_path / "data", lambda _: None)
+        written = tmp_path / "data/images/cell.ome.tif"
+        np.testing.assert_array_equal(tifffile.imread(written), voxels[places])
+        assert read_tiff_spacing(written) == {"z": 30, "y": 4, "x": 5}
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "data/masks/cell.ome.tif"), labels[places])
+
+
+def test_an_ome_zarr_of_another_type_is_one_line(tmp_path: Path) -> None:
+    whole = zarr(tmp_path / "a.ome.zarr", np.zeros((3, 64, 64), np.uint8))
+    soft = zarr(tmp_path / "p.ome.zarr", np.zeros((3, 64, 64), np.float32))
+    with pytest.raises(InputError, match=r"p.ome.zarr: found float32 voxels, expected a mask or labels, of integers"):
+        find(whole, soft)
+    with pytest.raises(InputError, match=r"p.ome.zarr: found float32 voxels, expected uint8 or uint16"):
+        find(soft, whole)
+    with pytest.raises(InputError, match=r"none.ome.zarr: found no such folder, expected an OME-Zarr"):
+        find(whole, tmp_path / "none.ome.zarr")
+
+
 def test_names_without_numbers_go_together_in_order(tmp_path: Path) -> None:
     write(tmp_path / "training.tif")
     write(tmp_path / "training_groundtruth.tif")

@@ -85,7 +85,9 @@ def data() -> None:
 def _with_files(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that describe a set of one's own files."""
     options = [
-        click.option("--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF."),
+        click.option(
+            "--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF or OME-Zarr."
+        ),
         click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks."),
         click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train."),
         click.option("--test-masks", multiple=True, metavar="PATH", help="Their masks."),
@@ -125,7 +127,7 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
 @data.command("import")
 @_with_files
 def data_import(**options: Any) -> None:
-    """Take your own stacks in place of what is there: TIFF files of one page or many.
+    """Take your own stacks in place of what is there: TIFF files of one page or many, or OME-Zarrs.
 
     PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
     where no name is shared, the first image goes with the first mask and so on, which the command reports.

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob
 from itertools import groupby
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
-from mitoflow.io.spacing import ome_metadata, read_tiff_spacing
+from mitoflow.io.spacing import ome_metadata
 from mitoflow.io.tiff import Array, Stack, find_tiffs, joined, needs_bigtiff
+from mitoflow.io.volumes import read_spacing
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def find_pairs(
     Parameters
     ----------
     images, masks
-        Files, folders or globs.
+        TIFF files, folders of them, OME-Zarrs, or globs.
     options
         What to call the two in errors.
     consecutive
@@ -66,7 +68,7 @@ def find_pairs(
         There is no such file, an image has no mask or a mask no image, their sizes differ, a file cannot be used
         (`tiff.open_stack`), or an image is an output of `mitoflow predict`.
     """
-    image_files, mask_files = find_tiffs(options[0], images), find_tiffs(options[1], masks)
+    image_files, mask_files = _find_stacks(options[0], images), _find_stacks(options[1], masks)
     ome.refuse_outputs(image_files)
     shared = {path.stem for path in image_files} & {path.stem for path in mask_files}
     match = _match_names if shared else _match_order
@@ -80,6 +82,14 @@ def find_pairs(
         image, mask = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
         pairs = [Pair(pairs[0].name, image, mask)]
     return Sources(pairs, by_order=len(shared) < len(matches), notes=tuple(notes))
+
+
+def _find_stacks(option: str, patterns: Sequence[str]) -> list[Path]:
+    """Return the TIFFs that are named, as `find_tiffs` finds them, and after them the OME-Zarrs."""
+    zarrs = [pattern for pattern in patterns if ome.is_zarr(Path(pattern))]
+    tiffs = [pattern for pattern in patterns if pattern not in zarrs]
+    matches = [Path(path) for pattern in zarrs for path in sorted(glob(pattern), key=natural_order) or [pattern]]  # noqa: PTH207
+    return [*(find_tiffs(option, tiffs) if tiffs else []), *dict.fromkeys(matches)]
 
 
 def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:
@@ -166,7 +176,7 @@ class Excerpt:
                 done(1)
 
         shape, metadata = (self.depth, *stack.shape[1:]), None
-        if stack is self.pair.image and (spacing := read_tiff_spacing(stack.path)):
+        if stack is self.pair.image and (spacing := read_spacing(stack.path)):
             # tifffile would draw an identity at random, and the same import would not give the same bytes.
             identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {self.start} {self.stop}")
             metadata = {**ome_metadata("zyx", spacing), "UUID": identity.urn}

@@ -11,7 +11,9 @@ import numpy as np
 
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
+from mitoflow.io.ome import is_zarr
 from mitoflow.io.tiff import Stack, open_mask, open_stack
+from mitoflow.io.volumes import open_zarr_stack
 
 SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 
@@ -112,14 +114,16 @@ def _tiffs_by_name(folder: Path) -> dict[str, Path]:
 
 
 def open_pair(name: str, image_path: Path, mask_path: Path, dataset: str = "") -> Pair:
-    """Open an image and its mask to learn or to measure from.
+    """Open an image and its mask, TIFF or OME-Zarr, to learn or to measure from.
 
     Raises
     ------
     InputError
-        One of them cannot be used (`open_stack`, `open_mask`), they differ in size, or are smaller than 64 x 64 pixels.
+        One of them cannot be used (`open_stack`, `open_mask`, `open_zarr_stack`), they differ in size, or are smaller
+        than 64 x 64 pixels.
     """
-    image, mask = open_stack(image_path), open_mask(mask_path)
+    image = open_zarr_stack(image_path) if is_zarr(image_path) else open_stack(image_path)
+    mask = open_zarr_stack(mask_path, is_mask=True) if is_zarr(mask_path) else open_mask(mask_path)
     if min(image.shape[1:]) < SMALLEST_SIDE:
         found = f"{image.shape[2]} x {image.shape[1]} pixels"
         remedy = "leave the file out or crop it less"

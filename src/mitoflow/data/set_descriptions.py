@@ -13,7 +13,8 @@ from mitoflow.config.params import MaskRule
 from mitoflow.config.sections import Section, validated
 from mitoflow.core.files import read_yaml, write_yaml
 from mitoflow.errors import InputError
-from mitoflow.io.spacing import Spacing, Warn, read_tiff_spacing
+from mitoflow.io.spacing import Spacing, Warn
+from mitoflow.io.volumes import read_spacing
 
 FILE = "sets.yaml"
 TOLERANCE = 0.01  # by which two voxel sizes may differ that mean the same
@@ -76,7 +77,7 @@ def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str, war
     Parameters
     ----------
     images
-        Its TIFF files.
+        Its TIFF files and OME-Zarrs.
     given
         The voxel size that a person gave, as far as one did.
     source
@@ -93,7 +94,7 @@ def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str, war
     doubts: list[InputError] = []
     for path in images:
         of_file: list[InputError] = []
-        for axis, size in read_tiff_spacing(path, of_file.append, given).items():
+        for axis, size in read_spacing(path, of_file.append, given).items():
             if axis not in known:
                 known[axis], sources[axis] = size, str(path)
             elif not math.isclose(size, known[axis], rel_tol=TOLERANCE):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,16 @@ AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "
 HYPERSTACK = "if they are slices, say so in Fiji (Image > Hyperstacks > Re-order Hyperstack), else save one of them"
 
 
+class Pixels(Protocol):
+    """Where the pixels of a stack are."""
+
+    def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
+        """Return a slice ``(Y, X)`` of that shape as it is stored."""
+
+
 @dataclass(frozen=True)
 class Stack:
-    """A stack in a TIFF file, of which one slice at a time is in memory.
+    """A stack in a TIFF file, or in another one that `Pixels` reads, of which one slice at a time is in memory.
 
     Attributes
     ----------
@@ -50,7 +57,7 @@ class Stack:
     path: Path
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
-    _pixels: _Consecutive | _Paged | _Pages = field(repr=False)
+    _pixels: Pixels = field(repr=False)
     black: int = 0
     palette: Array | None = field(default=None, repr=False, compare=False)
 
@@ -84,8 +91,8 @@ class Stack:
 
     @property
     def is_file(self) -> bool:
-        """Whether all slices are in one file."""
-        return not isinstance(self._pixels, _Pages)
+        """Whether all slices are in one TIFF file."""
+        return isinstance(self._pixels, _Consecutive | _Paged)
 
 
 @dataclass(frozen=True)

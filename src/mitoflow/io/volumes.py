@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ import zarr
 
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome, resampling
-from mitoflow.io.spacing import Notify, Spacing, as_warnings, read_tiff_spacing
+from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
@@ -258,6 +258,36 @@ class ZarrVolume:
         chunks = [each.stat() for each in self._image.path.rglob("*") if each.is_file()]
         latest = max((about.st_mtime_ns for about in chunks), default=0)
         return [*files, self._lost, len(chunks), sum(about.st_size for about in chunks), latest]
+
+
+def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
+    """Return the voxel size that an OME-Zarr states, or a TIFF; see `read_tiff_spacing`."""
+    return ome.open_multiscale(path, warn).spacing if ome.is_zarr(path) else read_tiff_spacing(path, warn, given)
+
+
+def open_zarr_stack(path: Path, *, is_mask: bool = False) -> Stack:
+    """Open an OME-Zarr as a stack of slices: an EM image, uint8 or uint16, or a mask or labels, of any integer type.
+
+    Raises
+    ------
+    InputError
+        As for `ZarrVolume`, or its voxels are of another type.
+    """
+    volume = ZarrVolume(path)
+    if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):
+        expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
+        raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
+    return Stack(path, volume.shape, volume.dtype, _Slices(volume))
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """The slices of a volume, see `mitoflow.io.tiff.Pixels`."""
+
+    volume: Volume
+
+    def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
+        return self.volume.read(z, (0, shape[0], 0, shape[1]))
 
 
 @dataclass(frozen=True)
