@@ -166,10 +166,15 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, tmp_path
     changed = replace(Evaluation.read(REPORTS / "evaluation.json"), test_hash="b" * 16)
     with runs.start("register", "elsewhere") as again:
         assert registration.register(again, changed, MODEL, REPORTS / "inference.yaml")
-    comparison = compare("1", "3", PART, CONVENTIONS, pictures=True)
+    comparison = compare("1", "3", Path("nowhere"), CONVENTIONS, pictures=True)
     assert "the scores cannot be paired" in comparison.notes[0]
     assert {gain for _, _, gain in comparison.scores.values()} == {None}
     assert (comparison.slices, comparison.wrong) == ([], [])
+    here_too = compare("1", "3", PART, CONVENTIONS, pictures=False)
+    assert here_too.notes == ["evaluated now on data/test: mitoflow version 3"]
+    assert (
+        here_too.scores["dice"][1].value == compare("1", "2", PART, CONVENTIONS, pictures=False).scores["dice"][1].value
+    )
     absent = compare("1", "2", Path("nowhere"), CONVENTIONS, pictures=True)
     assert absent.notes == ["no pictures: nowhere is not here; `dvc pull` brings it"]
     assert absent.wrong
@@ -179,6 +184,24 @@ def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, tmp_path
     assert other.notes[0].startswith(f"no pictures: {tmp_path} is ")
     same = compare("1", "1", PART, CONVENTIONS, pictures=True)
     assert same.notes == ["they are equally right on every slice"]
+
+
+def test_a_model_without_evaluation_is_evaluated_on_the_same_slices(here: Path, tmp_path: Path) -> None:
+    for path in (MODEL, REPORTS / "inference.yaml"):
+        shutil.copy(path, tmp_path)
+    file = str(tmp_path / "unet.keras")
+    versions, mixed = (compare("1", b, PART, CONVENTIONS, pictures=True) for b in ("2", file))
+    assert mixed.notes == ["evaluated now on data/test: unet"]
+    assert mixed.params == {}
+    for score, (ours, theirs, gain) in versions.scores.items():
+        assert mixed.scores[score][0] == ours
+        assert (mixed.scores[score][1].value, mixed.scores[score][2]) == (theirs.value, gain)
+    assert mixed.wrong == versions.wrong
+    assert len(mixed.slices) == len(versions.slices) > 0
+    both = compare(file, file, PART, CONVENTIONS, pictures=False)
+    assert both.notes == ["evaluated now on data/test: unet and unet", "they are equally right on every slice"]
+    with pytest.raises(InputError, match="unet: found no evaluation, expected a model that was evaluated"):
+        compare("1", file, Path("nowhere"), CONVENTIONS, pictures=False)
 
 
 def test_sets_that_both_were_evaluated_on(here: Path, tmp_path: Path) -> None:
@@ -211,7 +234,7 @@ def test_sets_that_both_were_evaluated_on(here: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_one_line(here: Path) -> None:
-    expected = "a version, an alias, a run, a git revision or a DVC experiment"
+    expected = "a version, an alias, a run, a git revision, a DVC experiment, pretrained or a .keras file"
     for what, message in {
         "99": "version 99: found no such version",
         "f" * 32: "found no version",

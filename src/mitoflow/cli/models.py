@@ -62,8 +62,9 @@ def _list_pretrained() -> None:
 def compare(a: str, b: str, html: Path | None) -> None:
     """Compare two models: parameters, scores, slices.
 
-    A and B are versions, aliases, runs, git revisions or DVC experiments. The intervals of the differences are paired:
-    both models are scored on the same draws of the same slices.
+    A and B are versions, aliases, runs, git revisions, DVC experiments, pretrained, pretrained:NAME or .keras files.
+    Models that were not evaluated on the same slices are evaluated on those of data/test. The intervals of the
+    differences are paired: both models are scored on the same draws of the same slices.
     """
     if html and html.suffix != ".html":
         raise InputError("--html", html, "a name that ends with .html", "take another name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from mitoflow.data.conventions import read_conventions
 from mitoflow.data.masks import UNLABELLED, Rule, binarise
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
+from mitoflow.evaluation import protocols
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.report import ComparedSlice, Comparison
@@ -29,7 +30,7 @@ from mitoflow.tracking.gate import Gate
 
 SLICES = 4  # that are shown
 OF_REVISION = (Path("models"), Path("reports/evaluate"))  # what a revision has of its model
-EXPECTED = "a version, an alias, a run, a git revision or a DVC experiment"
+EXPECTED = "a version, an alias, a run, a git revision, a DVC experiment, pretrained or a .keras file"
 
 
 @dataclass(frozen=True)
@@ -43,39 +44,44 @@ class Side:
     model
         The trained model.
     params
-        Its parameters, by dotted key.
+        Its parameters, by dotted key; empty for one that ships, or a file, which do not state them.
     evaluation
-        What it did on the test part.
+        What it did on the test part; None where that was left behind.
     """
 
     name: str
     model: TrainedModel
     params: Mapping[str, str]
-    evaluation: Evaluation
+    evaluation: Evaluation | None
 
 
 def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> Comparison:
     """Compare two models.
 
+    Where they were not evaluated on the same slices, they are now, on those of ``data/test``.
+
     Parameters
     ----------
     a, b
-        The number of a version, an alias, the ID of a run, a git revision or the name of a DVC experiment.
+        The number of a version, an alias, the ID of a run, a git revision, the name of a DVC experiment,
+        ``pretrained``, ``pretrained:NAME`` or a ``.keras`` file.
     part, conventions
-        ``data/test``, and how its masks are read; both may be absent, then there are no pictures.
+        ``data/test``, and how its masks are read; both may be absent, then there are no pictures, and models that were
+        evaluated on other slices cannot be compared slice by slice.
     pictures
         Whether both models predict the slices where they differ most.
 
     Raises
     ------
     InputError
-        There is no such model, or it was never evaluated.
+        There is no such model, or it was never evaluated and ``data/test`` is not here.
     """
     first, second = find(a), find(b)
-    keys = sorted(first.params.keys() | second.params.keys())
+    keys = sorted(first.params.keys() | second.params.keys()) if first.params and second.params else []
     params = {key: (first.params.get(key, "–"), second.params.get(key, "–")) for key in keys}
-    sets, notes = _sets_of_both(first.evaluation, second.evaluation)
-    ours, theirs = first.evaluation, second.evaluation
+    ours, theirs, evaluated = _evaluations(first, second, part, conventions)
+    sets, notes = _sets_of_both(ours, theirs)
+    notes = evaluated + notes
     if sets:
         ours, theirs = (Evaluation.of_sets({name: each[side] for name, each in sets.items()}) for side in (0, 1))
     rows = _rows_that_differ(ours, theirs) if sets else []
@@ -87,7 +93,7 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         if why_not:
             notes.append(f"no pictures: {why_not}")
         else:
-            shown = _look(rows, replace(first, evaluation=ours), second, folders, conventions)
+            shown = _look(rows, ours, (first.model.predictor, second.model.predictor), folders, conventions)
     return Comparison(
         names=(first.name, second.name),
         params={key: values for key, values in params.items() if values[0] != values[1]},
@@ -99,6 +105,38 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         slices=shown,
         notes=notes,
     )
+
+
+def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tuple[Evaluation, Evaluation, list[str]]:
+    """Return what both did on the same slices, and a note where they were not evaluated on the same ones before."""
+    ours, theirs = first.evaluation, second.evaluation
+    if ours and theirs and ours.shared_sets(theirs):
+        return ours, theirs, []
+    if part.exists() and conventions.exists():
+        both = [_evaluated(side, part, conventions) for side in (first, second)]
+        names = [side.name for side, each in zip((first, second), both, strict=True) if each is not side.evaluation]
+        return *both, [f"evaluated now on {part}: {' and '.join(names)}"]
+    for side in (first, second):
+        if side.evaluation is None:
+            remedy = f"run `dvc pull`, which brings {part}, and `dvc repro validate`"
+            raise InputError(side.name, "no evaluation", "a model that was evaluated", remedy)
+    assert ours
+    assert theirs
+    return ours, theirs, []
+
+
+def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
+    """Return what a model did on the test part that is here: as it was recorded, or else measured now."""
+    rules, bootstrap = _rules(conventions), Gate.load().bootstrap.model_dump()
+    hashes = hash_sets(part, rules)
+    recorded = side.evaluation
+    if recorded and {each.test_hash for each in recorded.sets.values()} == {*hashes.values()}:
+        return recorded
+    sets = {}
+    for name, digest in hashes.items():
+        stacks, counts = protocols.count(side.model.predictor, read_set(part / name, name), rules)
+        sets[name] = Evaluation(side.model.origin["model_sha256"], digest, stacks, counts.tolist(), **bootstrap)
+    return Evaluation.of_sets(sets)
 
 
 def _sets_of_both(ours: Evaluation, theirs: Evaluation) -> tuple[dict[str, tuple[Evaluation, Evaluation]], list[str]]:
@@ -130,14 +168,17 @@ def _scores(
 
 
 def find(what: str) -> Side:
-    """Find one side: in the registry first, then in git.
+    """Find one side: in a file or among those that ship, in the registry, or in git.
 
     Raises
     ------
     InputError
-        There is no such model, or it was never evaluated.
+        There is no such model.
     """
-    if _is_registered(what):
+    if what.partition(":")[0] == "pretrained" or what.endswith(".keras"):
+        model, params = model_lookup.find(what), {}
+        name = model.name
+    elif _is_registered(what):
         model = model_lookup.find(what)
         params = {key.removeprefix("params."): v for key, v in model.origin.items() if key.startswith("params.")}
         name = model.name
@@ -149,10 +190,7 @@ def find(what: str) -> Side:
         facts = files.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
         params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
         name = f"{what} ({commit[:8]})"
-    if (evaluated := Evaluation.of(model)) is None:
-        remedy = "run `dvc repro evaluate`, and `mitoflow register` where it was pulled"
-        raise InputError(what, "no evaluation", "a model that was evaluated", remedy)
-    return Side(name, model, params, evaluated)
+    return Side(name, model, params, Evaluation.of(model))
 
 
 def _is_registered(what: str) -> bool:
@@ -247,15 +285,21 @@ def _rules(conventions: Path) -> dict[str, Rule]:
     return {name: each.mask_rule for name, each in read_conventions(conventions).items()}
 
 
-def _look(rows: Sequence[int], a: Side, b: Side, folders: Mapping[str, Path], conventions: Path) -> list[ComparedSlice]:
+def _look(
+    rows: Sequence[int],
+    evaluation: Evaluation,
+    predictors: tuple[Predictor, Predictor],
+    folders: Mapping[str, Path],
+    conventions: Path,
+) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
     rules = _rules(conventions)
     pairs = {(name, pair.name): pair for name, folder in folders.items() for pair in read_set(folder, folder.name)}
-    places = [_place(a.evaluation, row) for row in rows]
+    places = [_place(evaluation, row) for row in rows]
     masks: dict[tuple[str, str, int], list[np.ndarray]] = {place: [] for place in places}
     for of_stack in dict.fromkeys((dataset, stack) for dataset, stack, _ in places):
         chosen = sorted(z for *each, z in places if tuple(each) == of_stack)
-        for predictor in (a.model.predictor, b.model.predictor):
+        for predictor in predictors:
             for z, mask in _predict(predictor, pairs[of_stack].image, chosen):
                 masks[*of_stack, z].append(mask)
     shown = []
