@@ -113,16 +113,13 @@ def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tu
     if ours and theirs and ours.shared_sets(theirs):
         return ours, theirs, []
     if part.exists() and conventions.exists():
-        both = [_evaluated(side, part, conventions) for side in (first, second)]
-        names = [side.name for side, each in zip((first, second), both, strict=True) if each is not side.evaluation]
-        return *both, [f"evaluated now on {part}: {' and '.join(names)}"]
-    for side in (first, second):
-        if side.evaluation is None:
-            remedy = f"run `dvc pull`, which brings {part}, and `dvc repro validate`"
-            raise InputError(side.name, "no evaluation", "a model that was evaluated", remedy)
-    assert ours
-    assert theirs
-    return ours, theirs, []
+        one, other = (_evaluated(side, part, conventions) for side in (first, second))
+        names = [side.name for side, each in ((first, one), (second, other)) if each is not side.evaluation]
+        return one, other, [f"evaluated now on {part}: {' and '.join(names)}"]
+    if ours and theirs:
+        return ours, theirs, []
+    remedy = f"run `dvc pull`, which brings {part}, and `dvc repro validate`"
+    raise InputError((second if ours else first).name, "no evaluation", "a model that was evaluated", remedy)
 
 
 def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
