@@ -120,6 +120,23 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))
 
 
+@pytest.mark.parametrize("medians", [[1, 3, 5], [5, 3, 1]])
+def test_of_equal_medians_the_first_is_chosen(tmp_path: Path, medians: list[int]) -> None:
+    """In a stack whose slices are all the same, no median changes anything."""
+    slices = np.full((8, 64, 64), 64, np.uint8)
+    slices[:, 16:32, 16:32] = 192
+    for kind, array in (("images", slices), ("masks", (slices > 128).astype(np.uint8))):
+        tiff.write_stack(tmp_path / "train/set" / kind / "s.tif", array)
+    cut = Patch(size=64, step=64, validation_fraction=0.5, gap=2, normalization="range")
+    pairs = read_pairs(tmp_path / "train")
+    validation = write_store(tmp_path / "patches", pairs, cut, {"set": Conventions(8, "nonzero")}).validation
+    inputs = keras.Input((None, None, 1))
+    bright = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.5))
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
+    choice = protocols.choose(Predictor(keras.Model(inputs, bright(inputs)), settings), validation, medians)
+    assert (choice.median, choice.dice) == (medians[0], 1)
+
+
 def test_what_nobody_looked_at_is_in_no_score(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (6, 64, 128), np.uint8)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
+from mitoflow.models import unet
 from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset
 from tests.parts import write_model
 
@@ -129,6 +131,66 @@ def test_a_score_that_is_better_when_lower_has_an_upper_bound(folder: Path, monk
         path.write_text(f"required: {{wrong: {bound}}}\n", encoding="utf-8")
         (check,) = Gate.load(path).decide(challenger, None).checks
         assert (check.what, check.wanted, check.passed) == ("wrong", f"at most {bound:g}", passed)
+
+
+def test_required_scores_are_compared_and_not_the_ends_of_their_intervals(folder: Path) -> None:
+    """900 of 1000 pixels in ten slices and 500 in ten others: Dice is 28,000 / 34,000 = 0.8235."""
+    counts = [[900, 0, 100, 9000]] * 10 + [[500, 0, 500, 9000]] * 10
+    evaluated = Evaluation("m" * 64, "a" * 64, ["s"] * 20, counts, 5, 200, 1)
+    challenger = Candidate(1, lambda: evaluated, lambda: folder / "unet.keras")
+    interval = evaluated.interval("dice")
+    assert interval.low < 0.82 < interval.value < 0.83 < interval.high
+    for bound, passed in ((0.82, True), (28 / 34, True), (0.83, False)):
+        assert Gate(required={"dice": bound}).decide(challenger, None).promoted is passed
+
+
+#: Of a champion and a challenger that finds less: in ten slices the 200 wrong pixels are gone, and in the ten others
+#: 200 right ones. Dice is 20,000 / 22,000 and 16,000 / 18,000, a loss of 0.0202, of which the interval reaches from a
+#: large loss to a gain.
+BEFORE = [[400, 200, 0, 3496]] * 10 + [[600, 0, 0, 3496]] * 10
+AFTER = [[400, 0, 0, 3696]] * 10 + [[400, 0, 200, 3496]] * 10
+
+
+def test_no_set_may_get_worse_than_its_margin_at_the_lower_end_of_the_interval(folder: Path) -> None:
+    def candidate(version: int, counts: list[list[int]]) -> Candidate:
+        sets = {
+            name: Evaluation("m" * 64, name * 64, ["s"] * 20, of_set, 5, 200, 1)
+            for name, of_set in {"a": counts, "b": [[500 + version, 0, 0, 9000]] * 20}.items()
+        }
+        return Candidate(version, lambda: Evaluation.of_sets(sets), lambda: folder / "unet.keras")
+
+    checks = Gate(set_margin=0.03).decide(candidate(2, AFTER), candidate(1, BEFORE)).checks
+    value, low, high = (float(part.strip("[],")) for part in checks[0].found.split())
+    assert value == pytest.approx(16 / 18 - 20 / 22, abs=1e-4)
+    assert low < -0.03 < value < 0 < high
+    assert [check.passed for check in checks] == [False, True]
+    assert all(check.passed for check in Gate(set_margin=0.2).decide(candidate(2, AFTER), candidate(1, BEFORE)).checks)
+
+
+@pytest.mark.slow
+def test_another_dataset_may_not_get_worse_than_its_margin_at_the_lower_end_of_the_interval(folder: Path) -> None:
+    """The logit of grey value g is g / 32 - 4: a threshold of 0.6 leaves out what has 134, a probability of 0.55."""
+    images, masks = np.full((20, 64, 64), 64, np.uint8), np.zeros((20, 64, 64), np.uint8)
+    images[:, :20, :20], masks[:, :20, :20] = 192, 1  # 400 pixels
+    images[:, 30:50, 30:40] = 134  # 200 pixels
+    masks[10:, 30:50, 30:40] = 1
+    for kind, array in (("images", images), ("masks", masks)):
+        tiff.write_stack(folder / "worm" / kind / "s.tif", array)
+    inputs = keras.Input((None, None, 1))
+    constant = keras.initializers.Constant
+    layer = keras.layers.Conv2D(1, 1, kernel_initializer=constant(255 / 32), bias_initializer=constant(-4))
+    for name, threshold in (("champion", 0.5), ("challenger", 0.6)):
+        unet.save_model(keras.Model(inputs, layer(inputs)), folder / name / "unet.keras")
+        replace(SETTINGS, threshold=threshold).write(folder / name / "inference.yaml")
+    champion = contender(1, folder / "champion/unet.keras")
+    challenger = contender(2, folder / "challenger/unet.keras", 900)
+    for margin, passed in ((0.03, False), (0.3, True)):
+        worm = NonInferiorityDataset(name="worm", folder="worm", margin=margin)
+        evaluated = [worm.evaluate(each.weights(), Gate().bootstrap).counts for each in (champion, challenger)]
+        assert evaluated == [BEFORE, AFTER]
+        (check,) = Gate(non_inferiority=[worm]).decide(challenger, champion).checks
+        assert check.passed is passed
+        assert float(check.found.split()[0]) == pytest.approx(16 / 18 - 20 / 22, abs=1e-4)
 
 
 def test_a_gain_must_be_as_large_as_asked_for(folder: Path) -> None:

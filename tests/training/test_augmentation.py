@@ -28,6 +28,25 @@ def test_grey_values_stay_in_range_and_vary_within_it() -> None:
     assert half.mean(axis=(1, 2, 3)).std() < means.std() / 2
 
 
+def test_gamma_is_a_power_between_the_roots_of_e() -> None:
+    """0 and 1 stay; 1/4 becomes at least 0.25 ** 1.649 and at most 0.25 ** 0.607, and 1/16 its square."""
+    image = np.array([0, 1, 1 / 4, 1 / 16], np.float32).reshape(2, 2, 1)
+    rng = np.random.default_rng(0)
+    varied = np.stack([augmentation.vary_gamma(image, 1.0, rng).ravel() for _ in range(1000)])
+    assert set(varied[:, 0]) == {0}
+    assert set(varied[:, 1]) == {1}
+    np.testing.assert_allclose(varied[:, 3], varied[:, 2] ** 2, rtol=1e-5)
+    assert (varied[:, 2].min(), varied[:, 2].max()) == pytest.approx((0.1017, 0.4313), abs=2e-3)
+
+
+def test_half_of_the_crops_get_another_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = augmentation.GREY_VALUE_AUGMENTATIONS
+    monkeypatch.setattr(augmentation, "GREY_VALUE_AUGMENTATIONS", {"gamma": table["gamma"]})
+    image, rng = np.full((2, 2, 1), 0.25, np.float32), np.random.default_rng(0)
+    varied = [augmentation.vary_grey_values(image, 1.0, rng) is not image for _ in range(1000)]
+    assert np.mean(varied) == pytest.approx(0.5, abs=0.05)
+
+
 CONFIGURED = [name for name, entry in augmentation.GREY_VALUE_AUGMENTATIONS.items() if entry.share is None]
 
 

@@ -40,6 +40,18 @@ def test_strength_one_has_the_seeds_ranges() -> None:
     assert unflipped.max() == pytest.approx(90, abs=2)
 
 
+def test_shifts_are_of_the_side_along_their_own_axis() -> None:
+    """Of a crop of 40 rows and 200 columns up to 12 pixels along y and 60 along x, before it is turned."""
+    rng, centre = np.random.default_rng(0), np.array([99.5, 19.5])
+    shifts = []
+    for _ in range(4000):
+        drawn = geometry.random_map((40, 200), 1.0, rng)
+        down = drawn[:2, 1] / np.linalg.norm(drawn[:2, 1])  # where the turn, or a flip and the turn, takes the y axis
+        turn = np.array([[down[1], down[0]], [-down[0], down[1]]])
+        shifts.append(turn.T @ (drawn[:2] @ [*centre, 1] - centre))
+    assert np.abs(shifts).max(axis=0) == pytest.approx([60, 12], rel=0.01)
+
+
 def test_half_strength_halves_the_ranges() -> None:
     full = random_maps(2000, 1.0)
     half = random_maps(2000, 0.5)
