@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +153,24 @@ def test_boxes_of_a_zarr_in_slabs_of_any_size(
     assert (volume.axes, volume.shape, volume.spacing) == ("zyx", STACK.shape, {"z": 30, "y": 5, "x": 5})
     for z in (0, 1, 2, 3, 4, 1):
         np.testing.assert_array_equal(volume.read(z, BOX), STACK[z, 10:65, 3:77])
+
+
+def test_more_chunks_than_numpy_counts_are_missing(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    described = json.loads((path / "0/.zarray").read_text())
+    (path / "0/.zarray").write_text(json.dumps(described | {"shape": [2**62, 2**40, 90]}))
+    with pytest.raises(InputError, match=r"found 1000 or more missing chunks, the first 0/3/0"):
+        open_volume(str(path))
+
+
+def test_an_axis_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    group = zarr.open_group(path)
+    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
+    image["axes"][0]["name"] = ""  # type: ignore[index, call-overload]
+    group.attrs["multiscales"] = [image]
+    with pytest.raises(InputError, match="found axes , y, x of an array of shape"):
+        open_volume(str(path))
 
 
 def test_single_channels_and_times_are_left_out(tmp_path: Path) -> None:

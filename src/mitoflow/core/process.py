@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from threading import Barrier
 from types import FrameType
@@ -23,13 +24,14 @@ GRACE = 20  # seconds from SIGTERM to the end; schedulers kill after 30
 
 
 def silence_libraries() -> None:
-    """Keep TensorFlow and tifffile from writing to stderr, where one line of mitoflow says what is wrong.
+    """Keep TensorFlow, tifffile and Zarr from writing to stderr, where one line of mitoflow says what is wrong.
 
     MLflow, when it is imported, writes an identifier for its telemetry into the home folder; here it does not.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"zarr\b")
 
 
 def run_stage(main: Callable[[], None]) -> None:

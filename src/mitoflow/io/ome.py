@@ -8,10 +8,11 @@ Histochemistry and Cell Biology 160, 2023; versions 0.4 and 0.5 are read, and 0.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,7 @@ def open_multiscale(path: Path, warn: Warn = lambda _: None) -> Multiscale:
         found = f"no image of OME-Zarr 0.4 or 0.5 ({type(error).__name__}: {error})"
         raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
     names = "".join(axes)
-    if len(axes) != array.ndim or names != "".join(axis for axis in "tczyx" if axis in axes) or "yx" not in names:
+    if len(axes) != array.ndim or axes != [axis for axis in "tczyx" if axis in axes] or "yx" not in names:
         found = f"axes {', '.join(axes)} of an array of shape {array.shape}"
         raise InputError(path, found, "axes yx or zyx", "save the stack with these axes alone")
     sizes = {
@@ -361,9 +362,19 @@ def missing_chunks(image: Multiscale, most: int = 1000) -> list[str]:
     """Return the names of the chunks that have no file, and at most so many; of shards, where the array has them."""
     array = image.array
     sides = array.shards or array.chunks
-    grid = (-(-length // side) for length, side in zip(array.shape, sides, strict=True))
-    keys = (array.metadata.encode_chunk_key(corner) for corner in np.ndindex(*grid))
+    grid = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
+    keys = (array.metadata.encode_chunk_key(corner) for corner in _corners(grid))
     return list(itertools.islice((key for key in keys if not (image.path / key).is_file()), most))
+
+
+def _corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the indices of a grid of any size, the last axis fastest; `numpy.ndindex` refuses large ones."""
+    for number in range(math.prod(grid)):
+        corner, rest = [], number
+        for length in reversed(grid):
+            rest, at = divmod(rest, length)
+            corner.append(at)
+        yield tuple(reversed(corner))
 
 
 def read_lineage(path: Path) -> dict[str, str]:

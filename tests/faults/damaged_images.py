@@ -1,0 +1,184 @@
+"""Read image files with random damage, in a process of bounded memory and time: ``KIND FOLDER SEED COUNT``.
+
+It prints the number of each file before it reads it. One of eight files is not damaged, and has to be read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+
+from mitoflow.core.process import silence_libraries
+from mitoflow.errors import InputError
+from mitoflow.inference import overlay
+from mitoflow.inference.label_files import read_labels
+from mitoflow.io import ome, volumes
+from tests.io.test_volumes import write_zarr
+
+MEMORY = 2**30  # bytes beside what the libraries take
+SECONDS = 60  # for one file, on a busy machine
+LARGEST = 2**26  # bytes of a slice that is read at once; of larger ones `predict` reads blocks
+ODD = [None, True, "", "x", [], {}, [[]], -1, 0, 1, 2, 0.5, 255, 65536, 2**31, 2**32 - 1, 2**63, 1e308, float("nan")]
+NUMBERS = [b"0", b"-1", b"7", b"99", b"65535", b"4294967296", b"1e400", b"9" * 30]
+
+
+def write_tiff(path: Path, stack: np.ndarray, chance: random.Random) -> None:
+    metadata = chance.choice([None, {"axes": "ZYX"}])
+    tifffile.imwrite(
+        path,
+        stack,
+        photometric=chance.choice(["minisblack", "miniswhite"]),
+        compression=chance.choice([None, "zlib", "lzw"]),
+        metadata=metadata,
+    )
+
+
+def write_imagej(path: Path, stack: np.ndarray, _: random.Random) -> None:
+    tifffile.imwrite(path, stack, imagej=True, metadata={"axes": "ZYX", "spacing": 30, "unit": "nm"})
+
+
+def write_ome_tiff(path: Path, stack: np.ndarray, chance: random.Random) -> None:
+    metadata = {"axes": "ZYX", "PhysicalSizeX": 4, "PhysicalSizeXUnit": "nm"}
+    tifffile.imwrite(path, stack, ome=True, metadata=metadata, compression=chance.choice([None, "zlib"]))
+
+
+def write_overlay(path: Path, stack: np.ndarray, _: random.Random) -> None:
+    path.write_bytes(overlay.contours_png([(stack[0], stack[0] > 0)]))
+
+
+#: For each kind of file its ending, and what writes it.
+KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]] = {
+    "TIFF": (".tif", write_tiff),
+    "ImageJ TIFF": (".tif", write_imagej),
+    "OME-TIFF": (".ome.tif", write_ome_tiff),
+    "OME-Zarr 0.4": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=2)),
+    "OME-Zarr 0.5": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=3)),
+    "PNG": (".png", write_overlay),
+}
+
+
+def harmed(content: bytes, chance: random.Random) -> bytes:
+    """Return bytes with one to three changes: other bits, bytes and numbers, and what is missing or twice there."""
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 3)):
+        if not changed:
+            break
+        place = chance.randrange(len(changed))
+        length = chance.choice([1, 2, 4, 16, 200])
+        how = chance.choice(["bit", "bytes", "number", "cut", "twice", "end"])
+        if how == "bit":
+            changed[place] ^= 1 << chance.randrange(8)
+        elif how == "bytes":
+            changed[place : place + length] = chance.choice([b"\0", b"\xff", chance.randbytes(1)]) * length
+        elif how == "number":
+            digits = [at for at, byte in enumerate(changed) if byte in b"0123456789"]
+            place = chance.choice(digits or [place])
+            changed[place : place + 1] = chance.choice(NUMBERS)
+        elif how == "cut":
+            del changed[place : place + length]
+        elif how == "twice":
+            changed[place:place] = changed[place : place + length]
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+def harmed_json(content: bytes, chance: random.Random) -> bytes:
+    """Return JSON with another value in one place."""
+    values: Any = json.loads(content)
+    if not values:
+        return harmed(content, chance)
+    inside = values
+    while True:
+        key = chance.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+        if not isinstance(inside[key], dict | list) or not inside[key] or chance.random() < 0.2:
+            break
+        inside = inside[key]
+    inside[key] = chance.choice(ODD)
+    return json.dumps(values).encode()
+
+
+def harm(path: Path, chance: random.Random) -> None:
+    """Damage a file, or one of the files in a folder; there one may also be lost, or be a folder."""
+    if path.is_file():
+        path.write_bytes(harmed(path.read_bytes(), chance))
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    described = [file for file in files if file.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup")]
+    file = chance.choice(described if chance.random() < 0.7 else files)
+    how = chance.random()
+    if file in described and how < 0.6:
+        file.write_bytes(harmed_json(file.read_bytes(), chance))
+    elif how < 0.9:
+        file.write_bytes(harmed(file.read_bytes(), chance))
+    else:
+        file.unlink()
+        if how > 0.95:
+            file.mkdir()
+
+
+def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what tifffile or zarr reads, (Z, Y, X), with 0 for black."""
+    if path.is_dir():
+        array = zarr.open_array(ome.open_multiscale(path).path, mode="r")
+        return np.asarray(array[tuple(slice(0, length) for length in array.shape)]).reshape(shape)
+    with tifffile.TiffFile(path) as file:
+        page = file.series[0].keyframe
+        stack = file.asarray().reshape(shape)
+    is_white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    return np.asarray((1 << page.bitspersample) - 1 - stack if is_white else stack)
+
+
+def check(path: Path) -> None:
+    """Read a file as mitoflow does; raises `InputError` where it refuses it."""
+    if path.suffix == ".png":
+        overlay.is_overlay(path)
+        return
+    volume = volumes.open_volume(str(path))
+    depth, height, width = volume.shape
+    if depth * height * width * volume.dtype.itemsize > LARGEST:
+        return
+    read = np.stack([volume.read(z, (0, height, 0, width)) for z in range(depth)])
+    assert np.array_equal(read, read_by_library(path, volume.shape), equal_nan=volume.dtype.kind == "f")
+    voxels, _ = read_labels(str(path))
+    assert voxels.shape == volume.shape
+
+
+def main(kind: str, folder: Path, seed: str, count: int) -> None:
+    silence_libraries()
+    ending, write = KINDS[kind]
+    pattern = np.zeros((3, 64, 72), np.uint8)
+    pattern[:, 8:24, 8:30], pattern[:, 30:60, 30:60], pattern[:, ::16, ::16] = 1, 2, 3
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    for number in range(count):
+        print(number, flush=True)
+        chance = random.Random(f"{seed} {kind} {number}")
+        path = folder / f"image{ending}"
+        write(path, pattern.astype(chance.choice([np.uint8, np.uint16])), chance)
+        if is_damaged := number % 8 > 0:
+            harm(path, chance)
+        signal.alarm(SECONDS)  # ends this process
+        try:
+            check(path)
+        except InputError as error:
+            assert is_damaged, error
+            assert "\n" not in str(error)
+        signal.alarm(0)
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
