@@ -113,10 +113,7 @@ def test_the_slices_of_a_folder_are_told(tmp_path: Path) -> None:
 
 def test_doubts_about_a_voxel_size_are_told_for_any_format(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK)
-    group = zarr.open_group(path)
-    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
-    image["axes"][0]["unit"] = "furlong"  # type: ignore[index, call-overload]
-    group.attrs["multiscales"] = [image]
+    change_first_axis(path, unit="furlong")
     tifffile.imwrite(tmp_path / "i.tif", STACK, imagej=True, metadata={"axes": "ZYX", "spacing": 1, "unit": "furlong"})
     ome = {"axes": "ZYX", "PhysicalSizeX": 4.5, "PhysicalSizeXUnit": "furlong"}
     tifffile.imwrite(tmp_path / "o.ome.tif", STACK, metadata=ome)
@@ -143,6 +140,13 @@ def write_zarr(
     return path
 
 
+def change_first_axis(path: Path, **values: str) -> None:
+    group = zarr.open_group(path)
+    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
+    image["axes"][0].update(values)  # type: ignore[index, call-overload, union-attr]
+    group.attrs["multiscales"] = [image]
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("slab", [1, 2 * 55 * 74, 2**26])
 def test_boxes_of_a_zarr_in_slabs_of_any_size(
@@ -165,10 +169,7 @@ def test_more_chunks_than_numpy_counts_are_missing(tmp_path: Path) -> None:
 
 def test_an_axis_without_a_name_is_refused(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK)
-    group = zarr.open_group(path)
-    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
-    image["axes"][0]["name"] = ""  # type: ignore[index, call-overload]
-    group.attrs["multiscales"] = [image]
+    change_first_axis(path, name="")
     with pytest.raises(InputError, match="found axes , y, x of an array of shape"):
         open_volume(str(path))
 
