@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras.callbacks import Callback, LambdaCallback
 
+from mitoflow.core import process
 from mitoflow.data.patches import PatchStore
 from mitoflow.training import fitting
 from mitoflow.training.batches import ValidationPatches
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.slow
-def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: Path) -> None:
+def test_a_resumed_fit_ends_as_an_undisturbed_one(
+    store: PatchStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     undisturbed = fitting.fit(store, RECIPE)
 
     def cut_off(epoch: int, logs: Logs) -> None:
@@ -35,6 +38,13 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one(store: PatchStore, tmp_path: P
     finished = fitting.fit(store, RECIPE, checkpoints=tmp_path, callbacks=[watching])
     assert seen == [1, 2]
     assert np.array_equal(finished.model.get_weights()[0], undisturbed.model.get_weights()[0])
+    assert "threads" not in capfd.readouterr().err
+    made_with = process.threads()
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", str(made_with + 1))
+    fitting.fit(store, RECIPE, checkpoints=tmp_path)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "threads" in line]
+    assert f"made with {made_with} threads, and the fit goes on with {made_with + 1}: the last bits" in line
+    assert line.endswith(f"TF_NUM_INTRAOP_THREADS={made_with} prevents that")
 
 
 @pytest.mark.slow

@@ -45,6 +45,12 @@ def run_stage(main: Callable[[], None]) -> None:
     run_as_command(main)
 
 
+def threads() -> int:
+    """Return how many threads share an operation of TensorFlow: sums in another number of parts round otherwise."""
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0))
+
+
 def require_memory(size: int, protection: int = mmap.PROT_READ) -> None:
     """Raise `MemoryError` unless the process may take `size` more bytes of address space, or of memory to write to."""
     try:

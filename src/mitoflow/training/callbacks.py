@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from mitoflow.core import files
+from mitoflow.core import files, process
 
 #: What an epoch ended with: loss, dice, val_loss, val_dice; with several sets also the val_dice_NAME of each.
 Logs = dict[str, float]
@@ -114,9 +114,9 @@ class ProgressBar(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """Writes a checkpoint after each epoch, from which an interrupted fit resumes.
 
-    A checkpoint is ``epoch-N.npz``: weights, state of the optimiser and the history until then, with zip's checksums.
-    Only the last and the best epoch keep their files. It comes after the callbacks that report an epoch: where one of
-    them ends the fit, the epoch has no checkpoint and is done again.
+    A checkpoint is ``epoch-N.npz``: weights, state of the optimiser, the history until then and the number of threads,
+    with zip's checksums. Only the last and the best epoch keep their files. It comes after the callbacks that report an
+    epoch: where one of them ends the fit, the epoch has no checkpoint and is done again.
 
     Parameters
     ----------
@@ -133,16 +133,23 @@ class Checkpoints(keras.callbacks.Callback):
     def restore(self, model: keras.Model) -> None:
         """Load the last checkpoint, if there is one, into a compiled model, its optimiser and `best`.
 
-        Where the last one is damaged, it is the best one; where both are, the fit starts from the beginning.
+        Where the last one is damaged, it is the best one; where both are, the fit starts from the beginning. A line on
+        stderr says so, and where another number of threads rounds otherwise than until then.
         """
         for epoch in sorted(self._epochs(), reverse=True):
             try:
-                history, state = self._read(epoch)
+                facts, state = self._read(epoch)
+                history, threads = facts["history"], facts["threads"]
                 _, best = self._read(best_epoch(history))
             except Exception as error:  # what damage raises depends on the byte
                 line = f"mitoflow: {self._file(epoch)}: a damaged checkpoint ({error}); it is left out"
                 tqdm.write(line, file=sys.stderr)
                 continue
+            if threads != process.threads():
+                found = f"made with {threads} threads, and the fit goes on with {process.threads()}"
+                remedy = f"TF_NUM_INTRAOP_THREADS={threads} prevents that"
+                line = f"mitoflow: {self._file(epoch)}: {found}: the last bits of its weights may differ; {remedy}"
+                tqdm.write(line, file=sys.stderr)
             for variable, value in zip(_state(model), state, strict=True):
                 variable.assign(value)
             self.best.history, self.best.weights = history, best[: len(model.weights)]
@@ -151,8 +158,9 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Write the checkpoint, and remove those that are no longer needed."""
         state = [keras.ops.convert_to_numpy(variable) for variable in _state(self.model)]
+        facts = json.dumps({"history": self.best.history, "threads": process.threads()})
         content = io.BytesIO()  # a zip that a full disk cuts short would complain on its own, in a traceback
-        np.savez(content, np.array(json.dumps(self.best.history)), *state)
+        np.savez(content, np.array(facts), *state)
         with files.replacing(self._file(epoch)) as beside:
             beside.write_bytes(content.getbuffer())
         for earlier in set(self._epochs()) - {epoch, best_epoch(self.best.history)}:
@@ -164,10 +172,10 @@ class Checkpoints(keras.callbacks.Callback):
     def _epochs(self) -> list[int]:
         return [int(file.stem.removeprefix("epoch-")) for file in self.folder.glob("epoch-*.npz")]
 
-    def _read(self, epoch: int) -> tuple[list[Logs], list[np.ndarray]]:
+    def _read(self, epoch: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         with np.load(self._file(epoch), allow_pickle=False) as arrays:
-            history, *state = (arrays[name] for name in arrays.files)
-        return json.loads(str(history)), state
+            facts, *state = (arrays[name] for name in arrays.files)
+        return json.loads(str(facts)), state
 
 
 def _state(model: keras.Model) -> list[Any]:
