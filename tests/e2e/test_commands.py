@@ -39,6 +39,38 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
     assert "data:image/png;base64" in finished.read("compared.html")
 
 
+def test_a_version_of_an_uncommitted_experiment_is_made_again(fresh: Project, tmp_path: Path) -> None:
+    stage = fresh.folder / "src/mitoflow/stages/train.py"
+    recipe = "settings.train.recipe(BEST_PARAMS)"
+    stage.write_text(stage.read_text().replace(recipe, f"{recipe}.model_copy(update={{'patches_per_epoch': 32}})"))
+    values = ("learning_rate=0.002", "depth=1", "augment_strength=0.5", "epochs=2")
+    changes = [argument for value in values for argument in ("-S", f"train.{value}")]
+    fresh.run("dvc", "exp", "run", *changes, PYTHONPATH="src")
+    made = outputs(fresh)["models/unet.keras"]
+    fresh.run("git", "checkout", "-q", ".")
+    before = fresh.run("git", "status", "--porcelain").stdout
+
+    again = Project(tmp_path / "again")
+    printed = fresh.run("mitoflow", "checkout", "1", str(again.folder)).stdout
+    assert "version 1" in printed
+    assert "with the changes that were not committed" in printed
+    assert fresh.run("git", "status", "--porcelain").stdout == before
+    again.run("dvc", "repro", "train", PYTHONPATH="src")
+    assert outputs(again)["models/unet.keras"] == made  # from the cache of runs: code, data and parameters are the same
+    assert stages_run(again.run("dvc", "repro", "-f", "-s", "train", PYTHONPATH="src").stdout) == ["train"]
+    assert outputs(again)["models/unet.keras"] == made
+
+    refused = fresh.run("mitoflow", "checkout", "1", str(again.folder), check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "again: found a file or folder of that name, expected a new folder" in refused.stderr
+    for kept in (fresh.folder / "mlruns").rglob("*.patch"):
+        kept.unlink()
+    refused = fresh.run("mitoflow", "checkout", "1", str(tmp_path / "third"), check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "expected the changes with which it was made; restore the artifacts of the run" in refused.stderr
+    assert not (tmp_path / "third").exists()
+
+
 def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None:
     finished.set(train__learning_rate="0.0005")
     finished.run("dvc", "repro")
@@ -64,6 +96,25 @@ def test_mlflow_run_gives_the_same_as_dvc(finished: Project) -> None:
     finished.set(train__learning_rate="0.0005")
     finished.run("dvc", "repro", "-f", "train")
     assert outputs(finished)["models/unet.keras"] == projects
+
+
+def test_mlflow_run_of_a_git_address_takes_the_data_from_the_remote(finished: Project, tmp_path: Path) -> None:
+    finished.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    finished.run("dvc", "push")
+    stage = finished.folder / "src/mitoflow/stages/train.py"  # the code of the address counts, not the installed one
+    stage.write_text(f"{stage.read_text()}\nprint('the code of the clone')\n")
+    finished.commit("Add a remote")
+    elsewhere = Project(tmp_path / "elsewhere")
+    elsewhere.folder.mkdir()
+    address = "https://git.example/mitoflow"
+    rewritten = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{finished.folder}.insteadOf"}
+    command = ("mlflow", "run", address, "-e", "train", "-P", "epochs=1", "--env-manager", "local")
+    ran = elsewhere.run(*command, GIT_CONFIG_VALUE_0=address, **rewritten)
+    assert "the code of the clone" in ran.stdout
+    client = store(elsewhere)
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    assert (run.info.status, run.data.params["recipe.epochs"]) == ("FINISHED", "1")
+    assert run.info.artifact_uri.startswith((elsewhere.folder / "mlruns").as_uri())
 
 
 def test_a_clone_that_pulled_registers_without_running(finished: Project, tmp_path: Path) -> None:

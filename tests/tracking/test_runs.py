@@ -402,8 +402,44 @@ def test_lineage_has_code_data_and_lock(checkout: Path, monkeypatch: pytest.Monk
     assert provenance.current()["git_dirty"] == "true"
 
 
+def test_the_changes_of_a_working_tree_restore_it(checkout: Path) -> None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q", ".")
+    Path("src").mkdir()
+    for name in ("params.yaml", "src/kept.py", "src/gone.py"):
+        Path(name).write_text("a: 1\n")
+    git("add", "params.yaml", "src")
+    git("-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "-qm", "first")
+    assert provenance.changes() == b""
+    Path("params.yaml").write_text("a: 2\n")  # of the same length
+    Path("src/gone.py").unlink()
+    Path("src/new ü.py").write_text("b: 1")  # untracked, and without a last line end
+    Path("src/new.bin").write_bytes(bytes(range(256)))
+    Path("notes.txt").write_text("mine")
+    before = git("status", "--porcelain")
+    changes = provenance.changes()
+    assert changes
+    assert git("status", "--porcelain") == before
+    assert provenance.current()["git_diff_sha256"] == hashlib.sha256(changes).hexdigest()
+    git("worktree", "add", "-q", "--detach", "../restored", "HEAD")
+    subprocess.run(["git", "apply", "-"], cwd="../restored", input=changes, check=True)
+    sources = {file.name: file.read_bytes() for file in Path("src").iterdir()}
+    assert {file.name: file.read_bytes() for file in Path("../restored/src").iterdir()} == sources
+    assert Path("../restored/params.yaml").read_text() == "a: 2\n"
+    assert not Path("../restored/notes.txt").exists()
+
+    with runs.start("train", "unet") as run:
+        pass
+    there = found(run.key)
+    kept = Path("mlruns", there.info.run_id, "artifacts", store.CHANGES)
+    digest = there.data.tags["mitoflow.lineage.git_diff_sha256"]
+    assert (kept / store.changes_file(digest)).read_bytes() == changes
+
+
 def test_lineage_outside_of_a_repository_is_what_can_be_known(checkout: Path) -> None:
-    assert set(provenance.current()) == {"mitoflow", "python", "platform"}
+    assert set(provenance.current()) == {"mitoflow", "python", "platform", "threads"}
 
 
 def test_a_journal_is_for_one_process(checkout: Path) -> None:

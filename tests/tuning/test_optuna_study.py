@@ -1,11 +1,15 @@
 """Where a study is stored, who owns it, and its plots."""
 
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 
+from mitoflow.core import sqlite
 from mitoflow.errors import InputError
 from mitoflow.tuning import optuna_study
 from tests.services import PostgreSQL
@@ -60,6 +64,36 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_its_password(
     ):
         pass
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_file_of_studies_that_cannot_be_used_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MITOFLOW_OPTUNA_STORAGE", raising=False)
+    monkeypatch.setattr(sqlite, "PATIENCE", 0.2)
+    file = tmp_path / ".mitoflow/optuna.db"
+    with optuna_study.owned_study("s") as study:
+        search(study).here(score)
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("begin exclusive")
+        locked = "optuna.db: found a database that another process keeps locked, .*; close the program that has it op"
+        with pytest.raises(InputError, match=locked), optuna_study.owned_study("s"):
+            pass
+        other.rollback()
+        other.execute("update alembic_version set version_num = 'v99.0.0'")
+        other.commit()
+    newer = f"optuna.db: found tables of another Optuna, expected those of Optuna {optuna.__version__}; remove it"
+    with pytest.raises(InputError, match=newer), optuna_study.owned_study("s"):
+        pass
+    file.write_bytes(b"damage".ljust(200) + file.read_bytes()[200:])
+    with (
+        pytest.raises(InputError, match="optuna.db: found a damaged file .*; remove it: the study starts again"),
+        optuna_study.owned_study("s"),
+    ):
+        pass
+    file.write_bytes(b"")  # holds nothing that could be lost
+    with optuna_study.owned_study("s") as study:
+        assert optuna_study.finished_trials(study) == []
 
 
 def test_a_driver_that_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

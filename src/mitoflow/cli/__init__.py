@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mitoflow import __version__
-from mitoflow.cli import data, export, models, pipeline, predict, promotion, serve, tracking
+from mitoflow.cli import checkout, data, export, models, pipeline, predict, promotion, serve, tracking
 from mitoflow.cli._click import OrderedGroup
 from mitoflow.core import process
 from mitoflow.errors import InputError, fail, run_as_command
@@ -80,10 +80,12 @@ COMMANDS = (
     predict.score,
     serve.app,
     models.lineage,
+    checkout.checkout,
     models.register,
     export.export,
     models.release,
     tracking.sync,
+    tracking.relocate,
 )
 for command in COMMANDS:
     mitoflow.add_command(command)

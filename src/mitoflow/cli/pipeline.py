@@ -34,13 +34,16 @@ def preset(name: str | None) -> None:
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change params.yaml first; no VALUE, no change."
 )
-def repro(stage: str | None, changes: Sequence[str]) -> None:
+@click.option("--pull", is_flag=True, help="Where data/ is missing, take it from the remote of DVC first.")
+def repro(stage: str | None, changes: Sequence[str], pull: bool) -> None:
     """Run `dvc repro`, as the entry points of MLproject do."""
     from mitoflow.config import presets
+    from mitoflow.stages.paths import DATA
 
     values = {key: value for key, _, value in (change.partition("=") for change in changes) if value}
     print_changes(presets.change(Path("params.yaml"), values))
-    command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else [])]
+    missing = pull and not DATA.exists()
+    command = [sys.executable, "-m", "dvc", "repro", *(["--pull"] if missing else []), *([stage] if stage else [])]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 
 

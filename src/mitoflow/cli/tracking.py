@@ -1,9 +1,10 @@
-"""Commands for MLflow: open it, and send what it missed."""
+"""Commands for MLflow: open it, send what it missed, follow a checkout that was moved."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -15,12 +16,13 @@ from mitoflow.errors import InputError
 @click.option("--port", default=5000, show_default=True)
 def ui(port: int) -> None:
     """Open MLflow: runs, artifacts and the model registry."""
-    from mitoflow.tracking import store
+    from mitoflow.tracking import local_store, store
 
     place = store.uri()
     if not store.is_database(place):
         echo(f"MLflow is at {store.without_credentials(place)}")
         return
+    local_store.require_usable(place)
     store.configure()
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
@@ -38,9 +40,24 @@ def sync() -> None:
     echo(f"{synced.sent} events sent")
     errors = list({str(error): error for error in synced.errors}.values())
     if synced.reason:
-        found = f"{synced.left} events that it did not take ({synced.reason})"
-        errors.append(InputError("MLflow", found, "a server that answers", "start it and run `mitoflow sync` again"))
+        found, remedy = f"{synced.left} events that it did not take", f"{synced.reason}; then run `mitoflow sync` again"
+        errors.append(InputError("MLflow", found, "none", remedy))
     for error in errors[:-1]:
         echo(f"mitoflow: {error}", err=True)
     if errors:
         raise errors[-1]
+
+
+@click.command()
+def relocate() -> None:
+    """Name artifacts here, in a checkout that was moved or copied.
+
+    MLflow's database in the checkout has absolute paths of its artifacts.
+    """
+    from mitoflow.tracking import local_store
+
+    before = local_store.relocate()
+    for checkout in before:
+        click.echo(f"mlflow.db: artifacts in {checkout / 'mlruns'} are in {Path.cwd() / 'mlruns'} now")
+    if not before:
+        click.echo("mlflow.db: nothing to change")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mitoflow import __version__
-from mitoflow.core import files
+from mitoflow.core import files, process
 from mitoflow.errors import InputError
 
 PREFIX = "mitoflow.lineage."
+UNTRACKED = ("src", "data.dvc")  # what decides a result also where git does not have it yet
 
 
 def current() -> dict[str, str]:
@@ -24,8 +25,9 @@ def current() -> dict[str, str]:
     Keys
     ----
     git_commit, git_dirty
-        HEAD, and whether tracked files differ from it. ``dvc.lock`` and ``reports/`` do not count: the pipeline writes
-        them while it runs.
+        HEAD, and whether the working tree differs from it: see `changes`.
+    git_diff_sha256
+        Of these `changes`, where there are some.
     git_branch
         The branch; ``HEAD`` where none is checked out.
     data_md5, patches_md5
@@ -34,23 +36,47 @@ def current() -> dict[str, str]:
         Of ``requirements.lock``.
     dvc_experiment
         The name that ``dvc exp run`` gave.
-    mitoflow, python, platform
-        Versions, and the operating system and processor.
+    mitoflow, python, platform, threads
+        Versions, the operating system and processor, and `process.threads`.
     """
-    lock = Path("requirements.lock")
+    lock, diff = Path("requirements.lock"), changes()
     known = {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": _dirty(),
+        "git_dirty": None if diff is None else "true" if diff else "false",
+        "git_diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
         "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
-        "data_md5": _output_md5(_yaml(Path("data.dvc")), "data"),
+        "data_md5": data_md5(Path()),
         "patches_md5": recorded_md5("patch", Path("patches")),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
         "mitoflow": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(process.threads()),
     }
     return {key: value for key, value in known.items() if value}
+
+
+def changes() -> bytes | None:
+    """Return how the working tree differs from HEAD, as ``git apply`` takes it; None outside of a repository.
+
+    Untracked files count where they are code, or say which data there are. ``dvc.lock`` and ``reports/`` do not count:
+    the pipeline writes them while it runs. Contents are compared in a new index, because the times in git's own hide a
+    change of the same length in the copy that ``dvc exp run --queue`` makes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": f"{folder}/index"}
+        if _git("read-tree", "HEAD", **index) is None:
+            return None
+        for path in UNTRACKED:
+            _git("add", "--intent-to-add", "--", path, **index)
+        _git("update-index", "-q", "--refresh", **index)
+        return _output("diff-index", "-p", "--binary", "HEAD", "--", ".", ":!dvc.lock", ":!reports", **index)
+
+
+def data_md5(project: Path) -> str | None:
+    """Return DVC's hash of the data of a project; None where DVC does not have them."""
+    return _output_md5(_yaml(project / "data.dvc"), "data")
 
 
 def recorded_md5(stage: str, output: Path) -> str | None:
@@ -99,23 +125,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _dirty() -> str | None:
-    """Compare tracked files with HEAD by content, in a new index.
-
-    The times in git's own index hide a change of the same length in the copy that ``dvc exp run --queue`` makes.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": f"{folder}/index"}
-        if _git("read-tree", "HEAD", **index) is None:
-            return None
-        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports", **index)
-    return "true" if changes else "false"
-
-
 def _git(*arguments: str, **environment: str) -> str | None:
+    printed = _output(*arguments, **environment)
+    return None if printed is None else printed.decode().strip()
+
+
+def _output(*arguments: str, **environment: str) -> bytes | None:
+    """Return what git prints; None where it fails."""
     command, given = ["git", *arguments], os.environ | environment
     try:
-        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, env=given, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
 

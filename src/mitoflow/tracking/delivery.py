@@ -22,7 +22,7 @@ from PIL import Image
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.tracking import registry, store
+from mitoflow.tracking import local_store, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
 #: Of a new experiment. Without the first one MLflow guesses, and may open its view for language models.
@@ -160,7 +160,8 @@ def _find(client: MlflowClient, key: str) -> _Remote | None:
 def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
     """Return the id of the experiment with the chosen id, or else of that with the name, which is made where missing.
 
-    In a database its artifacts go to ``mlruns/`` of the main checkout; a server knows by itself where to.
+    In an SQLite file its artifacts go to ``mlruns/`` beside the file, and in another database to ``mlruns/`` of the
+    main checkout; a server knows by itself where to.
 
     Raises
     ------
@@ -169,7 +170,9 @@ def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
     """
     found = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
     if found is None:
-        place = (workspace.main_checkout() / "mlruns").as_uri() if store.is_database(client.tracking_uri) else None
+        file = local_store.file_of(client.tracking_uri)
+        folder = file.parent if file else workspace.main_checkout()
+        place = (folder / local_store.ARTIFACTS).as_uri() if store.is_database(client.tracking_uri) else None
         try:
             return client.create_experiment(name, place, EXPERIMENT_TAGS)
         except MlflowException:  # another process may have made it meanwhile

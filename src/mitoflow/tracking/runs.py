@@ -7,6 +7,7 @@ no event is lost and none counts twice.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -84,6 +85,8 @@ def start(
         study=study,
         tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
     )
+    if not made_from:
+        run._keep_changes()
     run._sender.start()
     return run
 
@@ -206,6 +209,14 @@ class Run:
         interrupted = kind is not None and not issubclass(kind, Exception)
         self.end("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
 
+    def _keep_changes(self) -> None:
+        """Log how the working tree differs from its commit, so that `mitoflow checkout` can restore it."""
+        if changes := provenance.changes():
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / store.changes_file(hashlib.sha256(changes).hexdigest())
+                file.write_bytes(changes)
+                self.artifact(file, store.CHANGES)
+
     def _record(self, event: str, **fields: Any) -> None:
         self._sender.journal.append({"event": event, "run": self.key, "time": int(time.time() * 1000), **fields})
         self._sender.wake()
@@ -278,7 +289,7 @@ def sync() -> Synced:
                     errors.append(error)
                     reasons[key] = ""
                 except Exception as error:
-                    reasons[key] = f"{store.without_credentials(delivery.uri)}: {store.reason(error)}"
+                    reasons[key] = str(store.as_user_error(delivery.uri, error))
                     if not store.is_refusal(error):
                         away.add(delivery.uri)
             after = journal.waiting(folder)

@@ -7,10 +7,10 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
+from mitoflow.tracking import local_store, server_check
 
 Found = TypeVar("Found")
 
@@ -45,8 +46,13 @@ TRAINING_KEY_TAG, TRAINING_RUN_TAG = "mitoflow.training_key", "mitoflow.training
 #: Of a training: the ID of the study that found its values.
 STUDY_RUN_TAG = "mitoflow.study_run"
 
-#: What a client raises where its store does not answer, or refuses.
-ERRORS = (MlflowException, SQLAlchemyError, OSError)
+#: The folder among the artifacts of a run with the changes of its code that were not committed.
+CHANGES = "changes"
+
+#: What `client` and a client raise where their store does not answer, refuses, or answers something else.
+ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, InputError)
+
+MOST_PAGES = 100  # of versions; MLflow puts thousands on a page
 
 
 def uri(recorded: str | None = None) -> str:
@@ -73,35 +79,62 @@ def configure() -> None:
 
 @functools.cache
 def client(place: str) -> MlflowClient:
-    """Return a client of the store at ``place``, whose tables are made where they are missing."""
+    """Return a client of the store at ``place``, whose tables are made where they are missing.
+
+    Raises
+    ------
+    InputError
+        It is a file that cannot be used, see `local_store.require_usable`; or what answers is no MLflow server, or does
+        not answer completely in time, see `server_check.require_mlflow`.
+    MlflowException, SQLAlchemyError, OSError
+        It does not answer, or refuses.
+    """
     configure()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
-    if not is_database(place):
-        return MlflowClient(place, registry)
-    with workspace.exclusive("store"):  # MLflow does not guard the making of its tables against a second process
-        return MlflowClient(place, registry)
+    if is_database(place):
+        with workspace.exclusive("store"):  # MLflow does not guard the making of its tables against a second process
+            local_store.require_usable(place)
+            client = MlflowClient(place, registry)
+    else:
+        client = MlflowClient(place, registry)
+    if urlsplit(registry).scheme in ("http", "https"):
+        server_check.require_mlflow(client, without_credentials(registry))
+    return client
 
 
 def search_versions(client: MlflowClient, name: str | None, *wanted: str) -> list[ModelVersion]:
-    """Return the versions of a registered model, or of all, for which all `wanted` filters of MLflow hold."""
+    """Return the versions of a registered model, or of all, for which all `wanted` filters of MLflow hold.
+
+    Raises
+    ------
+    InputError
+        The answer has versions of another kind, or no end; see `_all_pages`.
+    """
     wanted = (f"name = '{name}'", *wanted) if name else wanted
-    return _all_pages(lambda token: client.search_model_versions(" and ".join(wanted), page_token=token))
+    found = _all_pages(client, lambda token: client.search_model_versions(" and ".join(wanted), page_token=token))
+    if any(version.name != (name or version.name) or not str(version.version).isdecimal() for version in found):
+        server = without_credentials(client.tracking_uri)
+        raise server_check.no_mlflow(server, f"versions that are none of model {name or 'any'}")
+    return found
 
 
 def search_registered_models(client: MlflowClient) -> list[RegisteredModel]:
     """Return all registered models."""
-    return _all_pages(lambda token: client.search_registered_models(page_token=token))
+    return _all_pages(client, lambda token: client.search_registered_models(page_token=token))
 
 
-def _all_pages(search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
-    """Return what a search of MLflow finds, page by page."""
+def _all_pages(client: MlflowClient, search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
+    """Return what a search of MLflow finds, page by page; raises `InputError` where there is no last page."""
     found: list[Found] = []
     token = None
-    while True:
+    for _ in range(MOST_PAGES):
         page = search(token)
         found, token = found + list(page), page.token
         if not token:
             return found
+    raise server_check.no_mlflow(
+        without_credentials(client.tracking_uri), f"a list of versions that does not end after {MOST_PAGES} pages"
+    )
 
 
 def make_registered_model(client: MlflowClient, name: str, description: str) -> None:
@@ -113,6 +146,11 @@ def make_registered_model(client: MlflowClient, name: str, description: str) -> 
             raise
 
 
+def changes_file(digest: str) -> str:
+    """Return the name of the file in `CHANGES` with that SHA-256; a run that was resumed may have several."""
+    return f"{digest[:16]}.patch"
+
+
 def context() -> dict[str, str]:
     """Return the tags that MLflow's own API would set: user, script and commit."""
     return dict(resolve_tags())
@@ -120,8 +158,8 @@ def context() -> dict[str, str]:
 
 def is_missing(place: str) -> bool:
     """Return whether the store is a SQLite file that does not exist yet; `client` would make it."""
-    path = place.removeprefix("sqlite:///")
-    return path != place and not Path(path).is_file()
+    path = local_store.file_of(place)
+    return path is not None and not path.is_file()
 
 
 def is_database(place: str) -> bool:
@@ -136,6 +174,12 @@ def is_refusal(error: Exception) -> bool:
 
 def as_user_error(place: str, error: BaseException) -> InputError:
     """Return an error of the store at ``place`` as one line that says what to do."""
+    if isinstance(error, InputError):
+        return error
+    if line := local_store.as_user_error(place, error):
+        return line
+    if isinstance(error, ParseError):
+        return server_check.no_mlflow(without_credentials(place), f"an answer that is none of MLflow's ({error})")
     silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"
     if place.startswith("sqlite"):
         silent = "wait for the process that writes to the file, or restore it if it is damaged"
@@ -153,6 +197,8 @@ def is_forbidden(error: Exception) -> bool:
 
 def reason(error: BaseException) -> str:
     """Return the first cause of an error in a few words, without credentials."""
+    if isinstance(error, InputError):
+        return without_credentials(str(error))
     while cause := error.__cause__ or error.__context__:
         error = cause
     if refusal := {401: "wrong name or password", 403: "permission denied"}.get(_status(error)):

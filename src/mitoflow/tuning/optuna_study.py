@@ -15,7 +15,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from mitoflow.core import workspace
+from mitoflow.core import sqlite, workspace
 from mitoflow.errors import InputError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -33,15 +33,34 @@ def owned_study(name: str, recorded: str | None = None) -> Iterator[optuna.Study
     Raises
     ------
     InputError
-        There is no such database, it went away, or a process of another checkout owns the study.
+        There is no such database, it went away, or a process of another checkout owns the study; or the file is locked,
+        damaged or of another Optuna.
     """
     given = os.environ.get(STORAGE)
     with workspace.exclusive(name):
         if not given:
-            yield open_study(f"sqlite:///{workspace.state_dir() / 'optuna.db'}", name, recorded)
+            with _explained(workspace.state_dir() / "optuna.db") as file:
+                yield open_study(f"sqlite:///{file}", name, recorded)
             return
         with _owned(given, name) as lock:
             yield open_study(given, name, recorded, lock)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[Path]:
+    """Raise what is wrong with an SQLite file of studies as one line that says what to do."""
+    remedy = "remove it: the study starts again"
+    sqlite.require_readable(file, remedy)
+    try:
+        yield file
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        if line := sqlite.as_user_error(file, error, remedy):
+            raise line from None
+        raise
+    except RuntimeError as error:
+        if "compatible with the table schema" not in str(error):
+            raise
+        raise InputError(file, "tables of another Optuna", f"those of Optuna {optuna.__version__}", remedy) from None
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""The command that restores what a version was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mitoflow.errors import InputError
+
+
+@click.command()
+@click.argument("version")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def checkout(version: str, folder: Path | None) -> None:
+    """Restore code, data and parameters of VERSION.
+
+    VERSION is a number or an alias. FOLDER becomes a git worktree with the commit of the version, the changes that were
+    not committed then, and the data; `dvc repro` in it trains the version again. Without FOLDER it is beside this
+    checkout.
+    """
+    from mitoflow.tracking import registry, version_checkout
+
+    number = registry.find_version(version)
+    if number is None:
+        raise InputError("VERSION", version, "a number or an alias", "`mitoflow models` lists them")
+    here = Path.cwd()
+    restored = version_checkout.check_out(number, folder or here.with_name(f"{here.name}-version-{number}"))
+    changed = " with the changes that were not committed" if restored.changed else ""
+    click.echo(f"{restored.project}: version {number}, commit {restored.commit[:8]}{changed}")
+    if restored.threads:
+        click.echo(f"the same weights, bit for bit, need {restored.threads} threads: TF_NUM_INTRAOP_THREADS")
+    click.echo(f"next: cd {restored.project} && make repro, which installs the locked dependencies of that version")

@@ -1,0 +1,128 @@
+"""Check out the code, data and parameters of a version in a git worktree, where `dvc repro` makes it again."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import artifacts
+
+from mitoflow.core import provenance
+from mitoflow.errors import InputError
+from mitoflow.tracking import registry, store
+
+LOCAL = Path(".dvc/config.local")  # DVC's settings for this machine, such as credentials of a remote
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A version in a worktree.
+
+    Attributes
+    ----------
+    project
+        The folder with its ``dvc.yaml``.
+    commit
+        What is checked out there.
+    changed
+        Whether the version was made with changes that were not committed; they are in the worktree, not committed.
+    threads
+        With how many threads it was made; empty where that is not known.
+    """
+
+    project: Path
+    commit: str
+    changed: bool
+    threads: str
+
+
+def check_out(version: int, worktree: Path) -> Restored:
+    """Restore a version in a new git worktree, which shares DVC's cache with this checkout.
+
+    Raises
+    ------
+    InputError
+        There is no such version or `worktree` exists; or the commit, the changes or the data cannot be had. Then no
+        worktree is left.
+    """
+    if worktree.exists():
+        raise InputError(worktree, "a file or folder of that name", "a new folder", "name another one, or remove it")
+    facts = registry.origin(str(version))
+    where, commit = f"version {version}", facts.get("git_commit", "")
+    if not commit:
+        raise InputError(where, "no commit", "a version that was made in a git repository", "take another version")
+    if _run("git", "cat-file", "-e", f"{commit}^{{commit}}").returncode:
+        found = f"commit {commit}, which is not here"
+        raise InputError(where, found, "a commit of this repository", "`git fetch` from where it was made")
+    changes = _changes(where, facts)
+    with ExitStack() as undo:
+        _require(where, "git", "worktree", "add", "--quiet", "--detach", str(worktree), commit)
+        undo.callback(_run, "git", "worktree", "remove", "--force", str(worktree))
+        if changes:
+            _require(where, "git", "apply", "--whitespace=nowarn", "-", cwd=worktree, given=changes)
+        project = worktree / _run("git", "rev-parse", "--show-prefix").stdout.decode().strip()
+        _restore_data(where, project, facts.get("data_md5"))
+        undo.pop_all()
+    return Restored(project, commit, bool(changes), facts.get("training_threads") or facts.get("threads", ""))
+
+
+def _changes(where: str, facts: Mapping[str, str]) -> bytes:
+    """Return the changes that were not committed when the version was made, as ``git apply`` takes them."""
+    if facts.get("git_dirty") != "true":
+        return b""
+    digest, expected = facts.get("git_diff_sha256"), "the changes with which it was made"
+    if digest is None:
+        found = "changes that were not committed, and not kept"
+        raise InputError(where, found, expected, "take a version of mitoflow 0.2 or newer")
+    path = f"{store.CHANGES}/{store.changes_file(digest)}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            kept = artifacts.download_artifacts(
+                run_id=facts["run"], artifact_path=path, dst_path=folder, tracking_uri=store.uri()
+            )
+        except store.ERRORS as error:
+            found, remedy = (
+                f"{path}: {store.reason(error)}",
+                "restore the artifacts of the run, or take another version",
+            )
+            raise InputError(f"{where}, run {facts['run']}", found, expected, remedy) from None
+        if (found := provenance.file_sha256(Path(kept))) != digest:
+            raise InputError(f"{where}: {path}", f"SHA-256 {found}", digest, "restore the artifacts of the run")
+        return Path(kept).read_bytes()
+
+
+def _restore_data(where: str, project: Path, expected: str | None) -> None:
+    """Put the data of the version into the worktree, from DVC's cache, which it shares, or else from the remote."""
+    if expected is None:
+        return
+    if (found := provenance.data_md5(project)) != expected:
+        remedy = "take another version: the data were changed without `dvc add`"
+        raise InputError(f"{where}: data.dvc", found, expected, remedy)
+    if LOCAL.is_file():
+        shutil.copyfile(LOCAL, project / LOCAL)
+    dvc = (sys.executable, "-m", "dvc")
+    cache = _require(where, *dvc, "cache", "dir").decode().strip()
+    _require(where, *dvc, "cache", "dir", "--local", cache, cwd=project)
+    if _run(*dvc, "checkout", "--quiet", "data.dvc", cwd=project).returncode:
+        _require(where, *dvc, "pull", "--quiet", "data.dvc", cwd=project)
+
+
+def _run(*command: str, cwd: Path | None = None, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, cwd=cwd, input=given, capture_output=True, check=False)
+
+
+def _require(where: str, *command: str, cwd: Path | None = None, given: bytes = b"") -> bytes:
+    """Return what a command prints; raises `InputError` with its last line where it fails."""
+    done = _run(*command, cwd=cwd, given=given)
+    if done.returncode:
+        message = (done.stderr.decode(errors="replace").strip().splitlines() or ["an error"])[-1]
+        called = " ".join("dvc" if part == sys.executable else part for part in command if part not in ("-m", "dvc"))
+        found = f"`{called}` that fails: {message.removeprefix('ERROR: ')}"
+        raise InputError(where, found, "its code and data", "correct that, then run this again")
+    return done.stdout
