@@ -52,8 +52,8 @@ def main() -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         raise errors.InputError("MLFLOW_TRACKING_URI", "nothing", "the address of the server", "export it")
     server, (name, what) = os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:]
-    client, accounts = store.client(server), AuthServiceClient(server)
     try:
+        client, accounts = store.client(server), AuthServiceClient(server)
         if what == "remove":
             accounts.delete_user(name)
         elif what == "password":
