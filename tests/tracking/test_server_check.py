@@ -145,6 +145,22 @@ def test_a_server_that_never_finishes_its_answer_costs_bounded_time(
     assert server.asked == 1  # an open question is not asked again
 
 
+def test_a_server_that_is_slow_after_a_right_answer_costs_bounded_time(
+    serve: Callable[[Answer], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_check, "PATIENCE", 0.5)
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        (one_byte_at_a_time if "search" in request.path else always(MODEL))(request)
+
+    server = serve(answer)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=f"^{server.uri}: found no complete answer within 0 seconds, expected an MLfl"):
+        registry.models()
+    assert time.monotonic() - begun < 10
+    assert server.asked > 1
+
+
 def test_a_training_keeps_what_another_server_would_swallow(serve: Callable[[Answer], Server]) -> None:
     serve(always({}))
     with runs.start("train", "unet") as run:

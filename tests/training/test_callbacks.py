@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,30 @@ def test_a_resumed_fit_ends_as_an_undisturbed_one(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "threads" in line]
     assert f"made with {made_with} threads, and the fit goes on with {made_with + 1}: the last bits" in line
     assert line.endswith(f"TF_NUM_INTRAOP_THREADS={made_with} prevents that")
+
+
+FIT = """
+import hashlib, os, sys
+from pathlib import Path
+os.sched_setaffinity(0, map(int, sys.argv[2:]))
+from mitoflow.data.patches import PatchStore
+from mitoflow.training import fitting
+from tests.training.conftest import RECIPE
+model = fitting.fit(PatchStore.open(Path(sys.argv[1])), RECIPE.replace(epochs=2, base_width=8)).model
+print(hashlib.sha256(b"".join(weights.tobytes() for weights in model.get_weights())).hexdigest())
+"""
+
+
+def test_threads_and_not_cores_decide_the_last_bits(store: PatchStore) -> None:
+    folder = Path(store.train.images.filename).parents[1]
+    cores = os.sched_getaffinity(0)
+    found = set()
+    for allowed in (cores, {min(cores)}):
+        command = [sys.executable, "-c", FIT, str(folder), *map(str, allowed)]
+        environment = os.environ | {"TF_NUM_INTRAOP_THREADS": "2"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.add(done.stdout.splitlines()[-1])
+    assert len(found) == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlflow import MlflowClient, artifacts
+from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -342,8 +342,8 @@ def model_file(version: int) -> Path:
 
 def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[str]:
     """Return those of the files that a version has."""
-    files = artifacts.list_artifacts(artifact_uri=f"{version.source}/artifacts", tracking_uri=client.tracking_uri)
-    return [name for name in names if name in {file.path.rpartition("/")[2] for file in files}]
+    there = store.list_artifacts(client, f"{version.source}/artifacts")
+    return [name for name in names if name in there]
 
 
 def origin(what: str) -> dict[str, str]:
@@ -561,5 +561,4 @@ def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | Non
 
 def _download(client: MlflowClient, version: ModelVersion, name: str, folder: str) -> Path:
     """Copy an artifact that `mitoflow.tracking.packing` put into the model of a version into ``folder``."""
-    place = f"{version.source}/artifacts/{name}"
-    return Path(artifacts.download_artifacts(artifact_uri=place, dst_path=folder, tracking_uri=client.tracking_uri))
+    return store.download(client, f"{version.source}/artifacts/{name}", folder)

@@ -1,10 +1,12 @@
-"""Whether what answers at an address is an MLflow server."""
+"""Whether what answers at an address is an MLflow server, and how long its answers may take."""
 
 from __future__ import annotations
 
 import threading
-import time
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient
@@ -12,49 +14,70 @@ from mlflow.exceptions import MlflowException, RestException
 
 from mitoflow.errors import InputError
 
-PATIENCE = 30.0  # seconds in which a server has to answer completely
+Found = TypeVar("Found")
+
+PATIENCE, PATIENCE_WITH_FILES = 30.0, 600.0  # seconds in which a server has to answer completely
 NAME = "mitoflow"  # of a registered model, which need not be there
 
-_questions: dict[str, tuple[float, Future[bool]]] = {}  # when each server was asked, see `require_mlflow`
+_late: dict[str, Future[Any]] = {}  # by server, the question that it did not answer in time
+
+
+class BoundedClient(MlflowClient):
+    """A client of a server; each of its methods raises `TimeoutError` where the answer takes too long, see `ask`."""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
+        patience = PATIENCE_WITH_FILES if "artifact" in name or name == "log_image" else PATIENCE
+        return partial(ask, self.tracking_uri, patience, found)
+
+
+def ask(server: str, patience: float, question: Callable[..., Found], *arguments: Any, **named: Any) -> Found:
+    """Return what a call gives that asks a server.
+
+    The timeout of HTTP does not bound it: that starts anew with each byte. A server that has not answered an earlier
+    question yet is not asked another one.
+
+    Raises
+    ------
+    TimeoutError
+        There is no complete answer after ``patience`` seconds, or none yet to an earlier question.
+    """
+    if server not in _late or _late[server].done():
+        answer: Future[Found] = Future()
+        threading.Thread(target=_answer, args=(answer, partial(question, *arguments, **named)), daemon=True).start()
+        if wait([answer], patience).done:
+            return answer.result()
+        _late[server] = answer
+    raise TimeoutError(f"no complete answer within {patience:.0f} seconds")
+
+
+def _answer(answer: Future[Found], question: Callable[[], Found]) -> None:
+    try:
+        answer.set_result(question())
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 def require_mlflow(client: MlflowClient, server: str) -> None:
-    """Ask a server for a registered model; raises `InputError` unless it answers as MLflow does, and in time.
+    """Ask a server for a registered model; raises `InputError` unless it answers as MLflow does.
 
-    A timeout of HTTP is not enough: it starts anew with each byte. A question that is still open is neither asked again
-    nor waited for longer.
-    """
-    if server not in _questions or _questions[server][1].done():
-        _questions[server] = time.monotonic(), Future()
-        threading.Thread(target=_ask, args=(client, _questions[server][1]), daemon=True).start()
-    asked, question = _questions[server]
-    try:
-        if not question.result(max(0.0, asked + PATIENCE - time.monotonic())):
-            raise no_mlflow(server, "answers that are none of MLflow's")
-    except TimeoutError:
-        raise no_mlflow(server, f"no complete answer within {PATIENCE:.0f} seconds") from None
-
-
-def _ask(client: MlflowClient, question: Future[bool]) -> None:
-    """Find out whether a server is MLflow: it has the model or says that there is none, or that the user may not ask.
-
-    To list versions would not tell: an empty answer to that is right.
+    It has the model, says that there is none, or that the user may not ask. To list versions would not tell: an empty
+    answer to that is right.
     """
     try:
-        question.set_result(client.get_registered_model(NAME).name == NAME)
+        is_mlflow = client.get_registered_model(NAME).name == NAME
     except MlflowException as error:
         absent = isinstance(error, RestException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
         status = error.get_http_status_code()  # type: ignore[no-untyped-call] # MLflow has no types for this method
-        if absent or status == 403:
-            question.set_result(True)
-        elif "not in a valid JSON format" in str(error):
-            question.set_result(False)
-        else:
-            question.set_exception(error)
+        is_mlflow = absent or status == 403
+        if not is_mlflow and "not in a valid JSON format" not in str(error):
+            raise
     except ParseError:
-        question.set_result(False)
-    except Exception as error:
-        question.set_exception(error)
+        is_mlflow = False
+    if not is_mlflow:
+        raise no_mlflow(server, "answers that are none of MLflow's")
 
 
 def no_mlflow(server: str, found: str) -> InputError:

@@ -7,11 +7,12 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from google.protobuf.json_format import ParseError
-from mlflow import MlflowClient
+from mlflow import MlflowClient, artifacts
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -84,20 +85,21 @@ def client(place: str) -> MlflowClient:
     Raises
     ------
     InputError
-        It is a file that cannot be used, see `local_store.require_usable`; or what answers is no MLflow server, or does
-        not answer completely in time, see `server_check.require_mlflow`.
+        It is a file that cannot be used, see `local_store.require_usable`; or what answers is no MLflow server, see
+        `server_check.require_mlflow`.
     MlflowException, SQLAlchemyError, OSError
         It does not answer, or refuses.
     """
     configure()
     registry = os.environ.get("MLFLOW_REGISTRY_URI") or place
+    kind = server_check.BoundedClient if _is_server(place) or _is_server(registry) else MlflowClient
     if is_database(place):
         with workspace.exclusive("store"):  # MLflow does not guard the making of its tables against a second process
             local_store.require_usable(place)
-            client = MlflowClient(place, registry)
+            client = kind(place, registry)
     else:
-        client = MlflowClient(place, registry)
-    if urlsplit(registry).scheme in ("http", "https"):
+        client = kind(place, registry)
+    if _is_server(registry):
         server_check.require_mlflow(client, without_credentials(registry))
     return client
 
@@ -137,6 +139,22 @@ def _all_pages(client: MlflowClient, search: Callable[[str | None], PagedList[Fo
     )
 
 
+def list_artifacts(client: MlflowClient, place: str) -> set[str]:
+    """Return the names of the files in a folder of artifacts; raises `ERRORS`."""
+    server = client.tracking_uri
+    files = server_check.ask(
+        server, server_check.PATIENCE, artifacts.list_artifacts, artifact_uri=place, tracking_uri=server
+    )
+    return {file.path.rpartition("/")[2] for file in files}
+
+
+def download(client: MlflowClient, place: str, folder: str) -> Path:
+    """Copy an artifact into a folder; raises `ERRORS`."""
+    server, patience = client.tracking_uri, server_check.PATIENCE_WITH_FILES
+    copy = artifacts.download_artifacts
+    return Path(server_check.ask(server, patience, copy, artifact_uri=place, dst_path=folder, tracking_uri=server))
+
+
 def make_registered_model(client: MlflowClient, name: str, description: str) -> None:
     """Make a registered model where there is none of that name."""
     try:
@@ -167,6 +185,10 @@ def is_database(place: str) -> bool:
     return urlsplit(place).scheme.partition("+")[0] in DATABASE_ENGINES
 
 
+def _is_server(place: str) -> bool:
+    return urlsplit(place).scheme in ("http", "https")
+
+
 def is_refusal(error: Exception) -> bool:
     """Return whether the store answered and refused; False where it did not answer."""
     return 0 < _status(error) < 500
@@ -178,6 +200,8 @@ def as_user_error(place: str, error: BaseException) -> InputError:
         return error
     if line := local_store.as_user_error(place, error):
         return line
+    if isinstance(error, TimeoutError):
+        return server_check.no_mlflow(without_credentials(place), str(error))
     if isinstance(error, ParseError):
         return server_check.no_mlflow(without_credentials(place), f"an answer that is none of MLflow's ({error})")
     silent = "start its server, or check MLFLOW_TRACKING_URI and its credentials"

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow import artifacts
-
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.tracking import registry, store
@@ -83,18 +81,13 @@ def _changes(where: str, facts: Mapping[str, str]) -> bytes:
     path = f"{store.CHANGES}/{store.changes_file(digest)}"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            kept = artifacts.download_artifacts(
-                run_id=facts["run"], artifact_path=path, dst_path=folder, tracking_uri=store.uri()
-            )
+            kept = Path(store.client(store.uri()).download_artifacts(facts["run"], path, folder))
         except store.ERRORS as error:
-            found, remedy = (
-                f"{path}: {store.reason(error)}",
-                "restore the artifacts of the run, or take another version",
-            )
+            found, remedy = f"{path}: {store.reason(error)}", "restore the artifacts of the run"
             raise InputError(f"{where}, run {facts['run']}", found, expected, remedy) from None
-        if (found := provenance.file_sha256(Path(kept))) != digest:
+        if (found := provenance.file_sha256(kept)) != digest:
             raise InputError(f"{where}: {path}", f"SHA-256 {found}", digest, "restore the artifacts of the run")
-        return Path(kept).read_bytes()
+        return kept.read_bytes()
 
 
 def _restore_data(where: str, project: Path, expected: str | None) -> None:
