@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,7 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
     _, out, _ = run_here("models")
     assert out == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
     assert run_here("history")[1].startswith("no promotions yet")
+    assert json.loads(run_here("models", "--json")[1]) == json.loads(run_here("history", "--json")[1]) == []
     for arguments, said in (
         (["promote", "7"], "version 7: found no such version"),
         (["rollback"], "model mitoflow: found no champion"),
@@ -175,6 +177,11 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
     header, row = run_here("models")[1].splitlines()
     assert header.split()[:4] == ["version", "alias", "Dice", "IoU"]
     assert re.match(r"1        champion  0\.9100 \[0\.9000, 0\.9200\]  +01234567 +\d{4}-\d\d-\d\d", row)
+    (listed,) = json.loads(run_here("models", "--json")[1])
+    assert (listed["version"], listed["aliases"], listed["run_id"]) == (1, ["champion"], run_id)
+    assert listed["dice"] == {"value": 0.91, "low": 0.9, "high": 0.92}
+    assert (listed["iou"], listed["verdict"]) == (None, None)
+    assert datetime.fromisoformat(listed["created"]).tzinfo
     lineage = dict(line.split(maxsplit=1) for line in run_here("lineage", "1")[1].splitlines())
     assert (lineage["version"], lineage["run"], lineage["git_commit"]) == ("1", run_id, "abc")
     assert lineage["params.train.epochs"] == "3"
@@ -194,6 +201,11 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
         r"1 +\d{4}-\d\d-\d\d \d\d:\d\d +\w+ +1 -> 2 +forced +better on the liver; the gate said: it", forced
     )
     assert re.match(r"2 .* 2 -> 1 +rolled back +worse on the heart$", back)
+    entries = json.loads(run_here("history", "--json")[1])
+    assert [(entry["over"], entry["version"], entry["how"]) for entry in entries] == [
+        (1, 2, "forced"),
+        (2, 1, "rolled back"),
+    ]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -160,6 +161,16 @@ def test_the_page_and_the_table(
     assert text.count('href="data:image/png;base64') == 4 * shown
     assert len(re.findall(r"src=|href=\"http|<script", text)) == 0
     assert "mitoflow version 1 and mitoflow version 2" in text
+
+    monkeypatch.setattr(sys, "argv", ["mitoflow", "compare", "1", "2", "--json"])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["a"], found["b"]) == ("mitoflow version 1", "mitoflow version 2")
+    assert found["parameters"]["train.learning_rate"] == {"a": "0.001", "b": "0.002"}
+    dice = found["scores"]["dice"]
+    assert f"{dice['difference']['value']:+.4f}" in out
+    assert dice["a"].keys() == {"value", "low", "high"}
+    assert len(found["wrong_pixels"]) == shown
 
 
 def test_other_test_data_cannot_be_paired_and_are_not_shown(here: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""What commands print: tables, and changes of ``params.yaml``."""
+"""What commands print: tables, JSON for other programs, and changes of ``params.yaml``."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import click
@@ -21,6 +24,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for other programs.")
+
+
+def print_json(found: object) -> None:
+    """Print values as JSON: dataclasses as objects with their fields, times in ISO 8601."""
+    click.echo(json.dumps(found, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> object:
+    return value.isoformat() if isinstance(value, datetime) else asdict(value)
 
 
 def print_changes(changes: Mapping[str, tuple[Any, Any]]) -> None:

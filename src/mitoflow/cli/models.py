@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mitoflow.cli._output import echo, print_table
+from mitoflow.cli._output import echo, json_option, print_json, print_table
 from mitoflow.errors import InputError
+
+if TYPE_CHECKING:
+    from mitoflow.evaluation.bootstrap import Interval
+    from mitoflow.evaluation.report import Comparison  # imports matplotlib
 
 
 @click.command()
 @click.option("--pretrained", "shipped", is_flag=True, help="The trained models that ship with the project instead.")
-def models(shipped: bool) -> None:
+@json_option
+def models(shipped: bool, as_json: bool) -> None:
     """List the versions of the registered model."""
     if shipped:
-        _list_pretrained()
+        _list_pretrained(as_json)
         return
     from mitoflow.tracking import registry
 
     listed = registry.models()
+    if as_json:
+        print_json(listed)
+        return
     by_set = ["Dice by set"] if any(row.sets for row in listed) else []
     rows = [
         [
@@ -41,16 +51,19 @@ def models(shipped: bool) -> None:
         echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
 
 
-def _list_pretrained() -> None:
+def _list_pretrained(as_json: bool) -> None:
     from mitoflow.tracking import pretrained
 
-    rows = []
+    listed = []
     for model in pretrained.models():
-        made, measured = model.lineage["data"], model.evaluation
-        scores = (str(measured.interval(score)) for score in ("dice", "iou"))
-        rows.append([model.name, *scores, made["name"], made["licence"]])
-    if rows:
-        print_table(["name", "Dice", "IoU", "data", "licence of the data"], rows)
+        scores = {score: model.evaluation.interval(score) for score in ("dice", "iou")}
+        made = model.lineage["data"]
+        listed.append({"name": model.name, **scores, "data": made["name"], "licence": made["licence"]})
+    if as_json:
+        print_json(listed)
+    elif listed:
+        header = ["name", "Dice", "IoU", "data", "licence of the data"]
+        print_table(header, [[str(value) for value in row.values()] for row in listed])
     else:
         echo("no pretrained models here: `mitoflow release` makes one of a finished pipeline")
 
@@ -59,7 +72,8 @@ def _list_pretrained() -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page, with pictures, as well.")
-def compare(a: str, b: str, html: Path | None) -> None:
+@json_option
+def compare(a: str, b: str, html: Path | None, as_json: bool) -> None:
     """Compare two models: parameters, scores, slices.
 
     A and B are versions, aliases, runs, git revisions, DVC experiments, pretrained, pretrained:NAME or .keras files.
@@ -73,6 +87,33 @@ def compare(a: str, b: str, html: Path | None) -> None:
     from mitoflow.tracking import model_comparison
 
     compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    if html:
+        report.write_comparison(html, compared)
+    if as_json:
+        print_json(_plain_comparison(compared))
+        return
+    _print_comparison(compared)
+    if html:
+        echo(f"page: {html}")
+
+
+def _plain_comparison(compared: Comparison) -> dict[str, object]:
+    """Return a comparison without its pictures, with names in place of positions."""
+
+    def by_name(scores: Mapping[str, tuple[Interval, Interval, Interval | None]]) -> dict[str, object]:
+        return {name: dict(zip(("a", "b", "difference"), each, strict=True)) for name, each in scores.items()}
+
+    return {
+        **dict(zip("ab", compared.names, strict=True)),
+        "scores": by_name(compared.scores),
+        "sets": {name: by_name(of_set) for name, of_set in compared.sets.items()},
+        "parameters": {key: dict(zip("ab", values, strict=True)) for key, values in compared.params.items()},
+        "wrong_pixels": [dict(zip(("stack", "z", "a", "b"), each, strict=True)) for each in compared.wrong],
+        "notes": compared.notes,
+    }
+
+
+def _print_comparison(compared: Comparison) -> None:
     scores = dict(compared.scores)
     for dataset, of_set in compared.sets.items():
         scores |= {f"{name}, {dataset}": each for name, each in of_set.items()}
@@ -90,9 +131,6 @@ def compare(a: str, b: str, html: Path | None) -> None:
         print_table(["differ most on", "z", *(f"wrong pixels, {name}" for name in compared.names)], wrong)
     for note in compared.notes:
         echo(note)
-    if html:
-        report.write_comparison(html, compared)
-        echo(f"page: {html}")
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mitoflow.cli._output import echo, print_table
+from mitoflow.cli._output import echo, json_option, print_json, print_table
 from mitoflow.errors import InputError
 
 
@@ -39,10 +39,15 @@ def rollback(reason: str) -> None:
 
 
 @click.command()
-def history() -> None:
+@json_option
+def history(as_json: bool) -> None:
     """List who made which version the champion, and why."""
     from mitoflow.tracking import registry
 
+    promotions = registry.history()
+    if as_json:
+        print_json(promotions)
+        return
     rows = [
         [
             str(entry.number),
@@ -52,7 +57,7 @@ def history() -> None:
             entry.how if entry.counts else "too late",
             entry.why,
         ]
-        for entry in registry.history()
+        for entry in promotions
     ]
     if rows:
         print_table(["number", "when", "who", "champion", "how", "why"], rows)
