@@ -81,7 +81,7 @@ def test_a_dirty_tree_is_refused_where_that_is_asked_for(lineage: dict[str, str]
     verdict = Gate(require_clean=True).decide(challenger, None)
     assert verdict.promoted is not bool(changed)
     if changed:
-        assert verdict.reason == f"there was no champion; but tracked files is {changed} and not as committed"
+        assert verdict.reason == f"there was no champion; but working tree is {changed} and not as committed"
     assert Gate().decide(challenger, None).promoted
 
 

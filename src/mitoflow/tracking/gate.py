@@ -89,7 +89,7 @@ class Gate(Section):
     #: Which versions become champion without `mitoflow promote`: ``never`` any, ``always`` each that passes, or those
     #: that were evaluated on this branch and not in a DVC experiment.
     auto_promote: str = "main"
-    #: Whether tracked files must be as they were committed.
+    #: Whether the working tree must be as it was committed.
     require_clean: bool = False
     #: By the names of `metrics.SCORES`, the least or the most that a score on the test part may be.
     required: dict[str, Fraction] = Field(default_factory=dict)
@@ -207,7 +207,7 @@ class Gate(Section):
     def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
         if self.require_clean:
             state = {"true": "changed", "false": "as committed"}.get(challenger.lineage.get("git_dirty", ""), "unknown")
-            yield Check("tracked files", state, "as committed", state == "as committed")
+            yield Check("working tree", state, "as committed", state == "as committed")
         for name, bound in self.required.items():
             least = metrics.SCORES[name].higher_is_better
             wanted = f"at {'least' if least else 'most'} {bound:g}"
