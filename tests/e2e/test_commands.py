@@ -98,21 +98,23 @@ def test_mlflow_run_gives_the_same_as_dvc(finished: Project) -> None:
     assert outputs(finished)["models/unet.keras"] == projects
 
 
-def test_mlflow_run_of_a_git_address_takes_the_data_from_the_remote(finished: Project, tmp_path: Path) -> None:
-    finished.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
-    finished.run("dvc", "push")
-    stage = finished.folder / "src/mitoflow/stages/train.py"  # the code of the address counts, not the installed one
+def test_mlflow_run_of_a_git_address_takes_the_data_from_the_remote(fresh: Project, tmp_path: Path) -> None:
+    fresh.run("dvc", "remote", "add", "-d", "shared", str(tmp_path / "remote"))
+    fresh.run("dvc", "push")
+    stage = fresh.folder / "src/mitoflow/stages/train.py"  # the code of the address counts, not the installed one
     stage.write_text(f"{stage.read_text()}\nprint('the code of the clone')\n")
-    finished.commit("Add a remote")
+    fresh.commit("Add a remote")
     elsewhere = Project(tmp_path / "elsewhere")
     elsewhere.folder.mkdir()
     address = "https://git.example/mitoflow"
-    rewritten = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{finished.folder}.insteadOf"}
-    command = ("mlflow", "run", address, "-e", "train", "-P", "epochs=1", "--env-manager", "local")
+    rewritten = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{fresh.folder}.insteadOf"}
+    values = ("learning_rate=0.002", "depth=1", "augment_strength=0.5", "epochs=1")
+    given = [argument for value in values for argument in ("-P", value)]
+    command = ("mlflow", "run", address, "-e", "train", *given, "--env-manager", "local")
     ran = elsewhere.run(*command, GIT_CONFIG_VALUE_0=address, **rewritten)
     assert "the code of the clone" in ran.stdout
-    client = store(elsewhere)
-    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    client, trained = store(elsewhere), "tags.`mitoflow.stage` = 'train'"
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id], trained)
     assert (run.info.status, run.data.params["recipe.epochs"]) == ("FINISHED", "1")
     assert run.info.artifact_uri.startswith((elsewhere.folder / "mlruns").as_uri())
 
