@@ -59,6 +59,16 @@ docs: $(VENV)/installed-test  ## build the documentation into site/; a broken li
 test-faults: $(VENV)/installed-test  ## inject faults many times and write docs/reliability.md (about 20 minutes)
 	FAULT_COUNT=$${FAULT_COUNT:-1} FAULT_TABLE=docs/reliability.md python -m pytest tests/faults --dist worksteal
 
+$(VENV)/installed-mutants: pyproject.toml $(VENV)/installed-test
+	@$(INSTALL) --no-build-isolation -e '.[mutants]'
+	@touch $@
+
+.PHONY: mutants
+mutants: $(VENV)/installed-mutants  ## change the code at many places, see whether tests fail, and write docs/reliability.md
+	rm -rf mutants
+	mutmut run
+	mutmut results --all true | python -m tests.mutants docs/reliability.md
+
 $(VENV)/installed-audit: pyproject.toml $(VENV)/installed
 	@$(INSTALL) --no-build-isolation -e '.[audit]'
 	@touch $@
