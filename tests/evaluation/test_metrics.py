@@ -343,6 +343,7 @@ def test_an_interval_is_written_and_read_in_one_way() -> None:
     assert Interval.from_dict("mitoflow.dice", {"mitoflow.dice": "0.9"}, ".") is None
 
 
+@pytest.mark.slow
 def test_the_intervals_of_many_comparisons_hold_together() -> None:
     """Of ten models that are as good as another one, the best seems better in few queues, and not in one of four."""
     rng = np.random.default_rng(1)
