@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, f1_score, jaccard_score
 
 from mitoflow.evaluation import curves, metrics
-from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference
+from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_difference, simultaneous_level
 from mitoflow.evaluation.curves import ProbabilityHistogram
 from mitoflow.evaluation.metrics import Counts
 
@@ -320,6 +320,20 @@ def test_pairing_sees_a_difference_that_single_intervals_hide():
     assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
 
 
+def test_the_difference_from_a_model_that_finds_nothing_is_the_score() -> None:
+    """Its Dice is 0 on every draw, so that the interval is that of the other model by itself, stack by stack."""
+    counts, nothing = drifting_counts(24, seed=2), np.tile([0, 0, 1, 9], (24, 1))
+    how = {"block": 4, "resamples": 300, "seed": 0, "stacks": ["a"] * 15 + ["b"] * 9}
+    alone = bootstrap_interval(counts, metrics.dice, **how)
+    assert paired_difference(counts, nothing, metrics.dice, **how) == alone
+    assert alone != bootstrap_interval(counts, metrics.dice, **{**how, "stacks": None})
+    ten = paired_difference(counts, nothing, metrics.dice, **how, comparisons=10)
+    as_many_draws = bootstrap_interval(counts, metrics.dice, **{**how, "resamples": 3000})
+    assert ten.value == alone.value
+    assert ten.low < as_many_draws.low < as_many_draws.high < ten.high
+    assert (simultaneous_level(1), simultaneous_level(10)) == (0.95, 0.995)
+
+
 def test_a_model_does_not_differ_from_itself():
     counts = drifting_counts(40, seed=6)
     assert paired_difference(counts, counts, metrics.dice, 10, 200, 0) == Interval(0, 0, 0)
@@ -341,6 +355,9 @@ def test_an_interval_is_written_and_read_in_one_way() -> None:
     assert tags == {"mitoflow.dice": "0.91234", "mitoflow.dice.low": "-0.5", "mitoflow.dice.high": "0.92"}
     assert Interval.from_dict("mitoflow.dice", tags, ".") == interval
     assert Interval.from_dict("mitoflow.dice", {"mitoflow.dice": "0.9"}, ".") is None
+    figures = {"dice": 0.91234, "dice_low": -0.5, "dice_high": 0.92}
+    assert interval.as_dict("dice") == figures
+    assert Interval.from_dict("dice", figures) == interval
 
 
 @pytest.mark.slow
