@@ -54,8 +54,9 @@ from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
-from mitoflow.inference import judgement, scale
+from mitoflow.inference import scale
 from mitoflow.inference.adaptation import enlarged
+from mitoflow.inference.agreement import agreement, for_windows
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
@@ -258,7 +259,7 @@ class Protocol:
             places = [place for place, stack in enumerate(tissue.stacks) if stack == name]
             shown = [places[each] for each in spread(len(places) - 1, JUDGED_SLICES)]
             for ratio in (found, found / 2, found * 2):
-                agreed = judgement.agreement(scale.for_windows(predictor), partial(resized_volume, whole), ratio)
+                agreed = agreement(for_windows(predictor), partial(resized_volume, whole), ratio)
                 dice = self._measured(predictor, left_out, shown, {name: ratio})["dice"]
                 rows.append({"stack": name, "scale": ratio, "agreement": asdict(agreed), "dice": dice})
         return {"stacks": rows}
@@ -266,7 +267,7 @@ class Protocol:
     def _found(self, tissue: TissueSet, stack: str, trained: Trained) -> float:
         """Return the scale that `mitoflow predict` takes where no pixel size is known."""
         at_scale = partial(resized_volume, tissue.volume(stack))
-        return scale.search(scale.for_windows(trained.predictor), at_scale).chosen()
+        return scale.search(for_windows(trained.predictor), at_scale).chosen(1.0)
 
     def ratio(self, left_out: str) -> float | None:
         """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""

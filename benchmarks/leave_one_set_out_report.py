@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mitoflow.inference import judgement
-from mitoflow.inference.judgement import Agreement, Calibration
+from mitoflow.inference.agreement import Agreement
+from mitoflow.inference.judgement import Calibration
 
 #: What a result is of.
 ZERO_SHOT, JUDGED, FINE_TUNED, FROM_SCRATCH = "zero-shot", "judged", "fine-tuned", "from scratch"

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from mitoflow.inference import prediction
+from mitoflow.inference.agreement import HALF_OCTAVE
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
@@ -45,10 +46,10 @@ def predicted(model: TrainedModel, folder: Path, radius: float, **options: Any) 
     return tifffile.imread(output), notes, ome.read_lineage(output)
 
 
-def test_a_calibrated_model_takes_the_scale_at_which_it_is_surest(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_calibrated_model_takes_the_scale_at_which_it_agrees_most(model: TrainedModel, tmp_path: Path) -> None:
     Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
     mask, notes, lineage = predicted(model, tmp_path, 4 * RADIUS)
-    assert any("predicted at 0.25 x its size, where the network is surest" in note for note in notes)
+    assert any("predicted at 0.25 x its size, where the network agrees most" in note for note in notes)
     assert lineage["scale"] == "y x 0.25, x x 0.25"
     expected, _, _ = predicted(model, tmp_path, 4 * RADIUS, rescale=0.25)
     np.testing.assert_array_equal(mask, expected)
@@ -59,7 +60,7 @@ def test_a_calibrated_model_takes_the_scale_at_which_it_is_surest(model: Trained
 
 def test_at_the_right_size_slices_stay_as_they_are(model: TrainedModel, tmp_path: Path) -> None:
     Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
-    _, notes, lineage = predicted(model, tmp_path, RADIUS)
+    _, notes, lineage = predicted(model, tmp_path, RADIUS / HALF_OCTAVE)  # see `scale.search`
     assert "scale" not in lineage
     assert not any("predicted at" in note for note in notes)
 

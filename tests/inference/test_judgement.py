@@ -9,7 +9,8 @@ import pytest
 
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement
-from mitoflow.inference.judgement import Agreement, Calibration
+from mitoflow.inference.agreement import Agreement, agreement
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
 
@@ -33,11 +34,11 @@ def test_verdict(dice: float, expected: str) -> None:
 
 def test_calibration_returns_the_line_through_what_was_measured(tmp_path: Path) -> None:
     products = np.linspace(0.2, 0.9, 8)
-    agreements = [Agreement(product, 1, 1) for product in products]
+    agreements = [Agreement(product, 1) for product in products]
     dices = 0.1 + 0.9 * products
     calibration = Calibration.fit(agreements, dices.tolist())
-    assert calibration.dice(Agreement(0.5, 1, 1)) == pytest.approx(0.55)
-    assert calibration.dice(Agreement(1, 1, 1)) == 1
+    assert calibration.dice(Agreement(0.5, 1)) == pytest.approx(0.55)
+    assert calibration.dice(Agreement(1, 1)) == 1
     assert calibration.error == pytest.approx(0, abs=1e-9)
     assert calibration.stacks == 8
     calibration.write(tmp_path / "calibration.yaml")
@@ -48,9 +49,9 @@ def test_calibration_returns_the_line_through_what_was_measured(tmp_path: Path) 
 
 
 def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
-    agreements = [Agreement(product, 1, 1) for product in (0.2, 0.4, 0.6, 0.8) * 25]
+    agreements = [Agreement(product, 1) for product in (0.2, 0.4, 0.6, 0.8) * 25]
     rng = np.random.default_rng(0)
-    dices = [agreement.product + rng.uniform(-0.1, 0.1) for agreement in agreements]
+    dices = [agreed.product + rng.uniform(-0.1, 0.1) for agreed in agreements]
     assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
 
 
@@ -59,8 +60,7 @@ def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Pre
     def at_scale(factor: float) -> ArrayVolume:
         return ArrayVolume(disks(12 * factor, (2, round(600 * factor), round(600 * factor))))
 
-    right = judgement.agreement(finder, at_scale, 0.5)
-    wrong = judgement.agreement(finder, at_scale, 0.9)
+    right = agreement(finder, at_scale, 0.5)
+    wrong = agreement(finder, at_scale, 0.9)
     assert right.mirrored == pytest.approx(1, abs=0.02)  # the network has no preferred side
-    assert right.confidence > wrong.confidence
     assert right.product > wrong.product

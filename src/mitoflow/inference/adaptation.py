@@ -13,6 +13,7 @@ from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement, scale
+from mitoflow.inference.agreement import agreement, for_windows
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io.spacing import Notify
@@ -78,8 +79,8 @@ def choose_scale(volume: Volume, request: Request, model: TrainedModel, notify: 
     """Return by how much the slices of a volume are enlarged along y and x before they are predicted; None for not.
 
     A model of many tissues, which comes with a calibration, finds the scale by itself: the one that the voxel size
-    suggests, or 1 where that is unknown, unless the network is clearly surer at another one. Other models see slices as
-    they are.
+    suggests, or 1 where that is unknown, unless the network agrees with itself clearly more at another one. Other
+    models see slices as they are.
 
     Raises
     ------
@@ -98,19 +99,19 @@ def choose_scale(volume: Volume, request: Request, model: TrainedModel, notify: 
     suggested = [known[axis] / trained_on[axis] if by_size else 1.0 for axis in "yx"]
     expected = min(max(math.sqrt(math.prod(suggested)), 1 / LARGEST_CHANGE), LARGEST_CHANGE)
     found = scale.search(
-        scale.for_windows(model.predictor), lambda times: enlarged(volume, _along(suggested, times)), expected
+        for_windows(model.predictor), lambda times: enlarged(volume, _along(suggested, times)), expected
     )
     chosen = found.chosen(expected)
-    sure = f"confidence {found.confidence[chosen]:.2f}"
+    agreed = f"agreement {found.agreement[chosen]:.2f}"
     if chosen != expected:
         why = "the voxel size suggests" if by_size else "the slices have"
         usual = f"{expected:.2g} x, which {why}" if by_size else "the size that the slices have"
         notify(
-            f"note: {request.source}: predicted at {chosen:.2g} x its size, where the network is surest ({sure}, "
-            f"{found.confidence[expected]:.2f} at {usual}); --rescale chooses another"
+            f"note: {request.source}: predicted at {chosen:.2g} x its size, where the network agrees most with itself "
+            f"({agreed}, {found.agreement[expected]:.2f} at {usual}); --rescale chooses another"
         )
     elif by_size and abs(math.log(chosen)) >= SAME:
-        notify(f"note: {request.source}: predicted at {chosen:.2g} x its size, as its voxel size suggests ({sure})")
+        notify(f"note: {request.source}: predicted at {chosen:.2g} x its size, as its voxel size suggests ({agreed})")
     return _along(suggested, chosen) if abs(math.log(chosen)) >= SAME else None
 
 
@@ -152,9 +153,8 @@ def judge(volume: Volume, request: Request, model: TrainedModel, notify: Notify)
     """
     if model.calibration is None:
         return ""
-    predictor = scale.for_windows(model.predictor)
-    agreement = judgement.agreement(predictor, lambda times: enlarged(volume, (times, times)), 1.0)
-    dice = model.calibration.dice(agreement)
+    agreed = agreement(for_windows(model.predictor), lambda times: enlarged(volume, (times, times)), 1.0)
+    dice = model.calibration.dice(agreed)
     verdict = judgement.verdict(dice)
     said = f"{verdict}: expected Dice about {dice:.2f} (within {model.calibration.error:.2f} on four of five stacks)"
     notify(f"{'note' if verdict == 'usable' else 'warning'}: {request.source}: {said}{NEXT[verdict]}")

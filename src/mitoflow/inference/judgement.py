@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,37 +11,11 @@ import numpy as np
 
 from mitoflow.core import files
 from mitoflow.errors import InputError
-from mitoflow.inference.predictor import Predictor
-from mitoflow.inference.scale import HALF_OCTAVE, AtScale, confidence, windows
-from mitoflow.io import resampling
+from mitoflow.inference.agreement import Agreement
 
 Verdict = Literal["usable", "look closely", "do not use"]
 
 USABLE, LOOK_CLOSELY = 0.8, 0.6  # expected Dice from which a verdict holds
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a network agrees with itself on a stack; each in [0, 1], and 1 where it is of one mind.
-
-    Attributes
-    ----------
-    confidence
-        The Dice that its probabilities promise; see `mitoflow.inference.scale.confidence`.
-    mirrored
-        Dice between its masks of images and of their mirror images.
-    rescaled
-        Dice between its masks at the scale that was taken and half an octave above.
-    """
-
-    confidence: float
-    mirrored: float
-    rescaled: float
-
-    @property
-    def product(self) -> float:
-        """The three together."""
-        return self.confidence * self.mirrored * self.rescaled
 
 
 @dataclass(frozen=True)
@@ -98,52 +72,3 @@ def verdict(dice: float) -> Verdict:
     if dice >= USABLE:
         return "usable"
     return "look closely" if dice >= LOOK_CLOSELY else "do not use"
-
-
-def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreement:
-    """Return how far a network agrees with itself on a few windows of a stack.
-
-    Parameters
-    ----------
-    predictor
-        The model, for windows: see `mitoflow.inference.scale.for_windows`.
-    at_scale
-        Resamples the stack.
-    scale
-        At which the stack is predicted.
-    """
-    images = list(windows(at_scale(scale)))
-    masks = [predictor.masks(image[None])[0] for image in images]
-    mirrored = [predictor.masks(image[None, :, ::-1])[0, :, ::-1] for image in images]
-    larger = [_enlarged(image) for image in images]
-    rescaled = [
-        _shrunk(predictor.probabilities(image[None])[0], mask.shape) for image, mask in zip(larger, masks, strict=True)
-    ]
-    threshold = predictor.settings.threshold
-    return Agreement(
-        confidence(predictor, images),
-        _dice(masks, mirrored),
-        _dice(masks, [probability >= threshold for probability in rescaled]),
-    )
-
-
-def _enlarged(image: np.ndarray) -> np.ndarray:
-    height, width = (round(side * HALF_OCTAVE) for side in image.shape)
-    return np.asarray(np.rint(_resampled(image, (height, width))), image.dtype)
-
-
-def _shrunk(probability: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return _resampled(probability, (shape[0], shape[1]))
-
-
-def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    rows, columns = (resampling.weights(length, size, 0, size) for length, size in zip(image.shape, shape, strict=True))
-    return resampling.resample(image, rows, columns)
-
-
-def _dice(ones: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
-    both = total = 0
-    for one, other in zip(ones, others, strict=True):
-        both += int(np.logical_and(one, other).sum())
-        total += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
-    return 2 * both / total if total else 0.0

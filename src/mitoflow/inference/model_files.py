@@ -4,4 +4,4 @@ WEIGHTS = "unet.keras"
 SETTINGS = "inference.yaml"
 EVALUATION = "evaluation.json"
 DOMAIN = "domain.yaml"  # what the training images look like
-CALIBRATION = "calibration.yaml"  # how far its own confidence can be trusted, for models of many tissues
+CALIBRATION = "calibration.yaml"  # how Dice follows from its agreement with itself, for models of many tissues

@@ -1,0 +1,109 @@
+"""How far a network agrees with itself on a stack: the less it does, the less its masks are worth. No labels needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+
+import numpy as np
+
+from mitoflow.inference.predictor import Predictor
+from mitoflow.io import resampling
+from mitoflow.io.volumes import Volume
+
+HALF_OCTAVE = 2**0.5
+SIDE = 512  # pixels of a window, as the network sees it
+#: Where the windows lie in the slices that they come from, as shares of the room along y and x.
+PLACES = ((0.5, 0.5), (0.2, 0.8), (0.8, 0.2), (0.2, 0.2), (0.8, 0.8))
+
+#: Returns a volume as the network sees it at a scale.
+AtScale = Callable[[float], Volume]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a network agrees with itself; each in [0, 1], and 1 where nothing changes.
+
+    Attributes
+    ----------
+    mirrored
+        Dice between its masks of images and of their mirror images.
+    rescaled
+        Dice between its masks at a scale and half an octave above.
+    """
+
+    mirrored: float
+    rescaled: float
+
+    @property
+    def product(self) -> float:
+        """The two together."""
+        return self.mirrored * self.rescaled
+
+
+def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreement:
+    """Return how far a network agrees with itself on a few windows of a stack.
+
+    Parameters
+    ----------
+    predictor
+        The model, for windows: see `for_windows`.
+    at_scale
+        Resamples the stack.
+    scale
+        Pixels of the network to a pixel of the stack.
+    """
+    images = list(windows(at_scale(scale)))
+    masks = [predictor.masks(image[None])[0] for image in images]
+    mirrored = [predictor.masks(image[None, :, ::-1])[0, :, ::-1] for image in images]
+    larger = [_enlarged(image) for image in images]
+    rescaled = [
+        _shrunk(predictor.probabilities(image[None])[0], mask.shape) for image, mask in zip(larger, masks, strict=True)
+    ]
+    threshold = predictor.settings.threshold
+    return Agreement(
+        _dice(masks, mirrored),
+        _dice(masks, [probability >= threshold for probability in rescaled]),
+    )
+
+
+def for_windows(predictor: Predictor) -> Predictor:
+    """Return a predictor for windows of slices: each by itself, with grey values that are already as in training."""
+    settings = replace(predictor.settings, context_step=0, median=1, orthoplanes=False, normalization="range")
+    return predictor.with_settings(settings)
+
+
+def windows(volume: Volume) -> Iterator[np.ndarray]:
+    """Yield windows of up to `SIDE` pixels from all over a volume, (Y, X) as it reads."""
+    depth, height, width = volume.shape
+    taken = set()
+    slices = cycle(sorted({round(place) for place in np.linspace(0, depth - 1, len(PLACES) + 2)[1:-1].tolist()}))
+    for z, (down, across) in zip(slices, PLACES, strict=False):
+        tall, wide = min(SIDE, height), min(SIDE, width)
+        y, x = round((height - tall) * down), round((width - wide) * across)
+        if (z, y, x) not in taken:
+            taken.add((z, y, x))
+            yield volume.read(z, (y, y + tall, x, x + wide))
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    height, width = (round(side * HALF_OCTAVE) for side in image.shape)
+    return np.asarray(np.rint(_resampled(image, (height, width))), image.dtype)
+
+
+def _shrunk(probability: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return _resampled(probability, (shape[0], shape[1]))
+
+
+def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = (resampling.weights(length, size, 0, size) for length, size in zip(image.shape, shape, strict=True))
+    return resampling.resample(image, rows, columns)
+
+
+def _dice(ones: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
+    both = total = 0
+    for one, other in zip(ones, others, strict=True):
+        both += int(np.logical_and(one, other).sum())
+        total += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+    return 2 * both / total if total else 0.0
