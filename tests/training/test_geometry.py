@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from mitoflow.config.params import Scale
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.training import geometry
 
 

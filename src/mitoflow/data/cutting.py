@@ -14,8 +14,8 @@ from tqdm import tqdm
 from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, one_bit_depth
-from mitoflow.data.masks import UNLABELLED, binarise
-from mitoflow.data.network_input import Box, slice_range, stretched
+from mitoflow.data.masks import binarise
+from mitoflow.data.network_input import UNLABELLED, Box, slice_range, stretched
 from mitoflow.data.pairs import Pair
 from mitoflow.data.patches import FORMAT, SPLITS, Axis, PatchStore, SliceId, begin_digest, layout
 from mitoflow.errors import InputError

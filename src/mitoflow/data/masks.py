@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import Array
 
 Rule = Literal["nonzero", "half", "partial"]
 
 NOT_LOOKED_AT = 128  # what a mask under the rule `partial` stores where nobody said what is there
-UNLABELLED = 2  # what `binarise` returns there; losses and scores leave these pixels out
 KINDS: dict[Rule, str] = {
     "partial": f"{NOT_LOOKED_AT} for pixels that nobody looked at",
     "half": "antialiased edges",

@@ -15,6 +15,9 @@ PERCENTILES = (1.0, 99.0)  # of the grey values of a slice, which become black a
 LARGEST_WHOLE = 2**22  # pixels of a slice whose percentiles come from all of it
 PATCHES, PATCH = 8, 128  # along y and x of a larger slice, and pixels of a side: its percentiles come from these
 
+#: What the masks hold that a network learns from and is scored by, beside 0 and 1: nobody looked at this pixel.
+UNLABELLED = 2
+
 #: Part of a slice: first and past-the-end pixel along y, then along x.
 Box = tuple[int, int, int, int]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mitoflow.core import files
 from mitoflow.data import network_input, slice_distance
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 
@@ -108,7 +108,7 @@ class Patches:
     images
         (P, size, size) uint8 or uint16: as in the source files, or stretched to uint8.
     masks
-        (P, size, size) uint8: 0 background, 1 mitochondrion, 2 where nobody looked (`masks.UNLABELLED`).
+        (P, size, size) uint8: 0 background, 1 mitochondrion, 2 where nobody looked (`network_input.UNLABELLED`).
     index
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes

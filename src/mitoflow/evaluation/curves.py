@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.evaluation.metrics import Counts, dice, precision, recall
 
 BINS = 256
@@ -82,8 +82,7 @@ class ProbabilityHistogram:
         Parameters
         ----------
         truth, probability
-            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1]. Pixels where the truth is `masks.UNLABELLED` are not
-            counted.
+            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1]. Pixels where the truth is `UNLABELLED` are not counted.
 
         Raises
         ------

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 
 Counts = NDArray[np.int64]
 #: A function of counts, ``(..., columns)``, to values ``(...)``.
@@ -31,7 +31,7 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], owned: NDArray[Any] | N
     Parameters
     ----------
     truth, prediction
-        ``(..., Y, X)`` bool or {0, 1}. Pixels where the truth is `masks.UNLABELLED` are not counted.
+        ``(..., Y, X)`` bool or {0, 1}. Pixels where the truth is `network_input.UNLABELLED` are not counted.
     owned
         ``(..., Y, X)`` bool; only pixels where it is true are counted. Reflected margins of patches are not owned.
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from mitoflow.config.params import Instances
 from mitoflow.data import cutting, network_input, patches
 from mitoflow.data.conventions import Conventions
-from mitoflow.data.masks import UNLABELLED, Rule, binarise
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
@@ -137,7 +138,7 @@ class MeasuredStack:
         Of the stack.
     truth, mask
         (Z, Y, X) uint8 in {0, 1}: the truth, and the prediction at the predictor's threshold. The truth is
-        `masks.UNLABELLED` where nobody looked, and the prediction 0 there.
+        `network_input.UNLABELLED` where nobody looked, and the prediction 0 there.
     patch_wise
         (Z, 4) counts of all owned pixels of the patches of each slice, cut without overlap and each predicted by
         itself, at threshold 0.5: the protocol of the first baseline (Singh, 2025).

@@ -20,7 +20,7 @@ import keras
 from keras import ops
 
 from mitoflow.core.choices import Choices
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.models import unet
 
 #: The losses that `train.loss` chooses from; called without arguments, each returns a new Keras loss.
@@ -61,7 +61,7 @@ class BinaryCrossentropyDice(keras.losses.Loss):
 
 
 class OfLabelledPixels(keras.losses.Loss):
-    """A loss of the pixels that somebody looked at: those of which the truth is not `masks.UNLABELLED`."""
+    """A loss of the pixels that somebody looked at: those of which the truth is not `network_input.UNLABELLED`."""
 
     def __init__(self, loss: keras.losses.Loss) -> None:
         super().__init__(name=loss.name)
@@ -128,7 +128,7 @@ class Dice(keras.metrics.Metric):
 
 
 def _labelled(truth: Any) -> Any:
-    """Return 1 where the truth is known and 0 where it is `masks.UNLABELLED`."""
+    """Return 1 where the truth is known and 0 where it is `network_input.UNLABELLED`."""
     return ops.cast(ops.not_equal(truth, UNLABELLED), truth.dtype)
 
 

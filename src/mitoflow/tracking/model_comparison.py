@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from mitoflow.core import files, workspace
 from mitoflow.data.conventions import read_conventions
-from mitoflow.data.masks import UNLABELLED, Rule, binarise
+from mitoflow.data.masks import Rule, binarise
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation import protocols

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mitoflow.config.params import Scale
-from mitoflow.data.masks import UNLABELLED
+from mitoflow.data.network_input import UNLABELLED
 
 # Geometric strength 1: the ranges of the `ImageDataGenerator` of the first baseline (Singh, 2025; docs/quality.md).
 ROTATION = 90.0  # degrees to either side
@@ -159,7 +159,7 @@ class Crop:
     def mask(self, read: Read) -> np.ndarray:
         """Return the crop of a mask, (Y, X): the nearest pixel, or the majority of a square.
 
-        A square in which a pixel was not looked at, `masks.UNLABELLED`, was not either.
+        A square in which a pixel was not looked at, `network_input.UNLABELLED`, was not either.
         """
         part = read(self.box)
         if self._reduction > 1:
