@@ -82,7 +82,7 @@ class ProbabilityHistogram:
         Parameters
         ----------
         truth, probability
-            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1]. Pixels where the truth is `UNLABELLED` are not counted.
+            ``(..., Y, X)``: bool or {0, 1}, and float in [0, 1]. Pixels whose truth is `UNLABELLED` do not count.
 
         Raises
         ------
