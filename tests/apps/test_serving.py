@@ -294,6 +294,11 @@ def test_a_request_whose_client_has_left_is_not_predicted(server: Server) -> Non
     assert predicted() == before + 2
 
 
+def wait_for_predictions(server: Server, count: int) -> None:
+    """Wait until so many predictions have drawn the beginning of their bar."""
+    until(lambda: server.log.read_text().count("predict:   0%") == count)
+
+
 def test_a_prediction_whose_client_leaves_is_stopped(folder: Path) -> None:
     """Each prediction draws a bar, which ends at 100 %."""
     voxels = np.resize(STACK % 10, (64, 512, 512))
@@ -301,7 +306,7 @@ def test_a_prediction_whose_client_leaves_is_stopped(folder: Path) -> None:
     with serving_process(folder, 99) as (server, _):
         for count, (kind, body) in enumerate(bodies.items(), start=1):
             with begin(server, len(body), body, kind):
-                until(lambda count=count: server.log.read_text().count("predict:   0%") == 2 * count - 1)  # type: ignore[misc]
+                wait_for_predictions(server, 2 * count - 1)
             assert server.post(tiff(STACK), "image/tiff")[0] == 200
             bars = server.log.read_text().split("predict:   0%")[1:]
             assert ["predict: 100%" in bar for bar in bars] == [False, True] * count

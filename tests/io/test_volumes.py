@@ -142,9 +142,9 @@ def write_zarr(
 
 def change_first_axis(path: Path, **values: str) -> None:
     group = zarr.open_group(path)
-    (image,) = group.attrs["multiscales"]  # type: ignore[misc, union-attr]
-    image["axes"][0].update(values)  # type: ignore[index, call-overload, union-attr]
-    group.attrs["multiscales"] = [image]
+    multiscales: Any = group.attrs["multiscales"]
+    multiscales[0]["axes"][0].update(values)
+    group.attrs["multiscales"] = multiscales
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -322,16 +322,16 @@ def test_other_processes_make_the_same_batches(store: PatchStore) -> None:
 @pytest.mark.slow
 def test_a_process_that_was_killed_is_one_line(store: PatchStore) -> None:
     """Also where a backend wraps the error, as TensorFlow does, in one that does not name it."""
-    with pytest.raises(InputError, match=r"machine.loaders: found 2, one of which was killed") as error:  # noqa: SIM117
-        with loaded(TrainPatches(store.train, 8, RECIPE), 2) as batches:
-            batches[0]
-            for process in multiprocessing.active_children():
-                process.kill()
-            try:
-                while True:
-                    batches[0]
-            except BrokenProcessPool:
-                raise RuntimeError("the graph failed") from None
+    killed = pytest.raises(InputError, match=r"machine.loaders: found 2, one of which was killed")
+    with killed as error, loaded(TrainPatches(store.train, 8, RECIPE), 2) as batches:
+        batches[0]
+        for process in multiprocessing.active_children():
+            process.kill()
+        try:
+            while True:
+                batches[0]
+        except BrokenProcessPool:
+            raise RuntimeError("the graph failed") from None
     assert "resumes the training" in str(error.value)
 
 

@@ -88,6 +88,7 @@ def _find_stacks(option: str, patterns: Sequence[str]) -> list[Path]:
     """Return the TIFFs that are named, as `find_tiffs` finds them, and after them the OME-Zarrs."""
     zarrs = [pattern for pattern in patterns if ome.is_zarr(Path(pattern))]
     tiffs = [pattern for pattern in patterns if pattern not in zarrs]
+    # Path.glob takes no absolute patterns.
     matches = [Path(path) for pattern in zarrs for path in sorted(glob(pattern), key=natural_order) or [pattern]]  # noqa: PTH207
     return [*(find_tiffs(option, tiffs) if tiffs else []), *dict.fromkeys(matches)]
 
