@@ -21,6 +21,7 @@ from mitoflow.errors import InputError
 from mitoflow.tracking import journal, runs, store, system_metrics
 from mitoflow.tracking.delivery import Delivery
 from mitoflow.tracking.journal import Journal
+from tests.parts import until
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port, which does not answer
 
@@ -248,7 +249,7 @@ def test_a_folder_is_logged_without_the_files_of_git(checkout: Path) -> None:
 def test_system_metrics_go_through_the_journal(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     with runs.start("train", "unet") as run, system_metrics.measured(run):
-        time.sleep(0.5)
+        until(lambda: run.flush() and len(curve(run.key, "system/cpu_utilization_percentage")) > 1)
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     with runs.start("train", "unet") as without, system_metrics.measured(without):
         time.sleep(0.2)
