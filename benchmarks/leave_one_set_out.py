@@ -219,6 +219,9 @@ class Protocol:
         Where copies, patches, checkpoints and models are kept.
     loaders
         Processes that make the batches of the fits on other sets; see `fitting.fit`.
+    start
+        A folder with a model for each set, ``SET.keras``, that has not seen it, from whose weights the fits on the
+        other sets go on; None begins with random weights.
     """
 
     sets: Mapping[str, TissueSet]
@@ -226,21 +229,41 @@ class Protocol:
     finetune: Params
     work: Path
     loaders: int
+    start: Path | None = None
 
     def fitted(self, left_out: str, variant: str, recipe: Recipe) -> Trained:
         """Fit a model on the other sets, unless there is one; validation chooses its threshold."""
         store = self._store_without(left_out)
-        key = files.short_digest([recipe.model_dump(), store.digest])
+        start = self.start_of(left_out)
+        key = files.short_digest([recipe.model_dump(), store.digest], *start)
         trained = Trained(self.work / "models" / f"{key}.keras")
         if not trained.settings.exists():
             checkpoints = self.work / "checkpoints" / key
             checkpoints.mkdir(parents=True, exist_ok=True)
             trained.model.parent.mkdir(exist_ok=True)
             title = f"{variant}, without {left_out}"
-            model = fitting.fit(store, recipe, loaders=self.loaders, checkpoints=checkpoints, title=title).model
-            unet.save_model(model, trained.model)
-            self._predictor(model, recipe, store).settings.write(trained.settings)
+            initial = unet.load_model(start[0]) if start else None
+            fitted = fitting.fit(
+                store, recipe, initial=initial, loaders=self.loaders, checkpoints=checkpoints, title=title
+            )
+            unet.save_model(fitted.model, trained.model)
+            self._predictor(fitted.model, recipe, store).settings.write(trained.settings)
         return trained
+
+    def start_of(self, left_out: str) -> list[Path]:
+        """Return the file of the model that a fit starts from, or nothing.
+
+        Raises
+        ------
+        InputError
+            There is no such file.
+        """
+        if self.start is None:
+            return []
+        path = self.start / f"{left_out}.keras"
+        if not path.exists():
+            raise InputError("--start", f"no {path.name} in {self.start}", "a model for each set", "add it")
+        return [path]
 
     def zero_shot(self, left_out: str, ratio: float | None, trained: Trained) -> dict[str, Any]:
         """Measure a model on all slices of the set that it has not seen, enlarged by a ratio or as the model finds."""
@@ -465,7 +488,8 @@ def run(protocol: Protocol, results: Results, options: argparse.Namespace) -> No
         for name in options.sets or protocol.sets:
             for job in jobs(protocol, name, recipe, options):
                 decides = [recipe.model_dump(), protocol.finetune.model_dump() if job.key.get("labels") else None]
-                key = {"set": name, "variant": variant, "recipe": files.short_digest(decides)[:12], **job.key}
+                recipe_digest = files.short_digest(decides, *protocol.start_of(name))[:12]
+                key = {"set": name, "variant": variant, "recipe": recipe_digest, **job.key}
                 if results.lacks(key):
                     lacking.append((name, variant, recipe, key, job))
     at, trained = ("", ""), None
@@ -491,6 +515,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the preset")
     parser.add_argument("--set-finetune", nargs="+", default=[], metavar="KEY=VALUE", help="and to the preset finetune")
     parser.add_argument("--loaders", type=int, default=0, help="processes that make batches, for a GPU")
+    parser.add_argument("--start", type=Path, help="folder of models, SET.keras, whose weights the fits start from")
     parser.add_argument("--work", type=Path, help="folder for patches and models (default: in the project)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="Dice against labels (default %(default)s)")
@@ -515,6 +540,7 @@ def measure_and_report(options: argparse.Namespace) -> None:
             finetune=changed(presets.load("finetune"), options.set_finetune),
             work=options.work or options.data / ".leave-one-set-out",
             loaders=options.loaders,
+            start=options.start,
         )
         if unknown := set(options.sets) - protocol.sets.keys():
             raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mitoflow.data.phantom import make_phantom
 from mitoflow.errors import InputError
 from mitoflow.inference.judgement import Calibration
 from mitoflow.io import tiff
+from mitoflow.models import unet
 
 SMALL = ["patch.size=64", "patch.step=64", "train.epochs=1", "train.patches_per_epoch=8", "train.batch_size=4"]
 NETWORK = ["train.depth=2", "train.base_width=4", "train.precision=float32", "evaluate.tile=128"]
@@ -96,6 +99,26 @@ def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
     rows = run(project, "--sets", "deep", "--only", "zero-shot", "--without", "scale")
     assert [row["variant"] for row in rows[-4:]] == ["without scale"] * 4
     assert "| without scale |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_fits_go_on_from_the_models_of_an_earlier_run(project: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, *NETWORK, "evaluate.overlap=64", "train.learning_rate=1e-7"]
+    preset = leave_one_set_out.changed(presets.load("general"), changes)
+    sets = leave_one_set_out.read_project(project)
+    protocol = leave_one_set_out.Protocol(sets=sets, preset=preset, finetune=preset, work=tmp_path, loaders=0)
+    recipe = preset.starting_recipe()
+    earlier = protocol.fitted("deep", "earlier", recipe.replace(seed=2))
+    (tmp_path / "start").mkdir()
+    shutil.copy(earlier.model, tmp_path / "start/deep.keras")
+    further = replace(protocol, start=tmp_path / "start")
+    weights = [
+        unet.load_model(trained.model).get_weights()[0]
+        for trained in (earlier, further.fitted("deep", "further", recipe), protocol.fitted("deep", "anew", recipe))
+    ]
+    assert np.abs(weights[1] - weights[0]).max() < 1e-3 < np.abs(weights[2] - weights[0]).max()
+    with pytest.raises(InputError, match=r"no flat\.keras"):
+        further.fitted("flat", "further", recipe)
 
 
 def test_what_is_labelled_is_not_what_is_measured_nor_beside_it(project: Path) -> None:
