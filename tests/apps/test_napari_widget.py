@@ -29,6 +29,10 @@ from mitoflow.tracking import model_lookup
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
+SIZE = {
+    **{"PhysicalSizeZ": 30.0, "PhysicalSizeY": 4.0, "PhysicalSizeX": 5.0},
+    **dict.fromkeys(("PhysicalSizeZUnit", "PhysicalSizeYUnit", "PhysicalSizeXUnit"), "nm"),
+}
 STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
 
 
@@ -108,13 +112,32 @@ def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_outputs_open_in_napari(folder: Path, expected: np.ndarray) -> None:
-    tifffile.imwrite(folder / "cell.tif", STACK)
-    predict(Request("cell.tif", Path("mask.ome.zarr")), model_lookup.find("unet.keras"), print)
-    layers = ViewerModel().open("mask.ome.zarr", plugin="napari")
-    np.testing.assert_array_equal(
-        np.asarray(layers[0].data[0] if layers[0].multiscale else layers[0].data), 255 * expected
-    )
+@pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndarray, ending: str) -> None:
+    tifffile.imwrite(folder / "cell.tif", STACK, ome=True, metadata={"axes": "ZYX", **SIZE})
+    request = Request("cell.tif", Path(f"mask.{ending}"), instances=True, probability=True)
+    predict(replace(request, criteria=Instances(smallest_um3=0)), model_lookup.find("unet.keras"), print)
+    viewer = ViewerModel()
+    for name in ("cell.tif", f"mask.{ending}", f"mask_instances.{ending}", f"mask_probability.{ending}"):
+        viewer.open(name)
+    image, mask, labels, probability = viewer.layers
+    assert [type(layer) for layer in viewer.layers] == [Image, Labels, Labels, Image]
+    for layer in viewer.layers:
+        assert layer.scale.tolist() == [30, 4, 5]
+        assert [str(unit) for unit in layer.units] == ["nanometer"] * 3
+    np.testing.assert_array_equal(image.data, STACK)
+    np.testing.assert_array_equal(mask.data, 255 * expected)
+    np.testing.assert_array_equal(labels.data, instances.separate(expected > 0, Instances(smallest_um3=0), (30, 4, 5)))
+    assert np.asarray(probability.data).max() <= 1
+    assert mask.metadata[ome.LINEAGE]["model"] == "unet.keras"
+    mask.paint((0, 3, 3), 128)
+    assert mask.data[0, 3, 3] == 128
+
+
+def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(folder: Path) -> None:
+    tifffile.imwrite(folder / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    (layer,) = ViewerModel().open(folder / "colours.tif")
+    assert layer.rgb
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""The napari reader: stacks open at their scale, and outputs of mitoflow as labels; `napari.yaml` declares it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.types import LayerDataTuple
+from napari_builtins.io import napari_get_reader
+
+from mitoflow.errors import InputError
+from mitoflow.io import ome, volumes
+
+ReadLayers = Callable[[Any], list[LayerDataTuple]]
+
+
+def reader(path: str | list[str]) -> ReadLayers | None:
+    """Return the function that reads a file; that of napari where it is no stack that mitoflow reads."""
+    if isinstance(path, str):
+        try:
+            volumes.open_volume(path)
+        except InputError:
+            pass
+        else:
+            return lambda chosen: [read(str(chosen))]
+    found: ReadLayers | None = napari_get_reader(path)
+    return found
+
+
+def read(path: str) -> LayerDataTuple:
+    """Return a stack as a layer, with its scale in nanometres along the axes of which the voxel size is known.
+
+    Masks and instances of `mitoflow predict` become labels, which can be painted: their voxels are in memory, (Y, X) or
+    (Z, Y, X) with the values of the file. What else is in a Zarr stays there until it is looked at.
+
+    Raises
+    ------
+    InputError
+        The stack cannot be read.
+    """
+    volume, file = volumes.open_volume(path), Path(path)
+    is_output = ome.has_lineage(file)
+    kind = "labels" if is_output and volume.dtype.kind in "ui" else "image"
+    if kind == "image" and ome.is_zarr(file) and volume.axes == ome.open_multiscale(file).axes:
+        voxels: Any = ome.open_multiscale(file).array
+    else:
+        whole = (0, volume.shape[1], 0, volume.shape[2])
+        voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])
+        voxels = voxels if volume.axes == "zyx" else voxels[0]
+    scale = [volume.spacing.get(axis, 1.0) for axis in volume.axes]
+    attributes = {
+        "name": file.name.partition(".")[0],
+        "scale": scale,
+        "translate": [start * side for start, side in zip(volume.origin, scale, strict=True)],
+        "units": ["nanometer" if axis in volume.spacing else "pixel" for axis in volume.axes],
+        "metadata": {ome.LINEAGE: ome.read_lineage(file)} if is_output else {},
+    }
+    return voxels, attributes, kind
