@@ -26,6 +26,7 @@ def sections() -> dict[str, str]:
     return scripts
 
 
+@pytest.mark.timeout(2400)  # a training of the network that ships, if a short one
 def test_the_commands_of_the_page(fresh: Project) -> None:
     printed = {}
     for title, script in sections().items():
@@ -49,8 +50,7 @@ def test_the_commands_of_the_page(fresh: Project) -> None:
     assert looked_at.mean() == pytest.approx(3 / 24)
     truth, predicted = drawn[looked_at] > 0, mask[looked_at] > 0
     dice = 2 * np.sum(truth & predicted) / (truth.sum() + predicted.sum())
-    assert f"dice                   {dice:.4f}" in printed["Correct a few slices"]
-    assert "now the champion" in printed["Learn"] or "champion" in printed["Learn"]
+    assert re.search(rf"^dice +{dice:.4f}$", printed["Correct a few slices"], re.MULTILINE)
 
     compared = printed["Compare"]
     assert re.search(r"^test +pretrained:general +mitoflow version 1 +difference, paired$", compared, re.MULTILINE)
