@@ -15,6 +15,7 @@ import pytest
 import tifffile
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
+from napari.settings import get_settings
 from qtpy.QtWidgets import QApplication
 
 from mitoflow.apps import napari_widget
@@ -111,15 +112,24 @@ def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
     assert napari_widget._find("unet.keras").predictor.settings.context == 0
 
 
+@pytest.fixture
+def preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the reader the one that napari takes by itself, as the documentation says."""
+    npe2.PluginManager.instance().discover()
+    for pattern in ("*.tif", "*.tiff", "*.zarr*"):
+        monkeypatch.setitem(get_settings().plugins.extension2reader, pattern, "mitoflow")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+@pytest.mark.usefixtures("preferred")
 def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndarray, ending: str) -> None:
     tifffile.imwrite(folder / "cell.tif", STACK, ome=True, metadata={"axes": "ZYX", **SIZE})
     request = Request("cell.tif", Path(f"mask.{ending}"), instances=True, probability=True)
     predict(replace(request, criteria=Instances(smallest_um3=0)), model_lookup.find("unet.keras"), print)
     viewer = ViewerModel()
     for name in ("cell.tif", f"mask.{ending}", f"mask_instances.{ending}", f"mask_probability.{ending}"):
-        viewer.open(name)
+        viewer.open(name, plugin=None)  # as `napari FILE` and a drop on the window do
     image, mask, labels, probability = viewer.layers
     assert [type(layer) for layer in viewer.layers] == [Image, Labels, Labels, Image]
     for layer in viewer.layers:
@@ -134,9 +144,10 @@ def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndar
     assert mask.data[0, 3, 3] == 128
 
 
-def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(folder: Path) -> None:
-    tifffile.imwrite(folder / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
-    (layer,) = ViewerModel().open(folder / "colours.tif")
+@pytest.mark.usefixtures("preferred")
+def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    (layer,) = ViewerModel().open(tmp_path / "colours.tif", plugin=None)
     assert layer.rgb
 
 
