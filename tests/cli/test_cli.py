@@ -61,6 +61,15 @@ def test_help_imports_nothing_that_takes_time(arguments: list[str]) -> None:
     assert done.stdout.startswith("Usage: mitoflow")
 
 
+@pytest.mark.slow
+def test_tensorflow_writes_nothing_to_stderr() -> None:
+    code = "from mitoflow.core import process; process.silence_libraries(); import tensorflow as tf; print(tf.eye(2))"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "shape=(2, 2)" in done.stdout
+    assert done.stderr == ""
+
+
 def test_help_lists_every_command() -> None:
     listed = re.findall(r"^  (\w+)  +\S", run("--help").stdout, re.MULTILINE)
     assert set(listed) == set(cli.mitoflow.commands)

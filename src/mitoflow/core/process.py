@@ -6,15 +6,20 @@ none of it: there the process is the user's.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import mmap
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from threading import Barrier
-from types import FrameType
+from types import FrameType, ModuleType
 
 from mitoflow.errors import run_as_command
 
@@ -32,6 +37,45 @@ def silence_libraries() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"zarr\b")
+    if sys.stderr and "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+class _QuietTensorFlow(MetaPathFinder):
+    """Finds TensorFlow, once, and has it imported with stderr discarded.
+
+    During the import TensorFlow 2.21 writes lines from C++ whatever TF_CPP_MIN_LOG_LEVEL says; see its issue 100442.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return where TensorFlow is, with a loader that holds stderr back; None for other modules."""
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            load = spec.loader.exec_module
+
+            def load_quietly(module: ModuleType) -> None:
+                with _stderr_discarded():
+                    load(module)
+
+            spec.loader.exec_module = load_quietly  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what this process writes to file descriptor 2, where C++ writes to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def run_stage(main: Callable[[], None]) -> None:

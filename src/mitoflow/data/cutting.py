@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from patchify import patchify
-from tqdm import tqdm
 
 from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
+from mitoflow.core.progress import progress_bar
 from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import UNLABELLED, Box, slice_range, stretched
@@ -178,7 +178,7 @@ def _write_side(
     with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
         _write_header(images, shape, dtype)
         _write_header(masks, shape, np.dtype(np.uint8))
-        for stack, z in tqdm(slices, desc=f"patch: {folder.name}", unit="slice"):
+        for stack, z in progress_bar(slices, desc=f"patch: {folder.name}", unit="slice"):
             image = _grey_values(pairs[stack], z, settings.normalization)
             patches, boxes = cut(image, settings.size, settings.step)
             rule = sets[pairs[stack].dataset].mask_rule

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pooch
 import requests
-from tqdm import tqdm
 
+from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
 
 ATTEMPTS = 5  # in a row that bring nothing
@@ -67,7 +67,7 @@ def _download_rest(url: str, part: Path) -> None:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=None)
+        bar = progress_bar(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True)
         with bar, part.open("ab" if start else "wb") as stream:
             for block in response.iter_content(BLOCK):
                 stream.write(block)

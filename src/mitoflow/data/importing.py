@@ -13,8 +13,8 @@ from itertools import groupby
 from pathlib import Path
 
 import tifffile
-from tqdm import tqdm
 
+from mitoflow.core.progress import progress_bar
 from mitoflow.data.cutting import split
 from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.errors import InputError
@@ -261,7 +261,7 @@ def write_excerpts(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> dict
     The file that each written file comes from.
     """
     slices = 2 * sum(excerpt.depth for excerpts in excerpts_by_folder.values() for excerpt in excerpts)
-    with tqdm(desc="data", total=slices, unit="slice", disable=None) as bar:
+    with progress_bar(desc="data", total=slices, unit="slice") as bar:
         for folder, excerpts in excerpts_by_folder.items():
             for excerpt in excerpts:
                 excerpt.write(folder, bar.update)

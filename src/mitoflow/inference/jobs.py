@@ -19,6 +19,7 @@ import zarr
 from tqdm import tqdm
 
 from mitoflow.core import cluster
+from mitoflow.core.progress import progress_bar
 from mitoflow.inference.model_input import normalized
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.predictor import PlaneProgress, Predictor
@@ -291,7 +292,7 @@ def here(work: Work, advance: Callable[[int], object] | None = None) -> None:
 
 def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
     total, missing = math.prod(work.part.shape), sum(math.prod(block.shape) for run in runs for block in run)
-    return tqdm(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True)
+    return progress_bar(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True)
 
 
 def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int | None = None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mitoflow.config.params import Instances
+from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
 from mitoflow.inference.instances import fewest_voxels
 from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
@@ -98,7 +98,7 @@ def measure_file(
         labels = np.zeros(voxels.shape, np.uint32)
         unsplit = label_instances(voxels, labels, criteria, known, lambda _: None)
         voxels, fewest = labels, 0
-    with tqdm(desc="measure", unit="mitochondrion") as bar:
+    with progress_bar(desc="measure", unit="mitochondrion") as bar:
         measured = measure_labels(
             voxels, known, unsplit=unsplit, fewest=fewest, image=grey, regions=areas, advance=bar.update
         )

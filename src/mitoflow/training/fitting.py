@@ -11,10 +11,10 @@ from typing import Literal
 import cv2
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from mitoflow.config.params import Recipe
 from mitoflow.core import files
+from mitoflow.core.progress import progress_bar
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
@@ -133,7 +133,7 @@ def fit(
         saving.restore(model)
         called.append(saving)
     done, total = len(best.history) * len(source), recipe.epochs * len(source)
-    with tqdm(initial=done, total=total, desc=title, unit="batch", mininterval=1.0) as bar:
+    with progress_bar(initial=done, total=total, desc=title, unit="batch", mininterval=1.0) as bar:
         if not best.finished:
             with loaded(source, loaders) as train:
                 starting = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: train.begin(epoch))

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from mitoflow.config.params import Tune
 from mitoflow.core import cluster
+from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _fit_on_workers(
     ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
     running: dict[str, tuple[int, Future]] = {}
     left = list(waiting.items())
-    with tqdm(desc=f"tune, {sum(crops)} crops", total=len(left), unit="trial") as bar:
+    with progress_bar(desc=f"tune, {sum(crops)} crops", total=len(left), unit="trial") as bar:
         while left or running:
             present = len(client.nthreads())
             bar.set_postfix(workers=present, refresh=False)
