@@ -3,9 +3,11 @@
 For each set of a project a model is fitted on the others, by a preset. It is measured on the set that was left out,
 slice by slice:
 
-- zero-shot, on every slice, at the pixel size as published, at the scale that the model finds by itself (`unknown`),
-  and, where the pixel sizes of the set and of the training sets are known, resampled to theirs (`known`);
-- how far the model agrees with itself, beside its Dice, stack by stack, at that scale, at half and at twice of it;
+- zero-shot, on every slice: at the pixel size as published with the threshold of the model, at the scale and the
+  threshold that the model finds by itself (`unknown`), and, where the pixel sizes of the set and of the training sets
+  are known, at those that it finds if it expects that ratio (`known`);
+- how far the model agrees with itself, beside its Dice, stack by stack: as it finds, at half of that scale, and as
+  published;
   `--calibration` writes how Dice follows from agreement;
 - after fine-tuning on 1, 4 and 12 of its slices, drawn several times, beside the same network trained on the same
   slices from random weights, for as many crops. A set of few slices gives quarters of slices in place of slices.
@@ -41,7 +43,7 @@ from tqdm import tqdm
 
 from benchmarks import leave_one_set_out_report as report
 from mitoflow.config import presets
-from mitoflow.config.params import Augmentation, Params, Patch, Recipe
+from mitoflow.config.params import Augmentation, Evaluate, Params, Patch, Recipe
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, mean_pixel_size, read_conventions
 from mitoflow.data.cutting import split, write_store
@@ -54,10 +56,11 @@ from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
-from mitoflow.inference import scale
+from mitoflow.inference import operating_point
 from mitoflow.inference.adaptation import enlarged
-from mitoflow.inference.agreement import agreement, for_windows
+from mitoflow.inference.agreement import agreements, for_windows
 from mitoflow.inference.model_input import ArrayVolume
+from mitoflow.inference.operating_point import OperatingPoint
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import resampling, tiff
@@ -247,7 +250,7 @@ class Protocol:
                 store, recipe, initial=initial, loaders=self.loaders, checkpoints=checkpoints, title=title
             )
             unet.save_model(fitted.model, trained.model)
-            self._predictor(fitted.model, recipe, store).settings.write(trained.settings)
+            self._predictor(fitted.model, recipe, store, self.preset.evaluate).settings.write(trained.settings)
         return trained
 
     def start_of(self, left_out: str) -> list[Path]:
@@ -265,32 +268,43 @@ class Protocol:
             raise InputError("--start", f"no {path.name} in {self.start}", "a model for each set", "add it")
         return [path]
 
-    def zero_shot(self, left_out: str, ratio: float | None, trained: Trained) -> dict[str, Any]:
-        """Measure a model on all slices of the set that it has not seen, enlarged by a ratio or as the model finds."""
+    def zero_shot(self, left_out: str, pixel_size: str, trained: Trained) -> dict[str, Any]:
+        """Measure a model on all slices of the set that it has not seen, as published or as `mitoflow predict` does."""
         tissue = self.sets[left_out]
-        ratios = {name: ratio or self._found(tissue, name, trained) for name in dict.fromkeys(tissue.stacks)}
-        places = range(len(tissue.slices))
-        found = self._measured(trained.predictor, left_out, places, ratios)
-        return {"ratios": {name: round(each, 4) for name, each in ratios.items()}, **found}
+        expected = (self.ratio(left_out) or 1.0) if pixel_size == report.KNOWN else 1.0
+        points = {
+            name: OperatingPoint(1.0, trained.predictor.settings.threshold)
+            if pixel_size == report.PUBLISHED
+            else self._found(tissue, name, trained, expected)
+            for name in dict.fromkeys(tissue.stacks)
+        }
+        found = self._measured(trained.predictor, left_out, range(len(tissue.slices)), points)
+        return {"points": {name: [round(each, 4) for each in point] for name, point in points.items()}, **found}
 
     def judged(self, left_out: str, trained: Trained) -> dict[str, Any]:
-        """Measure agreement and Dice of each stack of the set, at the scale that the model finds and around it."""
+        """Measure agreement and Dice of each stack of the set: as the model finds, at half of that scale, as published.
+
+        Scales above the best one are left out: there, masks of larger windows differ long before Dice falls.
+        """
         tissue, predictor = self.sets[left_out], trained.predictor
         rows = []
         for name in dict.fromkeys(tissue.stacks):
             found, whole = self._found(tissue, name, trained), tissue.volume(name)
             places = [place for place, stack in enumerate(tissue.stacks) if stack == name]
             shown = [places[each] for each in spread(len(places) - 1, JUDGED_SLICES)]
-            for ratio in (found, found / 2, found * 2):
-                agreed = agreement(for_windows(predictor), partial(resized_volume, whole), ratio)
-                dice = self._measured(predictor, left_out, shown, {name: ratio})["dice"]
-                rows.append({"stack": name, "scale": ratio, "agreement": asdict(agreed), "dice": dice})
+            as_published = OperatingPoint(1.0, predictor.settings.threshold)
+            for point in dict.fromkeys((found, found._replace(scale=found.scale / 2), as_published)):
+                at_scale = partial(resized_volume, whole)
+                (agreed,) = agreements(for_windows(predictor), at_scale, point.scale, [point.threshold])
+                dice = self._measured(predictor, left_out, shown, {name: point})["dice"]
+                rows.append({"stack": name, **point._asdict(), "agreement": asdict(agreed), "dice": dice})
         return {"stacks": rows}
 
-    def _found(self, tissue: TissueSet, stack: str, trained: Trained) -> float:
-        """Return the scale that `mitoflow predict` takes where no pixel size is known."""
+    def _found(self, tissue: TissueSet, stack: str, trained: Trained, expected: float = 1.0) -> OperatingPoint:
+        """Return the scale and the threshold that `mitoflow predict` takes where the voxel size suggests a scale."""
+        usual = OperatingPoint(expected, trained.predictor.settings.threshold)
         at_scale = partial(resized_volume, tissue.volume(stack))
-        return scale.search(for_windows(trained.predictor), at_scale).chosen(1.0)
+        return operating_point.search(for_windows(trained.predictor), at_scale, usual).chosen(usual)
 
     def ratio(self, left_out: str) -> float | None:
         """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""
@@ -311,7 +325,7 @@ class Protocol:
                 few = self._few_labels_recipe(kind, recipe).replace(seed=draw + 1)
                 title = f"{left_out}, {kind}, {count}, draw {draw}"
                 fitted = fitting.fit(store, few, initial=initial, loaders=self.loaders, title=title)
-                predictor = self._predictor(fitted.model, few, store)
+                predictor = self._predictor(fitted.model, few, store, self.finetune.evaluate)
         found = self._measured(predictor, left_out, tissue.sides["validation"])
         return {**found, "seconds": round(time.perf_counter() - started)}
 
@@ -334,25 +348,36 @@ class Protocol:
                 sets.setdefault(name, {}).setdefault(stack, []).append(page)
         return write_patches(folder, sets, self.preset.patch)
 
-    def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore) -> Predictor:
-        """Return a model with the threshold of the highest Dice on the validation slices, by `protocols.choose`."""
-        settings = Settings.for_recipe(recipe, self.preset.evaluate, store.bit_depth)
+    def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore, wanted: Evaluate) -> Predictor:
+        """Return a model with the threshold that these parameters give or validation chooses."""
+        settings = Settings.for_recipe(recipe, wanted, store.bit_depth)
         predictor = Predictor(model, settings)
-        chosen = protocols.choose(predictor, store.validation, [1]).threshold
+        chosen = protocols.choose(predictor, store.validation, [1], threshold=wanted.fixed_threshold).threshold
         return predictor.with_settings(replace(settings, threshold=chosen))
 
     def _measured(
-        self, predictor: Predictor, name: str, places: Sequence[int], ratios: Mapping[str, float] | None = None
+        self,
+        predictor: Predictor,
+        name: str,
+        places: Sequence[int],
+        points: Mapping[str, OperatingPoint] | None = None,
     ) -> dict[str, Any]:
-        """Return the scores of slices, each predicted by itself, with their intervals; `ratios` are those of stacks."""
+        """Return the scores of slices, each predicted by itself, with their intervals; `points` are those of stacks."""
         tissue, histogram = self.sets[name], ProbabilityHistogram()
-        for place in tqdm(places, desc=f"{name}: measured", unit="slice", leave=False):
+        own = OperatingPoint(1.0, predictor.settings.threshold)
+        stacks = [tissue.stacks[place] for place in places]
+        of_slices = [points[stack] if points else own for stack in stacks]
+        for place, point in zip(
+            tqdm(places, desc=f"{name}: measured", unit="slice", leave=False), of_slices, strict=True
+        ):
             image, truth = tissue.slices[place]
-            ratio = ratios[tissue.stacks[place]] if ratios else 1.0
-            histogram.add(truth, probability(predictor, image, ratio))
-        counts, stacks = histogram.counts_at(predictor.settings.threshold), [tissue.stacks[place] for place in places]
+            histogram.add(truth, probability(predictor, image, point.scale))
+        counts_at = {
+            threshold: histogram.counts_at(threshold) for threshold in {point.threshold for point in of_slices}
+        }
+        counts = np.stack([counts_at[point.threshold][row] for row, point in enumerate(of_slices)])
         drawn = (self.preset.evaluate.bootstrap_block, self.preset.evaluate.bootstrap_resamples, 1, stacks)
-        found: dict[str, Any] = {"slices": len(places), "threshold": predictor.settings.threshold}
+        found: dict[str, Any] = {"slices": len(places), "threshold": own.threshold}
         for name, score in (("dice", metrics.dice), ("iou", metrics.iou)):
             interval = bootstrap_interval(counts, score, *drawn).as_dict(name)
             found |= {key: round(value, 4) for key, value in interval.items()}
@@ -460,12 +485,10 @@ class Job:
 def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namespace) -> Iterator[Job]:
     """Yield the measurements of a set, for one recipe."""
     if "zero-shot" in options.only:
-        ratios: dict[str, float | None] = {report.PUBLISHED: 1.0, report.UNKNOWN: None}
-        if known := protocol.ratio(name):
-            ratios[report.KNOWN] = known
-        for pixel_size, ratio in ratios.items():
+        known = [report.KNOWN] if protocol.ratio(name) else []
+        for pixel_size in (report.PUBLISHED, report.UNKNOWN, *known):
             key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
-            yield Job(key, partial(protocol.zero_shot, name, ratio))
+            yield Job(key, partial(protocol.zero_shot, name, pixel_size))
         yield Job({"kind": report.JUDGED}, partial(protocol.judged, name))
     if "few-labels" in options.only:
         wanted = [(report.FINE_TUNED, 0, 0)]

@@ -67,9 +67,15 @@ def judgement_table(rows: Sequence[Row]) -> str:
         if row["variant"] == PRESET and row["kind"] == JUDGED:
             for each in row["stacks"]:
                 expected = fitted.dice(Agreement(**each["agreement"]))
-                cells = [f"{each['scale']:.3g}", f"{expected:.3f}", judgement.verdict(expected), f"{each['dice']:.3f}"]
+                cells = [
+                    f"{each['scale']:.3g}",
+                    f"{each['threshold']:.2f}",
+                    f"{expected:.3f}",
+                    judgement.verdict(expected),
+                    f"{each['dice']:.3f}",
+                ]
                 lines.append([row["set"], each["stack"], *cells])
-    return _markdown(["left out", "stack", "scale", "expected Dice", "verdict", "Dice"], lines)
+    return _markdown(["left out", "stack", "scale", "threshold", "expected Dice", "verdict", "Dice"], lines)
 
 
 def labels_table(rows: Sequence[Row]) -> str:

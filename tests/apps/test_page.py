@@ -143,8 +143,7 @@ def test_a_slider_shows_another_slice(page: WebDriver, folder: Path) -> None:
     predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
     text = shown(page, "Model: unet", "the model does not say what its training images look like")
     assert "Traceback" not in text
-    chosen = round(predictor.settings.threshold, 2)
-    shares = 100 * (predictor.probabilities(STACK) >= chosen).mean((1, 2))
+    shares = 100 * (predictor.probabilities(STACK) >= predictor.settings.threshold).mean((1, 2))
     assert shown_share(page) == (2, pytest.approx(shares[2], abs=0.02))
     assert (
         len(page.find_elements(By.CSS_SELECTOR, "[data-testid=stImage] img, [data-testid=stImageContainer] img")) == 2
@@ -177,7 +176,7 @@ def test_the_threshold_changes_the_mask_that_is_downloaded(page: WebDriver, fold
     expected = np.where(probability >= threshold, 255, 0)
     np.testing.assert_array_equal(tifffile.imread(mask), expected)
     lineage = ome.read_lineage(mask)
-    assert (lineage["model"], lineage["threshold"], lineage["input"]) == ("unet.keras", f"{threshold:.2f}", "cell.tif")
+    assert (lineage["model"], lineage["threshold"], lineage["input"]) == ("unet.keras", f"{threshold:g}", "cell.tif")
     with table.open() as rows:
         volumes = [int(row["volume_voxels"]) for row in csv.DictReader(rows)]
     labels = instances.separate(expected > 0, Instances())

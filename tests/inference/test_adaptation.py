@@ -49,7 +49,9 @@ def predicted(model: TrainedModel, folder: Path, radius: float, **options: Any) 
 def test_a_calibrated_model_takes_the_scale_at_which_it_agrees_most(model: TrainedModel, tmp_path: Path) -> None:
     Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
     mask, notes, lineage = predicted(model, tmp_path, 4 * RADIUS)
-    assert any("predicted at 0.25 x its size, where the network agrees most" in note for note in notes)
+    assert any(
+        "predicted at 0.25 x its size with threshold 0.50, where the network agrees most" in note for note in notes
+    )
     assert lineage["scale"] == "y x 0.25, x x 0.25"
     expected, _, _ = predicted(model, tmp_path, 4 * RADIUS, rescale=0.25)
     np.testing.assert_array_equal(mask, expected)
@@ -58,9 +60,16 @@ def test_a_calibrated_model_takes_the_scale_at_which_it_agrees_most(model: Train
     assert "scale" not in lineage
 
 
+def test_a_threshold_that_is_given_is_kept(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    _, notes, lineage = predicted(model, tmp_path, 4 * RADIUS, threshold=0.6)
+    assert lineage["threshold"] == "0.6"
+    assert any("with threshold 0.60, where the network agrees most" in note for note in notes)
+
+
 def test_at_the_right_size_slices_stay_as_they_are(model: TrainedModel, tmp_path: Path) -> None:
     Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
-    _, notes, lineage = predicted(model, tmp_path, RADIUS / HALF_OCTAVE)  # see `scale.search`
+    _, notes, lineage = predicted(model, tmp_path, RADIUS / HALF_OCTAVE)  # see `operating_point.search`
     assert "scale" not in lineage
     assert not any("predicted at" in note for note in notes)
 

@@ -9,7 +9,7 @@ import pytest
 
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement
-from mitoflow.inference.agreement import Agreement, agreement
+from mitoflow.inference.agreement import Agreement, agreements
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
@@ -60,7 +60,8 @@ def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Pre
     def at_scale(factor: float) -> ArrayVolume:
         return ArrayVolume(disks(12 * factor, (2, round(600 * factor), round(600 * factor))))
 
-    right = agreement(finder, at_scale, 0.5)
-    wrong = agreement(finder, at_scale, 0.9)
+    right, strict = agreements(finder, at_scale, 0.5, [0.5, 0.99])
+    (wrong,) = agreements(finder, at_scale, 0.9, [0.5])
+    assert right.product > strict.product
     assert right.mirrored == pytest.approx(1, abs=0.02)  # the network has no preferred side
     assert right.product > wrong.product

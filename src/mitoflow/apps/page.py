@@ -71,7 +71,7 @@ class Answer:
     def tiff(self) -> bytes:
         """Return the mask as an OME-TIFF, 255 for mitochondrion."""
         threshold = self.threshold
-        lineage = {**self.description.lineage, "threshold": f"{threshold:.2f}"}
+        lineage = {**self.description.lineage, "threshold": f"{threshold:g}"}
         with self._place() as place:
             path = place / "mask.tif"
             ome.write_tiff(path, self._mask(place, threshold), replace(self.description, lineage=lineage))
@@ -142,7 +142,7 @@ def ask(model: TrainedModel, name: str, content: bytes, voxel_size: str) -> Answ
     described = ome.Description(volume.axes, volume.spacing, lineage=ome.read_lineage(output))
     probability = ome.open_multiscale(request.images["probability"]).array
     notes = [note.replace(str(image), name) for note in notes]
-    threshold = min(0.99, max(0.01, round(model.predictor.settings.threshold, 2)))
+    threshold = min(0.99, max(0.01, float(described.lineage["threshold"])))
     return Answer(folder, volume, probability, described, notes, threshold)
 
 

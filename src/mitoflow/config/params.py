@@ -286,7 +286,7 @@ class Bootstrap(Section):
 class Evaluate(Section):
     """Whole-slice inference on the test part, and the bootstrap behind the intervals.
 
-    Of `medians`, windows along z in slices, validation chooses one.
+    Of `medians`, windows along z in slices, validation chooses one, and the `threshold` too unless it is a number.
     """
 
     tile: Annotated[int, Field(ge=64, le=2**14)] = 256
@@ -294,6 +294,7 @@ class Evaluate(Section):
     tta: Literal[1, 4, 8] = 1
     orthoplanes: bool = False
     medians: Annotated[list[Odd], Field(min_length=1)] = [1, 3, 5, 7]  # noqa: RUF012
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["chosen"] = "chosen"
     bootstrap_resamples: Positive = 2000
     bootstrap_block: Positive = 6
     seed: Seed = 1
@@ -303,6 +304,11 @@ class Evaluate(Section):
         if self.overlap >= self.tile:
             raise ValueError(f"overlap {self.overlap} is not below tile {self.tile}")
         return self
+
+    @property
+    def fixed_threshold(self) -> float | None:
+        """The threshold, or None where validation chooses it."""
+        return None if self.threshold == "chosen" else self.threshold
 
 
 class Instances(Section):

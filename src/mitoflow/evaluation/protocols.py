@@ -18,7 +18,7 @@ from mitoflow.data.masks import Rule, binarise
 from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
+from mitoflow.evaluation.curves import THRESHOLDS, ProbabilityHistogram, best_threshold
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.instances import separate
 from mitoflow.inference.median import median_along_z
@@ -56,6 +56,7 @@ def choose(
     validation: patches.Patches,
     medians: Sequence[int],
     stacks: Sequence[tiff.Stack] | None = None,
+    threshold: float | None = None,
 ) -> Choice:
     """Return the threshold and the median along z of the highest whole-slice Dice on the validation slices.
 
@@ -74,6 +75,8 @@ def choose(
     stacks
         The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
         does in use. Without them it sees the validation slices alone.
+    threshold
+        The one to take, to the next of `curves.THRESHOLDS`; None chooses it.
     """
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     longest = predictor.with_settings(replace(predictor.settings, median=max(medians)))
@@ -99,15 +102,18 @@ def choose(
                     histogram.add(truth, probability)
                 bar.update()
     choices = [
-        _best_with(median, {dataset: of_set[place] for dataset, of_set in histograms.items()})
+        _best_with(median, {dataset: of_set[place] for dataset, of_set in histograms.items()}, threshold)
         for place, median in enumerate(medians)
     ]
     return max(choices, key=lambda choice: choice.dice)
 
 
-def _best_with(median: int, histograms: Mapping[str, ProbabilityHistogram]) -> Choice:
-    """Return the best choice with this median, from the histogram of each set."""
-    threshold = best_threshold([*histograms.values()])
+def _best_with(median: int, histograms: Mapping[str, ProbabilityHistogram], threshold: float | None) -> Choice:
+    """Return the best choice with this median, and this threshold if any, from the histogram of each set."""
+    if threshold is None:
+        threshold = best_threshold([*histograms.values()])
+    else:
+        threshold = float(THRESHOLDS[np.abs(THRESHOLDS - threshold).argmin()])
     scores = {name: float(metrics.dice(each.counts_at(threshold).sum(0))) for name, each in histograms.items()}
     return Choice(threshold, median, float(np.mean([*scores.values()])), scores if len(scores) > 1 else {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -12,8 +13,9 @@ from mitoflow.data import fingerprint, network_input
 from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
-from mitoflow.inference import judgement, scale
-from mitoflow.inference.agreement import agreement, for_windows
+from mitoflow.inference import judgement, operating_point
+from mitoflow.inference.agreement import agreements, for_windows
+from mitoflow.inference.operating_point import THRESHOLDS, OperatingPoint
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io.spacing import Notify
@@ -75,44 +77,70 @@ def compare(
     return []
 
 
-def choose_scale(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> tuple[float, float] | None:
-    """Return by how much the slices of a volume are enlarged along y and x before they are predicted; None for not.
+@dataclass(frozen=True)
+class Adaptation:
+    """How a stack is predicted, so that the network sees what it knows.
 
-    A model of many tissues, which comes with a calibration, finds the scale by itself: the one that the voxel size
-    suggests, or 1 where that is unknown, unless the network agrees with itself clearly more at another one. Other
-    models see slices as they are.
+    Attributes
+    ----------
+    scale
+        By how much slices are enlarged along y and x; None for not.
+    threshold
+        Probability from which a pixel is mitochondrion.
+    """
+
+    scale: tuple[float, float] | None
+    threshold: float
+
+
+def adapt(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Adaptation:
+    """Return at which scale and threshold a stack is predicted.
+
+    A model of many tissues, which comes with a calibration, finds both by itself. As usual it takes the scale that the
+    voxel size suggests, or 1 where that is unknown, and its own threshold, unless the network agrees with itself
+    clearly more elsewhere. Other models see slices as they are. What the request says is not searched.
 
     Raises
     ------
     InputError
-        They are to get the pixels of training, and a pixel size is unknown, or they would change by more than
+        Slices are to get the pixels of training, and a pixel size is unknown, or they would change by more than
         `LARGEST_CHANGE`.
     """
+    own = model.predictor.settings.threshold if request.threshold is None else request.threshold
     if isinstance(request.rescale, float):
-        return request.rescale, request.rescale
+        return Adaptation((request.rescale, request.rescale), own)
     if request.rescale == "training":
-        return _to_training(volume, model)
+        return Adaptation(_to_training(volume, model), own)
     if request.rescale == "none" or model.calibration is None:
-        return None
+        return Adaptation(None, own)
     trained_on, known = model.domain.spacing if model.domain else {}, volume.spacing
     by_size = {*"yx"} <= trained_on.keys() & known.keys()
     suggested = [known[axis] / trained_on[axis] if by_size else 1.0 for axis in "yx"]
     expected = min(max(math.sqrt(math.prod(suggested)), 1 / LARGEST_CHANGE), LARGEST_CHANGE)
-    found = scale.search(
-        for_windows(model.predictor), lambda times: enlarged(volume, _along(suggested, times)), expected
+    usual = OperatingPoint(expected, own)
+    found = operating_point.search(
+        for_windows(model.predictor),
+        lambda times: enlarged(volume, _along(suggested, times)),
+        usual,
+        THRESHOLDS if request.threshold is None else (),
     )
-    chosen = found.chosen(expected)
+    chosen = found.chosen(usual)
     agreed = f"agreement {found.agreement[chosen]:.2f}"
-    if chosen != expected:
-        why = "the voxel size suggests" if by_size else "the slices have"
-        usual = f"{expected:.2g} x, which {why}" if by_size else "the size that the slices have"
+    if chosen != usual:
+        why = ", which the voxel size suggests," if by_size else ""
         notify(
-            f"note: {request.source}: predicted at {chosen:.2g} x its size, where the network agrees most with itself "
-            f"({agreed}, {found.agreement[expected]:.2f} at {usual}); --rescale chooses another"
+            f"note: {request.source}: predicted at {chosen.scale:.2g} x its size with threshold "
+            f"{chosen.threshold:.2f}, where the network agrees most with itself ({agreed}, "
+            f"{found.agreement[usual]:.2f} at {expected:.2g} x{why} and {own:.2f}); --rescale and --threshold choose "
+            "others"
         )
-    elif by_size and abs(math.log(chosen)) >= SAME:
-        notify(f"note: {request.source}: predicted at {chosen:.2g} x its size, as its voxel size suggests ({agreed})")
-    return _along(suggested, chosen) if abs(math.log(chosen)) >= SAME else None
+    elif by_size and abs(math.log(chosen.scale)) >= SAME:
+        notify(
+            f"note: {request.source}: predicted at {chosen.scale:.2g} x its size, as its voxel size suggests ({agreed})"
+        )
+    return Adaptation(
+        _along(suggested, chosen.scale) if abs(math.log(chosen.scale)) >= SAME else None, chosen.threshold
+    )
 
 
 def _along(suggested: Sequence[float], times: float) -> tuple[float, float]:
@@ -141,7 +169,7 @@ def enlarged(volume: Volume, times: tuple[float, float] | None) -> Volume:
     return ResampledVolume(volume, times) if times and times != (1.0, 1.0) else volume
 
 
-def judge(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> str:
+def judge(volume: Volume, request: Request, model: TrainedModel, threshold: float, notify: Notify) -> str:
     """Report and return what to expect of a prediction, for models that know how far they can be trusted.
 
     Parameters
@@ -149,11 +177,15 @@ def judge(volume: Volume, request: Request, model: TrainedModel, notify: Notify)
     volume
         The stack as the network sees it.
     request, model, notify
-        As in `choose_scale`.
+        As in `adapt`.
+    threshold
+        Probability from which a pixel is mitochondrion.
     """
     if model.calibration is None:
         return ""
-    agreed = agreement(for_windows(model.predictor), lambda times: enlarged(volume, (times, times)), 1.0)
+    (agreed,) = agreements(
+        for_windows(model.predictor), lambda times: enlarged(volume, (times, times)), 1.0, [threshold]
+    )
     dice = model.calibration.dice(agreed)
     verdict = judgement.verdict(dice)
     said = f"{verdict}: expected Dice about {dice:.2f} (within {model.calibration.error:.2f} on four of five stacks)"

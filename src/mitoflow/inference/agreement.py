@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
@@ -42,8 +42,8 @@ class Agreement:
         return self.mirrored * self.rescaled
 
 
-def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreement:
-    """Return how far a network agrees with itself on a few windows of a stack.
+def agreements(predictor: Predictor, at_scale: AtScale, scale: float, thresholds: Sequence[float]) -> list[Agreement]:
+    """Return how far a network agrees with itself on a few windows of a stack, at each of some thresholds.
 
     Parameters
     ----------
@@ -53,19 +53,22 @@ def agreement(predictor: Predictor, at_scale: AtScale, scale: float) -> Agreemen
         Resamples the stack.
     scale
         Pixels of the network to a pixel of the stack.
+    thresholds
+        Probabilities from which a pixel is mitochondrion.
     """
     images = list(windows(at_scale(scale)))
-    masks = [predictor.masks(image[None])[0] for image in images]
-    mirrored = [predictor.masks(image[None, :, ::-1])[0, :, ::-1] for image in images]
-    larger = [_enlarged(image) for image in images]
-    rescaled = [
-        _shrunk(predictor.probabilities(image[None])[0], mask.shape) for image, mask in zip(larger, masks, strict=True)
+    maps = [predictor.probabilities(image[None])[0] for image in images]
+    mirrored = [predictor.probabilities(image[None, :, ::-1])[0, :, ::-1] for image in images]
+    rescaled = [_shrunk(predictor.probabilities(_enlarged(image)[None])[0], image.shape) for image in images]
+    return [
+        Agreement(
+            *(
+                _dice([each >= threshold for each in maps], [each >= threshold for each in others])
+                for others in (mirrored, rescaled)
+            )
+        )
+        for threshold in thresholds
     ]
-    threshold = predictor.settings.threshold
-    return Agreement(
-        _dice(masks, mirrored),
-        _dice(masks, [probability >= threshold for probability in rescaled]),
-    )
 
 
 def for_windows(predictor: Predictor) -> Predictor:

@@ -112,16 +112,13 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         scale=None,
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
-        settings=replace(
-            settings,
-            threshold=settings.threshold if request.threshold is None else request.threshold,
-            tta=8 if request.tta else settings.tta,
-        ),
+        settings=replace(settings, tta=8 if request.tta else settings.tta),
         products=tuple(name for name in request.images if name in PRODUCTS),
         folder=Path(),
         blank=blank,
     )
-    job = replace(job, scale=adaptation.choose_scale(job.seen(whole), request, model, notify))
+    adapted = adaptation.adapt(job.seen(whole), request, model, notify)
+    job = replace(job, scale=adapted.scale, settings=replace(job.settings, threshold=adapted.threshold))
     volume = job.seen(whole)
     differs = adaptation.compare(volume, request, model, notify, blank)
     decision = decide(job.settings, volume, request.neighbours)
@@ -132,7 +129,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
         "decisions": "; ".join(notes),
         "differs": "; ".join(differs),
-        "judgement": adaptation.judge(volume, request, model, notify),
+        "judgement": adaptation.judge(volume, request, model, adapted.threshold, notify),
     }
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 

@@ -54,7 +54,7 @@ class Request:
     rescale
         What is done to the slices before the network sees them: resampled to the pixel size of training (``training``),
         enlarged by a ratio (0.5 gives half as many pixels along y and x), nothing (``none``), or what
-        `mitoflow.inference.adaptation.choose_scale` finds (``auto``).
+        `mitoflow.inference.adaptation.adapt` finds (``auto``).
     neighbours
         Which neighbouring slices are used: see `mitoflow.inference.model_input.decide`.
     spacing, fill_missing

@@ -180,7 +180,7 @@ def _choose(
     )
     stacks = [pair.image for pair in read_pairs(DATA / "train")]
     predictor = Predictor(model, settings)
-    choice = protocols.choose(predictor, store.validation, wanted.medians, stacks)
+    choice = protocols.choose(predictor, store.validation, wanted.medians, stacks, wanted.fixed_threshold)
     chosen = dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
     return choice, predictor.with_settings(chosen)
 

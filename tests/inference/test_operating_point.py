@@ -1,0 +1,66 @@
+"""The scale and the threshold at which a network agrees most with itself are those that suit a stack."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mitoflow.inference import operating_point
+from mitoflow.inference.agreement import HALF_OCTAVE
+from mitoflow.inference.model_input import ArrayVolume
+from mitoflow.inference.operating_point import CLEARLY, OperatingPoint, OperatingPoints
+from mitoflow.inference.predictor import Predictor
+
+from .disks import RADIUS, disks
+
+USUAL = OperatingPoint(1.0, 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("radius", "factor"), [(6, 1), (12, 1 / 2), (24, 1 / 4), (17, 1 / 2 / HALF_OCTAVE)])
+def test_it_finds_the_scale(finder: Predictor, radius: float, factor: float) -> None:
+    def at_scale(factor: float) -> ArrayVolume:
+        return ArrayVolume(disks(radius * factor, (3, round(1024 * factor), round(1024 * factor))))
+
+    found = operating_point.search(finder, at_scale, USUAL, thresholds=[])
+    # The mask is compared with that of half an octave above: the network knows structures between the two sizes best.
+    assert found.best.scale == pytest.approx(max(factor / HALF_OCTAVE, operating_point.SCALES[0]))
+    assert {point.threshold for point in found.agreement} == {0.5}
+
+
+@pytest.mark.slow
+def test_it_finds_a_threshold_for_pale_structures(finder: Predictor) -> None:
+    def at_scale(factor: float) -> ArrayVolume:
+        dark = disks(RADIUS * factor, (3, round(600 * factor), round(600 * factor)))
+        return ArrayVolume(np.where(dark < 125, 125, 190).astype(np.uint8))
+
+    truth = disks(RADIUS, (1, 600, 600))[0] < 125
+    image = at_scale(1.0).read(0, (0, 600, 0, 600))[None]
+    assert not finder.masks(image).any()  # at the usual threshold it finds nothing
+    chosen = operating_point.search(finder, at_scale, USUAL).chosen(USUAL)
+    assert chosen.threshold < 0.5
+    mask = finder.probabilities(at_scale(1.0).read(0, (0, 600, 0, 600))[None])[0] >= chosen.threshold
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("agreement", "chosen"),
+    [
+        ({USUAL: 0.5, (0.5, 0.5): 0.54, (0.5, 0.1): 0.54}, USUAL),  # nothing is clearly better
+        ({USUAL: 0.5, (0.5, 0.5): 0.6, (1.0, 0.1): 0.64, (0.5, 0.1): 0.64}, (0.5, 0.5)),  # the scale is enough
+        ({USUAL: 0.5, (0.5, 0.5): 0.55, (1.0, 0.1): 0.64, (0.5, 0.1): 0.66}, (1.0, 0.1)),  # the threshold is enough
+        ({USUAL: 0.5, (0.5, 0.5): 0.55, (1.0, 0.1): 0.55, (0.5, 0.1): 0.7}, (0.5, 0.1)),  # it takes both
+        ({USUAL: 0.3, (2.0, 0.5): 0.5, (0.5, 0.5): 0.5, (1.0, 0.5): 0.5}, (1.0, 0.5)),
+    ],
+)
+def test_the_usual_operating_point_is_left_only_for_one_that_is_clearly_better(
+    agreement: dict[tuple[float, float], float], chosen: tuple[float, float]
+) -> None:
+    points = OperatingPoints({OperatingPoint(*point): agreed for point, agreed in agreement.items()})
+    assert points.chosen(USUAL) == chosen
+
+
+def test_clearly_is_more_than_a_little() -> None:
+    for difference, chosen in ((2 * CLEARLY, (0.5, 0.5)), (CLEARLY / 2, USUAL)):
+        points = OperatingPoints({USUAL: 0.5, OperatingPoint(0.5, 0.5): 0.5 + difference})
+        assert points.chosen(USUAL) == chosen
