@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from mitoflow.io.file_names import describe, natural_order, refuse_copies
         ["a_-0.5nm", "a_0.25nm", "a_0.5nm"],
         ["s_-2", "s_-1", "s_0", "s_1"],
         ["-1", "0", "1"],
+        ["-2", "-1", "+1", "+2"],
+        ["z_-2", "z_-1", "z_0", "z_+1"],
         ["s-1", "s-2", "s-10"],  # a hyphen, and no sign
         ["img_1.2", "img_1.9", "img_1.10"],  # two numbers, and no decimal
     ],
@@ -49,6 +52,26 @@ def test_what_is_missing_or_unlike_among_slices_is_told(names: list[str], warnin
     assert note == f"note: d: {len(names)} slices, {names[0]}.tif to {names[-1]}.tif"
     assert len(warnings) == bool(warning)
     assert warning in " ".join(warnings)
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "other"),
+    [
+        (["z0", "z1", "z-1"], "z-1", "z0"),
+        (["z+1", "z+2", "z-1", "z-2"], "z-1", "z+1"),
+        (["a1_z-1.5um", "a1_z1.5um"], "a1_z1.5um", "a1_z-1.5um"),
+    ],
+)
+def test_what_may_be_a_sign_or_a_hyphen_is_refused(names: list[str], first: str, other: str) -> None:
+    with pytest.raises(
+        InputError, match=re.escape(f"d/{first}.tif: found a sign or a hyphen before a number, and {other}.tif")
+    ):
+        describe(folder(*names))
+
+
+def test_hyphens_before_all_numbers_are_no_signs() -> None:
+    assert len(describe(folder("s-1", "s-2", "s-3"))) == 1
+    assert len(describe(folder("2024-01-s1", "2024-01-s2"))) == 1
 
 
 def test_of_many_gaps_a_few_are_named_and_all_are_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mitoflow import cli
 from mitoflow.cli import mitoflow
 from mitoflow.core import sqlite
 from mitoflow.errors import InputError
@@ -89,6 +91,23 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def overwrite_pages(path: Path) -> None:
+    """Damage all but the first pages, where the list of tables is."""
+    content = bytearray(path.read_bytes())
+    for page in range(3 * 4096, len(content), 4096):
+        content[page : page + 64] = b"\xff" * 64
+    path.write_bytes(content)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def of_revision(revision: str) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         with closing(sqlite3.connect(path)) as database, database:
@@ -101,6 +120,9 @@ def of_revision(revision: str) -> Callable[[Path], None]:
     ("change", "line"),
     [
         (overwrite_header, "found a damaged file .*; restore it from a copy, or remove it and run `mitoflow register`"),
+        (overwrite_pages, "found a damaged file .*; restore it from a copy, or remove it and run `mitoflow register`"),
+        (cut_in_half, "found a damaged file .*; restore it from a copy, or remove it and run `mitoflow register`"),
+        (replace_by_a_folder, "found a folder, expected an SQLite database; restore it from a copy, or remove it and"),
         (
             empty,
             "found an empty file, expected the runs whose artifacts are in mlruns/; restore it from a copy, or rem",
@@ -119,6 +141,25 @@ def test_a_file_that_cannot_be_used_gets_its_own_remedy(
     report("kept on disk")
     assert len(capfd.readouterr().err.splitlines()) == 1
     assert journal.folders()
+
+
+@pytest.mark.parametrize("arguments", ["models", "history", "promote 1", "rollback", "compare 1 2", "sync", "relocate"])
+def test_every_command_ends_in_one_line(
+    checkout: Path, arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local_store.relocate()
+    report("kept on disk")
+    overwrite_header(checkout / "mlflow.db")
+    store.client.cache_clear()
+    if arguments == "sync":
+        report("another")
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["mitoflow", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith(f"mitoflow: {checkout}/mlflow.db: found a damaged file (file is not a database)")
 
 
 def test_a_locked_file_is_not_asked_to_start_its_server(checkout: Path) -> None:

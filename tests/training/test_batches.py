@@ -1,6 +1,7 @@
 import dataclasses
 import multiprocessing
 import pickle
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -322,7 +323,7 @@ def test_other_processes_make_the_same_batches(store: PatchStore) -> None:
 @pytest.mark.slow
 def test_a_process_that_was_killed_is_one_line(store: PatchStore) -> None:
     """Also where a backend wraps the error, as TensorFlow does, in one that does not name it."""
-    killed = pytest.raises(InputError, match=r"machine.loaders: found 2, one of which was killed")
+    killed = pytest.raises(InputError, match=r"machine.loaders: found 2, one of which was killed by SIGKILL")
     with killed as error, loaded(TrainPatches(store.train, 8, RECIPE), 2) as batches:
         batches[0]
         for process in multiprocessing.active_children():
@@ -333,6 +334,24 @@ def test_a_process_that_was_killed_is_one_line(store: PatchStore) -> None:
         except BrokenProcessPool:
             raise RuntimeError("the graph failed") from None
     assert "resumes the training" in str(error.value)
+
+
+class Unusable(TrainPatches):
+    """Cannot be made in another process, which ends with exit code 3."""
+
+    def __reduce__(self) -> tuple:
+        return sys.exit, (3,)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_by_itself_was_not_killed(store: PatchStore) -> None:
+    """As in a script without a guard, which each process runs again: no memory ran out."""
+    ended = pytest.raises(
+        InputError, match="machine.loaders: found 2, one of which ended with exit code 3; its error is"
+    )
+    with ended as error, loaded(Unusable(store.train, 8, RECIPE), 2) as batches:
+        batches[0]
+    assert 'call this below `if __name__ == "__main__":`' in str(error.value)
 
 
 def test_another_process_maps_the_files_of_patches(store: PatchStore) -> None:

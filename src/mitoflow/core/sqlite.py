@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from mitoflow.errors import InputError
+from mitoflow.errors import REFUSED, InputError
 
 PATIENCE = 5  # seconds that another process may keep it locked
 
@@ -24,10 +25,12 @@ def require_readable(path: Path, remedy: str) -> None:
     Raises
     ------
     InputError
-        Another process keeps it locked, or it is damaged.
+        Another process keeps it locked, it is damaged or a folder, or it may not be opened.
     """
     if not path.exists():
         return
+    if path.is_dir():
+        raise InputError(path, "a folder", "an SQLite database", remedy)
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)) as database:
             database.execute("select name from sqlite_master").fetchall()
@@ -48,4 +51,6 @@ def as_user_error(path: Path, error: BaseException, remedy: str) -> InputError |
         return InputError(path, "a database that another process keeps locked", "one that is free", free)
     if name.startswith(("CORRUPT", "NOTADB")):
         return InputError(path, f"a damaged file ({cause})", "an SQLite database", remedy)
+    if name.startswith(("CANTOPEN", "READONLY")):
+        return InputError(path, *REFUSED[errno.EACCES])
     return None

@@ -50,10 +50,17 @@ def refuse_copies(paths: Sequence[Path]) -> None:
 
 
 def describe(paths: Sequence[Path]) -> list[str]:
-    """Return notes on files that are the slices of a stack: first, last and number; warnings of what looks wrong."""
+    """Return notes on files that are the slices of a stack: first, last and number; warnings of what looks wrong.
+
+    Raises
+    ------
+    InputError
+        Names differ in a sign that may be a hyphen, such as ``z-1`` beside ``z1``.
+    """
     first, last = paths[0], paths[-1]
     notes = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
     parts = [natural_order(path.stem) for path in paths]
+    _refuse_unclear_signs(paths, parts)
     kinds: dict[tuple[str, ...], str] = {}
     for path, each in zip(paths, parts, strict=True):
         kinds.setdefault(tuple(text for text, _ in each), path.name)
@@ -67,6 +74,18 @@ def describe(paths: Sequence[Path]) -> list[str]:
     if gaps := _gaps(paths, parts):
         notes.append(f"warning: {first.parent}: slices are missing between {_named(gaps)}")
     return notes
+
+
+def _refuse_unclear_signs(paths: Sequence[Path], parts: Sequence[Parts]) -> None:
+    seen: dict[tuple[str, ...], tuple[Path, tuple[str, ...]]] = {}
+    for path, each in zip(paths, parts, strict=True):
+        texts = tuple(text for text, _ in each)
+        unsigned = (*(re.sub(r"[+-]$", "", text) for text in texts[:-1]), texts[-1])
+        other, like = seen.setdefault(unsigned, (path, texts))
+        if like != texts:
+            found = f"a sign or a hyphen before a number, and {other.name} with another one or none"
+            expected = "names whose order is clear, such as z_-1, z_0, z_1 or z=-1, z=0, z=1"
+            raise InputError(path, found, expected, "rename them, or take those of another stack out")
 
 
 def _gaps(paths: Sequence[Path], parts: Sequence[Parts]) -> list[tuple[Path, Path]]:

@@ -347,7 +347,8 @@ def _require_one_file(path: Path, file: tifffile.TiffFile) -> None:
             elsewhere.add(name)
     if elsewhere:
         found = f"a part of an OME-TIFF of several files, with {', '.join(sorted(map(str, elsewhere))[:3])}"
-        raise InputError(path, found, "an image in one file", "export the stack as one file, without a companion")
+        remedy = "save the stack as one file, in Fiji by Bio-Formats or with `bfconvert`"
+        raise InputError(path, found, "an image in one file", remedy)
 
 
 def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -199,7 +200,8 @@ class LoadedBatches(keras.utils.PyDataset):
     def __init__(self, source: TrainPatches, processes: int) -> None:
         # A thread of Keras waits for each process, and one more has the next batch ready.
         super().__init__(workers=processes + 1, max_queue_size=4 * processes)
-        self.source, self.epoch, self.is_broken = source, 0, False
+        self.source, self.epoch = source, 0
+        self.broken: list[multiprocessing.Process] = []  # the processes, from the moment on when one of them ended
         # Not forked: the backend has threads by now, and their locks would be copied as they are.
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(processes, context, _keep_source, (source,))
@@ -214,8 +216,8 @@ class LoadedBatches(keras.utils.PyDataset):
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             return self.pool.submit(_batch, self.epoch, step).result()
-        except BrokenProcessPool:
-            self.is_broken = True  # the backend wraps the error in one of its own
+        except BrokenProcessPool:  # the backend wraps the error in one of its own
+            self.broken = self.broken or [*self.pool._processes.values()]
             raise
 
 
@@ -228,7 +230,7 @@ def loaded(source: TrainPatches, processes: int) -> Iterator[TrainPatches | Load
     Raises
     ------
     InputError
-        One of the processes was killed.
+        One of the processes was killed, or ended by itself.
     """
     if processes == 0:
         yield source
@@ -237,13 +239,25 @@ def loaded(source: TrainPatches, processes: int) -> Iterator[TrainPatches | Load
     try:
         yield batches
     except Exception:
-        if not batches.is_broken:
+        if not batches.broken:
             raise
-        found = f"{processes}, one of which was killed, as the system does where memory runs out"
-        remedy = "set it lower and run `dvc repro`, which resumes the training"
-        raise InputError("machine.loaders", found, "processes that live as long as the training", remedy) from None
+        batches.pool.shutdown(cancel_futures=True)  # afterwards all have ended
+        raise _broken(processes, [process.exitcode or 0 for process in batches.broken]) from None
     finally:
         batches.pool.shutdown(cancel_futures=True)
+
+
+def _broken(processes: int, codes: list[int]) -> InputError:
+    """Return an error that says how one of the processes ended; the pool ends the others by SIGTERM."""
+    code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}, as the system does where memory runs out"
+        remedy = "set it lower and run `dvc repro`, which resumes the training"
+    else:
+        how = f"ended with exit code {code}; its error is above"
+        remedy = 'in a script, call this below `if __name__ == "__main__":`, because each process imports the script'
+    found = f"{processes}, one of which {how}"
+    return InputError("machine.loaders", found, "processes that live as long as the training", remedy)
 
 
 _source: TrainPatches  # of a process that makes batches
