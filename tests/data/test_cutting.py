@@ -32,6 +32,17 @@ def test_split_leaves_a_gap_and_never_mixes_neighbours() -> None:
     assert sides["train"] == [(0, z) for z in range(12)] + [(1, z) for z in range(3)]
 
 
+def test_a_stack_is_split_where_both_sides_get_a_slice() -> None:
+    """Of 5 slices 1 validates, 3 are left out and 1 trains; of 4 none is left to train."""
+    assert cutting.split([5], fraction=0.25, gap=3) == {"train": [(0, 0)], "validation": [(0, 4)]}
+    assert cutting.split([4], fraction=0.25, gap=3) == {"train": [(0, z) for z in range(4)], "validation": []}
+    assert cutting.split([3], fraction=0.01, gap=0) == {"train": [(0, 0), (0, 1)], "validation": [(0, 2)]}
+    assert cutting.split([2, 1, 1], fraction=0.5, gap=0) == {
+        "train": [(0, 0), (1, 0)],
+        "validation": [(0, 1), (2, 0)],
+    }
+
+
 def test_single_pages_are_split_as_one_stack() -> None:
     sides = cutting.split([1] * 10, fraction=0.2, gap=1)
     assert sides["validation"] == [(8, 0), (9, 0)]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mitoflow.errors import InputError
 from mitoflow.inference.folding import fold_normalization
-from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
@@ -231,16 +230,6 @@ def test_augmentation_makes_the_map_follow_the_image(model: keras.Model, stack: 
     assert close == (tta == 8)
     single_view = Predictor(model, replace(SETTINGS, tile=64)).probabilities(square)
     assert not np.allclose(plain, single_view, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 3, 5, 7])
-@pytest.mark.parametrize("depth", [1, 2, 6, 9])
-def test_the_median_along_z_is_that_of_the_slices_around(size: int, depth: int) -> None:
-    maps = np.random.default_rng(0).random((depth, 3, 4), dtype=np.float32)
-    got = np.stack(list(median_along_z(iter(maps), size)))
-    half = size // 2
-    wanted = np.stack([np.median(maps[max(0, z - half) : z + half + 1], axis=0) for z in range(depth)])
-    np.testing.assert_array_equal(got, wanted)
 
 
 def test_slices_are_read_once_and_few_at_a_time(model: keras.Model, stack: np.ndarray) -> None:

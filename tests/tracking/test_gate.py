@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mitoflow.config.params import Bootstrap
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.verdict import Verdict
-from mitoflow.tracking.gate import Candidate, Gate
+from mitoflow.evaluation.verdict import Check, Verdict
+from mitoflow.tracking.gate import Candidate, Gate, NonInferiorityDataset
 
 COMMITTED = (Path(__file__).parents[2] / "promotion.yaml").read_text(encoding="utf-8")
 
@@ -78,7 +80,7 @@ def test_another_dataset_is_found_from_the_copy_of_a_queued_experiment(
         (
             "non_inferiority: []",
             "non_inferiority: [{name: a, folder: nowhere}]",
-            "0.folder: found nowhere, expected a folder",
+            "0.folder: found nowhere, expected a folder with images/ and masks/; change the value$",
         ),
         (
             "non_inferiority: []",
@@ -104,6 +106,7 @@ def test_required_scores_hold_for_the_first_version_too(folder: Path) -> None:
     assert verdict.reason == ("there was no champion; but boundary_f1 is 0.5000 [0.5000, 0.5000] and not at least 0.6")
     unknown = wanted.decide(contender(1, weights, boundaries=False), None)
     assert "boundary_f1 is unknown and not at least 0.6" in unknown.reason
+    assert unknown.checks[1] == Check("boundary_f1", "unknown", "at least 0.6", False)
     assert Gate(required={"dice": 0.8, "boundary_f1": 0.5}).decide(contender(1, weights), None).promoted
     assert Verdict.from_tags(1, verdict.tags()) == verdict
 
@@ -115,7 +118,7 @@ def test_a_score_that_is_better_when_lower_has_an_upper_bound(folder: Path, monk
     assert challenger.evaluation is not None
     found = challenger.evaluation.interval("wrong").value
     path = folder / "promotion.yaml"
-    for bound, passed in ((found + 0.01, True), (found - 0.01, False)):
+    for bound, passed in ((found + 0.01, True), (found, True), (found - 0.01, False)):
         path.write_text(f"required: {{wrong: {bound}}}\n", encoding="utf-8")
         (check,) = Gate.load(path).decide(challenger, None).checks
         assert (check.what, check.wanted, check.passed) == ("wrong", f"at most {bound:g}", passed)
@@ -248,8 +251,147 @@ def test_what_cannot_be_measured_does_not_pass_and_raises_nothing(folder: Path) 
     )
     verdict = Gate(max_model_mb=1.0, max_seconds_per_mpx=1.0).decide(lost, None)
     assert not verdict.promoted
-    assert [check.found for check in verdict.checks] == ["unknown (m: found gone, expected it; mend it)"] * 2
+    found = "unknown (m: found gone, expected it; mend it)"
+    assert verdict.checks == (
+        Check("megabytes", found, "at most 1", False),
+        Check("seconds a megapixel", found, "at most 1", False),
+    )
 
 
 def raises(error: Exception) -> Path:
     raise error
+
+
+@pytest.mark.parametrize(
+    ("lineage", "found", "passed"),
+    [({"git_dirty": "false"}, "as committed", True), ({"git_dirty": "true"}, "changed", False), ({}, "unknown", False)],
+)
+def test_a_clean_working_tree_may_be_asked_for(folder: Path, lineage: dict[str, str], found: str, passed: bool) -> None:
+    challenger = replace(contender(1, folder / "unet.keras"), lineage=lineage)
+    verdict = Gate(require_clean=True).decide(challenger, None)
+    assert verdict.checks == (Check("working tree", found, "as committed", passed),)
+    assert verdict.promoted is passed
+    assert Gate().decide(challenger, None).checks == ()
+
+
+@pytest.mark.parametrize(
+    ("auto_promote", "lineage", "why"),
+    [
+        ("always", {"git_branch": "other", "dvc_experiment": "e1"}, ""),
+        ("never", {"git_branch": "main"}, "no version becomes champion by itself"),
+        ("main", {"git_branch": "main"}, ""),
+        ("main", {}, ""),
+        ("main", {"git_branch": "main", "dvc_experiment": "e1"}, "it comes from the DVC experiment e1"),
+        ("main", {"git_branch": "other"}, "it comes from the branch other and not from main"),
+        ("main", {"git_branch": "HEAD"}, "it comes from a checkout without a branch and not from main"),
+    ],
+)
+def test_who_becomes_champion_by_itself(auto_promote: str, lineage: dict[str, str], why: str) -> None:
+    assert Gate(auto_promote=auto_promote).why_by_hand(lineage) == why
+
+
+def test_the_size_of_a_model_is_in_millions_of_bytes(folder: Path) -> None:
+    (folder / "unet.keras").write_bytes(bytes(1_500_000))
+    for limit, passed in ((1.499999, False), (1.5, True)):
+        verdict = Gate(max_model_mb=limit).decide(contender(1, folder / "unet.keras"), None)
+        assert verdict.checks == (Check("megabytes", "1.5", "at most 1.5", passed),)
+
+
+def test_two_seconds_a_megapixel_are_at_most_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timing itself, which needs a network, has its own test."""
+    timed = "mitoflow.tracking.gate._seconds_per_megapixel"
+    monkeypatch.setattr(timed, lambda weights: float(len(weights.read_bytes())) / 500)
+    for limit, passed in ((1.9, False), (2.0, True)):
+        (check,) = Gate(max_seconds_per_mpx=limit).decide(contender(1, folder / "unet.keras"), None).checks
+        assert (check.what, check.wanted, check.passed) == ("seconds a megapixel", f"at most {limit:g}", passed)
+        assert check.found.startswith("2.00 (")
+
+
+def test_what_was_never_evaluated_is_not_promoted(folder: Path) -> None:
+    nothing = Candidate(7, lambda: None, lambda: folder / "unet.keras")
+    verdict = Gate().decide(nothing, contender(1, folder / "unet.keras"))
+    assert verdict == Verdict(7, False, "it was never evaluated by mitoflow, or its evaluation is lost")
+
+
+def test_other_test_data_are_named(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    other = Evaluation("m" * 64, "b" * 64, ["s"] * 20, [[800, 50, 200, 9000]] * 20, 5, 200, 1)
+    for champion, tested_on in ((other, "bbbbbbbbbbbb"), (None, "unknown")):
+        verdict = Gate().decide(contender(2, weights), Candidate(1, partial(_given, champion), lambda: weights))
+        reason = (
+            f"it was evaluated on other test data (aaaaaaaaaaaa) than champion 1 ({tested_on}), so they cannot be "
+            "compared; evaluate both on the same data, or `mitoflow promote 2 --force --reason TEXT`"
+        )
+        assert verdict == Verdict(2, False, reason, champion=1)
+
+
+def _given(evaluation: Evaluation | None) -> Evaluation | None:
+    return evaluation
+
+
+def test_the_interval_allows_for_what_was_compared_before(folder: Path) -> None:
+    better, champion = contender(2, folder / "unet.keras", 850), contender(1, folder / "unet.keras")
+    assert better.evaluation and champion.evaluation
+    for before, level, note in ((0, "95 %", ""), (1, "97.5 %", "; it allows for 1 compared on this test data before")):
+        verdict = Gate().decide(better, champion, before)
+        gain = better.evaluation.better_by(champion.evaluation, Gate().bootstrap, comparisons=before + 1)
+        assert (verdict.difference, verdict.compared_before, verdict.champion) == (gain, before, 1)
+        expected = f"Dice differs by {gain:+.4f} from champion 1 on the same slices: the {level} interval is above zero"
+        assert verdict.reason == expected + note
+
+
+def test_sets_without_a_score_of_the_champion_and_all_that_fails_are_listed(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    verdict = Gate(required={"dice": 0.99, "iou": 0.98}).decide(
+        of_sets(2, weights, epfl=850, vnc=300, worm=500), of_sets(1, weights, epfl=800)
+    )
+    assert "above zero; without vnc, worm, on which the champion has no score; but dice is " in verdict.reason
+    assert " and not at least 0.99, iou is " in verdict.reason
+
+
+def test_what_is_as_good_as_its_margin_passes(folder: Path) -> None:
+    weights = folder / "unet.keras"
+    champion = of_sets(1, weights, epfl=800, vnc=600)
+    checks = Gate(set_margin=0.0).decide(of_sets(2, weights, epfl=800, vnc=600), champion).checks
+    nothing = "+0.0000 [+0.0000, +0.0000]"
+    assert checks == tuple(
+        Check(f"gain in Dice on test set {name}", nothing, "at least 0", True) for name in ("epfl", "vnc")
+    )
+    checks = Gate(set_margin=0.03).decide(of_sets(2, weights, epfl=800, vnc=600), champion).checks
+    assert {check.wanted for check in checks} == {"at least -0.03"}
+
+
+def test_other_datasets_are_compared_version_by_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With figures in the place of predictions, which have their own test."""
+    found = {
+        version: Evaluation("m" * 64, "w" * 64, ["s"] * 20, counts, 5, 200, 1)
+        for version, counts in (("champion", BEFORE), ("challenger", AFTER))
+    }
+    asked_for: list[str] = []
+
+    def evaluate(dataset: NonInferiorityDataset, weights: Path, _: Bootstrap) -> Evaluation:
+        asked_for.append(f"{dataset.name} {weights}")
+        return found[str(weights)]
+
+    monkeypatch.setattr(NonInferiorityDataset, "evaluate", evaluate)
+    champion = replace(contender(1, folder / "unet.keras"), weights=lambda: Path("champion"))
+    challenger = replace(contender(2, folder / "unet.keras", 900), weights=lambda: Path("challenger"))
+
+    def check(margin: float, ours: Candidate = challenger) -> Check:
+        worm = NonInferiorityDataset(name="worm", folder="worm", margin=margin)
+        (check,) = Gate(non_inferiority=[worm]).decide(ours, champion).checks
+        return check
+
+    gain = found["challenger"].better_by(found["champion"], Gate().bootstrap)
+    assert gain.low < -0.03 < gain.value < 0
+    assert check(0.03) == Check("gain in Dice on worm", f"{gain:+.4f}", "at least -0.03", False)
+    assert check(0.3).passed
+    assert check(0.0, replace(challenger, weights=lambda: Path("champion"))).passed
+
+    gate_of_two = Gate(non_inferiority=[NonInferiorityDataset(name=name, folder=name) for name in ("worm", "liver")])
+    asked_for.clear()
+    gate_of_two.prepare(challenger, champion)
+    assert asked_for == ["worm challenger", "worm champion", "liver challenger", "liver champion"]
+    gate_of_two.prepare(challenger, None)
+    gate_of_two.prepare(Candidate(3, lambda: None, lambda: Path("challenger")), champion)
+    assert len(asked_for) == 4
