@@ -70,7 +70,7 @@ def project(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     for name in ("DVC_ROOT", *(name for name in os.environ if name.startswith("MLFLOW_"))):
         if name not in store.DEFAULTS:
             monkeypatch.delenv(name, raising=False)
-    (tmp_path / "params.yaml").touch()
+    (tmp_path / "params.yaml").write_text("{}\n")
     for name in FILES:
         (tmp_path / name).write_bytes((saved / name).read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ def package(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo") / "package"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder.parent)
-        Path("params.yaml").touch()
+        Path("params.yaml").write_text("{}\n")
         options = ["--author", "Ada Lovelace", "--licence", "CC-BY-4.0"]
         run("--bioimageio", "package", "--model", str(saved / "unet.keras"), *options, monkeypatch=monkeypatch)
     return folder

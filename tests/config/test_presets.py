@@ -38,21 +38,24 @@ def test_the_committed_file_is_the_preset_phantom(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "name"), [*itertools.permutations(NAMES, 2)])
 def test_nothing_stays_of_the_preset_before(path: Path, before: str, name: str) -> None:
-    presets.change(path, {"machine.workers": "3", "data.name": "cortex", "instances.neck": "0.5"})
+    presets.change(
+        path, {"machine.workers": "3", "data.name": "cortex", "instances.neck": "0.5", "registry.model": "liver"}
+    )
     presets.apply(path, before)
     presets.apply(path, name)
     found, preset = params.load(path), presets.load(name)
     assert found == preset.model_copy(
-        update={"machine": found.machine, "data": found.data, "instances": found.instances}
+        update={key: getattr(found, key) for key in ("machine", "registry", "data", "instances")}
     )
     assert (found.machine.workers, found.data.name, found.instances.neck) == (3, "cortex", 0.5)
+    assert found.registry.model == "liver"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_states_differences_from_the_defaults_and_nothing_else(name: str) -> None:
     stated = YAML(typ="safe").load(presets.PRESETS.read_text())[name]
     assert stated.pop("about")
-    assert not {"data", "instances", "machine"} & stated.keys()
+    assert not {"data", "instances", "registry", "machine"} & stated.keys()
     defaults, preset = (dotted(each.model_dump(by_alias=True)) for each in (params.Params(), presets.load(name)))
     assert dotted(stated) == {key: value for key, value in preset.items() if value != defaults[key]}
 

@@ -138,7 +138,7 @@ def test_servers_listen_on_this_machine_alone(command: str) -> None:
 def test_mlflow_is_shown_on_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "params.yaml").touch()
+    (tmp_path / "params.yaml").write_text("{}\n")
     started: list[str] = []
     monkeypatch.setattr(os, "execv", lambda program, command: started.extend(command))
     assert CliRunner().invoke(cli.mitoflow, ["ui"]).exit_code == 0

@@ -55,7 +55,7 @@ def checkout(server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").touch()
+    (tmp_path / "params.yaml").write_text("{}\n")
     return tmp_path
 
 

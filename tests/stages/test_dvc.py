@@ -57,6 +57,7 @@ KEYS = {
     "train.seed": ["train"],
     "evaluate.*": ["evaluate"],
     "instances.*": ["evaluate"],
+    "registry.*": [],
     "machine.*": [],
 }
 #: The same for a file; the first pattern counts.

@@ -27,6 +27,6 @@ def client(tables: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ml
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "PATIENCE", 5.0)
     Path("mlflow.db").write_bytes(tables)
-    Path("params.yaml").touch()
+    Path("params.yaml").write_text("{}\n")
     tiny_model.write()
     return store.client(store.uri())

@@ -89,7 +89,7 @@ def test_a_dirty_tree_is_refused_where_that_is_asked_for(lineage: dict[str, str]
 def test_the_dirty_tree_of_a_version_is_known_by_its_lineage(client: MlflowClient) -> None:
     commit("main")
     Path("promotion.yaml").write_text("require_clean: true\n", encoding="utf-8")
-    Path("params.yaml").write_text("# changed\n", encoding="utf-8")
+    Path("params.yaml").write_text("{}  # changed\n", encoding="utf-8")
     assert provenance.current()["git_dirty"] == "true"
     assert not registered(700).promoted
     assert not registry.promote(1).promoted

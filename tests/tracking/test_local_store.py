@@ -26,7 +26,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with a run and its artifact."""
     folder = tmp_path_factory.mktemp("used") / "first"
     folder.mkdir()
-    (folder / "params.yaml").touch()
+    (folder / "params.yaml").write_text("{}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("DVC_ROOT", raising=False)

@@ -85,6 +85,21 @@ def test_every_name_of_a_version_finds_it(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_version_is_found_from_a_project_with_another_model(here: Path) -> None:
+    settings = Path("params.yaml")
+    settings.write_text("registry: {model: mitoflow-liver}\n")
+    try:
+        for name in ("models:/mitoflow/1", "models:/mitoflow@champion"):
+            model = model_lookup.find(name)
+            assert model.name == "mitoflow version 1"
+            assert (model.lineage["model"], model.lineage["version"]) == ("mitoflow", "1")
+        with pytest.raises(InputError, match="a version of model mitoflow-liver"):
+            model_lookup.find("1")
+    finally:
+        settings.unlink()
+
+
+@pytest.mark.slow
 def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
     model = model_lookup.find("1")
     mlflow.set_tracking_uri(store.uri())
@@ -107,14 +122,15 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
     [
         ("7", "version 7: found no such version"),
         ("models:/mitoflow@best", "--model: found models:/mitoflow@best, which names no version"),
-        ("models:/other/1", "--model: found models:/other/1"),
+        ("models:/other/1", "version 1: found no such version, expected a version of model other"),
+        ("models:/other@champion", "--model: found models:/other@champion, which names no version"),
         ("0" * 32, "run 0+: found no version"),
         ("pretrained:none", "pretrained model: found none"),
         (
             "best",
-            "--model: found best, which names no version, expected models:/mitoflow@champion, a version, a run",
+            "--model: found best, which names no version, expected models:/NAME@champion, a version, a run",
         ),
-        ("mlflow.db", "--model: found mlflow.db, expected models:/mitoflow@champion, a version, a run, a .keras file"),
+        ("mlflow.db", "--model: found mlflow.db, expected models:/NAME@champion, a version, a run, a .keras file"),
     ],
 )
 def test_unknown_names_are_one_line(here: Path, name: str, message: str) -> None:

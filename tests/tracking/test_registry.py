@@ -309,7 +309,7 @@ def test_each_of_several_sets_has_its_score_and_its_data(
     assert row.sets == {name: sets[name].interval("dice") for name in ("epfl", "vnc")}
     assert tags(1)["mitoflow.set.vnc.test_hash"] == "b" * 64
     assert registry.origin("1")["dataset.test"] == f"epfl {'a' * 16}, vnc {'b' * 16}"
-    Path("params.yaml").touch()
+    Path("params.yaml").write_text("{}\n")
     monkeypatch.setattr(sys, "argv", ["mitoflow", "models"])
     cli.main()
     listed = ", ".join(f"{name} {interval.value:.4f}" for name, interval in row.sets.items())

@@ -499,7 +499,7 @@ def test_a_damaged_journal_stops_no_other(
     assert curve("damaged", "x") == [(0, 2)]
     assert f"{damaged}/events.jsonl: found a damaged line" in capfd.readouterr().err
 
-    (checkout / "params.yaml").touch()
+    (checkout / "params.yaml").write_text("{}\n")
     synced = in_a_process("import sys\nfrom mitoflow import cli\nsys.argv = ['mitoflow', 'sync']\ncli.main()")
     assert (synced.returncode, synced.stdout) == (2, "3 events sent\n")
     assert synced.stderr.startswith(f"mitoflow: {damaged}/events.jsonl: found a damaged line")

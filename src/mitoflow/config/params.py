@@ -6,6 +6,7 @@ there; tests hold the three, and the lists in ``dvc.yaml``, together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -333,6 +334,19 @@ class Instances(Section):
     neck: Annotated[float, Field(ge=0, lt=1)] = 0.6
 
 
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or name.endswith("-promotions"):
+        allowed = "letters, digits and . _ + -, without the ending -promotions, which the logs of promotions have"
+        raise ValueError(f"{name!r} as a name; allowed are {allowed}")
+    return name
+
+
+class Registry(Section):
+    """Which registered model of MLflow the versions of this project belong to, with a champion and a history."""
+
+    model: Annotated[str, AfterValidator(_model_name)] = "mitoflow"
+
+
 class Machine(Section):
     """What the machine has: it decides how fast results come, not what they are, so no stage depends on it."""
 
@@ -367,6 +381,7 @@ class Params(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     instances: Instances = Instances()
+    registry: Registry = Registry()
     machine: Machine = Machine()
 
     def starting_recipe(self) -> Recipe:
@@ -427,7 +442,23 @@ def load_instances(
     InputError
         The section is wrong.
     """
-    stated = files.read_yaml(path, "git has the file as it was").get("instances", {}) if path.is_file() else {}
-    section = validated(Params, {"instances": stated}, path).instances
+    section = _load_section("instances", path).instances
     given = {key: value for key, value in options.items() if value is not None}
     return Instances.model_validate(section.model_dump() | given)
+
+
+def load_registry(path: Path = Path("params.yaml")) -> Registry:
+    """Return the section ``registry`` of ``params.yaml``, or the default where the folder has none.
+
+    Raises
+    ------
+    InputError
+        The section is wrong; others are not looked at.
+    """
+    return _load_section("registry", path).registry
+
+
+def _load_section(name: str, path: Path) -> Params:
+    """Return parameters of which one section is that of a file, where there is such a file."""
+    stated = files.read_yaml(path, "git has the file as it was").get(name, {}) if path.is_file() else {}
+    return validated(Params, {name: stated}, path)

@@ -50,8 +50,8 @@ def load(preset: str) -> params.Params:
 def apply(path: Path, preset: str, **data: str) -> dict[str, tuple[str, str]]:
     """Write a preset into ``params.yaml``; comments, order, and every other byte stay.
 
-    Every key is written, so that nothing stays of a preset that was there before, but for three sections:
-    ``instances`` and ``machine`` stay as they are, and of ``data`` only what is given here is written.
+    Every key is written, so that nothing stays of a preset that was there before, but for four sections:
+    ``instances``, ``registry`` and ``machine`` stay as they are, and of ``data`` only what is given here is written.
 
     Parameters
     ----------
@@ -71,7 +71,8 @@ def apply(path: Path, preset: str, **data: str) -> dict[str, tuple[str, str]]:
     InputError
         There is no such preset, or as in `change`.
     """
-    values = load(preset).model_dump(by_alias=True, exclude={"data", "instances", "machine"}) | {"data": data}
+    kept = {"data", "instances", "registry", "machine"}
+    values = load(preset).model_dump(by_alias=True, exclude=kept) | {"data": data}
     return change(path, {key: _spelled(value) for key, value in dotted(values).items()})
 
 

@@ -9,10 +9,10 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.tracking import pretrained, registry
+from mitoflow.tracking import pretrained, registered_model, registry
 
 PIPELINE = Path("reports/evaluate")  # of the model of the pipeline
-EXPECTED = f"models:/{registry.NAME}@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
+EXPECTED = f"models:/NAME@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
 
 
 def find(wanted: str | None = None) -> TrainedModel:
@@ -21,10 +21,10 @@ def find(wanted: str | None = None) -> TrainedModel:
     Parameters
     ----------
     wanted
-        ``models:/mitoflow@ALIAS``, ``models:/mitoflow/VERSION`` or the alias or version alone; the ID of a run, or
-        ``runs:/ID``; a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline and the registry write both;
-        ``pretrained``, which stands for ``general`` or else ``epfl``, or ``pretrained:NAME``. Without it the champion,
-        or ``pretrained`` where the registry has no champion.
+        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the alias or version alone, of the registered model of this
+        project; the ID of a run, or ``runs:/ID``; a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline
+        and the registry write both; ``pretrained``, which stands for ``general`` or else ``epfl``, or
+        ``pretrained:NAME``. Without it the champion, or ``pretrained`` where the registry has no champion.
 
     Raises
     ------
@@ -32,26 +32,35 @@ def find(wanted: str | None = None) -> TrainedModel:
         There is no such model, or the registry does not answer.
     """
     if wanted is None:
-        version = None if registry.is_missing() else registry.find_version(registry.CHAMPION)
-        return _of_registry(version) if version else _pretrained("")
+        name = registered_model.name()
+        version = None if registry.is_missing() else registry.find_version(registry.CHAMPION, name)
+        return _of_registry(name, version) if version else _pretrained("")
     kind, _, rest = wanted.partition(":")
     if kind == "pretrained":
         return _pretrained(rest)
     if wanted.endswith(".keras"):
         return _of_file(Path(wanted))
-    name = wanted.removeprefix(f"models:/{registry.NAME}").lstrip("@/").removeprefix("runs:/").partition("/")[0]
-    if Path(wanted).is_file() or not name or ":" in name:
+    name, what = _split(wanted)
+    if Path(wanted).is_file() or not what or ":" in what:
         raise InputError("--model", wanted, EXPECTED, "a file must be a .keras model; `mitoflow models` lists versions")
-    version = registry.find_version(name)
+    version = registry.find_version(what, name)
     if version is None:
         raise InputError("--model", f"{wanted}, which names no version", EXPECTED, "`mitoflow models` lists them")
-    return _of_registry(version)
+    return _of_registry(name, version)
 
 
-def _of_registry(version: int) -> TrainedModel:
-    weights = registry.model_file(version)
-    origin = {"model": registry.NAME, **registry.origin(str(version))}
-    return TrainedModel(f"{registry.NAME} version {version}", weights, weights.parent, origin)
+def _split(wanted: str) -> tuple[str, str]:
+    """Return the name of the registered model, and which version of it is meant."""
+    if not wanted.startswith("models:/"):
+        return registered_model.name(), wanted.removeprefix("runs:/").partition("/")[0]
+    name, _, what = wanted.removeprefix("models:/").replace("@", "/", 1).partition("/")
+    return name, what.partition("/")[0]
+
+
+def _of_registry(name: str, version: int) -> TrainedModel:
+    weights = registry.model_file(version, name)
+    origin = {"model": name, **registry.origin(str(version), name)}
+    return TrainedModel(f"{name} version {version}", weights, weights.parent, origin)
 
 
 def _pretrained(name: str) -> TrainedModel:

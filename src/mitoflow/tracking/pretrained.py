@@ -13,7 +13,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.settings import Settings
-from mitoflow.tracking import registry
+from mitoflow.tracking import registered_model, registry
 
 if TYPE_CHECKING:
     from mitoflow.inference.trained_model import TrainedModel  # imports Keras
@@ -203,7 +203,7 @@ def initial_weights(wanted: str) -> InitialWeights | None:
         return _weights(model.folder / model_files.WEIGHTS, name=f"pretrained:{model.name}")
     if wanted == "champion" or wanted.isdecimal():
         version = registry.champion() if wanted == "champion" else int(wanted)
-        return _weights(registry.model_file(version), name=registry.NAME, version=str(version))
+        return _weights(registry.model_file(version), name=registered_model.name(), version=str(version))
     if wanted.endswith(".keras") and Path(wanted).is_file():
         return _weights(Path(wanted), name=wanted)
     expected = "none, pretrained, pretrained:NAME, champion, the number of a version or an existing .keras file"

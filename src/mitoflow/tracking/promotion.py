@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mitoflow.errors import InputError
@@ -15,8 +14,8 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.tracking import promotion_log, store
 from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
+from mitoflow.tracking.registered_model import Registered
 
-NAME = "mitoflow"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 PROMOTED_AT_TAG, PROMOTED_OVER_TAG = "mitoflow.promoted.at", "mitoflow.promoted.over"
@@ -45,7 +44,7 @@ class ChampionState:
     stored: Mapping[str, int]
 
     @classmethod
-    def read(cls, client: MlflowClient) -> ChampionState:
+    def read(cls, model: Registered) -> ChampionState:
         """Read log and aliases from MLflow.
 
         Raises
@@ -54,17 +53,17 @@ class ChampionState:
             The registered model, or its log, has another name now.
         """
         try:
-            registered = client.get_registered_model(NAME)
+            registered = model.client.get_registered_model(model.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            promotion_log.require_not_renamed(client, NAME)
+            promotion_log.require_not_renamed(model.client, model.name)
             return cls(None, {}, {})
         stored = {alias: int(version) for alias, version in registered.aliases.items()}
-        log = Log.read(client, registered)
+        log = Log.read(model.client, registered)
         aliases = dict(stored)
         if log.last and log.last.version != stored.get(CHAMPION):
-            existing = versions(client)
+            existing = versions(model)
             if standing := [version for version in log.champions if version in existing]:
                 aliases[CHAMPION] = standing[-1]
         return cls(log, aliases, stored)
@@ -80,24 +79,24 @@ class ChampionState:
         return self.log.promotions if self.log else []
 
 
-def versions(client: MlflowClient) -> set[int]:
+def versions(model: Registered) -> set[int]:
     """Return the numbers of all versions."""
-    return {int(version.version) for version in store.search_versions(client, NAME)}
+    return {int(version.version) for version in store.search_versions(model.client, model.name)}
 
 
-def settle(client: MlflowClient) -> ChampionState:
+def settle(model: Registered) -> ChampionState:
     """Make aliases and tags agree with the log, and return the state.
 
     Every command that writes calls this before and afterwards, so the next command completes what a process that died
     left undone. A slow process may write what is no longer true, so this reads again until nothing is left to do.
     """
     while True:
-        state = ChampionState.read(client)
-        if not (_point(client, state) or _write_down(client, state)):
+        state = ChampionState.read(model)
+        if not (_point(model, state) or _write_down(model, state)):
             return state
 
 
-def promote(client: MlflowClient, state: ChampionState, verdict: Verdict, how: str, why: str) -> None:
+def promote(model: Registered, state: ChampionState, verdict: Verdict, how: str, why: str) -> None:
     """Make the version of a verdict the champion, if the champion did not change since ``state``; then `settle`.
 
     Raises
@@ -107,10 +106,10 @@ def promote(client: MlflowClient, state: ChampionState, verdict: Verdict, how: s
     """
     assert state.log, "where there are versions there is a registered model"
     decided = json.dumps(verdict.tags())
-    state.log.append(client, verdict.version, state.champion, how=how, why=why, verdict=decided)
+    state.log.append(model.client, verdict.version, state.champion, how=how, why=why, verdict=decided)
 
 
-def roll_back(client: MlflowClient, state: ChampionState, why: str) -> tuple[int, int]:
+def roll_back(model: Registered, state: ChampionState, why: str) -> tuple[int, int]:
     """Make the previous champion the champion again, and return the versions (from, to); then `settle`.
 
     Raises
@@ -120,15 +119,15 @@ def roll_back(client: MlflowClient, state: ChampionState, why: str) -> tuple[int
     InputError
         There is no previous champion.
     """
-    existing, champion = versions(client), state.champion
+    existing, champion = versions(model), state.champion
     before = [version for version in (state.log.champions if state.log else []) if version in existing]
     while before and before[-1] == champion:
         before.pop()
     if champion is None or state.log is None or not before:
         found = "no champion" if champion is None else f"version {champion} as the only champion so far"
         remedy = "name a version: `mitoflow promote VERSION`"
-        raise InputError(f"model {NAME}", found, "a previous champion", remedy)
-    state.log.append(client, before[-1], champion, how=promotion_log.ROLLED_BACK, why=why)
+        raise InputError(f"model {model.name}", found, "a previous champion", remedy)
+    state.log.append(model.client, before[-1], champion, how=promotion_log.ROLLED_BACK, why=why)
     return champion, before[-1]
 
 
@@ -144,35 +143,35 @@ def explain_conflict(where: str) -> Iterator[None]:
         raise InputError(where, found, expected, remedy) from None
 
 
-def record(client: MlflowClient, verdict: Verdict) -> None:
+def record(model: Registered, verdict: Verdict) -> None:
     """Write a verdict into the tags and the description of its version."""
     tags = verdict.tags()
     headline = f"{tags[VERDICT_TAG].capitalize()}: {verdict.reason}."
-    earlier = client.get_model_version(NAME, str(verdict.version)).tags
+    earlier = model.client.get_model_version(model.name, str(verdict.version)).tags
     for key in earlier.keys() - tags.keys():
         if key.startswith(VERDICT_TAG):
-            client.delete_model_version_tag(NAME, str(verdict.version), key)
+            model.client.delete_model_version_tag(model.name, str(verdict.version), key)
     scores = {name: Interval.from_dict(f"mitoflow.{name.lower()}", earlier, ".") for name in ("Dice", "IoU")}
     measured = ", ".join(f"{name} {interval}" for name, interval in scores.items() if interval)
     checks = "\n".join(f"- {check}" for check in verdict.checks)
     description = "\n\n".join(filter(None, [headline, measured, checks]))  # in Markdown
-    client.update_model_version(NAME, str(verdict.version), description[:5000])
+    model.client.update_model_version(model.name, str(verdict.version), description[:5000])
     for key, value in tags.items():  # the decision is the last one: a version that has it has them all
-        client.set_model_version_tag(NAME, str(verdict.version), key, value)
+        model.client.set_model_version_tag(model.name, str(verdict.version), key, value)
 
 
-def _point(client: MlflowClient, state: ChampionState) -> bool:
+def _point(model: Registered, state: ChampionState) -> bool:
     """Set the aliases to what the log says; False where they agree already."""
     champion, stored = state.champion, state.stored
     if champion is None or (stored.get(CHAMPION) == champion and stored.get(CHALLENGER) != champion):
         return False
-    client.set_registered_model_alias(NAME, CHAMPION, str(champion))
+    model.client.set_registered_model_alias(model.name, CHAMPION, str(champion))
     if stored.get(CHALLENGER) == champion:
-        client.delete_registered_model_alias(NAME, CHALLENGER)
+        model.client.delete_registered_model_alias(model.name, CHALLENGER)
     return True
 
 
-def _write_down(client: MlflowClient, state: ChampionState) -> bool:
+def _write_down(model: Registered, state: ChampionState) -> bool:
     """Write the last entry of the log into the tags of its version; False where that was done already."""
     last = state.log.last if state.log else None
     if last is None or last.version != state.champion:
@@ -180,7 +179,7 @@ def _write_down(client: MlflowClient, state: ChampionState) -> bool:
     back = last.how == promotion_log.ROLLED_BACK
     number = str(last.over if back else last.version)
     try:
-        tags = client.get_model_version(NAME, number).tags
+        tags = model.client.get_model_version(model.name, number).tags
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -191,8 +190,8 @@ def _write_down(client: MlflowClient, state: ChampionState) -> bool:
     if back:
         written = {ROLLED_BACK_AT_TAG: when}
     else:
-        record(client, Verdict.from_tags(last.version, json.loads(last.verdict)))
+        record(model, Verdict.from_tags(last.version, json.loads(last.verdict)))
         written = {PROMOTED_OVER_TAG: str(last.over or ""), PROMOTED_AT_TAG: when}
     for key, value in (written | {PROMOTION_TAG: str(last.number)}).items():
-        client.set_model_version_tag(NAME, number, key, value)
+        model.client.set_model_version_tag(model.name, number, key, value)
     return True

@@ -14,7 +14,7 @@ from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference import model_files
-from mitoflow.tracking import packing, pretrained, registry, runs, store
+from mitoflow.tracking import packing, pretrained, registered_model, registry, runs, store
 
 
 def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
@@ -99,5 +99,5 @@ def register_pretrained(name: str) -> Verdict | None:
 def outcome(verdict: Verdict | None) -> str:
     """Return a line about what `register` came to."""
     if verdict is None:
-        return f"model {registry.NAME}: MLflow has not taken it yet; `mitoflow sync` registers it and decides"
-    return f"model {registry.NAME} version {verdict.version}: {verdict.reason}"
+        return f"model {registered_model.name()}: MLflow has not taken it yet; `mitoflow sync` registers it and decides"
+    return f"model {registered_model.name()} version {verdict.version}: {verdict.reason}"

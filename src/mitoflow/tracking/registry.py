@@ -1,4 +1,4 @@
-"""The registered model ``mitoflow``: its versions, and which of them is the champion.
+"""The registered model of the project: its versions, and which of them is the champion.
 
 Every evaluated model becomes a version. The newest that has not won yet carries the alias ``challenger``, the one in
 use ``champion``. A challenger wins where there is no champion, or where it beats the champion on the same test data. A
@@ -30,12 +30,13 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
 from mitoflow.io.file_names import natural_order
-from mitoflow.tracking import promotion, promotion_log, store
+from mitoflow.tracking import promotion, promotion_log, registered_model, store
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
+from mitoflow.tracking.registered_model import Registered
 
-NAME, CHAMPION, CHALLENGER = promotion.NAME, promotion.CHAMPION, promotion.CHALLENGER
+CHAMPION, CHALLENGER = promotion.CHAMPION, promotion.CHALLENGER
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -71,6 +72,7 @@ class Row:
 def version_tags(run_key: str, training_key: str, evaluation: Evaluation) -> dict[str, str]:
     """Return the tags of the version that an evaluation makes in its run: which ones they are, and the main scores."""
     tags = {
+        registered_model.NAME_TAG: registered_model.name(),
         store.KEY_TAG: run_key,
         store.TRAINING_KEY_TAG: training_key,
         store.MODEL_SHA256_TAG: evaluation.model_sha256,
@@ -101,7 +103,7 @@ def _is_hash_of_set(tag: str) -> bool:
 def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
     """Return what was decided about the version with these `version_tags`; None where MLflow has none or is away."""
     try:
-        version = _find(store.client(store.uri()), tags)
+        version = _find(_named(store.client(store.uri()), tags), tags)
     except store.ERRORS:
         return None
     return Verdict.from_tags(int(version.version), version.tags) if version else None
@@ -119,8 +121,8 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
     """
     if not (gate := Gate.load()).non_inferiority:
         return
-    with suppress(InputError), _registry() as client:
-        champion = _champion(client, ChampionState.read(client))
+    with suppress(InputError), _registry() as model:
+        champion = _champion(model, ChampionState.read(model))
         gate.prepare(Candidate(0, lambda: evaluation, lambda: weights), champion)
 
 
@@ -132,47 +134,53 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
     InputError
         Someone renamed the registered model, or its log of promotions, in MLflow.
     """
+    model = _named(client, tags)
     with workspace.exclusive("registry"):
-        ChampionState.read(client)  # raises where the model has another name now, before one is made beside it
-        version = _find(client, tags) or _create(client, run_id, folder, tags)
+        ChampionState.read(model)  # raises where the model has another name now, before one is made beside it
+        version = _find(model, tags) or _create(model, run_id, folder, tags)
         if VERDICT_TAG in version.tags:
             return
-        client.set_registered_model_alias(NAME, CHALLENGER, version.version)
+        client.set_registered_model_alias(model.name, CHALLENGER, version.version)
     weights = folder / "artifacts" / model_files.WEIGHTS
     evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
     lineage = provenance.from_tags(version.tags)
-    _decide(client, Candidate(int(version.version), lambda: evaluation, lambda: weights, lineage))
+    _decide(model, Candidate(int(version.version), lambda: evaluation, lambda: weights, lineage))
 
 
-def _decide(client: MlflowClient, challenger: Candidate) -> None:
+def _named(client: MlflowClient, tags: Mapping[str, str]) -> Registered:
+    """Return the registered model that a version with these `version_tags` belongs to."""
+    return Registered(client, tags.get(registered_model.NAME_TAG) or registered_model.name())
+
+
+def _decide(model: Registered, challenger: Candidate) -> None:
     """Promote a new version, or record why not; does nothing where that was recorded already."""
     gate = Gate.load()
-    state = promotion.settle(client)
-    while VERDICT_TAG not in _get(client, challenger.version).tags:
+    state = promotion.settle(model)
+    while VERDICT_TAG not in _get(model, challenger.version).tags:
         with suppress(PromotionConflict):  # then there is another champion to beat
-            _judge(client, gate, challenger, state)
-        state = promotion.settle(client)
+            _judge(model, gate, challenger, state)
+        state = promotion.settle(model)
 
 
-def _judge(client: MlflowClient, gate: Gate, challenger: Candidate, state: ChampionState) -> None:
+def _judge(model: Registered, gate: Gate, challenger: Candidate, state: ChampionState) -> None:
     if state.champion == challenger.version:
-        promotion.record(client, Verdict(challenger.version, True, "it is the champion already"))
+        promotion.record(model, Verdict(challenger.version, True, "it is the champion already"))
         return
-    verdict = gate.decide(challenger, _champion(client, state), _compared_before(client, challenger))
+    verdict = gate.decide(challenger, _champion(model, state), _compared_before(model, challenger))
     if verdict.promoted and (why := gate.why_by_hand(challenger.lineage)):
         reason = f"{verdict.reason}; but {why}: `mitoflow promote {verdict.version}` makes it the champion"
         verdict = replace(verdict, promoted=False, reason=reason)
     if not verdict.promoted:
-        promotion.record(client, verdict)
+        promotion.record(model, verdict)
         return
     try:
-        promotion.promote(client, state, verdict, promotion_log.PROMOTED, verdict.reason)
+        promotion.promote(model, state, verdict, promotion_log.PROMOTED, verdict.reason)
     except MlflowException as error:
         if not store.is_forbidden(error):
             raise
         remedy = f"`mitoflow promote {verdict.version}` by a user who may"
         reason = f"{verdict.reason}; but the user who registered it may not promote: {remedy}"
-        promotion.record(client, replace(verdict, promoted=False, reason=reason))
+        promotion.record(model, replace(verdict, promoted=False, reason=reason))
 
 
 def models() -> list[Row]:
@@ -183,9 +191,9 @@ def models() -> list[Row]:
     InputError
         The registry cannot be reached; so in all functions below.
     """
-    with _registry() as client:
-        aliases = ChampionState.read(client).aliases
-        versions = store.search_versions(client, NAME)
+    with _registry() as model:
+        aliases = ChampionState.read(model).aliases
+        versions = store.search_versions(model.client, model.name)
     return [
         Row(
             version=int(version.version),
@@ -212,23 +220,23 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
         There is no such version, another user promoted one meanwhile, or ``promotion.yaml`` is wrong.
     """
     gate = Gate.load()
-    with _registry() as client:
-        _get(client, version)
-        state = promotion.settle(client)
+    with _registry() as model:
+        _get(model, version)
+        state = promotion.settle(model)
         if state.champion == version:
             return Verdict(version, True, "it is the champion already")
-        challenger = _candidate(client, version)
-        verdict = gate.decide(challenger, _champion(client, state), _compared_before(client, challenger))
+        challenger = _candidate(model, version)
+        verdict = gate.decide(challenger, _champion(model, state), _compared_before(model, challenger))
         how, why = promotion_log.PROMOTED, reason or verdict.reason
         if force and not verdict.promoted:
             how, why = promotion_log.FORCED, "; ".join(filter(None, [reason, f"the gate said: {verdict.reason}"]))
             verdict = replace(verdict, promoted=True, reason=f"promoted by hand with --force; {why}")
         if verdict.promoted:
             with promotion.explain_conflict(f"version {version}"):
-                promotion.promote(client, state, verdict, how, why)
+                promotion.promote(model, state, verdict, how, why)
         else:
-            promotion.record(client, verdict)
-        promotion.settle(client)
+            promotion.record(model, verdict)
+        promotion.settle(model)
         return verdict
 
 
@@ -240,16 +248,16 @@ def rollback(reason: str = "") -> tuple[int, int]:
     InputError
         There is no previous champion, or another user promoted a version meanwhile.
     """
-    with _registry() as client, promotion.explain_conflict(f"model {NAME}"):
-        versions = promotion.roll_back(client, promotion.settle(client), reason)
-        promotion.settle(client)
+    with _registry() as model, promotion.explain_conflict(f"model {model.name}"):
+        versions = promotion.roll_back(model, promotion.settle(model), reason)
+        promotion.settle(model)
         return versions
 
 
 def history() -> list[Promotion]:
     """Return who made which version the champion, when and why, oldest first, with those that do not count."""
-    with _registry() as client:
-        return ChampionState.read(client).history
+    with _registry() as model:
+        return ChampionState.read(model).history
 
 
 def champion() -> int:
@@ -260,11 +268,11 @@ def champion() -> int:
     InputError
         There is none yet.
     """
-    with _registry() as client:
-        version = ChampionState.read(client).champion
+    with _registry() as model:
+        version = ChampionState.read(model).champion
     if version is None:
         remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
-        raise InputError(f"model {NAME}", "no champion", "a champion", remedy)
+        raise InputError(f"model {model.name}", "no champion", "a champion", remedy)
     return version
 
 
@@ -273,7 +281,7 @@ def is_missing() -> bool:
     return store.is_missing(store.uri())
 
 
-def find_version(what: str) -> int | None:
+def find_version(what: str, name: str = "") -> int | None:
     """Return the version that a name means.
 
     Parameters
@@ -281,6 +289,8 @@ def find_version(what: str) -> int | None:
     what
         The number of a version, the ID of an evaluation or of a training, whose newest version it is, or an alias
         such as ``champion``.
+    name
+        Of the registered model; empty for that of this project.
 
     Returns
     -------
@@ -292,23 +302,24 @@ def find_version(what: str) -> int | None:
     InputError
         There is no version of that number or run.
     """
-    with _registry() as client:
+    with _registry(name) as model:
         if not RUN_ID.fullmatch(what):
             return (
-                int(_get(client, int(what)).version)
-                if what.isdecimal()
-                else ChampionState.read(client).aliases.get(what)
+                int(_get(model, int(what)).version) if what.isdecimal() else ChampionState.read(model).aliases.get(what)
             )
-        versions = [int(version.version) for version in _of_run(client, what)]
+        versions = [int(version.version) for version in _of_run(model, what)]
     if not versions:
-        raise InputError(f"run {what}", "no version", f"a version of model {NAME}", "`mitoflow models` lists them")
+        raise InputError(
+            f"run {what}", "no version", f"a version of model {model.name}", "`mitoflow models` lists them"
+        )
     return max(versions)
 
 
-def model_file(version: int) -> Path:
+def model_file(version: int, name: str = "") -> Path:
     """Return the ``.keras`` file of a version, with its settings, evaluation and fingerprint of the training images.
 
-    All are in one folder and are fetched into ``.mitoflow/weights/`` once. A version that was registered before there
+    It is one of the registered model with that name, or else of that of this project. All are in one folder and are
+    fetched into ``.mitoflow/weights/`` once. A version that was registered before there
     were fingerprints of the training images has no ``domain.yaml``.
 
     Raises
@@ -316,8 +327,8 @@ def model_file(version: int) -> Path:
     InputError
         There is no such version, it was registered by other means, or a file is gone or another one.
     """
-    with _registry() as client:
-        chosen = _get(client, version)
+    with _registry(name) as model:
+        chosen = _get(model, version)
         digest = chosen.tags.get(store.MODEL_SHA256_TAG)
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
@@ -328,11 +339,11 @@ def model_file(version: int) -> Path:
         with files.replacing(folder) as beside:
             beside.mkdir()
             required = (model_files.WEIGHTS, model_files.SETTINGS, model_files.EVALUATION)
-            for name in (*required, *_listed(client, chosen, model_files.DOMAIN)):
+            for file in (*required, *_listed(model.client, chosen, model_files.DOMAIN)):
                 try:
-                    _download(client, chosen, name, str(beside))
+                    _download(model.client, chosen, file, str(beside))
                 except store.ERRORS as error:
-                    where, remedy = f"version {version}: {name}", "look after the artifacts, or take another version"
+                    where, remedy = f"version {version}: {file}", "look after the artifacts, or take another version"
                     raise InputError(where, store.reason(error), "a file in the artifact store", remedy) from None
             if (found := provenance.file_sha256(beside / model_files.WEIGHTS)) != digest:
                 remedy = "register the model again, or take another version"
@@ -346,8 +357,10 @@ def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[st
     return [name for name in names if name in there]
 
 
-def origin(what: str) -> dict[str, str]:
+def origin(what: str, name: str = "") -> dict[str, str]:
     """Return where a version, or the model in a ``.keras`` file, comes from: run, digests, lineage, data, parameters.
+
+    A version is one of the registered model with that name, or else of that of this project.
 
     Raises
     ------
@@ -355,27 +368,28 @@ def origin(what: str) -> dict[str, str]:
         There is no such version or file, or MLflow does not know the file.
     """
     if what.isdecimal():
-        with _registry() as client:
-            return _origin(client, _get(client, int(what)))
+        with _registry(name) as model:
+            return _origin(model.client, _get(model, int(what)))
     if not (path := Path(what)).is_file():
         raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
     digest = provenance.file_sha256(path)
     if not is_missing():
-        with _registry() as client:
-            if found := _origin_of_file(client, digest):
+        with _registry() as model:
+            if found := _origin_of_file(model, digest):
                 return found
     remedy = "look in the store where it was trained, or register it with `mitoflow register`"
     raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
 
 
-def _origin_of_file(client: MlflowClient, digest: str) -> dict[str, str]:
+def _origin_of_file(model: Registered, digest: str) -> dict[str, str]:
     """Return where the model of that digest comes from, by its newest version or else its newest run."""
     same = f"tags.`{store.MODEL_SHA256_TAG}` = '{digest}'"
-    for version in sorted(store.search_versions(client, NAME, same), key=lambda version: -int(version.version)):
-        return _origin(client, version)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    for run in client.search_runs(experiments, same, max_results=1):
-        return _facts(client, run, run.data.tags)
+    versions = store.search_versions(model.client, model.name, same)
+    for version in sorted(versions, key=lambda version: -int(version.version)):
+        return _origin(model.client, version)
+    experiments = [experiment.experiment_id for experiment in model.client.search_experiments()]
+    for run in model.client.search_runs(experiments, same, max_results=1):
+        return _facts(model.client, run, run.data.tags)
     return {}
 
 
@@ -435,17 +449,18 @@ def _inputs(run: Run) -> list[DatasetInput]:
 
 
 @contextmanager
-def _registry() -> Iterator[MlflowClient]:
+def _registry(name: str = "") -> Iterator[Registered]:
+    """Give the registered model with that name, or else that of this project."""
     try:
-        yield store.client(store.uri())
+        yield Registered(store.client(store.uri()), name or registered_model.name())
     except store.ERRORS as error:
         raise store.as_user_error(store.uri(), error) from None
 
 
-def _find(client: MlflowClient, tags: Mapping[str, str]) -> ModelVersion | None:
+def _find(model: Registered, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version that this evaluation of this training made, in whichever run it was first."""
     same = _equal(tags, store.TRAINING_KEY_TAG, EVALUATION_SHA256_TAG)
-    return next(iter(store.search_versions(client, NAME, *same)), None)
+    return next(iter(store.search_versions(model.client, model.name, *same)), None)
 
 
 def _equal(tags: Mapping[str, str], *names: str) -> list[str]:
@@ -453,45 +468,47 @@ def _equal(tags: Mapping[str, str], *names: str) -> list[str]:
     return [f"tags.`{name}` = '{tags[name]}'" for name in names]
 
 
-def _of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
+def _of_run(model: Registered, run_id: str) -> list[ModelVersion]:
     """Return the versions that an evaluation made, or all evaluations of a training."""
-    if versions := store.search_versions(client, NAME, f"run_id = '{run_id}'"):
+    if versions := store.search_versions(model.client, model.name, f"run_id = '{run_id}'"):
         return versions
-    training = _run(client, run_id)
+    training = _run(model.client, run_id)
     key = training.data.tags.get(store.KEY_TAG) if training else None
-    return store.search_versions(client, NAME, f"tags.`{store.TRAINING_KEY_TAG}` = '{key}'") if key else []
+    return store.search_versions(model.client, model.name, f"tags.`{store.TRAINING_KEY_TAG}` = '{key}'") if key else []
 
 
-def _get(client: MlflowClient, version: int) -> ModelVersion:
+def _get(model: Registered, version: int) -> ModelVersion:
     try:
-        return client.get_model_version(NAME, str(version))
+        return model.client.get_model_version(model.name, str(version))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         remedy = "`mitoflow models` lists them"
-        raise InputError(f"version {version}", "no such version", f"a version of model {NAME}", remedy) from None
+        raise InputError(f"version {version}", "no such version", f"a version of model {model.name}", remedy) from None
 
 
-def _create(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
-    run = client.get_run(run_id)
-    logged = _logged_model(client, run, tags)
-    model = Model.load(str(folder))
-    model.run_id, model.model_id, model.model_uuid = run_id, logged.model_id, logged.model_id
-    model.artifact_path = logged.artifact_location
-    model.save(str(folder / "MLmodel"))
-    client.log_model_artifacts(logged.model_id, str(folder))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_batch(run_id, metrics=list(_of_model(run, logged.model_id)))
+def _create(model: Registered, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+    run = model.client.get_run(run_id)
+    logged = _logged_model(model.client, run, tags)
+    packed = Model.load(str(folder))
+    packed.run_id, packed.model_id, packed.model_uuid = run_id, logged.model_id, logged.model_id
+    packed.artifact_path = logged.artifact_location
+    packed.save(str(folder / "MLmodel"))
+    model.client.log_model_artifacts(logged.model_id, str(folder))
+    model.client.finalize_logged_model(logged.model_id, "READY")
+    model.client.log_batch(run_id, metrics=list(_of_model(run, logged.model_id)))
     outputs = run.outputs.model_outputs if run.outputs else []
     if logged.model_id not in [output.model_id for output in outputs]:
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    store.make_registered_model(client, NAME, "Mitochondria in electron-microscopy slices")
+        model.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    store.make_registered_model(model.client, model.name, "Mitochondria in electron-microscopy slices")
     everything = {**provenance.tags(provenance.from_tags(run.data.tags)), **tags}
     # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
-    version = client.create_model_version(NAME, logged.artifact_location, run_id, everything, model_id=logged.model_id)
+    version = model.client.create_model_version(
+        model.name, logged.artifact_location, run_id, everything, model_id=logged.model_id
+    )
     # A server sets this tag, by which the UI links both, itself; a SQLite store does not.
-    link = json.dumps([{"name": NAME, "version": str(version.version)}])
-    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
+    link = json.dumps([{"name": model.name, "version": str(version.version)}])
+    model.client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
     return version
 
 
@@ -518,14 +535,16 @@ def _of_model(run: Run, model_id: str) -> Iterator[Metric]:
             yield Metric(key, point.value, point.timestamp, point.step, model_id, *dataset)
 
 
-def _candidate(client: MlflowClient, version: int) -> Candidate:
+def _candidate(model: Registered, version: int) -> Candidate:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
-    known = _get(client, version)
+    known = _get(model, version)
     lineage = provenance.from_tags(known.tags)
-    return Candidate(version, lambda: _evaluation(client, known), lambda: model_file(version), lineage)
+    return Candidate(
+        version, lambda: _evaluation(model.client, known), lambda: model_file(version, model.name), lineage
+    )
 
 
-def _compared_before(client: MlflowClient, challenger: Candidate) -> int:
+def _compared_before(model: Registered, challenger: Candidate) -> int:
     """Return how many other versions were compared with a champion on test data of this one.
 
     A verdict counts those before it, so a version that was deleted since still counts where a later one was compared.
@@ -534,7 +553,7 @@ def _compared_before(client: MlflowClient, challenger: Candidate) -> int:
         return 0
     hashes = {challenger.evaluation.test_hash, *challenger.evaluation.test_hashes.values()}
     counted = {}
-    for version in store.search_versions(client, NAME):
+    for version in store.search_versions(model.client, model.name):
         verdict = Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None
         if verdict and verdict.difference and hashes & _test_hashes(version.tags):
             counted[verdict.version] = verdict.compared_before
@@ -547,8 +566,8 @@ def _test_hashes(tags: Mapping[str, str]) -> set[str]:
     return {value for tag, value in tags.items() if tag == TEST_HASH_TAG or _is_hash_of_set(tag)}
 
 
-def _champion(client: MlflowClient, state: ChampionState) -> Candidate | None:
-    return None if state.champion is None else _candidate(client, state.champion)
+def _champion(model: Registered, state: ChampionState) -> Candidate | None:
+    return None if state.champion is None else _candidate(model, state.champion)
 
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
