@@ -2,7 +2,9 @@
 
 Run it as an admin, with MLFLOW_TRACKING_URI, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment.
 It asks for the password of a new account. In the place of a role, ``password`` changes the password, and ``remove``
-takes the account away.
+takes the account away. A role other than admin holds for the registered model that ``params.yaml`` in the working
+directory names (``registry.model``, by default ``mitoflow``), and for the experiment: that of MLFLOW_EXPERIMENT_NAME,
+by default ``mitoflow``.
 
 ==========  ==========================================================================================
 reader      sees everything and takes models home
@@ -26,13 +28,11 @@ try:
     from mlflow.server.auth.client import AuthServiceClient
 
     from mitoflow import errors
-    from mitoflow.tracking import store
+    from mitoflow.tracking import promotion_log, registered_model, runs, store
 except ImportError as error:
     remedy = "in the environment of the checkout, pip install -r deploy/requirements.txt"
     print(f"users.py: found {error}, expected mitoflow and MLflow's accounts; {remedy}", file=sys.stderr)
     sys.exit(2)
-
-EXPERIMENT, MODEL, PROMOTIONS = "mitoflow", "mitoflow", "mitoflow-promotions"
 
 #: What a role may, on the experiment, on the registered model, and on the log of who was promoted. MLflow asks for
 #: MANAGE where an alias is taken away, as the challenger's is when it becomes the champion.
@@ -73,7 +73,7 @@ def ask(name: str) -> str:
 
 
 def give(accounts: AuthServiceClient, client: MlflowClient, name: str, role: str) -> None:
-    """Make the account where it is missing, and let it do what its role may and nothing else."""
+    """Make the account where it is missing, and let it do with the `shared` resources what its role may."""
     resources = shared(client)
     try:
         accounts.get_user(name)
@@ -87,16 +87,15 @@ def give(accounts: AuthServiceClient, client: MlflowClient, name: str, role: str
 
 
 def shared(client: MlflowClient) -> list[tuple[str, str]]:
-    """Return the shared resources, and create missing ones; the creator of a resource has all rights to it."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    for model in (MODEL, PROMOTIONS):
-        try:
-            client.create_registered_model(model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-    return [("experiment", number), ("registered_model", MODEL), ("registered_model", PROMOTIONS)]
+    """Return the experiment, the registered model and its log of promotions, and create what is missing.
+
+    The creator of a resource has all rights to it, so an admin creates them before others do.
+    """
+    title, name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or runs.EXPERIMENT, registered_model.name()
+    experiment = client.get_experiment_by_name(title)
+    number = experiment.experiment_id if experiment else client.create_experiment(title)
+    models = (registered_model.create(client, name), promotion_log.create(client, name))
+    return [("experiment", number), *(("registered_model", model) for model in models)]
 
 
 if __name__ == "__main__":

@@ -123,6 +123,23 @@ def test_what_each_role_may(
         assert not [text for text in seen if password.encode() in text], name
 
 
+def test_a_role_holds_for_the_registered_model_of_the_project(
+    server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = checkout / "params.yaml"
+    settings.write_text("registry: {model: mitoflow-liver}\n")
+    assert administer(server, "writer", "promoter").returncode == 0
+    log_in(monkeypatch, "writer")
+    first, better = train(checkout, 10), train(checkout, 18)
+    assert first and better
+    assert (first.promoted, better.promoted, registry.rollback()) == (True, True, (2, 1))
+    settings.write_text("{}\n")
+    other = train(checkout, 20)
+    assert other and not other.promoted
+    with pytest.raises(InputError, match="permission denied"):
+        registry.promote(other.version, force=True)
+
+
 @pytest.mark.parametrize("in_the_address", [False, True])
 def test_a_wrong_password_is_one_line(
     server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch, in_the_address: bool

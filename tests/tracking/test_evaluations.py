@@ -146,3 +146,13 @@ def test_the_experiment_opens_as_one_of_model_training(here: Path) -> None:
     (experiment,) = store.client(store.uri()).search_experiments(filter_string="name = 'mitoflow'")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "Mitochondria" in experiment.tags["mlflow.note.content"]
+
+
+def test_an_experiment_that_was_made_by_hand_gets_what_it_lacks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = store.client(store.uri())
+    client.create_experiment("by hand", tags={"mlflow.note.content": "Mine"})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by hand")
+    with runs.start("train", "unet"):
+        pass
+    tags = client.get_experiment_by_name("by hand").tags
+    assert (tags["mlflow.experimentKind"], tags["mlflow.note.content"]) == ("custom_model_development", "Mine")

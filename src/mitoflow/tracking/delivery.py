@@ -25,7 +25,7 @@ from mitoflow.errors import InputError
 from mitoflow.tracking import local_store, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
-#: Of a new experiment. Without the first one MLflow guesses, and may open its view for language models.
+#: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language models.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "best_val_dice",  # the objective of a study: comparisons open on it
@@ -182,6 +182,8 @@ def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
     if found.lifecycle_stage == LifecycleStage.DELETED:
         remedy = f"`mlflow experiments restore -x {found.experiment_id}` brings it back; then run `mitoflow sync`"
         raise InputError(f"experiment {found.name}", "deleted in MLflow", "one that takes runs", remedy)
+    for tag in EXPERIMENT_TAGS.keys() - found.tags.keys():  # of mitoflow 0.1, or of an admin who gives roles
+        client.set_experiment_tag(found.experiment_id, tag, EXPERIMENT_TAGS[tag])
     return str(found.experiment_id)
 
 

@@ -92,9 +92,9 @@ class Log:
             The log has another name now.
         """
         ours = f"tags.`{_TAG}registry` = '{model.creation_timestamp}'"
-        entries = store.search_versions(client, _name(model.name), ours)
+        entries = store.search_versions(client, log_name(model.name), ours)
         if not entries and (elsewhere := store.search_versions(client, None, ours)):
-            raise _renamed("the log of promotions", elsewhere[0].name, _name(model.name))
+            raise _renamed("the log of promotions", elsewhere[0].name, log_name(model.name))
         return cls(model, sorted(filter(_is_whole, entries), key=lambda entry: int(entry.version)))
 
     @property
@@ -141,7 +141,8 @@ class Log:
             "why": why,
             "verdict": verdict,
         }
-        self._make(client)
+        if not self._entries:
+            create(client, self._model.name)
         refusal = None
         try:
             self._add(client, facts)
@@ -156,16 +157,11 @@ class Log:
         if refusal and not winner:
             raise refusal
 
-    def _make(self, client: MlflowClient) -> None:
-        if not self._entries:
-            about = f"Who made which version of {self._model.name} the champion, when and why: never change it by hand"
-            store.make_registered_model(client, _name(self._model.name), about)
-
     def _add(self, client: MlflowClient, facts: Mapping[str, str]) -> None:
         source = f"models:/{self._model.name}/{facts['version']}"
         summary = f"{facts['over'] or 'none'} -> {facts['version']}, {facts['how']} by {facts['who']}: {facts['why']}"
         tags = {f"{_TAG}{key}": value for key, value in facts.items()}
-        client.create_model_version(_name(self._model.name), source, tags=tags, description=summary[:4000])
+        client.create_model_version(log_name(self._model.name), source, tags=tags, description=summary[:4000])
 
 
 def require_not_renamed(client: MlflowClient, name: str) -> None:
@@ -176,7 +172,7 @@ def require_not_renamed(client: MlflowClient, name: str) -> None:
     InputError
         It has.
     """
-    births = {entry.tags.get(f"{_TAG}registry") for entry in store.search_versions(client, _name(name))}
+    births = {entry.tags.get(f"{_TAG}registry") for entry in store.search_versions(client, log_name(name))}
     for model in store.search_registered_models(client) if births else ():
         if str(model.creation_timestamp) in births:
             raise _renamed(f"model {name}", model.name, name)
@@ -186,9 +182,16 @@ def _renamed(what: str, found: str, name: str) -> InputError:
     return InputError(what, f"renamed to {found}", f"the name {name}", "rename it back in MLflow")
 
 
-def _name(name: str) -> str:
+def log_name(name: str) -> str:
     """Return the name of the log of a registered model."""
     return f"{name}-promotions"
+
+
+def create(client: MlflowClient, name: str) -> str:
+    """Create the log of a registered model where there is none, and return its name."""
+    about = f"Who made which version of {name} the champion, when and why: never change it by hand"
+    store.make_registered_model(client, log_name(name), about)
+    return log_name(name)
 
 
 def _is_whole(entry: ModelVersion) -> bool:

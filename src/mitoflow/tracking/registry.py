@@ -500,7 +500,7 @@ def _create(model: Registered, run_id: str, folder: Path, tags: Mapping[str, str
     outputs = run.outputs.model_outputs if run.outputs else []
     if logged.model_id not in [output.model_id for output in outputs]:
         model.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    store.make_registered_model(model.client, model.name, "Mitochondria in electron-microscopy slices")
+    registered_model.create(model.client, model.name)
     everything = {**provenance.tags(provenance.from_tags(run.data.tags)), **tags}
     # The place and not models:/ID, which a SQLite store would look up in MLflow's global store.
     version = model.client.create_model_version(
