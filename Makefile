@@ -103,7 +103,7 @@ COMPILE := uv pip compile --quiet --python-version 3.11 --generate-hashes --cust
 
 .PHONY: lock
 lock:  ## resolve pyproject.toml into the lock files (needs uv)
-	$(COMPILE) pyproject.toml --extra test -o requirements-test.lock
+	$(COMPILE) pyproject.toml --extra test --extra dashboard -o requirements-test.lock
 	$(COMPILE) pyproject.toml -c requirements-test.lock -o requirements.lock
 	# The same pins must serve Python 3.12 too: nothing is missing and every package has a file for it.
 	uv pip install --quiet --dry-run --python-version 3.12 --require-hashes --target $(VENV)/lock -r requirements-test.lock

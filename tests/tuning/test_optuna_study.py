@@ -3,12 +3,15 @@
 import re
 import sqlite3
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import optuna
 import pytest
+from werkzeug.test import Client
 
+from mitoflow.config.params import SAMPLED
 from mitoflow.core import sqlite
 from mitoflow.errors import InputError
 from mitoflow.tuning import optuna_study
@@ -42,6 +45,28 @@ def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> N
     assert not re.search(r"<(script|link)[^>]*(src|href)=", page)
     assert re.findall(r'<div id="(\w+)"', page) == ["rungs", "parallel", "importance"]
     assert len(page) < 6e6  # plotly is in it once
+
+
+def test_optuna_dashboard_shows_scores_by_crops_and_why_trials_were_pruned(tmp_path: Path) -> None:
+    pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is in requirements-test.lock alone")
+    from optuna_dashboard import wsgi
+
+    study = opened(tmp_path / "s.db")
+    search(study).here(score)
+    client = Client(wsgi(f"sqlite:///{tmp_path}/s.db"))
+    (listed,) = client.get("/api/studies").json["study_summaries"]
+    assert (listed["study_name"], listed["directions"]) == ("s", ["maximize"])
+    shown = client.get(f"/api/studies/{listed['study_id']}").json
+    trials = shown["trials"]
+    states = Counter(trial["state"] for trial in trials)
+    assert states == Counter(trial.state.name.capitalize() for trial in study.trials)
+    for trial, stored in zip(trials, study.trials, strict=True):
+        facts = {each["key"]: each["value"] for each in trial["user_attrs"]}
+        assert facts.keys() == stored.user_attrs.keys()
+        assert ("pruned" in facts) == (trial["state"] == "Pruned")
+        by_crops = {each["step"]: each["value"] for each in trial["intermediate_values"]}
+        assert by_crops == stored.intermediate_values
+        assert {each["name"] for each in trial["params"]} == set(SAMPLED)
 
 
 @pytest.mark.parametrize(
