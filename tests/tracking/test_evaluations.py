@@ -145,6 +145,7 @@ def test_pictures_have_the_names_by_which_mlflow_compares_them(here: Path) -> No
 def test_the_experiment_opens_as_one_of_model_training(here: Path) -> None:
     (experiment,) = store.client(store.uri()).search_experiments(filter_string="name = 'mitoflow'")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_dice"
     assert "Mitochondria" in experiment.tags["mlflow.note.content"]
 
 

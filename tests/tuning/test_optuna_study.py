@@ -47,6 +47,7 @@ def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> N
     assert len(page) < 6e6  # plotly is in it once
 
 
+@pytest.mark.slow
 def test_optuna_dashboard_shows_scores_by_crops_and_why_trials_were_pruned(tmp_path: Path) -> None:
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is in requirements-test.lock alone")
     from optuna_dashboard import wsgi

@@ -25,7 +25,8 @@ from mitoflow.errors import InputError
 from mitoflow.tracking import local_store, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
-#: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language models.
+#: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language
+#: models.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "best_val_dice",  # the objective of a study: comparisons open on it
