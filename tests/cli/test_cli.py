@@ -135,7 +135,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_an_empty_registry(folder: Path, run_here: Here) -> None:
     _, out, _ = run_here("models")
-    assert out == "no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
+    assert out == "no versions of mitoflow yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`\n"
     assert run_here("history")[1].startswith("no promotions yet")
     assert json.loads(run_here("models", "--json")[1]) == json.loads(run_here("history", "--json")[1]) == []
     for arguments, said in (

@@ -52,5 +52,5 @@ def test_a_command_leaves_the_home_folder_as_it_was(environment: dict[str, str],
     (project / "params.yaml").touch()
     command = [sys.executable, "-m", "mitoflow.cli", "models"]
     ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=True)
-    assert (ran.stdout.startswith("no versions yet"), ran.stderr) == (True, "")
+    assert (ran.stdout.startswith("no versions of mitoflow yet"), ran.stderr) == (True, "")
     assert list(tmp_path.rglob("telemetry.json")) == []

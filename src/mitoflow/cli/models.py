@@ -25,7 +25,7 @@ def models(shipped: bool, as_json: bool) -> None:
     if shipped:
         _list_pretrained(as_json)
         return
-    from mitoflow.tracking import registry
+    from mitoflow.tracking import registered_model, registry
 
     listed = registry.models()
     if as_json:
@@ -48,7 +48,7 @@ def models(shipped: bool, as_json: bool) -> None:
     if rows:
         print_table(["version", "alias", "Dice", "IoU", *by_set, "test data", "created", "verdict"], rows)
     else:
-        echo("no versions yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+        echo(f"no versions of {registered_model.name()} yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
 
 
 def _list_pretrained(as_json: bool) -> None:
