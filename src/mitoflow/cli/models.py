@@ -48,7 +48,8 @@ def models(shipped: bool, as_json: bool) -> None:
     if rows:
         print_table(["version", "alias", "Dice", "IoU", *by_set, "test data", "created", "verdict"], rows)
     else:
-        echo(f"no versions of {registered_model.name()} yet: `dvc repro` makes one, or `mitoflow register` after `dvc pull`")
+        remedy = "`dvc repro` makes one, or `mitoflow register` after `dvc pull`"
+        echo(f"no versions of {registered_model.name()} yet: {remedy}")
 
 
 def _list_pretrained(as_json: bool) -> None:
