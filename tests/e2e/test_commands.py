@@ -160,3 +160,19 @@ def test_a_study_is_fitted_by_other_processes_and_machines(
     assert {run.info.status for run in new} == {"FINISHED"}
     of_studies = [run.data.tags.get("mlflow.parentRunId") for run in new]
     assert sorted(of_studies.count(study) for study in set(of_studies) - {None}) == [2, 5]
+
+
+def test_whether_the_study_pays_is_measured_once(fresh: Project) -> None:
+    fresh.set(tune__trials="2", train__epochs="1", train__patches_per_epoch="16")
+    command = ["python", "-m", "benchmarks", "tuning", ".", "--seeds", "1", "--configurations", "2", "--budget", "32"]
+    tables = fresh.run(*command, "--into", "found.jsonl").stdout
+    for part in ("| phantom | defaults | 0 |", "| phantom | tuned | 32 |", "| phantom | random | 32 |"):
+        assert part in tables
+    lines = fresh.read("found.jsonl").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["kind"] for row in rows] == ["defaults", "tuned", "random", "configuration", "configuration"]
+    assert rows[0]["values"] == {"learning_rate": 0.002, "depth": 2, "augment_strength": 0.7}
+    assert all(0 <= row["dice_low"] <= row["dice"] <= row["dice_high"] <= 1 for row in rows[:3])
+    head = "| set | values |"
+    assert fresh.run(*command, "--into", "found.jsonl").stdout.partition(head)[2] == tables.partition(head)[2] != ""
+    assert fresh.read("found.jsonl").splitlines() == lines

@@ -1,0 +1,38 @@
+"""The tables of the benchmark of the study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import tuning
+
+
+def test_the_rank_correlation_depends_on_ranks_alone_and_its_interval_on_the_number_of_pairs() -> None:
+    few, many = ([*range(n)] for n in (6, 24))
+    assert tuning.rank_correlation(few, [rank**3 for rank in few]) == (1.0, 1.0, 1.0)
+    swapped = tuning.rank_correlation(few, [1, 0, 3, 2, 5, 4])
+    assert swapped[0] == pytest.approx(1 - 6 * 6 / (6 * 35))
+    longer = tuning.rank_correlation(many, [rank ^ 1 for rank in many])
+    assert longer[2] - longer[1] < swapped[2] - swapped[1]
+    assert -1 < swapped[1] < swapped[0] < swapped[2] < 1
+    assert tuning.rank_correlation([1, 2, 3], [1, 3, 2]) == (0.5, -1.0, 1.0)
+
+
+def test_the_tables_have_each_search_and_each_rung() -> None:
+    def trained(kind: str, seed: int, dice: float) -> dict[str, Any]:
+        budget = 0 if kind == "defaults" else 8000
+        of_test = {"dice": dice, "dice_low": dice - 0.01, "dice_high": dice + 0.01}
+        return {"set": "epfl", "kind": kind, "budget": budget, "seed": seed, **of_test, "val_dice": dice + 0.02}
+
+    rows = [trained("defaults", 1, 0.88), trained("tuned", 1, 0.9), trained("tuned", 2, 0.86)]
+    same = {"set": "epfl", "kind": tuning.CONFIGURATION, "budget": 8000}
+    for number, (short, whole) in enumerate([(0.1, 0.7), (0.3, 0.8), (0.2, 0.9), (0.4, 1.0)]):
+        rows.append({**same, "number": number, "scores": {"666": short, "2666": whole}, "trained": whole})
+    table = tuning.tables(rows).splitlines()
+    assert "| epfl | defaults | 0 | 0.8800 [0.8700, 0.8900] | 0.8800 | 0.9000 |" in table
+    assert "| epfl | tuned | 8,000 | 0.9000 [0.8900, 0.9100], 0.8600 [0.8500, 0.8700] | 0.8800 | 0.9000 |" in table
+    assert "| epfl | 2,666 | 4 | 1.00 [1.00, 1.00] |" in table
+    (first,) = [line for line in table if line.startswith("| epfl | 666 | 4 | 0.80 [")]
+    assert first
