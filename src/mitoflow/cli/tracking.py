@@ -25,7 +25,9 @@ def ui(port: int) -> None:
     local_store.require_usable(place)
     store.configure()
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    # One worker serves one person. MLflow's four take four times the memory, and are killed and started again without
+    # end where a busy machine takes seconds to start them.
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
