@@ -82,8 +82,19 @@ def give(accounts: AuthServiceClient, client: MlflowClient, name: str, role: str
             raise
         accounts.create_user(name, ask(name))
     for (kind, which), permission in zip(resources, ROLES[role], strict=True):
-        accounts.grant_user_permission(name, kind, which, permission)
+        grant(accounts, name, kind, which, permission)
     accounts.update_user_admin(name, role == "admin")
+
+
+def grant(accounts: AuthServiceClient, name: str, kind: str, which: str, permission: str) -> None:
+    """Give a user a permission in place of any that they have for this resource."""
+    try:
+        accounts.grant_user_permission(name, kind, which, permission)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        accounts.revoke_user_permission(name, kind, which)
+        accounts.grant_user_permission(name, kind, which, permission)
 
 
 def shared(client: MlflowClient) -> list[tuple[str, str]]:

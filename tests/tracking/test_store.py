@@ -49,7 +49,7 @@ def test_an_import_sets_nothing_and_the_first_client_sets_what_the_user_did_not(
 def test_a_command_leaves_the_home_folder_as_it_was(environment: dict[str, str], tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    (project / "params.yaml").touch()
+    (project / "params.yaml").write_text("{}\n")
     command = [sys.executable, "-m", "mitoflow.cli", "models"]
     ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=True)
     assert (ran.stdout.startswith("no versions of mitoflow yet"), ran.stderr) == (True, "")
