@@ -27,8 +27,9 @@ class _Lines:
 def progress_bar(steps: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """Return a progress bar; see `tqdm` for its options.
 
-    Where stderr is no terminal, it writes a line at the beginning, one every `INTERVAL` seconds, and one at the end.
+    Where stderr is no terminal, it writes a line every `INTERVAL` seconds and one at the end, and nothing for work that
+    is done before: an error that comes early stands alone.
     """
     if not sys.stderr.isatty():
-        options |= {"file": _Lines(), "mininterval": INTERVAL, "maxinterval": INTERVAL}
+        options |= {"file": _Lines(), "mininterval": INTERVAL, "maxinterval": INTERVAL, "delay": INTERVAL}
     return tqdm(steps, **options)
