@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import npe2
 import numpy as np
 import pytest
+import scipy.ndimage
 import tifffile
 from napari.components import ViewerModel
-from napari.layers import Image, Labels, Layer
+from napari.layers import Image, Labels
 from napari.settings import get_settings
+from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
 from mitoflow.apps import napari_widget
+from mitoflow.apps.napari_widget import Segmentation
 from mitoflow.config.params import Instances
 from mitoflow.inference import instances
 from mitoflow.inference.prediction import predict
@@ -34,7 +37,9 @@ SIZE = {
     **{"PhysicalSizeZ": 30.0, "PhysicalSizeY": 4.0, "PhysicalSizeX": 5.0},
     **dict.fromkeys(("PhysicalSizeZUnit", "PhysicalSizeYUnit", "PhysicalSizeXUnit"), "nm"),
 }
-STACK = np.random.default_rng(0).integers(0, 256, (10, 64, 80), np.uint8)
+# Smooth, so that the mask has a few plain mitochondria, which are measured quickly.
+SMOOTH = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(10, 64, 80)), (2, 6, 6))
+STACK = np.rint(255 * (SMOOTH - SMOOTH.min()) / np.ptp(SMOOTH)).astype(np.uint8)
 
 
 @pytest.fixture
@@ -54,20 +59,33 @@ def application() -> QApplication:
     return QApplication.instance() or QApplication([])
 
 
-def press(application: QApplication, **asked: object) -> tuple[list[tuple[np.ndarray, dict[str, Any], str]], list[str]]:
-    """Open the widget, choose, press the button and wait; returns the new layers and the errors shown."""
-    made: list[tuple[np.ndarray, dict[str, Any], str]] = []
-    errors: list[str] = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(napari_widget, "show_error", errors.append)
-        worker = napari_widget.widget()(model="unet.keras", **asked)
-        worker.returned.connect(made.extend)
-        for _ in range(3000):
-            application.processEvents()
-            if made or errors:
-                break
-            application.thread().msleep(20)
-    return made, errors
+@pytest.fixture
+def widget(application: QApplication, folder: Path) -> Iterator[Segmentation]:
+    npe2.PluginManager.instance().discover()
+    viewer = ViewerModel()
+    viewer.add_image(STACK, name="cell", scale=(30, 4, 4), units=("nm", "nm", "nm"))
+    widget = Segmentation(viewer)
+    widget.file.value = folder / "unet.keras"
+    yield widget
+    widget.close()
+
+
+def press(application: QApplication, widget: Segmentation, *, cancel: bool = False) -> list[str]:
+    """Press the button and wait until the widget can be used again; returns the messages of errors."""
+    before = len(notification_manager.records)
+    widget.segment.native.click()
+    assert not widget.segment.enabled
+    assert not widget.image.enabled
+    assert widget.cancel.enabled
+    if cancel:
+        widget.cancel.native.click()
+    for _ in range(3000):
+        application.processEvents()
+        if widget.segment.enabled:
+            break
+        application.thread().msleep(20)
+    assert not widget.cancel.enabled
+    return [str(record.message) for record in [*notification_manager.records][before:] if record.severity == "error"]
 
 
 def test_napari_knows_the_widget() -> None:
@@ -76,32 +94,59 @@ def test_napari_knows_the_widget() -> None:
     (described,) = plugins.get_manifest("mitoflow").contributions.widgets or []
     assert described.display_name == "Segment mitochondria"
     assert described.exec is not None
-    assert plugins.commands.get(described.command) is napari_widget.widget
+    assert plugins.commands.get(described.command) is Segmentation
 
 
 @pytest.mark.slow
-def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.ndarray) -> None:
-    image = Image(STACK, name="cell", scale=(30, 4, 4), units=("nm", "nm", "nm"))
-    ((data, about, kind),), _ = press(application, image=image)
-    labels = Layer.create(data, about, kind)
+def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.ndarray, widget: Segmentation) -> None:
+    shown = []
+    widget.progress.changed.connect(shown.append)
+    assert press(application, widget) == []
+    image, labels = widget._viewer.layers
     assert (labels.name, type(labels)) == ("cell mitochondria", Labels)
     np.testing.assert_array_equal(labels.data, expected)
     np.testing.assert_array_equal(labels.scale, image.scale)
     assert labels.units == image.units
-    assert labels.metadata[ome.LINEAGE]["model"] == "unet.keras"
+    assert labels.metadata[ome.LINEAGE]["model"].endswith("unet.keras")
+    assert 100 in shown
+    assert shown == [*sorted(shown[:-1]), 0]
     assert napari_widget.voxel_size(image) == {"z": 30, "y": 4, "x": 4}
     assert napari_widget.voxel_size(Image(STACK)) == {}
 
 
 @pytest.mark.slow
-def test_each_mitochondrion_of_a_file_gets_a_label(
-    application: QApplication, expected: np.ndarray, folder: Path
+def test_each_mitochondrion_of_a_file_gets_a_label_and_a_row(
+    application: QApplication, expected: np.ndarray, folder: Path, widget: Segmentation
 ) -> None:
-    tifffile.imwrite(folder / "cell.tif", STACK)
-    (image,) = ViewerModel().open(folder / "cell.tif", plugin="napari")
-    assert napari_widget._file_of(image, folder) == str(folder / "cell.tif"), "it is not copied"
-    ((data, _, _),), _ = press(application, image=image, instances=True)
-    np.testing.assert_array_equal(data, instances.separate(expected > 0, Instances()))
+    tifffile.imwrite(folder / "file.tif", STACK)
+    (image,) = widget._viewer.open(folder / "file.tif", plugin="napari")
+    assert napari_widget._file_of(image, folder) == str(folder / "file.tif"), "it is not copied"
+    widget.reset_choices()
+    widget.image.value, widget.instances.value = image, True
+    assert press(application, widget) == []
+    labels = widget._viewer.layers[-1]
+    np.testing.assert_array_equal(labels.data, instances.separate(expected > 0, Instances()))
+    voxels = labels.features["volume_voxels"]
+    assert [*labels.features["index"]] == [*range(labels.data.max() + 1)]
+    np.testing.assert_array_equal(voxels[1:], np.bincount(labels.data.ravel())[1:])
+
+    widget._viewer.layers.selection.active = labels
+    table = widget.table.table
+    table.selectRow(2)
+    assert labels.selected_label == 2
+    labels.selected_label = 1
+    assert {index.row() for index in table.selectedIndexes()} == {1}
+
+
+@pytest.mark.slow
+def test_a_prediction_that_is_cancelled_leaves_nothing(application: QApplication, widget: Segmentation) -> None:
+    assert press(application, widget, cancel=True) == []
+    assert [layer.name for layer in widget._viewer.layers] == ["cell"]
+
+
+def test_the_models_that_there_are_can_be_chosen(widget: Segmentation) -> None:
+    assert [*widget.model.choices] == ["pretrained:general", "pretrained:epfl"]
+    assert model_lookup.find(widget.model.value).name == model_lookup.find().name
 
 
 @pytest.mark.slow
@@ -159,9 +204,12 @@ def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(tmp_path: Path) ->
     ],
 )
 def test_a_layer_that_cannot_be_used_is_one_error(
-    application: QApplication, folder: Path, voxels: np.ndarray, said: str
+    application: QApplication, widget: Segmentation, voxels: np.ndarray, said: str
 ) -> None:
-    made, (line,) = press(application, image=Image(voxels, name="odd", rgb=voxels.shape[-1] == 3))
-    assert made == []
+    widget._viewer.layers.clear()
+    widget._viewer.add_image(voxels, name="odd", rgb=voxels.shape[-1] == 3)
+    widget.reset_choices()
+    (line,) = press(application, widget)
+    assert [layer.name for layer in widget._viewer.layers] == ["odd"]
     assert said in line
     assert "\n" not in line

@@ -100,6 +100,16 @@ def test_a_version_is_found_from_a_project_with_another_model(here: Path) -> Non
 
 
 @pytest.mark.slow
+def test_the_default_is_the_first_of_the_names(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("epfl", "general", "another"):
+        (tmp_path / name).mkdir()
+        shutil.copy(MODEL, tmp_path / name)
+    monkeypatch.setattr(pretrained, "PLACES", (tmp_path,))
+    shipped = ["pretrained:general", "pretrained:epfl", "pretrained:another"]
+    assert model_lookup.names() == ["models:/mitoflow@champion", "models:/mitoflow/1", *shipped]
+
+
+@pytest.mark.slow
 def test_a_version_is_served_as_mlflow_loads_it(here: Path) -> None:
     model = model_lookup.find("1")
     mlflow.set_tracking_uri(store.uri())
@@ -171,4 +181,5 @@ def test_without_a_champion_the_pretrained_model_is_taken(
         assert model.domain is not None
         assert (model.lineage["run"], model.lineage["git_commit"]) == ("abc", "def")
         assert "python" not in model.lineage
+    assert model_lookup.names() == ["pretrained:phantom"]
     assert not Path("mlflow.db").exists(), "no registry is made to ask it"

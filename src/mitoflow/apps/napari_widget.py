@@ -1,16 +1,22 @@
-"""The napari widget: `mitoflow predict` on the selected layer; `napari.yaml` declares it."""
+"""The napari widget: `mitoflow predict` on an image layer; `napari.yaml` declares it."""
 
+import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import napari.layers
-import napari.types
+import napari.viewer
+import npe2
 import numpy as np
+import pandas as pd
 import tifffile
-from magicgui import magic_factory
-from napari.qt.threading import FunctionWorker, thread_worker
-from napari.utils.notifications import show_error, show_info
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox, ProgressBar, PushButton
+from napari.qt.threading import FunctionWorker, create_worker
+from napari.types import LayerDataTuple
+from napari.utils.notifications import show_error, show_info, show_warning
+from superqt.utils import ensure_main_thread
 
 from mitoflow.config import params
 from mitoflow.errors import InputError
@@ -21,27 +27,110 @@ from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.tracking import model_lookup
 
+FEATURES_TABLE = "napari.widgets.features_table"  # napari's own: a row that is selected selects its label, and back
 
-@magic_factory(
-    call_button="Segment",
-    model={"tooltip": "A version, an alias, a run, a .keras file or pretrained; empty for the champion"},
-    threshold={"max": 0.99, "step": 0.01, "tooltip": "0 for the one that the model comes with"},
-    instances={"tooltip": "Each mitochondrion with a label of its own"},
-)
-def widget(
-    image: napari.layers.Image, model: str = "", threshold: float = 0.0, instances: bool = False
-) -> FunctionWorker[list[napari.types.LayerDataTuple]]:
-    """The widget; napari makes it from the parameters, whose annotations it reads at run time."""
 
-    @thread_worker(connect={"errored": _tell})  # type: ignore[untyped-decorator]
-    def work() -> list[napari.types.LayerDataTuple]:
-        return segment(image, model or None, threshold or None, instances)
+class CancelledError(Exception):
+    """The user pressed Cancel."""
 
-    return work()
+
+class Segmentation(Container):
+    """The widget: what to segment and how, a bar while it runs, and the table of the layer that is selected.
+
+    Parameters
+    ----------
+    viewer
+        The one whose layers can be segmented, and which gets the labels.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        self._viewer = viewer
+        self._worker: FunctionWorker[LayerDataTuple | None] | None = None
+        self.image = ComboBox(name="image", choices=self._images)
+        self.model = ComboBox(name="model", choices=_models)
+        self.file = FileEdit(name="file", label="or a file", filter="*.keras", nullable=True, value=None)
+        self.threshold = FloatSpinBox(
+            name="threshold", max=0.99, step=0.01, tooltip="0 for the one that the model comes with"
+        )
+        self.instances = CheckBox(name="instances", tooltip="Each mitochondrion with a label of its own, and a table")
+        self.segment = PushButton(text="Segment")
+        self.cancel = PushButton(text="Cancel", enabled=False)
+        self.progress = ProgressBar(max=100, visible=False)
+        self._settings = [self.image, self.model, self.file, self.threshold, self.instances, self.segment]
+        super().__init__(widgets=[*self._settings, self.cancel, self.progress])
+        self.table = npe2.PluginManager.instance().commands.get(FEATURES_TABLE)(viewer)
+        self.native.layout().addWidget(self.table)
+        self.segment.changed.connect(self._start)
+        self.cancel.changed.connect(self._stop)
+
+    def _images(self, _: object) -> list[napari.layers.Image]:
+        return [layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Image)]
+
+    def _start(self) -> None:
+        image = self.image.value
+        if image is None:
+            show_warning("Open an image first.")
+            return
+        self._show_running(True)
+        model = str(self.file.value or self.model.value or "") or None
+        asked = (image, model, self.threshold.value or None, self.instances.value)
+        self._worker = create_worker(
+            self._segment,
+            *asked,
+            _start_thread=False,
+            _connect={"returned": self._add, "errored": _tell, "finished": self._end},
+        )
+        self._worker.start()
+
+    def _segment(self, *asked: Any) -> LayerDataTuple | None:
+        """Segment in a thread; what a worker returns that was asked to quit is not passed on."""
+        total, done = math.prod(_data(asked[0]).shape), 0
+
+        def advance(voxels: int) -> None:
+            nonlocal done
+            done += voxels
+            if self._worker is None or self._worker.abort_requested:
+                raise CancelledError
+            self._show_progress(100 * done // total)
+
+        try:
+            return segment(*asked, advance)
+        except CancelledError:
+            return None
+
+    def _add(self, made: LayerDataTuple) -> None:
+        self._viewer.add_layer(napari.layers.Layer.create(*made))
+
+    def _stop(self) -> None:
+        if self._worker:
+            self.cancel.enabled = False
+            self._worker.quit()
+
+    def _end(self) -> None:
+        self._worker = None
+        self._show_running(False)
+
+    @ensure_main_thread
+    def _show_progress(self, percent: int) -> None:
+        self.progress.value = percent
+
+    def _show_running(self, is_running: bool) -> None:
+        for each in self._settings:
+            each.enabled = not is_running
+        self.cancel.enabled = self.progress.visible = is_running
+        self.progress.value = 0
 
 
 def _tell(error: Exception) -> None:
     show_error(str(error))
+
+
+def _models(_: object) -> list[str]:
+    try:
+        return model_lookup.names()
+    except InputError as error:  # the registry does not answer
+        show_warning(str(error))
+        return model_lookup.names_of_pretrained()
 
 
 _last: list[TrainedModel] = []
@@ -56,8 +145,12 @@ def _find(wanted: str | None) -> TrainedModel:
 
 
 def segment(
-    image: napari.layers.Image, model: str | None, threshold: float | None, instances: bool
-) -> list[napari.types.LayerDataTuple]:
+    image: napari.layers.Image,
+    model: str | None,
+    threshold: float | None,
+    instances: bool,
+    advance: Callable[[int], object] | None = None,
+) -> LayerDataTuple:
     """Return the mitochondria of an image layer, (Y, X) or (Z, Y, X), as a labels layer at the same place.
 
     Parameters
@@ -69,7 +162,10 @@ def segment(
     threshold
         In place of the one that the model comes with.
     instances
-        Whether each mitochondrion gets a label of its own.
+        Whether each mitochondrion gets a label of its own. Then the features of the layer are the table of
+        `mitoflow predict --table`, a row for each label from 0 on, as napari counts them.
+    advance
+        See `mitoflow.inference.prediction.predict`.
 
     Raises
     ------
@@ -78,23 +174,37 @@ def segment(
     """
     chosen = _find(model)
     with tempfile.TemporaryDirectory(prefix="mitoflow-") as folder:
-        output = Path(folder) / "mask.ome.zarr"
+        output, table = Path(folder) / "mask.ome.zarr", Path(folder) / "table.csv"
         request = Request(
             _file_of(image, Path(folder)),
             output,
             threshold=threshold,
             instances=instances,
+            table=table if instances else None,
             criteria=params.load_instances(),
             spacing=voxel_size(image) or None,
             name=image.name,
         )
-        prediction.predict(request, chosen, show_info)
+        prediction.predict(request, chosen, show_info, advance)
         voxels = np.asarray(ome.open_multiscale(request.images["instances" if instances else "mask"]).array[:])
         lineage = ome.read_lineage(output)
+        features = _features(table) if instances else None
     labels = (voxels if instances else (voxels > 0).astype(np.uint8)).reshape(_data(image).shape)
     place = {name: getattr(image, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")}
-    attributes = {"name": f"{image.name} mitochondria", "metadata": {ome.LINEAGE: lineage}, **place}
-    return [(labels, attributes, "labels")]
+    attributes = {
+        "name": f"{image.name} mitochondria",
+        "metadata": {ome.LINEAGE: lineage},
+        "features": features,
+        **place,
+    }
+    return labels, attributes, "labels"
+
+
+def _features(table: Path) -> pd.DataFrame:
+    """Return a table of mitochondria with a row for each label from 0, the background, on."""
+    measured = pd.read_csv(table, index_col="label")
+    rows = measured.reindex(range(max(measured.index, default=0) + 1))
+    return rows.rename_axis("index").reset_index()
 
 
 def _file_of(image: napari.layers.Image, folder: Path) -> str:

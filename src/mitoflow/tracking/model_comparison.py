@@ -25,7 +25,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
-from mitoflow.io.volumes import TiffVolume
+from mitoflow.io.volumes import StackVolume
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
 
@@ -313,7 +313,7 @@ def _look(
 
 def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    predictor, read = predictor.prepared(TiffVolume([image]))
+    predictor, read = predictor.prepared(StackVolume([image]))
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
     once = predictor.settings.uses_orthoplanes(image.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]

@@ -49,6 +49,29 @@ def find(wanted: str | None = None) -> TrainedModel:
     return _of_registry(name, version)
 
 
+def names() -> list[str]:
+    """Return the models of the registry and those that ship, each by a name that `find` takes, its default first.
+
+    Raises
+    ------
+    InputError
+        The registry does not answer.
+    """
+    listed = [] if registry.is_missing() else registry.models()
+    prefix = f"models:/{registered_model.name()}"
+    versions = [f"{prefix}/{row.version}" for row in reversed(listed)]
+    if any(registry.CHAMPION in row.aliases for row in listed):
+        return [f"{prefix}@{registry.CHAMPION}", *versions, *names_of_pretrained()]
+    return [*names_of_pretrained(), *versions]
+
+
+def names_of_pretrained() -> list[str]:
+    """Return the models that ship, by names that `find` takes, the one that ``pretrained`` means first."""
+    known = [model.name for model in pretrained.models()]
+    defaults = [name for name in pretrained.DEFAULTS if name in known]
+    return [f"pretrained:{name}" for name in dict.fromkeys((*defaults, *known))]
+
+
 def _split(wanted: str) -> tuple[str, str]:
     """Return the name of the registered model, and which version of it is meant."""
     if not wanted.startswith("models:/"):
