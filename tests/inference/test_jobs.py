@@ -133,10 +133,10 @@ def worker(address: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     Path("slow.py").write_text(
         "import time\n"
         "from mitoflow.io import volumes\n"
-        "def slowly(*arguments, read=volumes.TiffVolume.read):\n"
+        "def slowly(*arguments, read=volumes.StackVolume.read):\n"
         "    time.sleep(0.02)\n"
         "    return read(*arguments)\n"
-        "volumes.TiffVolume.read = slowly\n"
+        "volumes.StackVolume.read = slowly\n"
     )
     where = ("--host", "127.0.0.1", "--preload", str(Path("slow.py").absolute()))
     return started("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", *where)

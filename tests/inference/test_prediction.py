@@ -272,12 +272,12 @@ def test_a_killed_process_is_continued_at_the_first_missing_block(
 import os, pathlib, signal, sys
 from mitoflow import cli
 from mitoflow.io import volumes
-read = volumes.TiffVolume.read
+read = volumes.StackVolume.read
 def read_or_die(volume, z, box):
     if z == 22 and [*pathlib.Path().glob(".*.partial/*/done/8-0-0")]:  # when the third block is read
         os.kill(os.getpid(), signal.SIGKILL)
     return read(volume, z, box)
-volumes.TiffVolume.read = read_or_die
+volumes.StackVolume.read = read_or_die
 sys.argv = ["mitoflow", "predict", "cell.ome.tif", "{output}", "--model", "model/unet.keras"]
 cli.main()
 """

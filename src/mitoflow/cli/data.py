@@ -86,7 +86,11 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that describe a set of one's own files."""
     options = [
         click.option(
-            "--images", multiple=True, required=True, metavar="PATH", help="EM images, 8- or 16-bit TIFF or OME-Zarr."
+            "--images",
+            multiple=True,
+            required=True,
+            metavar="PATH",
+            help="EM images of 8 or 16 bits.",
         ),
         click.option("--masks", multiple=True, required=True, metavar="PATH", help="Their masks."),
         click.option("--test-images", multiple=True, metavar="PATH", help="Images that test, and never train."),
@@ -127,7 +131,7 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
 @data.command("import")
 @_with_files
 def data_import(**options: Any) -> None:
-    """Take your own stacks in place of what is there: TIFF files of one page or many, or OME-Zarrs.
+    """Take your own stacks in place of what is there: TIFF and MRC files of one page or many, or OME-Zarrs.
 
     PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
     where no name is shared, the first image goes with the first mask and so on, which the command reports.

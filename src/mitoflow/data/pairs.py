@@ -11,9 +11,8 @@ import numpy as np
 
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
-from mitoflow.io.ome import is_zarr
-from mitoflow.io.tiff import Stack, open_mask, open_stack
-from mitoflow.io.volumes import open_zarr_stack
+from mitoflow.io.tiff import Stack
+from mitoflow.io.volumes import open_any_stack
 
 SMALLEST_SIDE = 64  # pixels of what is learned or measured from
 
@@ -88,7 +87,7 @@ def read_set(folder: Path, dataset: str) -> list[Pair]:
     ------
     InputError
         A folder is missing or holds no TIFF, an image has no mask or a mask no image, their sizes differ, two files
-        have the same name but for the suffix, or a file cannot be used (`open_stack`, `open_mask`).
+        have the same name but for the suffix, or a file cannot be used (`open_any_stack`).
     """
     images, masks = _tiffs_by_name(folder / "images"), _tiffs_by_name(folder / "masks")
     for name in sorted(images.keys() ^ masks.keys(), key=natural_order):
@@ -114,16 +113,14 @@ def _tiffs_by_name(folder: Path) -> dict[str, Path]:
 
 
 def open_pair(name: str, image_path: Path, mask_path: Path, dataset: str = "") -> Pair:
-    """Open an image and its mask, TIFF or OME-Zarr, to learn or to measure from.
+    """Open an image and its mask, of any format, to learn or to measure from.
 
     Raises
     ------
     InputError
-        One of them cannot be used (`open_stack`, `open_mask`, `open_zarr_stack`), they differ in size, or are smaller
-        than 64 x 64 pixels.
+        One of them cannot be used (`open_any_stack`), they differ in size, or are smaller than 64 x 64 pixels.
     """
-    image = open_zarr_stack(image_path) if is_zarr(image_path) else open_stack(image_path)
-    mask = open_zarr_stack(mask_path, is_mask=True) if is_zarr(mask_path) else open_mask(mask_path)
+    image, mask = open_any_stack(image_path), open_any_stack(mask_path, is_mask=True)
     if min(image.shape[1:]) < SMALLEST_SIDE:
         found = f"{image.shape[2]} x {image.shape[1]} pixels"
         remedy = "leave the file out or crop it less"

@@ -26,7 +26,7 @@ from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Size, known_voxel_size
-from mitoflow.io.volumes import TiffVolume
+from mitoflow.io.volumes import StackVolume
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -88,7 +88,7 @@ def choose(
             fitted, whole = longest, held
             read: Read = partial(validation.image, stack)
             if stacks is not None:
-                fitted, read = longest.prepared(TiffVolume([stacks[stack]]))
+                fitted, read = longest.prepared(StackVolume([stacks[stack]]))
                 whole = range(stacks[stack].shape[0])
             sizes = medians if fitted.settings.median > 1 else [1] * len(medians)  # as in use
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
@@ -227,7 +227,7 @@ def _measure_stack(
     bar: tqdm[Any],
     pair: Pair,
 ) -> MeasuredStack:
-    predictor, read = predictor.prepared(TiffVolume([pair.image]))
+    predictor, read = predictor.prepared(StackVolume([pair.image]))
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     patch_wise, single_slice = [], []
@@ -262,7 +262,7 @@ def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) ->
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
-        fitted, read = predictor.prepared(TiffVolume([pair.image]))
+        fitted, read = predictor.prepared(StackVolume([pair.image]))
         maps = fitted.stream(read, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             found = probability >= predictor.settings.threshold

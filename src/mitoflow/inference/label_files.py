@@ -21,8 +21,8 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     Parameters
     ----------
     source
-        A TIFF, an OME-Zarr, or a folder or glob of slices. Values are integers, or floating-point numbers that are
-        whole.
+        A TIFF or MRC, an OME-Zarr, or a folder or glob of slices. Values are integers, or floating-point numbers that
+        are whole.
     notify
         Called with what the user should know: which files are the slices, doubts about the voxel size, and how values
         are read where that is not obvious.
@@ -49,7 +49,7 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
         voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)
         spacing = image.spacing
     else:
-        voxels, spacing = _read_tiffs(source, notify)
+        voxels, spacing = _read_files(source, notify)
     found, (low, high) = f"{voxels.dtype} voxels of {voxels.ndim} axes", (voxels.min(), voxels.max())
     is_whole = voxels.dtype.kind in "iub" or (voxels == np.rint(voxels)).all()
     if not is_whole or low < 0 or high >= 2**63 or voxels.ndim not in (2, 3):
@@ -82,15 +82,15 @@ def warn_of_dense_mask(voxels: NDArray[Any], source: str, notify: Notify) -> Non
         notify(f"warning: {source}: {share:.0%} of the voxels are mitochondrion; if it is black on them, invert it")
 
 
-def _read_tiffs(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
-    """Return the slices of a TIFF, or of one TIFF for each, as stored; with antialiased edges in one of them as {0, 1}.
+def _read_files(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
+    """Return the slices of a file, or of one file for each, as stored; with antialiased edges in one of them as {0, 1}.
 
     Each file may mark mitochondria in its own way.
     """
-    files = tiff.find_tiffs("INPUT", [source])
+    files = tiff.find_files("INPUT", [source])
     for line in file_names.describe(files) if len(files) > 1 else []:
         notify(line)
-    volume = volumes.TiffVolume([tiff.open_labels(file) for file in files], notify=notify)
+    volume = volumes.StackVolume([volumes.open_file(file, is_mask=True) for file in files], notify=notify)
     whole = (0, volume.shape[1], 0, volume.shape[2])
     voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])
     if voxels.dtype.kind not in "iu":

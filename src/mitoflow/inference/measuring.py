@@ -115,7 +115,7 @@ def measure_file(
 def table_of(source: str) -> Path:
     """Return the name of the table of a file: ``cell.csv`` for ``cell.ome.zarr``, beside it."""
     path = Path(source)
-    if not (ome.is_tiff(path) or ome.is_zarr(path)) or set(source) & set("*?["):
+    if (path.is_dir() and not ome.is_zarr(path)) or set(source) & set("*?["):
         raise InputError("--table", "no name", "a name for the table of several files", "give --table NAME.csv")
     return path.with_name(f"{path.name.removesuffix(path.suffix).removesuffix('.ome')}.csv")
 

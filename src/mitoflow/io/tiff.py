@@ -420,7 +420,7 @@ def write_stack(path: Path, array: Array, description: str | None = None) -> Non
         )
 
 
-def find_tiffs(option: str, patterns: Sequence[str]) -> list[Path]:
+def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
     """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
 
     Links count as files of their own: tools of versioned data link equal slices to one file.

@@ -14,11 +14,22 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, ome, resampling
+from mitoflow.io import file_names, mrc, ome, resampling
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
-from mitoflow.io.tiff import Array, Box, Stack, find_tiffs, open_grey, read_page, require_page_like
+from mitoflow.io.tiff import (
+    Array,
+    Box,
+    Stack,
+    find_files,
+    open_grey,
+    open_labels,
+    open_mask,
+    open_stack,
+    read_page,
+    require_page_like,
+)
 
-KINDS = "a TIFF, a folder or a quoted glob of slices, or an OME-Zarr"
+KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC or an OME-Zarr"
 MISSING = 2**20  # chunks without a file: to find as many takes twenty seconds
 SHOWN = 1000  # missing chunks that are counted for a message
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -66,7 +77,7 @@ class Volume(Protocol):
 def open_volume(
     source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
 ) -> Volume:
-    """Open a TIFF of any kind, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
+    """Open a TIFF of any kind, an MRC, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
 
     Parameters
     ----------
@@ -89,14 +100,27 @@ def open_volume(
         return ZarrVolume(path, spacing, fill_missing=fill_missing, notify=notify)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
-    files = find_tiffs("INPUT", [source])
+    files = find_files("INPUT", [source])
     for line in file_names.describe(files) if len(files) > 1 else []:
         notify(line)
-    return TiffVolume([open_grey(file) for file in files], spacing, notify)
+    return StackVolume([open_file(file) for file in files], spacing, notify)
 
 
-class TiffVolume:
-    """A TIFF with all slices, or one TIFF for each.
+def open_file(path: Path, *, is_mask: bool = False) -> Stack:
+    """Open a TIFF or MRC: an image as `mitoflow.io.tiff.open_grey` does, or a mask or labels, as `open_labels` does.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    if mrc.is_mrc(path):
+        return mrc.open_mrc(path)
+    return open_labels(path) if is_mask else open_grey(path)
+
+
+class StackVolume:
+    """A file with all slices, or one file for each.
 
     Parameters
     ----------
@@ -128,7 +152,7 @@ class TiffVolume:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.origin = (0.0,) * len(self.axes)
-        self.spacing = spacing or read_tiff_spacing(first.path, as_warnings(notify))
+        self.spacing = spacing or read_spacing(first.path, as_warnings(notify))
         self.files = [stack.path.resolve() for stack in stacks]
         # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
@@ -136,6 +160,9 @@ class TiffVolume:
     def read(self, z: int, box: Box) -> Array:
         """See `Volume`."""
         stack, page = (self._stacks[0], z) if len(self._stacks) == 1 else (self._stacks[z], 0)
+        if not stack.is_file:
+            y0, y1, x0, x1 = box
+            return np.array(stack.slice(page)[y0:y1, x0:x1])
         try:
             return stack.shown(self._pages(stack.path, stack.shape).read(page, box).astype(self.dtype, copy=False))
         except (OSError, MemoryError):
@@ -261,19 +288,25 @@ class ZarrVolume:
 
 
 def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
-    """Return the voxel size that an OME-Zarr states, or a TIFF; see `read_tiff_spacing`."""
-    return ome.open_multiscale(path, warn).spacing if ome.is_zarr(path) else read_tiff_spacing(path, warn, given)
+    """Return the voxel size that a file states, in nanometres; see `read_tiff_spacing`."""
+    if ome.is_zarr(path):
+        return ome.open_multiscale(path, warn).spacing
+    return mrc.read_spacing(path, warn) if mrc.is_mrc(path) else read_tiff_spacing(path, warn, given)
 
 
-def open_zarr_stack(path: Path, *, is_mask: bool = False) -> Stack:
-    """Open an OME-Zarr as a stack of slices: an EM image, uint8 or uint16, or a mask or labels, of any integer type.
+def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
+    """Open a file of any format as a stack of slices.
+
+    An EM image is uint8 or uint16, a mask or labels of any integer type; see `open_stack` and `open_mask` for TIFF.
 
     Raises
     ------
     InputError
-        As for `ZarrVolume`, or its voxels are of another type.
+        As for `open_volume`, or its voxels are of another type.
     """
-    volume = ZarrVolume(path)
+    if not (ome.is_zarr(path) or mrc.is_mrc(path)):
+        return open_mask(path) if is_mask else open_stack(path)
+    volume = open_volume(str(path))
     if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):
         expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
         raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
