@@ -73,18 +73,22 @@ class Segmentation(Container):
             return
         self._show_running(True)
         model = str(self.file.value or self.model.value or "") or None
-        asked = (image, model, self.threshold.value or None, self.instances.value)
         self._worker = create_worker(
             self._segment,
-            *asked,
+            image,
+            model,
+            self.threshold.value or None,
+            self.instances.value,
             _start_thread=False,
             _connect={"returned": self._add, "errored": _tell, "finished": self._end},
         )
         self._worker.start()
 
-    def _segment(self, *asked: Any) -> LayerDataTuple | None:
+    def _segment(
+        self, image: napari.layers.Image, model: str | None, threshold: float | None, instances: bool
+    ) -> LayerDataTuple | None:
         """Segment in a thread; what a worker returns that was asked to quit is not passed on."""
-        total, done = math.prod(_data(asked[0]).shape), 0
+        total, done = math.prod(_data(image).shape), 0
 
         def advance(voxels: int) -> None:
             nonlocal done
@@ -94,7 +98,7 @@ class Segmentation(Container):
             self._show_progress(100 * done // total)
 
         try:
-            return segment(*asked, advance)
+            return segment(image, model, threshold, instances, advance)
         except CancelledError:
             return None
 
