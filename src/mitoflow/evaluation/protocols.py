@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mitoflow.config.params import Instances
+from mitoflow.core.progress import progress_bar
 from mitoflow.data import cutting, network_input, patches
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.masks import Rule, binarise
@@ -81,7 +82,7 @@ def choose(
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     longest = predictor.with_settings(replace(predictor.settings, median=max(medians)))
     total = sum(len(held) for held in validation.ranges.values())
-    with tqdm(desc="evaluate: threshold", unit="slice", total=total) as bar:
+    with progress_bar(desc="evaluate: threshold", unit="slice", total=total) as bar:
         for stack, held in validation.ranges.items():
             dataset = validation.datasets[stack]
             of_set = histograms.setdefault(dataset, [ProbabilityHistogram() for _ in medians])
@@ -210,7 +211,7 @@ def measure(
         The images are of another bit depth than those that the model was trained on.
     """
     measured = {}
-    with tqdm(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
+    with progress_bar(total=sum(pair.image.shape[0] for pair in pairs), desc="evaluate: test", unit="slice") as bar:
         for dataset, of_set in groupby(pairs, key=lambda pair: pair.dataset):
             histogram = ProbabilityHistogram()
             of_stack = partial(_measure_stack, predictor, sets[dataset], size, criteria, histogram, bar)
@@ -277,7 +278,7 @@ def _plane_progress() -> PlaneProgress:
 
     def show(share: float) -> None:
         nonlocal bar
-        bar = bar or tqdm(desc="evaluate: orthogonal planes", total=100, unit="%", leave=False)
+        bar = bar or progress_bar(desc="evaluate: orthogonal planes", total=100, unit="%", leave=False)
         bar.update(int(100 * share) - bar.n)
         if share == 1:
             bar.close()

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import zarr
-from tqdm import tqdm
 
 from mitoflow import __version__
 from mitoflow.config.params import Instances
+from mitoflow.core.progress import progress_bar
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import adaptation, jobs, outputs, overlay
@@ -200,13 +200,13 @@ def _label_instances(
         notify("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
-    with tqdm(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
+    with progress_bar(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
         unsplit = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
     if unsplit:
         larger = f"{len(unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
     if request.table:
-        with tqdm(desc="measure", unit="mitochondrion") as bar:
+        with progress_bar(desc="measure", unit="mitochondrion") as bar:
             measured = measure_labels(labels, description.spacing, unsplit=unsplit, advance=bar.update)
         measured.write(pending.folder / "mitochondria.csv")
         measured.write_totals(pending.folder / "totals.csv", description.lineage.get("judgement", ""))
