@@ -114,3 +114,13 @@ def test_patches_are_measured_at_half_and_without_what_is_reflected(evaluated: P
     figures = files.read_json(evaluated / paths.METRICS, "")["patch_wise"]
     assert figures["dice"] == pytest.approx(2 * found / (2 * found + wrong + missed))
     assert figures["accuracy"] == pytest.approx(1 - (wrong + missed) / (4 * 64 * 80))
+
+
+def test_mlflow_lists_the_headline_first_and_bounds_of_intervals_last(evaluated: Path) -> None:
+    client = store.client(f"sqlite:///{evaluated}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    names = list(run.data.metrics)
+    assert names[0] == "test/whole_slice/dice"
+    bounds = ["/interval/" in name for name in names if name.startswith("test/")]
+    assert bounds == sorted(bounds)
+    assert True in bounds

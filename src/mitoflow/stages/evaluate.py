@@ -125,12 +125,12 @@ def publish(run: runs.Run, published: Published) -> Verdict | None:
     if (DATA / FILE).is_file():
         terms = {name: each.terms or "terms unknown" for name, each in read_sets(DATA).items()}
         run.tags(provenance.tags({"sets": "; ".join(f"{name}: {text}" for name, text in terms.items())}))
+    run.metrics(_headline_first(_flat("test", published.summary)))
     if run.training is None:
         for epoch, logs in enumerate(published.history):
             run.metrics(logs, step=epoch)
         run.artifact(TRAIN_REPORTS)
         run.produced(MODEL)
-    run.metrics(_flat("test", published.summary))
     for name, each in evaluation.sets.items():
         profile = {"slices": len(each.counts), "stacks": sorted(set(each.stacks))}
         source = DATA / "test" / name if name else DATA / "test"
@@ -217,6 +217,15 @@ def _flat(prefix: str, summary: Mapping[str, Any]) -> dict[str, float]:
             group = f"{prefix}/interval" if name.endswith(("_low", "_high")) else prefix
             flat[f"{group}/{name}"] = value
     return flat
+
+
+def _headline_first(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores with those of whole slices first and bounds of intervals last.
+
+    MLflow lists the metrics of a run in the order in which they were logged, and its comparison opens on the first one.
+    """
+    order = {name: ("/interval/" in name, not name.startswith("test/whole_slice/")) for name in scores}
+    return {name: scores[name] for name in sorted(scores, key=lambda name: order[name])}
 
 
 def _read_facts() -> dict[str, Any]:

@@ -108,7 +108,8 @@ class Curves:
         self._history[epoch:] = [dict(logs)]
         files.write_json(self._kept, {"epochs": self._history})
         write_curves(self._history)
-        self._run.metrics(logs, step=epoch)
+        # Not training Dice comes first: MLflow's comparison of runs opens on the metric that was logged first.
+        self._run.metrics({"val_dice": logs["val_dice"], **logs}, step=epoch)
 
 
 def write_curves(history: Sequence[Logs]) -> None:
