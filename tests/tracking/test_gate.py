@@ -332,7 +332,7 @@ def _given(evaluation: Evaluation | None) -> Evaluation | None:
 def test_the_interval_allows_for_what_was_compared_before(folder: Path) -> None:
     better, champion = contender(2, folder / "unet.keras", 850), contender(1, folder / "unet.keras")
     assert better.evaluation and champion.evaluation
-    for before, level, note in ((0, "95 %", ""), (1, "97.5 %", "; it allows for earlier comparisons on this test data: 1")):
+    for before, level, note in ((0, "95 %", ""), (1, "97.5 %", "; it allows for earlier comparisons: 1")):
         verdict = Gate().decide(better, champion, before)
         gain = better.evaluation.better_by(champion.evaluation, Gate().bootstrap, comparisons=before + 1)
         assert (verdict.difference, verdict.compared_before, verdict.champion) == (gain, before, 1)

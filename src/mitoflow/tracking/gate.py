@@ -201,7 +201,7 @@ class Gate(Section):
         least = f"{self.minimum_gain:g}" if self.minimum_gain else "zero"
         added = f"; without {new}, on which the champion has no score" if new else ""
         level = f"{100 * simultaneous_level(compared_before + 1):.4g} %"
-        others = f"; it allows for earlier comparisons on this test data: {compared_before}" if compared_before else ""
+        others = f"; it allows for earlier comparisons: {compared_before}" if compared_before else ""
         return gains, f"{against}: the {level} interval is {'' if gains else 'not '}above {least}{others}{added}", gain
 
     def _checks(self, challenger: Candidate, champion: Candidate | None, measured: Evaluation) -> Iterator[Check]:
