@@ -126,6 +126,14 @@ def test_the_logged_model_has_parameters_scores_and_data_of_its_own(here: Path) 
         assert f'"version": "{row.version}"' in logged.tags["mlflow.modelVersions"]
 
 
+def test_the_tags_of_a_version_begin_with_its_scores(here: Path) -> None:
+    for row in registry.models():
+        tags = store.client(store.uri()).get_model_version("mitoflow", str(row.version)).tags
+        assert row.dice is not None
+        assert next(iter(tags.items())) == ("mitoflow.dice", str(row.dice.value))
+        assert "mitoflow.lineage.git_commit" in tags
+
+
 def logged_model(run_id: str) -> LoggedModel:
     client = store.client(store.uri())
     (output,) = client.get_run(run_id).outputs.model_outputs

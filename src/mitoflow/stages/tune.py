@@ -97,7 +97,8 @@ def run_study(settings: Params) -> None:
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
             run.produced(BEST_PARAMS)
-            found = f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {study.best_params}"
+            values = ", ".join(f"{key} {value:.3g}" for key, value in study.best_params.items())
+            found = f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {values}"
             run.describe(found)
         shutil.rmtree(checkpoints, ignore_errors=True)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
@@ -137,8 +138,9 @@ class Tracked:
         self._runs[number].metrics({**facts, **fitted.history[-1]}, step=crops)
 
     def trial_ended(self, number: int, pruned: str | None) -> None:
-        """End the run of a trial, with a tag that says why it was pruned."""
+        """End the run of a trial, with a description, and a tag that says why it was pruned."""
         run = self._runs.pop(number)
+        run.describe(f"pruned: {pruned}" if pruned else "fitted to the end of the last rung")
         if pruned:
             run.tags({"mitoflow.pruned": pruned})
         run.end()
