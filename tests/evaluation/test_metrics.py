@@ -380,3 +380,36 @@ def test_the_intervals_of_many_comparisons_hold_together() -> None:
             misled[allowed] += any(gain.low > 0 for gain in gains)
     assert misled[ten] / queues <= 0.1
     assert misled[1] / queues > 0.2
+
+
+def test_counts_are_of_any_number_of_leading_axes():
+    truth, found = np.array([[1, 1, 0], [0, 0, 0]]), np.array([[1, 0, 1], [0, 0, 1]])
+    assert metrics.count(truth, found).tolist() == [1, 2, 1, 2]
+    both = metrics.count(np.stack([[truth, found]] * 3), np.stack([[found, found]] * 3))
+    assert both.tolist() == [[[1, 2, 1, 2], [3, 0, 0, 3]]] * 3
+
+
+def share_of_ten(counts: NDArray) -> NDArray:
+    """The sum of the first column over what ten pixels in each of 6 slices give."""
+    return counts[..., 0] / 60
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 5])
+@pytest.mark.parametrize("stacks", [None, [*"aaabbc"], [*"abcdef"], [*"aabbcc"]])
+def test_each_draw_has_as_many_slices_as_there_are(block: int, stacks: list[str] | None):
+    """Also where blocks leave a rest, of stacks of two slices, and of slices that are alone."""
+    interval = bootstrap_interval(np.full((6, 1), 10), share_of_ten, block, 50, 0, stacks)
+    assert interval == Interval(1, 1, 1)
+
+
+def test_blocks_are_at_most_half_of_a_stack_and_not_less():
+    """Two slices that follow each other are a whole and an empty one, so every draw of blocks of two is the same."""
+    counts = np.array([[10], [0], [10], [0]])
+    assert bootstrap_interval(counts, lambda c: c[..., 0] / 40, 10, 50, 0) == Interval(0.5, 0.5, 0.5)
+    assert bootstrap_interval(counts, lambda c: c[..., 0] / 40, 1, 50, 0).low < 0.5
+
+
+def test_two_slices_are_enough_to_draw_from_and_one_is_not():
+    counts = np.array([[8, 1, 1, 0]] * 2)
+    assert bootstrap_interval(counts, metrics.dice, 5, 50, 0) == Interval(16 / 18, 16 / 18, 16 / 18)
+    assert bootstrap_interval(counts[:1], metrics.dice, 5, 50, 0) == Interval(16 / 18, 0, 1)
