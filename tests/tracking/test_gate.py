@@ -369,7 +369,8 @@ def test_other_datasets_are_compared_version_by_version(folder: Path, monkeypatc
     }
     asked_for: list[str] = []
 
-    def evaluate(dataset: NonInferiorityDataset, weights: Path, _: Bootstrap) -> Evaluation:
+    def evaluate(dataset: NonInferiorityDataset, weights: Path, bootstrap: Bootstrap) -> Evaluation:
+        assert bootstrap == Gate().bootstrap
         asked_for.append(f"{dataset.name} {weights}")
         return found[str(weights)]
 
