@@ -9,16 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 BEGIN, END = "<!-- table: written by make mutants -->\n", "<!-- end of mutants -->\n"
-COUNTED = ("killed", "survived", "timeout")
+COUNTED = ("killed", "survived", "no tests", "timeout")
 
 
 def table(results: Iterable[str]) -> list[str]:
-    """Return the table in Markdown; mutants that no test runs survive."""
+    """Return the table in Markdown; of all mutants those count as killed that a test noticed."""
     found: dict[str, Counter[str]] = {}
     for line in results:
         if named := re.match(r"\s*([\w.]+?)\.[^.]*__mutmut_\d+: (.+)", line):
-            status = "survived" if named[2] == "no tests" else named[2].strip()
-            found.setdefault(named[1], Counter())[status] += 1
+            found.setdefault(named[1], Counter())[named[2].strip()] += 1
     rows = {**found, "all": sum(found.values(), Counter())}
     lines = [f"| module | mutants | {' | '.join(COUNTED)} | share killed |", "|---|" + "---:|" * (len(COUNTED) + 2)]
     for name, counts in rows.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from mitoflow.tracking import journal, runs, store
@@ -146,6 +147,36 @@ def test_database(
             database.start()
     database.start()
     training.check(server.uri)
+
+
+@fault("connections to PostgreSQL cut in the middle of a transaction", long=8)
+def test_cut_transactions(
+    server: TrackingServer,
+    database: PostgreSQL,
+    checkout: Path,
+    chance: random.Random,
+    attempt: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lock holds up the server after it wrote points, and before it commits them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    training = Training(checkout, chance)
+    locked, cut = sorted(chance.sample(range(EPOCHS), 2))
+    with (
+        psycopg.connect(database.uri("mlflow")) as lock,
+        psycopg.connect(database.uri("mlflow"), autocommit=True) as at,
+    ):
+        for epoch in training:
+            if epoch == locked:
+                lock.execute("lock table latest_metrics in exclusive mode")
+            if epoch == cut:
+                until(lambda: at.execute(CUT).fetchall())
+                lock.rollback()
+    training.check(server.uri)
+
+
+#: Ends the connections that wait for a lock, and returns a row for each.
+CUT = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'mlflow'"
 
 
 @pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")

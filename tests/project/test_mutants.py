@@ -15,17 +15,17 @@ RESULTS = """
 """
 
 
-def test_mutants_are_counted_by_module_and_what_no_test_runs_survives(tmp_path: Path) -> None:
+def test_mutants_are_counted_by_module_and_what_no_test_runs_is_not_killed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{BEGIN}old\n{END}\nafter\n", encoding="utf-8")
     for _ in range(2):
         write(page, RESULTS.splitlines())
     assert page.read_text(encoding="utf-8") == (
         f"before\n\n{BEGIN}\n"
-        "| module | mutants | killed | survived | timeout | share killed |\n"
-        "|---|---:|---:|---:|---:|---:|\n"
-        "| mitoflow.evaluation.metrics | 2 | 1 | 1 | 0 | 50.0 % |\n"
-        "| mitoflow.evaluation.bootstrap | 3 | 1 | 1 | 1 | 33.3 % |\n"
-        "| all | 5 | 2 | 2 | 1 | 40.0 % |\n"
+        "| module | mutants | killed | survived | no tests | timeout | share killed |\n"
+        "|---|---:|---:|---:|---:|---:|---:|\n"
+        "| mitoflow.evaluation.metrics | 2 | 1 | 1 | 0 | 0 | 50.0 % |\n"
+        "| mitoflow.evaluation.bootstrap | 3 | 1 | 0 | 1 | 1 | 33.3 % |\n"
+        "| all | 5 | 2 | 1 | 1 | 1 | 40.0 % |\n"
         f"\n{END}\nafter\n"
     )
