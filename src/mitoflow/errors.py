@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +19,9 @@ NO_MEMORY = (
     "could not create a primitive",
     "out of memory",
 )
+
+#: What Python says where the clock was never set and a model is saved: archives count from 1980.
+NO_CLOCK = "timestamps before 1980"
 
 LONGEST = 1000  # characters of what was found
 
@@ -126,6 +130,9 @@ def _as_user_error(error: BaseException) -> InputError | None:
     if refused or isinstance(error, MemoryError):
         found = (str(error) if isinstance(error, MemoryError) else refused[0]) or "none left"
         return InputError("memory", found, "enough for this step", "use a machine that has more")
+    if NO_CLOCK in str(error):
+        expected, remedy = "a year from 1980 on, which archives can hold", "set the clock, and run it again: it resumes"
+        return InputError("the clock of this machine", time.strftime("%Y"), expected, remedy)
     if sqlite.startswith(("READONLY", "CANTOPEN")):
         number = errno.EACCES
     if sqlite in ("FULL", "IOERR_WRITE"):

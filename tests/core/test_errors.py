@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_every_refusal_has_found_expected_and_remedy() -> None:
     for number in REFUSED:
         assert str(as_user_error(OSError(number, os.strerror(number), "cell.tif"))).startswith("cell.tif: found ")
     assert as_user_error(OSError(errno.EINVAL, "invalid argument")) is None, "an error of the code keeps its traceback"
+
+
+def test_a_clock_that_was_never_set_is_one_line() -> None:
+    """What Python raises where Keras saves a model in 1970."""
+    with pytest.raises(ValueError) as caught:
+        zipfile.ZipInfo("metadata.json", (1970, 1, 2, 0, 0, 0))
+    expected = "expected a year from 1980 on, which archives can hold; set the clock, and run it again: it resumes"
+    assert str(as_user_error(caught.value)).startswith("the clock of this machine: found ")
+    assert str(as_user_error(caught.value)).endswith(expected)
 
 
 HOSTILE = "a\x1b]0;title\x07\r\nmitoflow: done\u202etif.exe\udcff"

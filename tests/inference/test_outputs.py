@@ -112,6 +112,14 @@ def test_an_existing_output_is_kept_when_an_earlier_publication_was_cut_short(
         assert work.is_publishing, "what was finished is still there"
 
 
+def test_an_output_that_another_process_published_meanwhile_leaves_nothing_behind(tmp_path: Path) -> None:
+    output = tmp_path / "o.tif"
+    output.write_text("theirs")
+    with pytest.raises(InputError, match="an output that exists"), pending_output(output, {}, [output]):
+        pass
+    assert [*tmp_path.iterdir()] == [output]
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -145,30 +145,31 @@ def pending_output(output: Path, request: Mapping[str, Any], kept: Iterable[Path
     is_over = False
     try:
         with _locked(folder, output):
-            if not (folder / name / PUBLISHING).exists():
-                _refuse(kept)
-            for other in folder.iterdir():
-                if other.is_dir() and other.name != name:
-                    shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
-            (folder / name).mkdir(exist_ok=True)
-            pending = PendingOutput(folder / name)
             try:
-                yield pending
-            except BaseException as error:
-                is_over = not any((folder / name / "done").glob("*"))
-                if isinstance(error, OSError) and error.filename is None:
-                    error.filename = str(output)  # the error of a full disk names no file
-                raise
-            else:
-                is_over = pending.is_published
+                if not (folder / name / PUBLISHING).exists():
+                    _refuse(kept)
+                for other in folder.iterdir():
+                    if other.is_dir() and other.name != name:
+                        shutil.rmtree(other, ignore_errors=True)  # a worker may still write there
+                (folder / name).mkdir(exist_ok=True)
+                pending = PendingOutput(folder / name)
+                try:
+                    yield pending
+                except BaseException as error:
+                    is_over = not any((folder / name / "done").glob("*"))
+                    if isinstance(error, OSError) and error.filename is None:
+                        error.filename = str(output)  # the error of a full disk names no file
+                    raise
+                else:
+                    is_over = pending.is_published
             finally:
                 if is_over:
                     shutil.rmtree(folder / name, ignore_errors=True)
+                if not any(each.is_dir() for each in folder.iterdir()):
                     (folder / LOCK).unlink(missing_ok=True)
     finally:
-        if is_over:
-            with suppress(OSError):  # another process may have started meanwhile
-                folder.rmdir()  # only after the lock is closed: NFS keeps a file that is open
+        with suppress(OSError):  # unfinished files are there, or another process started meanwhile
+            folder.rmdir()  # only after the lock is closed: NFS keeps a file that is open
 
 
 @contextmanager
