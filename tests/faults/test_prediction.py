@@ -6,6 +6,9 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,7 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
-from tests.parts import write_model
+from tests.parts import ENVIRONMENT, write_model
 
 from .injection import fault
 
@@ -170,3 +173,26 @@ def test_limit_of_files(expected: np.ndarray, chance: random.Random, attempt: in
     assert "found a file that becomes too large, expected a file system and a limit that allow it" in line
     assert predict(source) == ""
     assert np.array_equal(tifffile.imread("mask.tif"), expected)
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "mitoflow.cli", "predict", "cell.tif", "mask.tif", "--model", MODEL, *options]
+
+
+@pytest.mark.slow
+@fault("two predictions to one output", long=6)
+def test_two_at_once(expected: np.ndarray, chance: random.Random, attempt: int) -> None:
+    """Of different parts of the stack, so that an output of both is noticed."""
+    started = []
+    for options in ([], ["--roi", "0:26,0:80,0:60"]):
+        process = subprocess.Popen(command(*options), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        time.sleep(chance.uniform(0, 4))
+    said = [process.communicate()[1] for process in started]
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)].splitlines()[-1]
+    assert refused.startswith("mitoflow: mask.tif: found ")
+    assert "another process that is writing it" in refused or "an output that exists" in refused
+    assert np.array_equal(tifffile.imread("mask.tif"), (expected, expected[:, :, :60])[codes.index(0)])
+    assert not Path(".mask.tif.partial").exists()
