@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
@@ -77,7 +77,7 @@ class Stack:
             raise
         except Exception as error:  # every codec raises errors of its own type
             found = f"slice {z} that cannot be decoded ({error})"
-            raise InputError(self.path, found, "an intact TIFF", "copy or export the file again") from None
+            raise InputError(self.path, found, "an intact file", "copy or export the file again") from None
 
     def shown(self, stored: Array) -> Array:
         """Return pixels with 0 for black, as viewers show them."""
@@ -175,7 +175,7 @@ def open_stack(path: Path) -> Stack:
         The file is missing, no TIFF, truncated, a part of an image of several files, of another pixel type (float
         images are searched for NaN, to say so), or has colours or an axis besides z, y and x: channels or time.
     """
-    stack = _shown_grey(_without_float(_open(path)))
+    stack = shown_grey(_without_float(_open(path)))
     if stack.dtype not in (np.uint8, np.uint16):
         expected = "uint8 or uint16, which have no sign"
         raise InputError(path, f"{stack.dtype} pixels", expected, "scale the image to one of them and save it again")
@@ -190,14 +190,14 @@ def open_grey(path: Path) -> Stack:
     InputError
         As in `open_stack`; or signed or floating-point pixels are stored with 0 for white.
     """
-    stack = _shown_grey(_open(path))
+    stack = shown_grey(_open(path))
     if stack.black and stack.dtype.kind != "u":
         found = f"{stack.dtype} pixels with white as the smallest"
         raise InputError(path, found, "black as the smallest", "invert the image and save it with black as 0")
     return stack
 
 
-def _shown_grey(stack: Stack) -> Stack:
+def shown_grey(stack: Stack) -> Stack:
     """Return an image with its palette as grey values; raises `InputError` where it has colours."""
     if stack.palette is None:
         return stack
@@ -226,13 +226,18 @@ def open_labels(path: Path) -> Stack:
     InputError
         As in `open_stack`, or the background has a colour.
     """
-    stack = replace(_open(path), black=0)
+    return as_stored(_open(path))
+
+
+def as_stored(stack: Stack) -> Stack:
+    """Return a mask or labels with its values as stored, but for a palette of grey values; see `open_labels`."""
+    stack = replace(stack, black=0)
     if stack.palette is None:
         return stack
     if _has_colours(stack.palette):
         if stack.palette[0].any():
             found = f"a palette of colours with {tuple(stack.palette[0].tolist())} for 0"
-            raise InputError(path, found, "black for 0, the background", "save the mask with 0 and 255")
+            raise InputError(stack.path, found, "black for 0, the background", "save the mask with 0 and 255")
         return replace(stack, palette=None)
     grey = stack.palette[:, 0]
     is_inverted = bool((grey == len(grey) - 1 - np.arange(len(grey))).all())
@@ -421,22 +426,23 @@ def write_stack(path: Path, array: Array, description: str | None = None) -> Non
 
 
 def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the TIFF files that are named, in natural order within a folder or glob; each counts once.
+    """Return the files that are named, in natural order within a folder or glob; each counts once.
 
-    Links count as files of their own: tools of versioned data link equal slices to one file.
+    Of a folder or glob these are the TIFF files, and where there are none the PNG files. Links count as files of their
+    own: tools of versioned data link equal slices to one file.
 
     Raises
     ------
     InputError
-        A pattern matches no TIFF; the error begins with `option`. A folder has a file and its copy.
+        A pattern matches neither; the error begins with `option`. A folder has a file and its copy.
     """
     found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)
         # Path.glob takes no absolute patterns.
         inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
-        tiffs = [p for p in inside if p.suffix.lower() in (".tif", ".tiff") and not p.name.startswith(".")]
-        matches = [path] if path.is_file() else sorted(tiffs, key=lambda match: natural_order(str(match)))
+        slices = [path] if path.is_file() else _slices_of_one_kind(inside)
+        matches = sorted(slices, key=lambda match: natural_order(str(match)))
         if not matches:
             is_name = not set(pattern) & set("*?[")
             what = "an empty folder" if path.is_dir() else "no such file" if is_name else "no TIFF file"
@@ -445,6 +451,13 @@ def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
             found.setdefault(match.parent.resolve() / match.name, match)
     refuse_copies(list(found))
     return list(found.values())
+
+
+def _slices_of_one_kind(paths: Iterable[Path]) -> list[Path]:
+    """Return the TIFF files, or where there are none the PNG files: overlays of masks may lie beside TIFFs."""
+    shown = [path for path in paths if not path.name.startswith(".")]
+    kinds = ([path for path in shown if path.suffix.lower() in endings] for endings in ((".tif", ".tiff"), (".png",)))
+    return next(filter(None, kinds), [])
 
 
 #: Part of a slice: first and past-the-end pixel along y, then along x.

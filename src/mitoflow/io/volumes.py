@@ -14,12 +14,13 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, mrc, ome, resampling
+from mitoflow.io import file_names, mrc, ome, png, resampling
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
     Array,
     Box,
     Stack,
+    as_stored,
     find_files,
     open_grey,
     open_labels,
@@ -27,6 +28,7 @@ from mitoflow.io.tiff import (
     open_stack,
     read_page,
     require_page_like,
+    shown_grey,
 )
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC or an OME-Zarr"
@@ -77,7 +79,7 @@ class Volume(Protocol):
 def open_volume(
     source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
 ) -> Volume:
-    """Open a TIFF of any kind, an MRC, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
+    """Open a TIFF of any kind, an MRC, a PNG, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ def open_volume(
 
 
 def open_file(path: Path, *, is_mask: bool = False) -> Stack:
-    """Open a TIFF or MRC: an image as `mitoflow.io.tiff.open_grey` does, or a mask or labels, as `open_labels` does.
+    """Open a TIFF, MRC or PNG: an image as `mitoflow.io.tiff.open_grey` does, a mask or labels as `open_labels` does.
 
     Raises
     ------
@@ -116,6 +118,8 @@ def open_file(path: Path, *, is_mask: bool = False) -> Stack:
     """
     if mrc.is_mrc(path):
         return mrc.open_mrc(path)
+    if png.is_png(path):
+        return as_stored(png.open_png(path)) if is_mask else shown_grey(png.open_png(path))
     return open_labels(path) if is_mask else open_grey(path)
 
 
@@ -291,7 +295,9 @@ def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] 
     """Return the voxel size that a file states, in nanometres; see `read_tiff_spacing`."""
     if ome.is_zarr(path):
         return ome.open_multiscale(path, warn).spacing
-    return mrc.read_spacing(path, warn) if mrc.is_mrc(path) else read_tiff_spacing(path, warn, given)
+    if mrc.is_mrc(path):
+        return mrc.read_spacing(path, warn)
+    return {} if png.is_png(path) else read_tiff_spacing(path, warn, given)
 
 
 def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
@@ -304,6 +310,8 @@ def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
     InputError
         As for `open_volume`, or its voxels are of another type.
     """
+    if png.is_png(path):
+        return open_file(path, is_mask=is_mask)
     if not (ome.is_zarr(path) or mrc.is_mrc(path)):
         return open_mask(path) if is_mask else open_stack(path)
     volume = open_volume(str(path))
