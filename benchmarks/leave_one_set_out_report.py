@@ -124,7 +124,7 @@ def label_curves(rows: Sequence[Row]) -> dict[tuple[str, str], dict[int, list[fl
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw Dice against the number of labels, a colour for each set: fine-tuned solid, from scratch dashed."""
+    """Draw Dice against the number of labels, a colour for each set: fine-tuned solid, from scratch dashed and hollow."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
@@ -134,11 +134,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(name for name, _ in curves))
     counts = sorted({count for curve in curves.values() for count in curve})
     for (name, kind), curve in curves.items():
-        line = "-" if kind == FINE_TUNED else "--"
         places, colour = [counts.index(count) for count in curve], f"C{names.index(name)}"
-        axes.plot(
-            places, [np.mean(each) for each in curve.values()], line, marker="o", color=colour, label=f"{name}, {kind}"
-        )
+        line, face = ("-", colour) if kind == FINE_TUNED else ("--", "none")
+        means = [np.mean(each) for each in curve.values()]
+        axes.plot(places, means, line, marker="o", markerfacecolor=face, color=colour, label=f"{name}, {kind}")
         for place, each in zip(places, curve.values(), strict=True):
             axes.plot([place] * len(each), each, ".", color=colour, alpha=0.4, markersize=4)
     axes.set(xlabel="labelled slices or quarters of slices", ylabel="Dice", ylim=(0, 1))
