@@ -124,7 +124,7 @@ def label_curves(rows: Sequence[Row]) -> dict[tuple[str, str], dict[int, list[fl
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw Dice against the number of labels, a colour for each set: fine-tuned solid, from scratch dashed and hollow."""
+    """Draw Dice against the number of labels, a colour for each set: fine-tuned solid, from scratch dashed, hollow."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
