@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from threading import Barrier
@@ -54,14 +54,33 @@ class _QuietTensorFlow(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec and spec.loader:
-            load = spec.loader.exec_module
-
-            def load_quietly(module: ModuleType) -> None:
-                with _stderr_discarded():
-                    load(module)
-
-            spec.loader.exec_module = load_quietly  # type: ignore[method-assign]
+            spec.loader = _QuietLoader(spec.loader)
         return spec
+
+
+class _QuietLoader(Loader):
+    """Loads a module with stderr discarded, and leaves it to its own loader.
+
+    Parameters
+    ----------
+    loader
+        That of the module.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Return the module as its own loader makes it."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the module; from then on its own loader is all that it knows."""
+        if module.__spec__:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        with _stderr_discarded():
+            self._loader.exec_module(module)
 
 
 @contextmanager
