@@ -32,6 +32,14 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
+@pytest.fixture(autouse=True)
+def own_dtype_policy() -> Iterator[None]:
+    """Undo what a training does to the process: its precision becomes that of the layers that are built after it."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
+
+
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``data/`` folder of a small phantom; shared by tests, so copy it before changing it."""

@@ -119,7 +119,6 @@ def test_the_reported_differences_are_small_and_not_zero(exported: tuple[Path, o
 @pytest.mark.slow
 def test_the_strided_u_net_becomes_onnx(tmp_path: Path) -> None:
     keras.utils.set_random_seed(1)
-    keras.config.set_dtype_policy("float32")
     predictor = Predictor(unet.build_strided_unet(2, 4, channels=3), SETTINGS)
     assert onnx_export.export_onnx(tmp_path / "strided.onnx", predictor).converted < 1e-5
     image = np.random.default_rng(0).random((1, 32, 12, 3), np.float32)

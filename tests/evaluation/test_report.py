@@ -137,7 +137,7 @@ def case() -> Case:
         ],
         lineage={"data": "4b7a1d2f"},
         params={
-            "evaluate": {"orthoplanes": True},
+            "evaluate": {"orthoplanes": True, "threshold": "chosen"},
             "instances": {"smallest_um3": 0.001, "smallest_voxels": 500},
             "train": {"learning_rate": 0.001},
         },

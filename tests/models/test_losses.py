@@ -129,7 +129,6 @@ def test_logit_zero_is_foreground():
 @pytest.mark.parametrize("name", NAMES)
 def test_fit_reports_the_dice_of_the_weighted_pixels(name, batch):
     truth, logits, owned = batch
-    keras.config.set_dtype_policy("float32")  # and not that of a training in the same process
     model = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Activation("linear")])
     model.compile(loss=losses.LOSSES[name](), weighted_metrics=[losses.Dice()])
     result = model.evaluate(logits, truth, sample_weight=owned, batch_size=3, verbose=0, return_dict=True)

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -200,14 +201,20 @@ class Invocations:
 
     async def _predict(self, request: Request, kind: str, body: bytes) -> Response:
         """Answer with what `mitoflow predict` would write, and stop where the client leaves."""
-        is_left = threading.Event()
+        began, is_left = time.monotonic(), threading.Event()
+        _log.info("predicting a request of %d bytes", len(body))
         as_json = JSON in (kind, *request.headers.get("accept", "").lower().replace(";", ",").split(","))
         predicting = asyncio.create_task(asyncio.to_thread(self._masks, kind, body, as_json, is_left))
         try:
             while not (await asyncio.wait([predicting], timeout=1))[0]:
                 if await request.is_disconnected():
                     is_left.set()
-            return predicting.result()
+            answer = predicting.result()
+            _log.info("predicted it in %.1f seconds", time.monotonic() - began)
+            return answer
+        except ClientDisconnect:
+            _log.info("stopped a prediction: its client has left")
+            raise
         finally:  # also where the server ends
             is_left.set()
 
