@@ -22,7 +22,7 @@ from PIL import Image
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.tracking import local_store, registry, store
+from mitoflow.tracking import local_store, places, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
 #: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language
@@ -171,7 +171,7 @@ def _experiment(client: MlflowClient, chosen: str | None, name: str) -> str:
     """
     found = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
     if found is None:
-        file = local_store.file_of(client.tracking_uri)
+        file = places.file_of(client.tracking_uri)
         folder = file.parent if file else workspace.main_checkout()
         place = (folder / local_store.ARTIFACTS).as_uri() if store.is_database(client.tracking_uri) else None
         try:

@@ -12,6 +12,7 @@ import mlflow
 
 from mitoflow.core import sqlite, workspace
 from mitoflow.errors import InputError
+from mitoflow.tracking.places import file_of
 
 FILE, ARTIFACTS = "mlflow.db", "mlruns"  # in the main checkout
 #: What to do about a database of this checkout that is damaged or empty.
@@ -24,12 +25,6 @@ PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-
-
-def file_of(place: str) -> Path | None:
-    """Return the file of an SQLite store; None for another store."""
-    path = place.removeprefix("sqlite:///")
-    return Path(path) if path != place else None
 
 
 def require_usable(place: str) -> None:

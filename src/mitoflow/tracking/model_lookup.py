@@ -1,18 +1,23 @@
-"""Find a trained model by its name: in the registry, in a file, or among those that ship with mitoflow."""
+"""Find a trained model by its name: in the registry, in a file, or among those that ship with mitoflow.
+
+MLflow, which takes seconds to import, is imported where the registry is asked.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from mitoflow.config import params
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.tracking import pretrained, registered_model, registry
+from mitoflow.tracking import places, pretrained
 
 PIPELINE = Path("reports/evaluate")  # of the model of the pipeline
-EXPECTED = f"models:/NAME@{registry.CHAMPION}, a version, a run, a .keras file or pretrained"
+EXPECTED = f"models:/NAME@{places.CHAMPION}, a version, a run, a .keras file or pretrained"
 
 
 def find(wanted: str | None = None) -> TrainedModel:
@@ -32,8 +37,8 @@ def find(wanted: str | None = None) -> TrainedModel:
         There is no such model, or the registry does not answer.
     """
     if wanted is None:
-        name = registered_model.name()
-        version = None if registry.is_missing() else registry.find_version(registry.CHAMPION, name)
+        name = params.load_registry().model
+        version = None if places.is_missing(places.uri()) else _find_version(places.CHAMPION, name)
         return _of_registry(name, version) if version else _pretrained("")
     kind, _, rest = wanted.partition(":")
     if kind == "pretrained":
@@ -43,7 +48,7 @@ def find(wanted: str | None = None) -> TrainedModel:
     name, what = _split(wanted)
     if Path(wanted).is_file() or not what or ":" in what:
         raise InputError("--model", wanted, EXPECTED, "a file must be a .keras model; `mitoflow models` lists versions")
-    version = registry.find_version(what, name)
+    version = _find_version(what, name)
     if version is None:
         raise InputError("--model", f"{wanted}, which names no version", EXPECTED, "`mitoflow models` lists them")
     return _of_registry(name, version)
@@ -75,12 +80,20 @@ def names_of_pretrained() -> list[str]:
 def _split(wanted: str) -> tuple[str, str]:
     """Return the name of the registered model, and which version of it is meant."""
     if not wanted.startswith("models:/"):
-        return registered_model.name(), wanted.removeprefix("runs:/").partition("/")[0]
+        return params.load_registry().model, wanted.removeprefix("runs:/").partition("/")[0]
     name, _, what = wanted.removeprefix("models:/").replace("@", "/", 1).partition("/")
     return name, what.partition("/")[0]
 
 
+def _find_version(what: str, name: str) -> int | None:
+    from mitoflow.tracking import registry
+
+    return registry.find_version(what, name)
+
+
 def _of_registry(name: str, version: int) -> TrainedModel:
+    from mitoflow.tracking import registry
+
     weights = registry.model_file(version, name)
     origin = {"model": name, **registry.origin(str(version), name)}
     return TrainedModel(f"{name} version {version}", weights, weights.parent, origin)
@@ -96,16 +109,16 @@ def _of_file(path: Path) -> TrainedModel:
     if not path.is_file():
         raise InputError("--model", f"{path}, which is no file", EXPECTED, "check the path")
     digest = provenance.file_sha256(path)
-    places = [path.parent, path.parent.parent / PIPELINE]
-    has_settings = [place for place in places if (place / model_files.SETTINGS).is_file()]
+    candidates = [path.parent, path.parent.parent / PIPELINE]
+    has_settings = [place for place in candidates if (place / model_files.SETTINGS).is_file()]
     folder = next((place for place in has_settings if place == path.parent or _is_of(place, digest)), None)
     if folder is None:
         remedy = "put the one of its evaluation there, or name a version of the registry"
         raise InputError(path, f"no {model_files.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
-    try:
-        known = pretrained.origin(str(path))
-    except InputError:  # MLflow does not know the file, or does not answer; the file is all that is needed
-        known = {}
+    known: dict[str, str] = {}
+    if pretrained.of_file(path) or not places.is_missing(places.uri()):
+        with suppress(InputError):  # MLflow does not know the file, or does not answer; the file is all that is needed
+            known = pretrained.origin(str(path))
     return TrainedModel(path.stem, path, folder, {"model": str(path), **known, "model_sha256": digest})
 
 

@@ -13,10 +13,9 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.settings import Settings
-from mitoflow.tracking import registered_model, registry
 
 if TYPE_CHECKING:
-    from mitoflow.inference.trained_model import TrainedModel  # imports Keras
+    from mitoflow.inference.trained_model import TrainedModel
 
 HERE = Path("pretrained")
 
@@ -125,6 +124,8 @@ def origin(what: str) -> dict[str, str]:
     path = Path(what)
     if path.is_file() and (released := of_file(path)):
         return released.origin
+    from mitoflow.tracking import registry  # imports MLflow
+
     return registry.origin(what)
 
 
@@ -202,6 +203,8 @@ def initial_weights(wanted: str) -> InitialWeights | None:
         model = find(name)
         return _weights(model.folder / model_files.WEIGHTS, name=f"pretrained:{model.name}")
     if wanted == "champion" or wanted.isdecimal():
+        from mitoflow.tracking import registered_model, registry  # import MLflow
+
         version = registry.champion() if wanted == "champion" else int(wanted)
         return _weights(registry.model_file(version), name=registered_model.name(), version=str(version))
     if wanted.endswith(".keras") and Path(wanted).is_file():

@@ -13,10 +13,9 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.tracking import promotion_log, store
+from mitoflow.tracking.places import CHALLENGER, CHAMPION
 from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
 from mitoflow.tracking.registered_model import Registered
-
-CHAMPION, CHALLENGER = "champion", "challenger"
 
 PROMOTED_AT_TAG, PROMOTED_OVER_TAG = "mitoflow.promoted.at", "mitoflow.promoted.over"
 ROLLED_BACK_AT_TAG = "mitoflow.rolled_back.at"

@@ -30,7 +30,7 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
 from mitoflow.io.file_names import natural_order
-from mitoflow.tracking import promotion, promotion_log, registered_model, store
+from mitoflow.tracking import places, promotion, promotion_log, registered_model, store
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
@@ -278,7 +278,7 @@ def champion() -> int:
 
 def is_missing() -> bool:
     """Return whether there is no registry yet; all other functions would make one."""
-    return store.is_missing(store.uri())
+    return places.is_missing(places.uri())
 
 
 def find_version(what: str, name: str = "") -> int | None:

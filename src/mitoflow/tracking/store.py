@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
 from mitoflow.tracking import local_store, server_check
+from mitoflow.tracking.places import uri as uri
 
 Found = TypeVar("Found")
 
@@ -54,16 +55,6 @@ CHANGES = "changes"
 ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, InputError)
 
 MOST_PAGES = 100  # of versions; MLflow puts thousands on a page
-
-
-def uri(recorded: str | None = None) -> str:
-    """Return the URI of the store.
-
-    ``MLFLOW_TRACKING_URI`` comes first, then what a journal ``recorded``, and then SQLite in the main checkout. A
-    relative SQLite path counts from there too, because ``dvc exp run --temp`` works in a copy that is thrown away.
-    """
-    given = os.environ.get("MLFLOW_TRACKING_URI") or recorded or "sqlite:///mlflow.db"
-    return re.sub(r"^sqlite:///(?!/)", f"sqlite:///{workspace.main_checkout()}/", given)
 
 
 def configure() -> None:
@@ -172,12 +163,6 @@ def changes_file(digest: str) -> str:
 def context() -> dict[str, str]:
     """Return the tags that MLflow's own API would set: user, script and commit."""
     return dict(resolve_tags())
-
-
-def is_missing(place: str) -> bool:
-    """Return whether the store is a SQLite file that does not exist yet; `client` would make it."""
-    path = local_store.file_of(place)
-    return path is not None and not path.is_file()
 
 
 def is_database(place: str) -> bool:
