@@ -145,13 +145,16 @@ def texture_scale(image: np.ndarray) -> float:
     """
     deviation = image - image.mean()
     lags = range(1, max(2, min(64, min(image.shape) // 2)))
-    covariance = np.array([_covariance(deviation, lag) for lag in lags])
-    below = np.flatnonzero(covariance < covariance[0] / 2)
-    if covariance[0] <= 0 or not below.size:
-        return float(lags[0] if covariance[0] <= 0 else lags[-1])
-    place = below[0]
-    before, after = covariance[place - 1], covariance[place]
-    return float(lags[place - 1] + (before - covariance[0] / 2) / (before - after))
+    half = _covariance(deviation, lags[0]) / 2
+    if half <= 0:
+        return float(lags[0])
+    before = 2 * half
+    for lag in lags[1:]:
+        after = _covariance(deviation, lag)
+        if after < half:
+            return lag - 1 + (before - half) / (before - after)
+        before = after
+    return float(lags[-1])
 
 
 def _covariance(deviation: np.ndarray, lag: int) -> float:
@@ -178,7 +181,8 @@ def polarity(image: np.ndarray) -> list[float]:
 def _skewness(values: np.ndarray) -> float:
     deviation = values - values.mean()
     spread = deviation.std()
-    return float((deviation**3).mean() / spread**3) if spread > 0 else 0.0
+    # NumPy takes ten times as long for a third power as for two products.
+    return float((deviation * deviation * deviation).mean() / spread**3) if spread > 0 else 0.0
 
 
 def differences(trained: Fingerprint, seen: Fingerprint) -> list[str]:
