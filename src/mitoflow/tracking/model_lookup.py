@@ -62,11 +62,14 @@ def names() -> list[str]:
     InputError
         The registry does not answer.
     """
-    listed = [] if registry.is_missing() else registry.models()
-    prefix = f"models:/{registered_model.name()}"
+    if places.is_missing(places.uri()):
+        return names_of_pretrained()
+    from mitoflow.tracking import registry
+
+    listed, prefix = registry.models(), f"models:/{params.load_registry().model}"
     versions = [f"{prefix}/{row.version}" for row in reversed(listed)]
-    if any(registry.CHAMPION in row.aliases for row in listed):
-        return [f"{prefix}@{registry.CHAMPION}", *versions, *names_of_pretrained()]
+    if any(places.CHAMPION in row.aliases for row in listed):
+        return [f"{prefix}@{places.CHAMPION}", *versions, *names_of_pretrained()]
     return [*names_of_pretrained(), *versions]
 
 
@@ -116,8 +119,8 @@ def _of_file(path: Path) -> TrainedModel:
         remedy = "put the one of its evaluation there, or name a version of the registry"
         raise InputError(path, f"no {model_files.SETTINGS} beside it", "a model of mitoflow with its settings", remedy)
     known: dict[str, str] = {}
-    if pretrained.of_file(path) or not places.is_missing(places.uri()):
-        with suppress(InputError):  # MLflow does not know the file, or does not answer; the file is all that is needed
+    with suppress(InputError):  # MLflow does not know the file, or does not answer; the file is all that is needed
+        if pretrained.of_file(path) or not places.is_missing(places.uri()):
             known = pretrained.origin(str(path))
     return TrainedModel(path.stem, path, folder, {"model": str(path), **known, "model_sha256": digest})
 
