@@ -36,7 +36,7 @@ from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
 from mitoflow.tracking.registered_model import Registered
 
-CHAMPION, CHALLENGER = promotion.CHAMPION, promotion.CHALLENGER
+CHAMPION, CHALLENGER = places.CHAMPION, places.CHALLENGER
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
