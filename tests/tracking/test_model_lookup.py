@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +127,19 @@ def test_a_file_of_the_pipeline_finds_its_settings_and_its_run(here: Path) -> No
     assert model.predictor.settings.threshold == 0.4
     assert model.lineage["model"] == "models/unet.keras"
     assert model.lineage["run"] == registry.models()[0].run_id
+
+
+@pytest.mark.slow
+def test_a_model_in_a_file_is_found_without_mlflow(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / MODEL, tmp_path)
+    shutil.copy(made / REPORTS / "inference.yaml", tmp_path)
+    code = (
+        "import sys; from mitoflow.tracking import model_lookup; model_lookup.find('unet.keras'); print(*sys.modules)"
+    )
+    without = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    imported = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=without, capture_output=True, check=True)
+    assert b"mitoflow.tracking.model_lookup" in imported.stdout.split()
+    assert b"mlflow" not in imported.stdout.split()
 
 
 @pytest.mark.parametrize(
