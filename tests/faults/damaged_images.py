@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import tifffile
 import zarr
@@ -23,7 +24,7 @@ from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
-from mitoflow.io import ome, volumes
+from mitoflow.io import hdf5, ome, volumes
 from tests.io.test_volumes import write_zarr
 
 MEMORY = 2**30  # bytes beside what the libraries take
@@ -57,6 +58,15 @@ def write_overlay(path: Path, stack: np.ndarray, _: random.Random) -> None:
     path.write_bytes(overlay.contours_png([(stack[0], stack[0] > 0)]))
 
 
+def write_hdf5(path: Path, stack: np.ndarray, chance: random.Random) -> None:
+    packed = chance.choice([{}, {"chunks": (2, 32, 32)}, {"compression": "gzip", "shuffle": True, "fletcher32": True}])
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("volume/data", data=stack, **packed)
+        dataset.attrs["element_size_um"] = [0.03, 0.004, 0.004]
+        text = json.dumps({"axes": [{"key": axis} for axis in "zyx"]})
+        dataset.attrs["axistags"] = text if chance.random() < 0.2 else np.bytes_(text)  # of variable or fixed length
+
+
 #: For each kind of file its ending, and what writes it.
 KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]] = {
     "TIFF": (".tif", write_tiff),
@@ -65,6 +75,7 @@ KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]
     "OME-Zarr 0.4": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=2)),
     "OME-Zarr 0.5": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=3)),
     "PNG": (".png", write_overlay),
+    "HDF5": (".h5", write_hdf5),
 }
 
 
@@ -129,7 +140,13 @@ def harm(path: Path, chance: random.Random) -> None:
 
 
 def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what tifffile or zarr reads, (Z, Y, X), with 0 for black."""
+    """Return what tifffile, h5py or zarr reads, (Z, Y, X), with 0 for black."""
+    if path.suffix == ".h5":
+        image = hdf5.open_hdf5(path)
+        with h5py.File(path) as file:
+            dataset = file[image.path.relative_to(path).as_posix()]
+            # Damage may have given the axes another order.
+            return np.asarray(dataset[()] if image.axes == "zyx" else image.read((slice(None),) * 3)).reshape(shape)
     if path.is_dir():
         array = zarr.open_array(ome.open_multiscale(path).path, mode="r")
         return np.asarray(array[tuple(slice(0, length) for length in array.shape)]).reshape(shape)

@@ -50,17 +50,17 @@ def _read_rescale(context: click.Context, option: click.Parameter, value: str) -
     help="Neighbouring slices: by how far apart they are, none, or as in training.",
 )
 @click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
-@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr for empty ones.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr or HDF5 for empty ones.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
 @click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
 def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
     """Write the mask of a stack, or of each image in a folder.
 
-    INPUT is a TIFF of one page or many, an MRC, a folder or quoted glob of slices, or an OME-Zarr; OUTPUT ends with
-    .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is predicted by itself: files that are
-    done are skipped, and summary.csv lists all. The model is the champion, or the pretrained one where no
-    champion was trained on real tissue. A command that was interrupted resumes when it is given again.
+    INPUT is a TIFF of one page or many, an MRC, a dataset of an HDF5 (FILE.h5/NAME), a folder or quoted glob of slices,
+    or an OME-Zarr; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is
+    predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the champion, or the
+    pretrained one where there is no champion yet. A command that was interrupted resumes when it is given again.
     """
     from mitoflow.config import params
     from mitoflow.inference import collection, prediction
@@ -98,9 +98,9 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
 def measure(labels: str, table: Path | None, voxel_size: str | None, **options: Any) -> None:
     """Measure the mitochondria of any mask or labels.
 
-    LABELS is a TIFF, an MRC, an OME-Zarr, or a folder or quoted glob of slices. Each value besides 0 is a
-    mitochondrion; where there is one value only, touching mitochondria are separated as by `predict --instances`. Sums
-    over the stack go to a table that ends with _totals.csv.
+    LABELS is a TIFF, an MRC, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr, or a folder or quoted glob of slices.
+    Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria are separated as by
+    `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
     """
     from mitoflow.config import params
     from mitoflow.inference import measuring

@@ -22,7 +22,7 @@ from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import ome_metadata
 from mitoflow.io.tiff import Array, Stack, find_files, joined, needs_bigtiff
-from mitoflow.io.volumes import read_spacing
+from mitoflow.io.volumes import is_chunked, read_spacing
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ def find_pairs(
 
 
 def _find_stacks(option: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the TIFFs that are named, as `find_files` finds them, and after them the OME-Zarrs."""
-    zarrs = [pattern for pattern in patterns if ome.is_zarr(Path(pattern))]
-    tiffs = [pattern for pattern in patterns if pattern not in zarrs]
+    """Return the files that are named, as `find_files` finds them, and after them the OME-Zarrs and HDF5 datasets."""
+    chunked = [pattern for pattern in patterns if is_chunked(Path(pattern))]
+    others = [pattern for pattern in patterns if pattern not in chunked]
     # Path.glob takes no absolute patterns.
-    matches = [Path(path) for pattern in zarrs for path in sorted(glob(pattern), key=natural_order) or [pattern]]  # noqa: PTH207
-    return [*(find_files(option, tiffs) if tiffs else []), *dict.fromkeys(matches)]
+    matches = [Path(path) for pattern in chunked for path in sorted(glob(pattern), key=natural_order) or [pattern]]  # noqa: PTH207
+    return [*(find_files(option, others) if others else []), *dict.fromkeys(matches)]
 
 
 def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:

@@ -121,7 +121,7 @@ def _requests(request: Request) -> list[Request]:
     if images and not sources:
         raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:
-        raise InputError(request.source, "no image", "TIFF or OME-Zarr files", "check the path")
+        raise InputError(request.source, "no image", "TIFF, MRC, HDF5 or OME-Zarr files", "check the path")
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
     asked: dict[Path, Request] = {}
     for path in sources:
@@ -139,13 +139,13 @@ def _requests(request: Request) -> list[Request]:
 
 
 def find_images(source: str) -> list[Path]:
-    """Return the TIFF and OME-Zarr images in a folder or of a glob, in natural order."""
+    """Return the images in a folder or of a glob that are stacks by themselves, in natural order."""
     path = Path(source)
-    if ome.is_zarr(path) or path.is_file():
+    if volumes.is_chunked(path) or path.is_file():
         return [path]
     # Path.glob takes no absolute patterns.
     found = path.iterdir() if path.is_dir() else map(Path, glob(source, recursive=True))  # noqa: PTH207
-    images = [each for each in found if (ome.is_tiff(each) or ome.is_zarr(each)) and not each.name.startswith(".")]
+    images = [each for each in found if volumes.is_stack(each) and not each.name.startswith(".")]
     return sorted(images, key=lambda each: natural_order(str(each)))
 
 

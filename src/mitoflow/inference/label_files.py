@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, ome, tiff, volumes
+from mitoflow.io import file_names, hdf5, ome, tiff, volumes
 from mitoflow.io.spacing import Notify, Spacing, as_warnings
 
 
@@ -21,8 +21,8 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     Parameters
     ----------
     source
-        A TIFF or MRC, an OME-Zarr, or a folder or glob of slices. Values are integers, or floating-point numbers that
-        are whole.
+        A TIFF, MRC, HDF5 or OME-Zarr, or a folder or glob of slices. Values are integers, or floating-point numbers
+        that are whole.
     notify
         Called with what the user should know: which files are the slices, doubts about the voxel size, and how values
         are read where that is not obvious.
@@ -87,10 +87,14 @@ def _read_files(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
 
     Each file may mark mitochondria in its own way.
     """
-    files = tiff.find_files("INPUT", [source])
-    for line in file_names.describe(files) if len(files) > 1 else []:
-        notify(line)
-    volume = volumes.StackVolume([volumes.open_file(file, is_mask=True) for file in files], notify=notify)
+    volume: volumes.Volume
+    if hdf5.is_hdf5(Path(source)):
+        files, volume = [Path(source)], volumes.open_volume(source, notify=notify)
+    else:
+        files = tiff.find_files("INPUT", [source])
+        for line in file_names.describe(files) if len(files) > 1 else []:
+            notify(line)
+        volume = volumes.StackVolume([volumes.open_file(file, is_mask=True) for file in files], notify=notify)
     whole = (0, volume.shape[1], 0, volume.shape[2])
     voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])
     if voxels.dtype.kind not in "iu":

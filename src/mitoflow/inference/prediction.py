@@ -148,7 +148,7 @@ def _describe(
     lineage = {
         **model.lineage,
         "threshold": str(job.settings.threshold),
-        "input": request.name or Path(request.source).name,
+        "input": request.name or volumes.name_of(request.source),
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
         **({"instances": _criteria(request.criteria)} if request.instances or request.table else {}),

@@ -419,7 +419,7 @@ def _tiff_lineage(path: Path) -> dict[str, str]:
             text = file.ome_metadata
     except FileNotFoundError:
         raise InputError(path, "no such file", "an output of `mitoflow predict`", "check the path") from None
-    except (tifffile.TiffFileError, struct.error, IsADirectoryError, ValueError) as error:
+    except (tifffile.TiffFileError, struct.error, IsADirectoryError, NotADirectoryError, ValueError) as error:
         raise InputError(path, f"no TIFF ({error})", "an output of `mitoflow predict`", "name another file") from None
     annotations = spacing.parse_xml(text or "<OME/>").findall(".//{*}MapAnnotation")
     entries = [entry for each in annotations if each.get("Namespace") == LINEAGE for entry in each.iter()]

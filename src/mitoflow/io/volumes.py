@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, mrc, ome, png, resampling
+from mitoflow.io import file_names, hdf5, mrc, ome, png, resampling
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
     Array,
@@ -31,7 +31,7 @@ from mitoflow.io.tiff import (
     shown_grey,
 )
 
-KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC or an OME-Zarr"
+KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, an HDF5 or an OME-Zarr"
 MISSING = 2**20  # chunks without a file: to find as many takes twenty seconds
 SHOWN = 1000  # missing chunks that are counted for a message
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -79,16 +79,16 @@ class Volume(Protocol):
 def open_volume(
     source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
 ) -> Volume:
-    """Open a TIFF of any kind, an MRC, a PNG, a folder or glob of slices, or an OME-Zarr of version 0.4 or 0.5.
+    """Open a TIFF, an MRC, a PNG, a folder or glob of slices, an OME-Zarr (0.4 or 0.5) or a dataset of an HDF5 file.
 
     Parameters
     ----------
     source
-        Where it is.
+        Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`.
     spacing
         The voxel size, in place of what the file says.
     fill_missing
-        Whether chunks of a Zarr without a file are empty, as its specification says; otherwise they are lost.
+        Whether chunks that are missing in a Zarr or HDF5 are empty, as the specifications say; otherwise they are lost.
     notify
         Called with what the user should know: doubts about the voxel size, and which of several files are the stack.
 
@@ -100,12 +100,31 @@ def open_volume(
     path = Path(source)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
         return ZarrVolume(path, spacing, fill_missing=fill_missing, notify=notify)
+    if hdf5.is_hdf5(path):
+        return Hdf5Volume(path, spacing, fill_missing=fill_missing, notify=notify)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
     files = find_files("INPUT", [source])
     for line in file_names.describe(files) if len(files) > 1 else []:
         notify(line)
     return StackVolume([open_file(file) for file in files], spacing, notify)
+
+
+def is_chunked(path: Path) -> bool:
+    """Return whether a path has the name of a Zarr, an HDF5 file or a dataset in one."""
+    return ome.is_zarr(path) or hdf5.is_hdf5(path)
+
+
+def is_stack(path: Path) -> bool:
+    """Return whether a path has the name of a file or folder that can hold a whole stack: of any format but PNG."""
+    return ome.is_tiff(path) or mrc.is_mrc(path) or is_chunked(path)
+
+
+def name_of(source: str) -> str:
+    """Return what a stack is called: the name of its file or folder, and of the dataset in it."""
+    path = Path(source)
+    file, dataset = hdf5.split(path) or (path, "")
+    return f"{file.name}/{dataset}" if dataset else file.name
 
 
 def open_file(path: Path, *, is_mask: bool = False) -> Stack:
@@ -212,30 +231,25 @@ class _TiffPages:
             return np.asarray(zarr.open_array(stored.aszarr(), mode="r")[y0:y1, x0:x1])
 
 
-class ZarrVolume:
-    """An OME-Zarr image; axes t and c of length 1 are left out.
+class ChunkedVolume:
+    """An image in chunks; axes t and c of length 1 are left out.
 
     Parameters
     ----------
-    path, spacing, fill_missing, notify
-        See `open_volume`.
+    path
+        Its name in errors.
+    image
+        Its axes are in the order t, c, z, y, x.
+    spacing
+        The voxel size, in place of what the image says.
 
     Raises
     ------
     InputError
-        It is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), it holds no numbers, it is
-        empty, it has several channels or time points, or chunks are missing.
+        It holds no numbers, it is empty, or it has several channels or time points.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spacing: Spacing | None = None,
-        *,
-        fill_missing: bool = False,
-        notify: Notify = lambda _: None,
-    ) -> None:
-        image = ome.open_multiscale(path, as_warnings(notify) if not spacing else lambda _: None)
+    def __init__(self, path: Path, image: ome.Multiscale | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
         array, axes = image.array, image.axes
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
@@ -247,22 +261,11 @@ class ZarrVolume:
             raise InputError(path, f"{array.dtype} voxels", expected, "save the image as 8- or 16-bit")
         if 0 in array.shape:
             raise InputError(path, f"an array of shape {array.shape}", "at least one voxel", "export the image again")
-        self._lost = ome.missing_chunks(image, MISSING if fill_missing else SHOWN)
-        if len(self._lost) == MISSING:
-            found = f"{MISSING} missing chunks or more"
-            raise InputError(image.path, found, "most chunks", "export the image again, with larger chunks")
-        if self._lost and not fill_missing:
-            count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
-            found = f"{count} missing chunks, the first {self._lost[0]}"
-            remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
-            raise InputError(image.path, found, "every chunk", remedy)
         self._image = image
         self.axes = "".join(axis for axis in axes if axis in "zyx")
         lengths = dict(zip(axes, array.shape, strict=True))
         self.shape: tuple[int, int, int] = (lengths.get("z", 1), lengths["y"], lengths["x"])
         self.spacing = spacing or image.spacing
-        self.origin = tuple(start for axis, start in zip(axes, image.origin, strict=True) if axis in "zyx")
-        self.files = [image.path.resolve()]
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
     def read(self, z: int, box: Box) -> Array:
@@ -282,19 +285,100 @@ class ZarrVolume:
         voxels = self._image.read(tuple(parts.get(axis, slice(0, 1)) for axis in axes))
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
+
+class ZarrVolume(ChunkedVolume):
+    """An OME-Zarr image.
+
+    Parameters
+    ----------
+    path, spacing, fill_missing, notify
+        See `open_volume`.
+
+    Raises
+    ------
+    InputError
+        As for `ChunkedVolume`; it is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), or chunks
+        are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spacing: Spacing | None = None,
+        *,
+        fill_missing: bool = False,
+        notify: Notify = lambda _: None,
+    ) -> None:
+        image = ome.open_multiscale(path, as_warnings(notify) if not spacing else lambda _: None)
+        super().__init__(path, image, spacing)
+        self._lost = ome.missing_chunks(image, MISSING if fill_missing else SHOWN)
+        count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
+        found = f"{count} missing chunks, the first {next(iter(self._lost), '')}"
+        _require_chunks(image.path, len(self._lost), found, fill_missing=fill_missing)
+        self.origin = tuple(start for axis, start in zip(image.axes, image.origin, strict=True) if axis in "zyx")
+        self.files = [image.path.resolve()]
+
     def state(self) -> list[Any]:
         """See `Volume`; of the chunks their number, their bytes and the latest change."""
         names = (".zarray", "zarr.json")
-        files = [_state(self._image.path / name) for name in names if (self._image.path / name).is_file()]
-        chunks = [each.stat() for each in self._image.path.rglob("*") if each.is_file()]
+        path = self._image.path
+        files = [_state(path / name) for name in names if (path / name).is_file()]
+        chunks = [each.stat() for each in path.rglob("*") if each.is_file()]
         latest = max((about.st_mtime_ns for about in chunks), default=0)
         return [*files, self._lost, len(chunks), sum(about.st_size for about in chunks), latest]
+
+
+class Hdf5Volume(ChunkedVolume):
+    """A dataset of an HDF5 file.
+
+    Parameters
+    ----------
+    path, spacing, fill_missing, notify
+        See `open_volume`.
+
+    Raises
+    ------
+    InputError
+        As for `ChunkedVolume`; `mitoflow.io.hdf5.open_hdf5` refuses it, or chunks are missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spacing: Spacing | None = None,
+        *,
+        fill_missing: bool = False,
+        notify: Notify = lambda _: None,
+    ) -> None:
+        image = hdf5.open_hdf5(path, as_warnings(notify) if not spacing else lambda _: None)
+        super().__init__(path, image, spacing)
+        _require_chunks(image.path, image.missing, f"{image.missing} missing chunks", fill_missing=fill_missing)
+        self.origin = (0.0,) * len(self.axes)
+        self._file = image.file
+        self.files = [image.file.resolve()]
+
+    def state(self) -> list[Any]:
+        """See `Volume`."""
+        return [*_state(self._file), str(self._image.path)]
+
+
+def _require_chunks(path: Path, missing: int, found: str, *, fill_missing: bool) -> None:
+    """Raise `InputError` where chunks are missing, unless they are empty; in either case where most of them are."""
+    if missing >= MISSING:
+        raise InputError(
+            path, f"{MISSING} missing chunks or more", "most chunks", "export the image again, with larger chunks"
+        )
+    if missing and not fill_missing:
+        remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
+        raise InputError(path, found, "every chunk", remedy)
 
 
 def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return the voxel size that a file states, in nanometres; see `read_tiff_spacing`."""
     if ome.is_zarr(path):
         return ome.open_multiscale(path, warn).spacing
+    if hdf5.is_hdf5(path):
+        return hdf5.open_hdf5(path, warn).spacing
     if mrc.is_mrc(path):
         return mrc.read_spacing(path, warn)
     return {} if png.is_png(path) else read_tiff_spacing(path, warn, given)
@@ -312,7 +396,7 @@ def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
     """
     if png.is_png(path):
         return open_file(path, is_mask=is_mask)
-    if not (ome.is_zarr(path) or mrc.is_mrc(path)):
+    if not (is_chunked(path) or mrc.is_mrc(path)):
         return open_mask(path) if is_mask else open_stack(path)
     volume = open_volume(str(path))
     if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):
