@@ -322,21 +322,17 @@ class Protocol:
             with tempfile.TemporaryDirectory() as folder:
                 pages = {f"{place:02d}": [page] for place, page in enumerate(tissue.labelled(count, draw))}
                 store = write_patches(Path(folder), {left_out: pages}, self.finetune.patch)
-                few = self._few_labels_recipe(kind, recipe).replace(seed=draw + 1)
+                few = self._few_labels_recipe(recipe).replace(seed=draw + 1)
                 title = f"{left_out}, {kind}, {count}, draw {draw}"
                 fitted = fitting.fit(store, few, initial=initial, loaders=self.loaders, title=title)
                 predictor = self._predictor(fitted.model, few, store, self.finetune.evaluate)
         found = self._measured(predictor, left_out, tissue.sides["validation"])
         return {**found, "seconds": round(time.perf_counter() - started)}
 
-    def _few_labels_recipe(self, kind: str, recipe: Recipe) -> Recipe:
-        """Return the recipe of a fit on a few slices: that of fine-tuning, for the network of the model.
-
-        From random weights it learns at the rate of the preset, since that of fine-tuning is too low to begin with.
-        """
+    def _few_labels_recipe(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of a fit on a few slices: that of fine-tuning, for the network of the model."""
         same = ("network", "depth", "base_width", "context", "context_step", "precision")
-        few = self.finetune.starting_recipe().replace(**{key: getattr(recipe, key) for key in same})
-        return few if kind == report.FINE_TUNED else few.replace(learning_rate=recipe.learning_rate)
+        return self.finetune.starting_recipe().replace(**{key: getattr(recipe, key) for key in same})
 
     def _store_without(self, left_out: str) -> PatchStore:
         folder = self.work / f"without-{left_out}"

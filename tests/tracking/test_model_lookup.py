@@ -27,6 +27,7 @@ from mitoflow.tracking import model_lookup, pretrained, registration, registry, 
 SLICES = np.random.default_rng(0).integers(0, 256, (1, 64, 64), np.uint8)
 MODEL = Path("models/unet.keras")
 REPORTS = Path("reports/evaluate")
+SHIPPED = pretrained.PLACES
 
 
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,24 +43,30 @@ def no_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "PLACES", (pretrained.HERE,))
 
 
+def register_champion(sets: str) -> None:
+    """Write what the pipeline writes: a model with settings and fingerprint, and a version of it, the champion."""
+    unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
+    Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.4).write(REPORTS / "inference.yaml")
+    fingerprint.measure([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
+    evaluation = Evaluation(
+        provenance.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
+    )
+    evaluation.write(REPORTS / "evaluation.json")
+    with runs.start("train", "unet") as run:
+        run.params({"data": {"name": sets}})
+        run.produced(MODEL)
+        verdict = registration.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
+    assert verdict is not None
+    assert verdict.promoted
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the pipeline writes: a model, its settings and fingerprint, and a version of it that is the champion."""
+    """A folder with a champion."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_folder(folder, monkeypatch)
-        unet.save_model(unet.build_unet(depth=1, base_width=2), MODEL)
-        Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.4).write(REPORTS / "inference.yaml")
-        fingerprint.measure([SLICES[0] / 255], {"x": 5.0}).write(REPORTS / "domain.yaml")
-        evaluation = Evaluation(
-            provenance.file_sha256(MODEL), "a" * 64, ["stack"] * 9, [[9, 1, 1, 9]] * 9, block=3, resamples=20, seed=1
-        )
-        evaluation.write(REPORTS / "evaluation.json")
-        with runs.start("train", "unet") as run:
-            run.produced(MODEL)
-            verdict = registration.register(run, evaluation, MODEL, REPORTS / "inference.yaml")
-        assert verdict is not None
-        assert verdict.promoted
+        register_champion("cortex")
         yield folder
     mlflow.set_tracking_uri(None)
 
@@ -109,6 +116,25 @@ def test_the_default_is_the_first_of_the_names(here: Path, tmp_path: Path, monke
     monkeypatch.setattr(pretrained, "PLACES", (tmp_path,))
     shipped = ["pretrained:general", "pretrained:epfl", "pretrained:another"]
     assert model_lookup.names() == ["models:/mitoflow@champion", "models:/mitoflow/1", *shipped]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sets", "default"), [("phantom+phantoms", "general"), ("phantom+cortex", "champion")])
+def test_a_champion_of_drawn_images_alone_is_not_the_default(
+    sets: str, default: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_folder(tmp_path, monkeypatch)
+    register_champion(sets)
+    monkeypatch.setattr(pretrained, "PLACES", SHIPPED)
+    found, first = model_lookup.find().name, model_lookup.names()[0]
+    champion = "mitoflow version 1"
+    assert model_lookup.find("champion").name == champion
+    if default == "champion":
+        assert (found, first) == (champion, "models:/mitoflow@champion")
+        assert not caplog.messages
+    else:
+        assert found == first == "pretrained:general"
+        assert f"{champion}, the champion, was trained on drawn images alone" in caplog.messages[0]
 
 
 @pytest.mark.slow

@@ -34,8 +34,8 @@ def export(
 ) -> None:
     """Write a model for other programs: ilastik, deepImageJ, QuPath.
 
-    The model is the champion, or the pretrained one where there is no champion yet. They get the network alone, in
-    float32; what `predict` does besides is left to them.
+    The model is the champion, or the pretrained one where no champion was trained on real tissue. They get the network
+    alone, in float32; what `predict` does besides is left to them.
     """
     if not (onnx or bioimageio):
         raise click.UsageError("nothing to write: give --onnx FILE, --bioimageio DIR or both")

@@ -60,7 +60,8 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     INPUT is a TIFF of one page or many, an MRC, a dataset of an HDF5 (FILE.h5/NAME), a folder or quoted glob of slices,
     or an OME-Zarr; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is
     predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the champion, or the
-    pretrained one where there is no champion yet. A command that was interrupted resumes when it is given again.
+    pretrained one where no champion was trained on real tissue. A command that was interrupted resumes when it is given
+    again.
     """
     from mitoflow.config import params
     from mitoflow.inference import collection, prediction

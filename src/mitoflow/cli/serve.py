@@ -22,7 +22,7 @@ from mitoflow.cli._output import echo
 def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     """Answer HTTP requests with masks: JSON or TIFF to /invocations.
 
-    The model is the champion, or the pretrained one where there is no champion yet.
+    The model is the champion, or the pretrained one where no champion was trained on real tissue.
     """
     from mitoflow.apps import serving
 
@@ -37,7 +37,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 def app(wanted: str | None, host: str, port: int, largest: int) -> None:
     """Open a page that shows masks of dropped images.
 
-    The model is the champion, or the pretrained one where there is no champion yet.
+    The model is the champion, or the pretrained one where no champion was trained on real tissue.
     """
     from mitoflow.tracking import model_lookup
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from mitoflow.inference.agreement import AtScale, agreements
 from mitoflow.inference.predictor import Predictor
 
-#: Half octaves from about 1/3 to 2. Below, a network may agree with itself on things that are no mitochondria.
-SCALES = tuple(2 ** (step / 2) for step in range(-3, 3))
+#: Half octaves from about 1/3 to 3. Below, a network may agree with itself on things that are no mitochondria.
+SCALES = tuple(2 ** (step / 2) for step in range(-3, 4))
 THRESHOLDS = tuple(round(256 * share / 10) / 256 for share in range(1, 10))  # about 0.1 to 0.9
 CLEARLY = 0.05  # agreement by which another operating point must be better than a usual one to be taken
 SMALLEST = 64  # pixels of a slice at the smallest scale that is tried
@@ -73,7 +73,7 @@ class OperatingPoints:
 def search(
     predictor: Predictor, at_scale: AtScale, usual: OperatingPoint, thresholds: Sequence[float] = THRESHOLDS
 ) -> OperatingPoints:
-    """Predict a few windows of a stack at scales from 1/3 to 2, and return how far the network agrees at each.
+    """Predict a few windows of a stack at scales from 1/3 to 3, and return how far the network agrees at each.
 
     A network that sees structures of the size that it knows marks the same ones when the image is mirrored or a little
     larger; where they are too large or too small, it does not. The best scale lies up to half an octave below the one

@@ -14,6 +14,7 @@ from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 
 SYNTHETIC = frozenset({"phantom", "phantoms"})  # sets of images that were drawn
+SETS = "params.data.name"  # in the origin of a model: the sets that it was trained on, joined by +
 OF_TRAINING = ("mitoflow", "python", "platform")  # what trained a model, and not what predicts with it
 
 
@@ -73,17 +74,26 @@ class TrainedModel:
         return Calibration.read(path) if path.is_file() else None
 
     @property
+    def is_of_drawn_images(self) -> bool:
+        """Whether it was trained on drawn images alone."""
+        return is_of_drawn_images(self.origin)
+
+    @property
     def warning(self) -> str:
         """What a user must know before anything else: that it never saw real tissue; empty where it did."""
-        sets = self.origin.get("params.data.name", "")
-        if not SYNTHETIC.issuperset(sets.split("+")):
+        if not self.is_of_drawn_images:
             return ""
         return (
-            f"warning: {self.name} WAS TRAINED ON DRAWN IMAGES ALONE ({sets}), NOT ON REAL TISSUE. DO NOT USE ITS "
-            "MASKS OF OTHER IMAGES: give --model pretrained, or train on your own data"
+            f"warning: {self.name} WAS TRAINED ON DRAWN IMAGES ALONE ({self.origin[SETS]}), NOT ON REAL TISSUE. DO NOT "
+            "USE ITS MASKS OF OTHER IMAGES: give --model pretrained, or train on your own data"
         )
 
     @property
     def lineage(self) -> dict[str, str]:
         """The origin without parameters, and without the versions and the platform of the training."""
         return {key: each for key, each in self.origin.items() if key not in OF_TRAINING and "params." not in key}
+
+
+def is_of_drawn_images(origin: Mapping[str, str]) -> bool:
+    """Return whether a model, by its origin, was trained on drawn images alone."""
+    return SYNTHETIC.issuperset(origin.get(SETS, "").split("+"))

@@ -5,6 +5,7 @@ MLflow, which takes seconds to import, is imported where the registry is asked.
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
-from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.inference.trained_model import TrainedModel, is_of_drawn_images
 from mitoflow.tracking import places, pretrained
 
 PIPELINE = Path("reports/evaluate")  # of the model of the pipeline
@@ -29,7 +30,8 @@ def find(wanted: str | None = None) -> TrainedModel:
         ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the alias or version alone, of the registered model of this
         project; the ID of a run, or ``runs:/ID``; a ``.keras`` file with ``inference.yaml`` beside it, as the pipeline
         and the registry write both; ``pretrained``, which stands for ``general`` or else ``epfl``, or
-        ``pretrained:NAME``. Without it the champion, or ``pretrained`` where the registry has no champion.
+        ``pretrained:NAME``. Without it the champion, or ``pretrained`` where there is no champion that was trained on
+        real tissue.
 
     Raises
     ------
@@ -37,9 +39,7 @@ def find(wanted: str | None = None) -> TrainedModel:
         There is no such model, or the registry does not answer.
     """
     if wanted is None:
-        name = params.load_registry().model
-        version = None if places.is_missing(places.uri()) else _find_version(places.CHAMPION, name)
-        return _of_registry(name, version) if version else _pretrained("")
+        return _default()
     kind, _, rest = wanted.partition(":")
     if kind == "pretrained":
         return _pretrained(rest)
@@ -66,9 +66,11 @@ def names() -> list[str]:
         return names_of_pretrained()
     from mitoflow.tracking import registry
 
-    listed, prefix = registry.models(), f"models:/{params.load_registry().model}"
+    name = params.load_registry().model
+    listed, prefix = registry.models(), f"models:/{name}"
     versions = [f"{prefix}/{row.version}" for row in reversed(listed)]
-    if any(places.CHAMPION in row.aliases for row in listed):
+    champion = next((row.version for row in listed if places.CHAMPION in row.aliases), None)
+    if champion is not None and not is_of_drawn_images(registry.origin(str(champion), name)):
         return [f"{prefix}@{places.CHAMPION}", *versions, *names_of_pretrained()]
     return [*names_of_pretrained(), *versions]
 
@@ -78,6 +80,20 @@ def names_of_pretrained() -> list[str]:
     known = [model.name for model in pretrained.models()]
     defaults = [name for name in pretrained.DEFAULTS if name in known]
     return [f"pretrained:{name}" for name in dict.fromkeys((*defaults, *known))]
+
+
+def _default() -> TrainedModel:
+    name = params.load_registry().model
+    version = None if places.is_missing(places.uri()) else _find_version(places.CHAMPION, name)
+    if version is None:
+        return _pretrained("")
+    champion = _of_registry(name, version)
+    if not champion.is_of_drawn_images:
+        return champion
+    model = _pretrained("")
+    message = "note: %s predicts; %s, the champion, was trained on drawn images alone, and --model champion takes it"
+    logging.getLogger("mitoflow").warning(message, model.name, champion.name)
+    return model
 
 
 def _split(wanted: str) -> tuple[str, str]:
