@@ -174,6 +174,32 @@ def test_an_axis_without_a_name_is_refused(tmp_path: Path) -> None:
         open_volume(str(path))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("key", ["shape", "chunks"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_true_is_no_length(tmp_path: Path, version: int, key: str, axis: int) -> None:
+    """Zarr takes it for 1, so that 64 rows would become one; fuzzing found it."""
+    path = write_zarr(tmp_path / "s.zarr", STACK, version=version)
+    file = path / "0" / (".zarray" if version == 2 else "zarr.json")
+    described = json.loads(file.read_text())
+    is_grid = version == 3 and key == "chunks"
+    (described["chunk_grid"]["configuration"]["chunk_shape"] if is_grid else described[key])[axis] = True
+    file.write_text(json.dumps(described))
+    with pytest.raises(InputError, match="where a length is no number"):
+        open_volume(str(path))
+
+
+@pytest.mark.parametrize("kind", ["scale", "translation"])
+def test_true_is_no_voxel_size(tmp_path: Path, kind: str) -> None:
+    path = write_zarr(tmp_path / "s.zarr", STACK)
+    described = json.loads((path / ".zattrs").read_text())
+    dataset = described["multiscales"][0]["datasets"][0]
+    dataset["coordinateTransformations"] = [{"type": kind, kind: [30.0, True, 5.0]}]
+    (path / ".zattrs").write_text(json.dumps(described))
+    with pytest.raises(InputError, match=f"a {kind} with what is no number"):
+        open_volume(str(path))
+
+
 def test_single_channels_and_times_are_left_out(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK[None, None], "tczyx", (1, 1, 4, 32, 32))
     volume = open_volume(str(path))
@@ -246,8 +272,8 @@ def text(folder: Path) -> str:
 
 BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     "nothing": (lambda folder: str(folder / "s.tif"), "s.tif: found no such file, expected a TIFF, a folder or"),
-    "an empty folder": (str, "found an empty folder"),
-    "a glob of nothing": (lambda folder: str(folder / "*.tif"), "found no TIFF file"),
+    "an empty folder": (str, "found no TIFF, PNG or MRC file"),
+    "a glob of nothing": (lambda folder: str(folder / "*.tif"), "found no TIFF, PNG or MRC file"),
     "no image": (text, "found no TIFF but a file that begins with b'text'"),
     "colour": (page(np.zeros((70, 90, 3), np.uint8), photometric="rgb"), "found 3 colour samples a pixel"),
     "complex": (page(np.zeros((70, 90), np.complex64)), "found pixels of .* that are no plain numbers"),

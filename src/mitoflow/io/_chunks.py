@@ -134,11 +134,13 @@ def open_bounded(path: Path) -> zarr.Array[Any]:
     Raises
     ------
     ValueError
-        Its chunks have no voxels, are far larger than the array or than any of use, or are packed in a way that is not
-        known to keep to a size.
+        A length is true or false, which Zarr takes for 1 or 0. Its chunks have no voxels, are far larger than the array
+        or than any of use, or are packed in a way that is not known to keep to a size.
     """
     store = BoundedStore(LocalStore(path, read_only=True))
     array: zarr.Array[Any] = zarr.open_array(store, mode="r")
+    if any(isinstance(length, bool) for length in (*array.shape, *array.chunks, *(array.shards or ()))):
+        raise ValueError(f"chunks of {array.chunks} for an array of {array.shape}, where a length is no number")
     size, item = math.prod(array.chunks), array.dtype.itemsize
     store.most = size * item
     if size == 0 or store.most > min(LARGE, max(SMALL, 2 * math.prod(array.shape) * item)):

@@ -351,6 +351,8 @@ def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[
     """Return the scale or the translation of each axis; a scale comes before a translation."""
     for transformation in described.get("coordinateTransformations", []):
         if transformation["type"] == kind and kind in transformation:  # a translation may also be in a file
+            if any(isinstance(value, bool) for value in transformation[kind]):
+                raise ValueError(f"a {kind} with what is no number: {transformation[kind]}")
             values = [float(value) for value in transformation[kind]]
             if len(values) != axes:
                 raise ValueError(f"a {kind} of {len(values)} axes and not {axes}")
