@@ -158,7 +158,7 @@ def test_numbers_that_contradict_the_order_are_refused(tmp_path: Path) -> None:
         find(tmp_path / "em", tmp_path / "mito")
 
 
-FOUND = [("", "an empty folder"), ("/*", "no TIFF file"), ("/x", "no such file")]
+FOUND = [("", "no TIFF, PNG or MRC file"), ("/*", "no TIFF, PNG or MRC file"), ("/x", "no such file")]
 
 
 @pytest.mark.parametrize(("spelled", "found"), FOUND)

@@ -24,7 +24,7 @@ from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
-from mitoflow.io import hdf5, ome, volumes
+from mitoflow.io import hdf5, ome, png, volumes
 from tests.io.test_volumes import write_zarr
 
 MEMORY = 2**30  # bytes beside what the libraries take
@@ -160,7 +160,7 @@ def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def check(path: Path) -> None:
     """Read a file as mitoflow does; raises `InputError` where it refuses it."""
     if path.suffix == ".png":
-        overlay.is_overlay(path)
+        png.is_overlay(path)
         return
     volume = volumes.open_volume(str(path))
     depth, height, width = volume.shape

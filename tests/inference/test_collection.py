@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from mitoflow.cli.predict import predict
 from mitoflow.errors import InputError
-from mitoflow.inference import collection, prediction
+from mitoflow.inference import collection, overlay, prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
+from tests.io.test_mrc import write as write_mrc
 from tests.parts import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, normalization="percentiles")
@@ -95,6 +97,16 @@ def test_masks_of_earlier_runs_are_no_images(folder: Path) -> None:
     (folder / "cells/v.ome.zarr").rename("v.ome.zarr")
     assert run("cells", "masks").exit_code == 0
     assert [row["file"] for row in rows()] == ["cells/s2.tif"]
+
+
+def test_png_and_mrc_files_get_masks(folder: Path) -> None:
+    Path("others").mkdir()
+    Image.fromarray(SLICE).save("others/a.png")
+    write_mrc(Path("others/b.mrc"), np.stack([SLICE.astype(np.uint16)] * 2))
+    Path("others/look.png").write_bytes(overlay.contours_png([(SLICE, (SLICE > 127).astype(np.uint8))]))
+    assert run("others", "masks").exit_code == 0
+    found = [(row["file"], row["mask"], row["slices"]) for row in rows()]
+    assert found == [("others/a.png", "masks/a.tif", "1"), ("others/b.mrc", "masks/b.tif", "2")]
 
 
 def test_a_table_of_somebody_else_is_kept(folder: Path) -> None:

@@ -21,8 +21,8 @@ from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import ome_metadata
-from mitoflow.io.tiff import Array, Stack, find_files, joined, needs_bigtiff
-from mitoflow.io.volumes import is_chunked, read_spacing
+from mitoflow.io.tiff import Array, Stack, joined, needs_bigtiff
+from mitoflow.io.volumes import find_files, is_chunked, read_spacing
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome, volumes
+from mitoflow.io import ome, png, volumes
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import Notify
 
@@ -121,7 +121,7 @@ def _requests(request: Request) -> list[Request]:
     if images and not sources:
         raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:
-        raise InputError(request.source, "no image", "TIFF, MRC, HDF5 or OME-Zarr files", "check the path")
+        raise InputError(request.source, "no image", "TIFF, PNG, MRC, HDF5 or OME-Zarr files", "check the path")
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
     asked: dict[Path, Request] = {}
     for path in sources:
@@ -139,14 +139,14 @@ def _requests(request: Request) -> list[Request]:
 
 
 def find_images(source: str) -> list[Path]:
-    """Return the images in a folder or of a glob that are stacks by themselves, in natural order."""
+    """Return the images in a folder or of a glob, in natural order, without overlays that mitoflow drew."""
     path = Path(source)
     if volumes.is_chunked(path) or path.is_file():
         return [path]
     # Path.glob takes no absolute patterns.
     found = path.iterdir() if path.is_dir() else map(Path, glob(source, recursive=True))  # noqa: PTH207
-    images = [each for each in found if volumes.is_stack(each) and not each.name.startswith(".")]
-    return sorted(images, key=lambda each: natural_order(str(each)))
+    images = [each for each in found if volumes.is_image(each) and not each.name.startswith(".")]
+    return sorted((each for each in images if not png.is_overlay(each)), key=lambda each: natural_order(str(each)))
 
 
 def _outcome(request: Request) -> Outcome:

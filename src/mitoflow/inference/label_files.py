@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, hdf5, ome, tiff, volumes
+from mitoflow.io import file_names, hdf5, ome, volumes
 from mitoflow.io.spacing import Notify, Spacing, as_warnings
 
 
@@ -91,7 +91,7 @@ def _read_files(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing]:
     if hdf5.is_hdf5(Path(source)):
         files, volume = [Path(source)], volumes.open_volume(source, notify=notify)
     else:
-        files = tiff.find_files("INPUT", [source])
+        files = volumes.find_files("INPUT", [source])
         for line in file_names.describe(files) if len(files) > 1 else []:
             notify(line)
         volume = volumes.StackVolume([volumes.open_file(file, is_mask=True) for file in files], notify=notify)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from mitoflow.data.network_input import grey_range, stretched
+from mitoflow.io import png
 
 CONTOUR = (0, 200, 150)
-PROGRAM = ("Software", "mitoflow")
 
 
 def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -27,7 +26,7 @@ def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
 def contours_png(slices: Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]) -> bytes:
     """Return images ``(Y, X)`` of one size, each with the contours of its mask in {0, 1}, side by side as a PNG.
 
-    The PNG names mitoflow as its program; see `is_overlay`.
+    The PNG names mitoflow as its program; see `mitoflow.io.png.is_overlay`.
     """
     panels = []
     for image, mask in slices:
@@ -42,16 +41,6 @@ def contours_png(slices: Sequence[tuple[NDArray[Any], NDArray[np.uint8]]]) -> by
         page[top : top + len(row), : row.shape[1]] = row
     buffer = io.BytesIO()
     about = PngInfo()
-    about.add_text(*PROGRAM)
+    about.add_text(*png.OVERLAY)
     Image.fromarray(page, "RGB").save(buffer, "PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
-
-
-def is_overlay(path: Path) -> bool:
-    """Return whether a file is a PNG that `contours_png` drew."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            key, value = PROGRAM
-            return bool(image.info.get(key) == value)
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises where a file is none
-        return False

@@ -9,10 +9,10 @@ from typing import Literal
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
-from mitoflow.inference import morphometry, outputs, overlay
+from mitoflow.inference import morphometry, outputs
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.model_input import NEIGHBOURS
-from mitoflow.io import ome
+from mitoflow.io import ome, png
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume
 
@@ -153,7 +153,7 @@ class Request:
 
 def refuse_foreign(paths: Iterable[Path]) -> None:
     """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself."""
-    known = {".csv": morphometry.is_table, ".png": overlay.is_overlay}
+    known = {".csv": morphometry.is_table, ".png": png.is_overlay}
     for path in paths:
         found = "something that mitoflow did not write"
         if path.exists() and known.get(path.suffix.lower(), ome.has_lineage)(path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ GREY, PALETTE = 0, 3  # kinds of PNG
 OTHERS = {2: "colours", 4: "grey values with alpha", 6: "colours with alpha"}
 LARGEST_RATIO = 1032  # bytes of pixels for each byte of the file, which is what zlib reaches
 REMEDY = "save it as 8- or 16-bit greyscale"
+OVERLAY = ("Software", "mitoflow")  # the text in a PNG of contours that mitoflow drew
 
 
 def is_png(path: Path) -> bool:
@@ -25,20 +28,38 @@ def is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `open_png` compares size and file
+        with Image.open(path, formats=["PNG"]) as image:
+            yield image
+
+
+def is_overlay(path: Path) -> bool:
+    """Return whether a file is a PNG of contours, which `mitoflow.inference.overlay` drew."""
+    if not is_png(path):
+        return False
+    try:
+        with _opened(path) as image:
+            key, value = OVERLAY
+            return bool(image.info.get(key) == value)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises where a file is none
+        return False
+
+
 @dataclass(frozen=True)
 class _Decoded:
     """The pixels, of which the whole slice is decoded."""
 
     def read(self, path: Path, z: int, shape: tuple[int, int]) -> Array:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `open_png` compares size and file
-            try:
-                with Image.open(path, formats=["PNG"]) as image:
-                    return np.asarray(image).reshape(shape)
-            except OSError as error:
-                if error.errno:  # the machine, and not the file
-                    raise
-                raise ValueError(error) from None
+        try:
+            with _opened(path) as image:
+                return np.asarray(image).reshape(shape)
+        except OSError as error:
+            if error.errno:  # the machine, and not the file
+                raise
+            raise ValueError(error) from None
 
 
 def open_png(path: Path) -> Stack:
@@ -72,7 +93,7 @@ def open_png(path: Path) -> Stack:
 def _palette(path: Path) -> Array:
     """Return the colours of the values, (256, 3) uint8; values without one are black."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with _opened(path) as image:
             colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"a PNG that cannot be read ({error})", "an intact PNG", REMEDY) from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +14,6 @@ import tifffile
 
 from mitoflow.core.files import replacing
 from mitoflow.errors import InputError
-from mitoflow.io.file_names import natural_order, refuse_copies
 from mitoflow.io.spacing import parse_xml
 
 Array = npt.NDArray[Any]
@@ -423,41 +421,6 @@ def write_stack(path: Path, array: Array, description: str | None = None) -> Non
         tifffile.imwrite(
             beside, array, photometric="minisblack", metadata=None, software=False, description=description
         )
-
-
-def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the files that are named, in natural order within a folder or glob; each counts once.
-
-    Of a folder or glob these are the TIFF files, and where there are none the PNG files. Links count as files of their
-    own: tools of versioned data link equal slices to one file.
-
-    Raises
-    ------
-    InputError
-        A pattern matches neither; the error begins with `option`. A folder has a file and its copy.
-    """
-    found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
-    for pattern in patterns:
-        path = Path(pattern)
-        # Path.glob takes no absolute patterns.
-        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
-        slices = [path] if path.is_file() else _slices_of_one_kind(inside)
-        matches = sorted(slices, key=lambda match: natural_order(str(match)))
-        if not matches:
-            is_name = not set(pattern) & set("*?[")
-            what = "an empty folder" if path.is_dir() else "no such file" if is_name else "no TIFF file"
-            raise InputError(f"{option} {pattern}", what, "a TIFF, a folder of them or a quoted glob", "check the path")
-        for match in matches:
-            found.setdefault(match.parent.resolve() / match.name, match)
-    refuse_copies(list(found))
-    return list(found.values())
-
-
-def _slices_of_one_kind(paths: Iterable[Path]) -> list[Path]:
-    """Return the TIFF files, or where there are none the PNG files: overlays of masks may lie beside TIFFs."""
-    shown = [path for path in paths if not path.name.startswith(".")]
-    kinds = ([path for path in shown if path.suffix.lower() in endings] for endings in ((".tif", ".tiff"), (".png",)))
-    return next(filter(None, kinds), [])
 
 
 #: Part of a slice: first and past-the-end pixel along y, then along x.

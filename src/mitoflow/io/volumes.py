@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,6 @@ from mitoflow.io.tiff import (
     Box,
     Stack,
     as_stored,
-    find_files,
     open_grey,
     open_labels,
     open_mask,
@@ -32,6 +32,8 @@ from mitoflow.io.tiff import (
 )
 
 KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, an HDF5 or an OME-Zarr"
+#: What the files of slices may be, each by its name.
+SLICES: dict[str, Callable[[Path], bool]] = {"TIFF": ome.is_tiff, "PNG": png.is_png, "MRC": mrc.is_mrc}
 MISSING = 2**20  # chunks without a file: to find as many takes twenty seconds
 SHOWN = 1000  # missing chunks that are counted for a message
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -115,9 +117,9 @@ def is_chunked(path: Path) -> bool:
     return ome.is_zarr(path) or hdf5.is_hdf5(path)
 
 
-def is_stack(path: Path) -> bool:
-    """Return whether a path has the name of a file or folder that can hold a whole stack: of any format but PNG."""
-    return ome.is_tiff(path) or mrc.is_mrc(path) or is_chunked(path)
+def is_image(path: Path) -> bool:
+    """Return whether a path has the name of an image of any format."""
+    return is_chunked(path) or any(is_one(path) for is_one in SLICES.values())
 
 
 def name_of(source: str) -> str:
@@ -125,6 +127,51 @@ def name_of(source: str) -> str:
     path = Path(source)
     file, dataset = hdf5.split(path) or (path, "")
     return f"{file.name}/{dataset}" if dataset else file.name
+
+
+def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
+    """Return the files that are named, in natural order within a folder or glob; each counts once.
+
+    Of a folder or glob these are the TIFF, PNG or MRC files, without overlays that mitoflow drew. Links count as files
+    of their own: tools of versioned data link equal slices to one file.
+
+    Raises
+    ------
+    InputError
+        A pattern matches no file; the error begins with `option`. A folder has files of several kinds, or a file and
+        its copy.
+    """
+    found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
+    for pattern in patterns:
+        path = Path(pattern)
+        # Path.glob takes no absolute patterns.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
+        slices = [path] if path.is_file() else _slices_of_one_kind(f"{option} {pattern}", inside)
+        matches = sorted(slices, key=lambda match: file_names.natural_order(str(match)))
+        if not matches:
+            is_name = not set(pattern) & set("*?[")
+            what = "no such file" if is_name and not path.is_dir() else "no TIFF, PNG or MRC file"
+            expected = "a file, or a folder or a quoted glob of slices"
+            raise InputError(f"{option} {pattern}", what, expected, "check the path")
+        for match in matches:
+            found.setdefault(match.parent.resolve() / match.name, match)
+    file_names.refuse_copies(list(found))
+    return list(found.values())
+
+
+def _slices_of_one_kind(where: str, paths: Iterable[Path]) -> list[Path]:
+    """Return the files that may be slices; raises `InputError`, which begins with `where`, if they are of two kinds."""
+    kinds: dict[str, list[Path]] = {}
+    for path in paths:
+        kind = next((name for name, is_one in SLICES.items() if is_one(path)), "")
+        if kind and not path.name.startswith(".") and not png.is_overlay(path):
+            kinds.setdefault(kind, []).append(path)
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} files, such as {min(files).name}" for kind, files in sorted(kinds.items()))
+        most = max(kinds.values(), key=len)
+        remedy = f"name those that are meant, such as 'FOLDER/*{most[0].suffix}'"
+        raise InputError(where, found, "slices of one kind", remedy)
+    return next(iter(kinds.values()), [])
 
 
 def open_file(path: Path, *, is_mask: bool = False) -> Stack:
