@@ -465,6 +465,47 @@ def test_a_new_journal_is_locked_before_anybody_sees_it(checkout: Path, monkeypa
     assert journal.waiting(created.folder) == 1
 
 
+CLOSED_AND_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mitoflow.tracking.journal import Journal
+
+events = Journal.create("k")
+events.append({"event": "artifact", "run": "k", "time": 1, "file": events.keep(Path("file"))})
+events.mark_sent((events.folder / "events.jsonl").stat().st_size)
+waits = int(sys.argv[1])
+
+
+def kill(event, _):
+    global waits
+    if event in ("os.rename", "os.remove", "os.rmdir"):
+        if waits == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        waits -= 1
+
+
+sys.addaudithook(kill)
+events.close()
+"""
+
+
+def test_a_kill_while_a_journal_is_removed_leaves_a_whole_one_or_none(checkout: Path) -> None:
+    Path("file").write_text("a curve")
+    for before in range(20):  # changes of the disk before the kill
+        done = subprocess.run([sys.executable, "-c", CLOSED_AND_KILLED, str(before)], check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        for folder in journal.folders():
+            left = Journal.adopt(folder)
+            assert left.all_sent
+            assert [(folder / event["file"]).read_text() for event in left.events()] == ["a curve"]
+            left.close()
+        assert journal.folders() == []
+    assert before > 3
+    assert list(workspace.state_dir().glob("journal/*")) == []
+
+
 def test_a_torn_line_at_any_place_costs_only_itself(checkout: Path) -> None:
     for cut in (1, 10, 40):
         events = Journal.create("k")

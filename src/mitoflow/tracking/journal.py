@@ -19,6 +19,7 @@ from mitoflow.errors import InputError
 
 Event = dict[str, Any]
 CHECKSUM = "crc32"
+REMOVED = ".removed"  # ends the name of a journal of which all was sent
 
 
 def folders(*keys: str) -> list[Path]:
@@ -182,9 +183,15 @@ class Journal:
             new.write_text(str(position))
 
     def close(self) -> None:
-        """Give the journal up, and remove it where all of it was sent."""
+        """Give the journal up, and remove it where all of it was sent.
+
+        It gets a hidden name first, so that a process that is killed here leaves a whole journal or none. What is left
+        below such a name goes with the next journal.
+        """
         if self.all_sent:
-            shutil.rmtree(self.folder)
+            self.folder.rename(self.folder.with_name(f".{self.folder.name}{REMOVED}"))
+            for folder in _root().glob(f".*{REMOVED}"):
+                shutil.rmtree(folder, ignore_errors=True)  # another process may remove it at the same time
         self._stream.close()
 
 
