@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.server.auth.client import AuthServiceClient
 
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
@@ -18,7 +19,7 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import registration, registry, runs
+from mitoflow.tracking import registration, registry, runs, store
 from tests.services import PostgreSQL, TrackingServer
 
 pytestmark = pytest.mark.e2e
@@ -138,6 +139,24 @@ def test_a_role_holds_for_the_registered_model_of_the_project(
     assert other and not other.promoted
     with pytest.raises(InputError, match="permission denied"):
         registry.promote(other.version, force=True)
+
+
+def test_a_promotion_is_described_where_the_experiment_may_only_be_read(
+    server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(monkeypatch, "admin")
+    version = train(checkout, 20)
+    assert version
+    experiment = store.client(store.uri()).get_experiment_by_name("mitoflow").experiment_id
+    accounts, name = AuthServiceClient(server.uri), "reviewer"
+    password = secrets.token_urlsafe(18)
+    assert administer(server, name, "promoter", answer=password).returncode == 0
+    accounts.revoke_user_permission(name, "experiment", experiment)
+    accounts.grant_user_permission(name, "experiment", experiment, "READ")
+    log_in(monkeypatch, name, password)
+    assert registry.promote(version.version, force=True, reason="looked at").promoted
+    described = store.client(store.uri()).get_model_version("mitoflow", str(version.version)).description
+    assert described.startswith("Promoted: promoted by hand with --force; looked at")
 
 
 @pytest.mark.parametrize("in_the_address", [False, True])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import LoggedModel, Run
@@ -32,7 +33,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         in_folder(folder, monkeypatch)
         unet.save_model(unet.build_unet(depth=1, base_width=1), MODEL)
         Settings(bit_depth=8, divisor=2, tile=64, overlap=16, threshold=0.5).write(SETTINGS)
-        with runs.start("train", "train", made_from=TRAINED) as run:
+        with runs.start("train", "train cortex: depth 1", made_from=TRAINED) as run:
             run.params({"train": {"seed": 1}, "evaluate": {"tta": 1}})
             run.dataset("phantom", "patches", "t" * 32, "training", {})
             run.metrics({"best_val_dice": 0.9})
@@ -59,8 +60,10 @@ def here(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def evaluate(right: int, tta: int, made_from: Mapping[str, str]) -> None:
     counts = [[right, 1, 10 - right, 9]] * 4
     found = Evaluation(provenance.file_sha256(MODEL), "f" * 64, ["stack"] * 4, counts, block=2, resamples=20, seed=1)
-    with runs.start("evaluate", "evaluate", training=runs.producer(MODEL), made_from=made_from) as run:
-        run.params({"train": {"seed": 1}, "evaluate": {"tta": tta}, "data": {"name": "cortex/2"}})
+    name = f"evaluate cortex: tta {tta}"
+    with runs.start("evaluate", name, training=runs.producer(MODEL), made_from=made_from) as run:
+        recipe = {"network": "unet_strided", "depth": 1}
+        run.params({"recipe": recipe, "evaluate": {"tta": tta}, "data": {"name": "cortex/2+vnc"}})
         run.metrics({"test/dice": found.interval("dice").value, "best_val_dice": 0.9})
         run.dataset("phantom", "data/test", "e" * 32, "test", {})
         run.image("epfl+vnc: worst slice", PICTURE.getvalue())
@@ -118,12 +121,45 @@ def test_the_logged_model_has_parameters_scores_and_data_of_its_own(here: Path) 
     for row, tta in zip(registry.models(), ("1", "8"), strict=True):
         logged = logged_model(row.run_id)
         assert row.dice is not None
-        assert logged.name == "unet-cortex_2"
+        assert logged.name == "unet_strided-cortex_2+vnc"
         assert logged.params["evaluate.tta"] == tta
         (score,) = logged.metrics
         assert (score.key, score.value) == ("test/dice", row.dice.value)
         assert (score.dataset_name, score.dataset_digest) == ("phantom", "e" * 32)
         assert f'"version": "{row.version}"' in logged.tags["mlflow.modelVersions"]
+
+
+def test_evaluations_are_named_by_their_training_their_values_and_their_version(here: Path) -> None:
+    names = sorted(run.info.run_name for run in all_runs("evaluate"))
+    versions = ["tta 1, version 1", "tta 1, version 1", "tta 8, version 2"]  # the third found what the first had found
+    assert names == [f"evaluate cortex: depth 1, {version}" for version in versions]
+
+
+def test_a_version_and_its_logged_model_say_what_they_are(here: Path) -> None:
+    client = store.client(store.uri())
+    for row in registry.models():
+        assert row.verdict
+        version = client.get_model_version("mitoflow", str(row.version))
+        verdict, scores, what, predict, python, load = version.description.split("\n\n")
+        assert verdict == f"{'Promoted' if row.verdict.promoted else 'Not promoted'}: {row.verdict.reason}."
+        assert scores == f"Dice {row.dice}, IoU {row.iou}"
+        assert "`unet_strided` of depth 1, trained on cortex/2 and vnc from random weights." in what
+        assert predict == f"    mitoflow predict STACK MASKS --model models:/mitoflow/{row.version}"
+        assert "in Python" in python
+        slices = np.zeros((2, 64, 64), np.uint8)
+        known = {"mlflow": mlflow, "slices": slices}
+        exec(load.strip(), known)
+        assert known["masks"].shape == slices.shape
+        assert logged_model(row.run_id).tags["mlflow.note.content"] == version.description
+
+
+def test_a_later_verdict_changes_the_description(here: Path) -> None:
+    registry.promote(2, force=True, reason="a trial")
+    client = store.client(store.uri())
+    described = client.get_model_version("mitoflow", "2").description
+    assert described.startswith("Promoted: promoted by hand with --force; a trial; the gate said:")
+    row = next(row for row in registry.models() if row.version == 2)
+    assert logged_model(row.run_id).tags["mlflow.note.content"] == described
 
 
 def test_the_tags_of_a_version_begin_with_its_scores(here: Path) -> None:

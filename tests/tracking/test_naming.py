@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mitoflow.core import files
-from mitoflow.tracking.naming import run_name
+from mitoflow.tracking.naming import of_training, run_name, with_version
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +41,22 @@ def test_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "slower")
     write(depth=4)
     assert run_name("train", "epfl") == "train epfl (slower): depth 4"
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "expected"),
+    [
+        ("evaluate epfl", "train epfl", "evaluate epfl"),
+        ("evaluate epfl (slower)", "train epfl (slower): depth 4", "evaluate epfl (slower): depth 4"),
+        ("evaluate epfl: tta 8", "train epfl: depth 4, loss bce", "evaluate epfl: depth 4, loss bce, tta 8"),
+        ("evaluate epfl (views): tta 8", "train epfl: depth 4", "evaluate epfl (views) of train epfl: depth 4, tta 8"),
+        ("evaluate epfl+vnc", "my best", "evaluate epfl+vnc of my best"),
+    ],
+)
+def test_an_evaluation_has_the_values_of_its_training(name: str, training: str, expected: str) -> None:
+    assert of_training(name, training) == expected
+
+
+def test_an_evaluation_has_the_version_that_it_judges() -> None:
+    assert with_version("evaluate epfl: tta 8", 3) == "evaluate epfl: tta 8, version 3"
+    assert with_version("evaluate epfl: tta 8, version 3", 12) == "evaluate epfl: tta 8, version 12"

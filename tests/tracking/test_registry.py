@@ -117,7 +117,7 @@ def test_the_gate(checkout: Path) -> None:
     assert rows[3].dice == evaluation(900).interval("dice")
     assert rows[3].iou == evaluation(900).interval("iou")
     described = store.client(store.uri()).get_model_version("mitoflow", "4").description
-    assert described == f"Promoted: {better.reason}.\n\nDice {rows[3].dice}, IoU {rows[3].iou}"
+    assert described.startswith(f"Promoted: {better.reason}.\n\nDice {rows[3].dice}, IoU {rows[3].iou}\n\n")
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_origin(checkout: Path) -> None:
     assert of_version == of_file
     expected = {
         "version": "1",
-        "run_name": "unet",
+        "run_name": "unet, version 1",
         "model_sha256": provenance.file_sha256(MODEL),
         "mitoflow": mitoflow.__version__,
         "dataset.training": "phantom abc.dir",
@@ -308,6 +308,8 @@ def test_each_of_several_sets_has_its_score_and_its_data(
     assert row.dice.value == np.mean([each.interval("dice").value for each in sets.values()])
     assert row.sets == {name: sets[name].interval("dice") for name in ("epfl", "vnc")}
     assert tags(1)["mitoflow.set.vnc.test_hash"] == "b" * 64
+    described = store.client(store.uri()).get_model_version("mitoflow", "1").description
+    assert f"\n\n- epfl: Dice {row.sets['epfl']}\n- vnc: Dice {row.sets['vnc']}" in described
     assert registry.origin("1")["dataset.test"] == f"epfl {'a' * 16}, vnc {'b' * 16}"
     Path("params.yaml").write_text("{}\n")
     monkeypatch.setattr(sys, "argv", ["mitoflow", "models"])

@@ -11,7 +11,7 @@ from mitoflow.core import provenance
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference import model_files
-from mitoflow.tracking import registry, runs
+from mitoflow.tracking import registry, runs, version_tags
 
 WEIGHTS = Path("packed/artifacts") / model_files.WEIGHTS
 
@@ -38,7 +38,7 @@ def report(run: runs.Run, evaluation: Evaluation) -> dict[str, str]:
     run.params({"train": {"epochs": 3}})
     run.metrics({"loss": 0.5})
     evaluation.write(WEIGHTS.with_name(model_files.EVALUATION))
-    tags = registry.version_tags(run.key, run.key, evaluation)
+    tags = version_tags.of(run.key, run.key, evaluation)
     run.model(Path("packed"), tags)
     return tags
 

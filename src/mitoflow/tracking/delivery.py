@@ -22,7 +22,7 @@ from PIL import Image
 
 from mitoflow.core import workspace
 from mitoflow.errors import InputError
-from mitoflow.tracking import local_store, places, registry, store
+from mitoflow.tracking import local_store, naming, places, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
 #: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language
@@ -45,6 +45,8 @@ class _Remote:
     ----------
     run_id, experiment_id
         MLflow's names for it.
+    name
+        What it is called.
     resumed
         Whether the run was there before its journal.
     points
@@ -53,6 +55,7 @@ class _Remote:
 
     run_id: str
     experiment_id: str
+    name: str
     resumed: bool
     points: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -147,14 +150,15 @@ class Delivery:
             parent_id = start["parent_run_id"]
         if parent_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent_id
-        run = client.create_run(experiment_id, start["time"], tags, start["name"])
-        return _Remote(run.info.run_id, experiment_id, resumed=False)
+        name = naming.of_training(start["name"], training.name) if training else start["name"]
+        run = client.create_run(experiment_id, start["time"], tags, name)
+        return _Remote(run.info.run_id, experiment_id, name, resumed=False)
 
 
 def _find(client: MlflowClient, key: str) -> _Remote | None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     for run in client.search_runs(experiments, f"tags.`{store.KEY_TAG}` = '{key}'", max_results=1):
-        return _Remote(run.info.run_id, run.info.experiment_id, resumed=True)
+        return _Remote(run.info.run_id, run.info.experiment_id, run.info.run_name or "", resumed=True)
     return None
 
 

@@ -1,8 +1,12 @@
-"""What runs are called: stage and data, the DVC experiment, and the values that changed since the stage last ran."""
+"""What runs are called: stage and data, the DVC experiment, and the values that changed since the stage last ran.
+
+An evaluation has the values of its training in its name, too, and the version that it judges.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 
 from mitoflow.config import sections
 from mitoflow.core import provenance
@@ -26,3 +30,29 @@ def run_name(stage: str, data: str) -> str:
         values = [*values[:LONGEST], f"{len(values) - LONGEST} more"]
     name = f"{stage} {data} ({experiment})" if experiment else f"{stage} {data}"
     return f"{name}: {', '.join(values)}" if values else name
+
+
+def of_training(name: str, training: str) -> str:
+    """Return the name of an evaluation with the values of its training.
+
+    Parameters
+    ----------
+    name, training
+        What `run_name` gave each of them, or what a user calls the training in MLflow.
+
+    Examples
+    --------
+    >>> of_training("evaluate epfl (slower): tta 8", "train epfl (slower): depth 3")
+    'evaluate epfl (slower): depth 3, tta 8'
+    >>> of_training("evaluate epfl", "train epfl (slower): depth 3")
+    'evaluate epfl of train epfl (slower): depth 3'
+    """
+    (what, _, own), (trained, _, values) = name.partition(": "), training.partition(": ")
+    if what.partition(" ")[2] != trained.partition(" ")[2]:
+        what = f"{what} of {trained}"
+    return ": ".join(filter(None, (what, ", ".join(filter(None, (values, own))))))
+
+
+def with_version(name: str, version: int) -> str:
+    """Return the name of an evaluation with the version that it judges, in place of any other."""
+    return f"{re.sub(r', version [0-9]+$', '', name)}, version {version}"

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from mlflow.exceptions import MlflowException
 
 from mitoflow.errors import InputError
-from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
-from mitoflow.tracking import promotion_log, store
+from mitoflow.tracking import promotion_log, store, version_description
 from mitoflow.tracking.places import CHALLENGER, CHAMPION
 from mitoflow.tracking.promotion_log import Log, Promotion, PromotionConflict
 from mitoflow.tracking.registered_model import Registered
@@ -145,16 +144,11 @@ def explain_conflict(where: str) -> Iterator[None]:
 def record(model: Registered, verdict: Verdict) -> None:
     """Write a verdict into the tags and the description of its version."""
     tags = verdict.tags()
-    headline = f"{tags[VERDICT_TAG].capitalize()}: {verdict.reason}."
-    earlier = model.client.get_model_version(model.name, str(verdict.version)).tags
-    for key in earlier.keys() - tags.keys():
+    version = model.client.get_model_version(model.name, str(verdict.version))
+    for key in version.tags.keys() - tags.keys():
         if key.startswith(VERDICT_TAG):
             model.client.delete_model_version_tag(model.name, str(verdict.version), key)
-    scores = {name: Interval.from_dict(f"mitoflow.{name.lower()}", earlier, ".") for name in ("Dice", "IoU")}
-    measured = ", ".join(f"{name} {interval}" for name, interval in scores.items() if interval)
-    checks = "\n".join(f"- {check}" for check in verdict.checks)
-    description = "\n\n".join(filter(None, [headline, measured, checks]))  # in Markdown
-    model.client.update_model_version(model.name, str(verdict.version), description[:5000])
+    version_description.write(model.client, version, verdict)
     for key, value in tags.items():  # the decision is the last one: a version that has it has them all
         model.client.set_model_version_tag(model.name, str(verdict.version), key, value)
 

@@ -14,7 +14,7 @@ from mitoflow.evaluation import metrics
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference import model_files
-from mitoflow.tracking import packing, pretrained, registered_model, registry, runs, store
+from mitoflow.tracking import packing, pretrained, registered_model, registry, runs, store, version_tags
 
 
 def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_path: Path) -> Verdict | None:
@@ -47,7 +47,7 @@ def register(run: runs.Run, evaluation: Evaluation, model_path: Path, settings_p
         remedy = "run `dvc repro evaluate` or `dvc pull`, so that model and evaluation belong together"
         raise InputError(model_path, f"SHA-256 {digest}", f"{evaluation.model_sha256}, which was evaluated", remedy)
     run.tags({store.MODEL_SHA256_TAG: evaluation.model_sha256})
-    tags = registry.version_tags(run.key, run.training or run.key, evaluation)
+    tags = version_tags.of(run.key, run.training or run.key, evaluation)
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "model"
         packing.pack(packed, evaluation, model_path, settings_path)

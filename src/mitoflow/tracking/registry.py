@@ -29,8 +29,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
-from mitoflow.io.file_names import natural_order
-from mitoflow.tracking import places, promotion, promotion_log, registered_model, store
+from mitoflow.tracking import naming, places, promotion, promotion_log, registered_model, store, version_tags
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
@@ -39,10 +38,6 @@ from mitoflow.tracking.registered_model import Registered
 CHAMPION, CHALLENGER = places.CHAMPION, places.CHALLENGER
 
 RUN_ID = re.compile("[0-9a-f]{32}")
-
-EVALUATION_SHA256_TAG = "mitoflow.evaluation_sha256"
-TEST_HASH_TAG = "mitoflow.test_hash"
-SET_TAG, SET_HASH = "mitoflow.set.", ".test_hash"  # of one of several test sets: begins its tags, ends one of them
 
 
 @dataclass(frozen=True)
@@ -69,39 +64,8 @@ class Row:
         return self.verdict.reason if self.verdict else ""
 
 
-def version_tags(run_key: str, training_key: str, evaluation: Evaluation) -> dict[str, str]:
-    """Return the tags of the version that an evaluation makes in its run: which ones they are, and the main scores."""
-    tags: dict[str, str] = {}
-    for score in ("dice", "iou"):  # first, because MLflow's list of versions shows all tags in this order
-        figures = evaluation.interval(score).as_dict(f"mitoflow.{score}", ".")
-        tags |= {key: str(figure) for key, figure in figures.items()}
-    for name in evaluation.test_hashes:
-        figures = evaluation.sets[name].interval("dice").as_dict(f"{SET_TAG}{name}.dice", ".")
-        tags |= {key: str(figure) for key, figure in figures.items()}
-        tags[f"{SET_TAG}{name}{SET_HASH}"] = evaluation.test_hashes[name]
-    return tags | {
-        registered_model.NAME_TAG: registered_model.name(),
-        store.KEY_TAG: run_key,
-        store.TRAINING_KEY_TAG: training_key,
-        store.MODEL_SHA256_TAG: evaluation.model_sha256,
-        EVALUATION_SHA256_TAG: evaluation.sha256,
-        TEST_HASH_TAG: evaluation.test_hash,
-    }
-
-
-def _dice_by_set(tags: Mapping[str, str]) -> dict[str, Interval]:
-    """Return the Dice of each test set from the tags of a version; empty where there is one set."""
-    names = [tag.removeprefix(SET_TAG).removesuffix(SET_HASH) for tag in tags if _is_hash_of_set(tag)]
-    found = {name: Interval.from_dict(f"{SET_TAG}{name}.dice", tags, ".") for name in sorted(names, key=natural_order)}
-    return {name: interval for name, interval in found.items() if interval}
-
-
-def _is_hash_of_set(tag: str) -> bool:
-    return tag.startswith(SET_TAG) and tag.endswith(SET_HASH)
-
-
 def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
-    """Return what was decided about the version with these `version_tags`; None where MLflow has none or is away."""
+    """Return what was decided about the version with these `version_tags.of`; None where MLflow has none or is away."""
     try:
         version = _find(_named(store.client(store.uri()), tags), tags)
     except store.ERRORS:
@@ -138,6 +102,8 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
     with workspace.exclusive("registry"):
         ChampionState.read(model)  # raises where the model has another name now, before one is made beside it
         version = _find(model, tags) or _create(model, run_id, folder, tags)
+        called = client.get_run(run_id).info.run_name
+        client.update_run(run_id, name=naming.with_version(called, int(version.version)))
         if VERDICT_TAG in version.tags:
             return
         client.set_registered_model_alias(model.name, CHALLENGER, version.version)
@@ -148,7 +114,7 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
 
 
 def _named(client: MlflowClient, tags: Mapping[str, str]) -> Registered:
-    """Return the registered model that a version with these `version_tags` belongs to."""
+    """Return the registered model that a version with these `version_tags.of` belongs to."""
     return Registered(client, tags.get(registered_model.NAME_TAG) or registered_model.name())
 
 
@@ -198,10 +164,10 @@ def models() -> list[Row]:
         Row(
             version=int(version.version),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
-            dice=Interval.from_dict("mitoflow.dice", version.tags, "."),
-            iou=Interval.from_dict("mitoflow.iou", version.tags, "."),
-            sets=_dice_by_set(version.tags),
-            test_hash=version.tags.get(TEST_HASH_TAG, ""),
+            dice=version_tags.score(version.tags, "dice"),
+            iou=version_tags.score(version.tags, "iou"),
+            sets=version_tags.dice_by_set(version.tags),
+            test_hash=version.tags.get(version_tags.TEST_HASH, ""),
             model_sha256=version.tags.get(store.MODEL_SHA256_TAG, ""),
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
@@ -459,7 +425,7 @@ def _registry(name: str = "") -> Iterator[Registered]:
 
 def _find(model: Registered, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version that this evaluation of this training made, in whichever run it was first."""
-    same = _equal(tags, store.TRAINING_KEY_TAG, EVALUATION_SHA256_TAG)
+    same = _equal(tags, store.TRAINING_KEY_TAG, version_tags.EVALUATION_SHA256)
     return next(iter(store.search_versions(model.client, model.name, *same)), None)
 
 
@@ -515,7 +481,7 @@ def _create(model: Registered, run_id: str, folder: Path, tags: Mapping[str, str
 def _logged_model(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> LoggedModel:
     """Return the logged model of this evaluation in this run, with the parameters of the run."""
     params, experiment_id = run.data.params, run.info.experiment_id
-    same = _equal(tags, store.KEY_TAG, EVALUATION_SHA256_TAG)
+    same = _equal(tags, store.KEY_TAG, version_tags.EVALUATION_SHA256)
     for logged in client.search_logged_models([experiment_id], " AND ".join(same)):
         return logged
     called = "-".join(filter(None, (params.get("recipe.network", "unet"), params.get("data.name"))))
@@ -555,15 +521,10 @@ def _compared_before(model: Registered, challenger: Candidate) -> int:
     counted = {}
     for version in store.search_versions(model.client, model.name):
         verdict = Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None
-        if verdict and verdict.difference and hashes & _test_hashes(version.tags):
+        if verdict and verdict.difference and hashes & version_tags.test_hashes(version.tags):
             counted[verdict.version] = verdict.compared_before
     compared = max([len(counted), *(before + 1 for before in counted.values())], default=0)
     return compared - (challenger.version in counted)
-
-
-def _test_hashes(tags: Mapping[str, str]) -> set[str]:
-    """Return the digests of the test data of a version: of all of them, and of each of several sets."""
-    return {value for tag, value in tags.items() if tag == TEST_HASH_TAG or _is_hash_of_set(tag)}
 
 
 def _champion(model: Registered, state: ChampionState) -> Candidate | None:
@@ -572,7 +533,7 @@ def _champion(model: Registered, state: ChampionState) -> Candidate | None:
 
 def _evaluation(client: MlflowClient, version: ModelVersion) -> Evaluation | None:
     """Return what a version did on the test part; None where mitoflow never evaluated it, or its files are lost."""
-    if TEST_HASH_TAG not in version.tags or not _listed(client, version, model_files.EVALUATION):
+    if version_tags.TEST_HASH not in version.tags or not _listed(client, version, model_files.EVALUATION):
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Evaluation.read(_download(client, version, model_files.EVALUATION, folder))
