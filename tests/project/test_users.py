@@ -145,9 +145,11 @@ def test_a_promotion_is_described_where_the_experiment_may_only_be_read(
     server: TrackingServer, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_in(monkeypatch, "admin")
-    version = train(checkout, 20)
-    assert version
-    experiment = store.client(store.uri()).get_experiment_by_name("mitoflow").experiment_id
+    train(checkout, 10)
+    version = train(checkout, 4)
+    assert version and not version.promoted
+    client = store.client(store.uri())
+    experiment = client.get_experiment_by_name("mitoflow").experiment_id
     accounts, name = AuthServiceClient(server.uri), "reviewer"
     password = secrets.token_urlsafe(18)
     assert administer(server, name, "promoter", answer=password).returncode == 0
@@ -155,8 +157,10 @@ def test_a_promotion_is_described_where_the_experiment_may_only_be_read(
     accounts.grant_user_permission(name, "experiment", experiment, "READ")
     log_in(monkeypatch, name, password)
     assert registry.promote(version.version, force=True, reason="looked at").promoted
-    described = store.client(store.uri()).get_model_version("mitoflow", str(version.version)).description
-    assert described.startswith("Promoted: promoted by hand with --force; looked at")
+    described = client.get_model_version("mitoflow", str(version.version))
+    assert described.description.startswith("Promoted: promoted by hand with --force; looked at")
+    (output,) = client.get_run(described.run_id).outputs.model_outputs
+    assert client.get_logged_model(output.model_id).tags["mlflow.note.content"].startswith("Not promoted: ")
 
 
 @pytest.mark.parametrize("in_the_address", [False, True])
