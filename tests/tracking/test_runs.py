@@ -261,6 +261,26 @@ def test_system_metrics_go_through_the_journal(checkout: Path, monkeypatch: pyte
     assert found(without.key).data.metrics == {}
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_system_metrics_of_a_training_wait_for_its_scores(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    """MLflow's comparison opens on the metric that was logged first."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with runs.start("train", "unet") as run, system_metrics.measured(run, after_scores=True):
+        time.sleep(1)
+        first_epoch = time.time()
+        if scored:
+            run.metrics({"val_dice": 0.5})
+            until(lambda: run.flush() and len(curve(run.key, "system/cpu_utilization_percentage")) > 1)
+    logged = found(run.key)
+    client = store.client(store.uri())
+    points = client.get_metric_history(logged.info.run_id, "system/cpu_utilization_percentage")
+    assert next(iter(logged.data.metrics)).startswith("val_dice" if scored else "system/")
+    assert [point.step for point in points] == [*range(len(points))]
+    assert points[0].timestamp < 1000 * first_epoch  # the time of the measurement
+
+
 def test_a_value_that_comes_back_is_the_last_one(checkout: Path) -> None:
     for value in (0.91, 0.92, 0.91, 0.91):
         with runs.start("evaluate", "unet", key="same") as run:

@@ -48,7 +48,8 @@ def main() -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         name = run_name("train", settings.data.name)
         study = runs.producer(BEST_PARAMS) if settings.train.tuned else None
-        with runs.start("train", name, key=_run_key(checkpoints), study=study) as run, system_metrics.measured(run):
+        started = runs.start("train", name, key=_run_key(checkpoints), study=study)
+        with started as run, system_metrics.measured(run, after_scores=True):
             values = settings.model_dump(by_alias=True)
             # The numbers in place of `tuned`, so that one plot shows trainings and trials.
             values["train"] |= recipe.model_dump()

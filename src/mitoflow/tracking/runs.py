@@ -108,11 +108,14 @@ class Run:
         Finds the run in MLflow (tag ``mitoflow.key``), now and later.
     training
         Of an evaluation: the key of the run that trained the model; None where this store or checkout knows none.
+    has_metrics
+        Whether this process has logged metrics to it.
     """
 
     def __init__(self, sender: _Sender, key: str, parent: Run | None = None, training: str | None = None) -> None:
         self.key = key
         self.training = training
+        self.has_metrics = False
         self._sender = sender
         self._parent = parent
         self._ended = False
@@ -121,9 +124,19 @@ class Run:
         """Log parameters; sections become dotted keys. MLflow keeps the first value of a parameter."""
         self._record("params", values=dotted(values))
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log one point of each curve, measured now. A point that a resumed run repeats is not doubled."""
-        self._record("metrics", values={key: float(value) for key, value in values.items()}, step=step)
+    def metrics(self, values: Mapping[str, float], step: int = 0, when: float | None = None) -> None:
+        """Log one point of each curve. A point that a resumed run repeats is not doubled.
+
+        Parameters
+        ----------
+        values, step
+            The points, by the names of the curves.
+        when
+            The time at which they were measured, in seconds since 1970; None for now.
+        """
+        numbers = {key: float(value) for key, value in values.items()}
+        self._record("metrics", values=numbers, step=step, time=int(1000 * (time.time() if when is None else when)))
+        self.has_metrics = True
 
     def describe(self, text: str) -> None:
         """Set the description, in Markdown; the last one stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,16 +24,26 @@ INTERVAL = 10.0  # seconds, as in MLflow
 
 
 @contextmanager
-def measured(run: runs.Run) -> Iterator[None]:
+def measured(run: runs.Run, *, after_scores: bool = False) -> Iterator[None]:
     """Log to a run what the machine does while the block runs, as ``system/...``.
 
     MLflow's own logger needs a server that answers; this one writes to the journal of the run. MLflow's variables
     apply: ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`` turns it off, ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` is
     the time between two measurements in seconds.
+
+    Parameters
+    ----------
+    run
+        The run.
+    after_scores
+        Whether measurements wait until the run has another metric, or the block ends: MLflow's comparison of runs opens
+        on the metric that was logged first.
     """
     store.configure()
     over = threading.Event()
-    thread = threading.Thread(target=_measure, args=(run, over), name="mitoflow system metrics", daemon=True)
+    thread = threading.Thread(
+        target=_measure, args=(run, over, after_scores), name="mitoflow system metrics", daemon=True
+    )
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
         thread.start()
     try:
@@ -43,14 +54,21 @@ def measured(run: runs.Run) -> Iterator[None]:
             thread.join()
 
 
-def _measure(run: runs.Run, over: threading.Event) -> None:
+def _measure(run: runs.Run, over: threading.Event, after_scores: bool) -> None:
     interval = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or INTERVAL
     monitors = _monitors()
     _read(monitors)  # the load of the processors is that since the last reading
+    waiting: list[tuple[dict[str, float], int, float]] = []
     for step in itertools.count():
-        if over.wait(interval):
+        ended = over.wait(interval)
+        if not ended:
+            waiting.append(({f"system/{name}": value for name, value in _read(monitors).items()}, step, time.time()))
+        if ended or run.has_metrics or not after_scores:
+            for values, measured_step, when in waiting:
+                run.metrics(values, measured_step, when)
+            waiting.clear()
+        if ended:
             return
-        run.metrics({f"system/{name}": value for name, value in _read(monitors).items()}, step=step)
 
 
 def _monitors() -> list[BaseMetricsMonitor]:
