@@ -10,7 +10,8 @@ For each seed a training is measured on the test part, by `dvc repro`, with
 The best is chosen on the validation part, as always. Beside it some configurations are fitted for the crops of each
 rung, and for those of a training: do the scores of a rung rank them as the scores of a training do?
 
-Results are lines of JSON. What is there is not done again, and what was interrupted goes on. Values that were trained
+Results are lines of JSON. What is there is not done again, and what was interrupted goes on. After each result a line
+says how long the rest will take, by the crops that are left. Values that were trained
 already, with the same seed, come out of DVC's cache.
 """
 
@@ -21,9 +22,10 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,6 +37,7 @@ from benchmarks.leave_one_set_out import Results
 from mitoflow.config import params, presets
 from mitoflow.config.params import SAMPLED, Params, Recipe, SharedWithTrials
 from mitoflow.core import files, workspace
+from mitoflow.core.progress import progress_bar
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError, run_as_command
 from mitoflow.stages.paths import BEST_PARAMS, EVALUATE_REPORTS, PATCHES, TRAIN_REPORTS
@@ -56,8 +59,25 @@ def repro(*stage: str, **changes: Any) -> None:
         raise InputError(Path.cwd(), "a pipeline that failed", "one that runs", "see above, then run this again")
 
 
-def trained(values: Values, seed: int) -> dict[str, Any]:
-    """Train with those values, and return them with the Dice on the test part, its interval, and that on validation."""
+class Row(NamedTuple):
+    """A result: its key, what it costs, in crops, and what measures it."""
+
+    key: dict[str, Any]
+    crops: int
+    measure: Callable[[], dict[str, Any]]
+
+
+def trained(find: Callable[[int], Values], seed: int) -> dict[str, Any]:
+    """Train with the values that a search finds, and return them with the test and the validation Dice.
+
+    Parameters
+    ----------
+    find
+        The search, which takes the seed.
+    seed
+        Of the search and of the training.
+    """
+    values = find(seed)
     repro(**{f"train__{key}": value for key, value in values.items()}, train__seed=seed)
     tested = files.read_json(EVALUATE_REPORTS / "metrics.json", "run `dvc repro`", ["whole_slice"])["whole_slice"]
     fitted = files.read_json(TRAIN_REPORTS / "metrics.json", "run `dvc repro`", ["best_val_dice"])
@@ -111,29 +131,44 @@ def score(trial: Trial, folder: Path, number: int, values: Values, crops: Sequen
     return max(logs["val_dice"] for logs in trial(folder, number, values, crops, lambda: None))
 
 
-def measure(results: Results, options: argparse.Namespace) -> None:
-    """Measure what is not there yet, in the project of this folder."""
-    repro("patch", **{f"train__{key}": "tuned" for key in SAMPLED}, train__init_from="none", train__seed=1)
-    settings = params.load()
-    name = settings.data.name
+def rows(settings: Params, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the results of a project, in the order in which they are measured."""
+    start = {key: getattr(settings.tune, key).start for key in SAMPLED}
+    training, name = settings.train.epochs * settings.train.patches_per_epoch, settings.data.name
     for budget in options.budget or [settings.tune.budget]:
+        searches: dict[str, Callable[[int], Values]] = {
+            "defaults": lambda seed: start,
+            "tuned": partial(tuned_values, budget),
+            "random": partial(random_values, settings, budget),
+        }
         for seed in options.seeds:
-            start = {key: getattr(settings.tune, key).start for key in SAMPLED}
-            for kind in ("defaults", "tuned", "random"):
-                key = {"set": name, "kind": kind, "budget": 0 if kind == "defaults" else budget, "seed": seed}
-                if not results.lacks(key):
-                    continue
-                values = start
-                if kind == "tuned":
-                    values = tuned_values(budget, seed)
-                elif kind == "random":
-                    values = random_values(settings, budget, seed)
-                results.add(key, trained(values, seed))
+            for kind, find in searches.items():
+                searched = 0 if kind == "defaults" else budget
+                key = {"set": name, "kind": kind, "budget": searched, "seed": seed}
+                yield Row(key, searched + training, partial(trained, find, seed))
+        if not options.configurations:
+            continue
+        crops = sum(rung.crops for rung in halving.rungs(settings.tune, budget)) + training
         wanted = settings.tune.model_copy(update={"trials": options.configurations})
         for number, values in enumerate(halving.starting_points(wanted, halving.distributions(wanted))):
             key = {"set": name, "kind": CONFIGURATION, "budget": budget, "number": number}
-            if options.configurations and results.lacks(key):
-                results.add(key, configuration(settings, number, values, budget))
+            yield Row(key, crops, partial(configuration, settings, number, values, budget))
+
+
+def measure(results: Results, options: argparse.Namespace) -> None:
+    """Measure in the project of this folder."""
+    repro("patch", **{f"train__{key}": "tuned" for key in SAMPLED}, train__init_from="none", train__seed=1)
+    settings = params.load()
+    measure_rows(results, rows(settings, options), settings.data.name)
+
+
+def measure_rows(results: Results, wanted: Iterable[Row], name: str) -> None:
+    """Measure the results that are not there yet, each once, and show how long the rest will take."""
+    missing = {str(row.key): row for row in wanted if results.lacks(row.key)}
+    with progress_bar(desc=f"tuning, {name}", total=sum(row.crops for row in missing.values()), unit="crop") as bar:
+        for row in missing.values():
+            results.add(row.key, row.measure())
+            bar.update(row.crops)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import tuning
+from benchmarks.leave_one_set_out import Results
+from mitoflow.config.params import Params
 
 
 def test_the_rank_correlation_depends_on_ranks_alone_and_its_interval_on_the_number_of_pairs() -> None:
@@ -36,3 +39,43 @@ def test_the_tables_have_each_search_and_each_rung() -> None:
     assert "| epfl | 2,666 | 4 | 1.00 [1.00, 1.00] |" in table
     (first,) = [line for line in table if line.startswith("| epfl | 666 | 4 | 0.80 [")]
     assert first
+
+
+def test_what_the_measurement_costs_is_known_before_it_starts() -> None:
+    """By the crops of `docs/tuning.md`: nine trainings, six searches, and twelve configurations."""
+    settings = Params.model_validate(
+        {"tune": {"trials": 6, "reduction": 3, "budget": 8000}, "train": {"epochs": 10, "patches_per_epoch": 800}}
+    )
+    rows = list(tuning.rows(settings, tuning.parse([])))
+    costs: dict[str, int] = {}
+    for row in rows:
+        costs[row.key["kind"]] = costs.get(row.key["kind"], 0) + row.crops
+    assert costs == {
+        "defaults": 3 * 8000,
+        "tuned": 3 * 16000,
+        "random": 3 * 16000,
+        tuning.CONFIGURATION: 12 * (666 + 2000 + 8000),
+    }
+    assert len({str(row.key) for row in rows}) == len(rows) == 21
+    twice = [str(row.key) for row in tuning.rows(settings, tuning.parse(["--budget", "4000", "8000"]))]
+    assert len(twice) - len(set(twice)) == 3  # the defaults do not depend on the budget
+
+
+def test_an_interrupted_measurement_goes_on_after_its_last_result(tmp_path: Path) -> None:
+    measured: list[int] = []
+
+    def row(seed: int, fails: bool = False) -> tuning.Row:
+        def measure() -> dict[str, Any]:
+            if fails:
+                raise KeyboardInterrupt
+            measured.append(seed)
+            return {"dice": seed / 10}
+
+        return tuning.Row({"kind": "defaults", "seed": seed}, 100, measure)
+
+    with pytest.raises(KeyboardInterrupt):
+        tuning.measure_rows(Results(tmp_path / "found.jsonl"), [row(1), row(2, fails=True), row(3)], "epfl")
+    results = Results(tmp_path / "found.jsonl")
+    tuning.measure_rows(results, [row(1), row(2), row(3), row(3)], "epfl")
+    assert measured == [1, 2, 3]
+    assert [found["dice"] for found in results.rows] == [0.1, 0.2, 0.3]

@@ -39,22 +39,12 @@ def main() -> None:
 
 def run_study(settings: Params) -> None:
     """Run or resume the study, and write its results."""
-    from mitoflow.models import losses, unet  # these import Keras and Optuna
-    from mitoflow.tracking import inputs, pretrained, runs, system_metrics
+    from mitoflow.tracking import inputs, runs, system_metrics  # here, because these load Keras and Optuna
     from mitoflow.tracking.naming import run_name
     from mitoflow.tuning import halving, optuna_study
-    from mitoflow.tuning.trial import Trial
 
-    losses.LOSSES.require(settings.train.loss)
-    unet.NETWORKS.require(settings.train.network)
     tune, tuned = settings.tune, settings.train.tuned
-    shared = settings.train.model_dump(include={*SharedWithTrials.model_fields, *SAMPLED}, exclude=set(tuned))
-    initial = pretrained.initial_weights(str(settings.train.init_from))
-    store = PatchStore.open(PATCHES)
-    if initial:
-        initial.require_normalization(store.normalization)
-    started_from = (initial.path, initial.slices) if initial else (None, None)
-    trial = Trial.of(PATCHES, {**shared, "seed": tune.seed}, *started_from)
+    trial = _common_to_trials(settings)
     # Forced, a study that ended is searched again; for other parameters that decide nothing in it, it serves as it is.
     is_forced = provenance.has_recorded_params("tune")
     recorded = provenance.recorded_md5("tune", BEST_PARAMS) if is_forced else None
@@ -67,7 +57,7 @@ def run_study(settings: Params) -> None:
         shown = run_name("tune", settings.data.name)
         with runs.start("tune", shown, key=key) as run, system_metrics.measured(run), ExitStack() as open_trials:
             run.params({"tune": tune.model_dump()})
-            datasets = inputs.of_patches(settings.data.name, PATCHES, store)
+            datasets = inputs.of_patches(settings.data.name, PATCHES, PatchStore.open(PATCHES))
             for each in datasets:
                 run.dataset(*each)
             crops = tune.budget
@@ -103,6 +93,23 @@ def run_study(settings: Params) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
         optuna_study.mark_delivered(study, provenance.file_md5(BEST_PARAMS))
         print(found)
+
+
+def _common_to_trials(settings: Params) -> Trial:
+    """Return what all trials of the study have in common."""
+    from mitoflow.models import losses, unet
+    from mitoflow.tracking import pretrained
+    from mitoflow.tuning.trial import Trial
+
+    train = settings.train
+    losses.LOSSES.require(train.loss)
+    unet.NETWORKS.require(train.network)
+    shared = train.model_dump(include={*SharedWithTrials.model_fields, *SAMPLED}, exclude=set(train.tuned))
+    initial = pretrained.initial_weights(str(train.init_from))
+    if initial:
+        initial.require_normalization(PatchStore.open(PATCHES).normalization)
+    started_from = (initial.path, initial.slices) if initial else (None, None)
+    return Trial.of(PATCHES, {**shared, "seed": settings.tune.seed}, *started_from)
 
 
 def _searched(recipe: Recipe) -> list[float]:
