@@ -147,6 +147,16 @@ def test_masks_are_read_alike_from_a_file_and_a_folder(tmp_path: Path, truth: np
     assert scoring.score(indexed, plain)["dice"] == 1
 
 
+@pytest.mark.parametrize("value", [3, 90, 254])
+def test_stray_grey_values_make_no_labels_of_a_mask(tmp_path: Path, truth: np.ndarray, value: int) -> None:
+    """As a lossy format or a paint program leaves them: without the rule all mitochondria would be one label."""
+    mask = truth.copy()
+    mask[3, 8, 8] = mask[5, 20, 20] = mask[9, 60, 3] = value
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "truth.tif"), Instances(smallest_voxels=9))
+    assert (scores["instances"], scores["instance_f1_75"]) == (2, 1)
+
+
 def test_labels_of_single_slices_stay_labels(tmp_path: Path, truth: np.ndarray) -> None:
     """Also where all labels of a slice are too small to have inner pixels."""
     labels = (truth > 0).astype(np.uint16)

@@ -11,20 +11,24 @@ import resource
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import mrcfile
 import numpy as np
 import tifffile
 import zarr
+from PIL import Image
 
 from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
 from mitoflow.io import hdf5, ome, png, volumes
+from tests.io.test_mrc import write as write_mrc
 from tests.io.test_volumes import write_zarr
 
 MEMORY = 2**30  # bytes beside what the libraries take
@@ -74,7 +78,9 @@ KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]
     "OME-TIFF": (".ome.tif", write_ome_tiff),
     "OME-Zarr 0.4": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=2)),
     "OME-Zarr 0.5": (".ome.zarr", lambda path, stack, _: write_zarr(path, stack, version=3)),
-    "PNG": (".png", write_overlay),
+    "PNG": (".png", lambda path, stack, _: Image.fromarray(stack[0]).save(path)),
+    "overlay": (".overlay.png", write_overlay),
+    "MRC": (".mrc", lambda path, stack, _: write_mrc(path, stack)),
     "HDF5": (".h5", write_hdf5),
 }
 
@@ -140,7 +146,13 @@ def harm(path: Path, chance: random.Random) -> None:
 
 
 def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what tifffile, h5py or zarr reads, (Z, Y, X), with 0 for black."""
+    """Return what tifffile, h5py, zarr, Pillow or mrcfile reads, (Z, Y, X), with 0 for black."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return np.asarray(image).reshape(shape)
+    if path.suffix == ".mrc":
+        with warnings.catch_warnings(action="ignore"), mrcfile.open(path, permissive=True) as file:
+            return np.asarray(file.data)[..., ::-1, :].reshape(shape)
     if path.suffix == ".h5":
         image = hdf5.open_hdf5(path)
         with h5py.File(path) as file:
@@ -159,7 +171,7 @@ def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 def check(path: Path) -> None:
     """Read a file as mitoflow does; raises `InputError` where it refuses it."""
-    if path.suffix == ".png":
+    if path.name.endswith(".overlay.png"):
         png.is_overlay(path)
         return
     volume = volumes.open_volume(str(path))
@@ -193,8 +205,7 @@ def main(kind: str, folder: Path, seed: str, count: int) -> None:
             assert is_damaged, error
             assert "\n" not in str(error)
         signal.alarm(0)
-        if path.is_dir():
-            shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

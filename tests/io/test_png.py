@@ -63,10 +63,22 @@ def test_a_file_that_says_it_is_larger_than_it_can_be(tmp_path: Path) -> None:
         open_volume(str(tmp_path / "a.png"))
 
 
-def test_damage_is_reported_where_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_ends_early_or_says_that_a_part_is_huge_is_truncated(tmp_path: Path) -> None:
+    """Pillow would take 2 GiB for the part."""
     Image.fromarray(STACK[0]).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    place = content.index(b"IDAT") - 4
+    for harmed in (content[: len(content) // 2], content[:place] + b"\x7f" + content[place + 1 :]):
+        (tmp_path / "a.png").write_bytes(harmed)
+        with pytest.raises(InputError, match="found a truncated file"):
+            open_volume(str(tmp_path / "a.png"))
+
+
+def test_damage_is_reported_where_it_is_read(tmp_path: Path) -> None:
+    Image.fromarray(STACK[0]).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
     volume = open_volume(str(tmp_path / "a.png"))
     with pytest.raises(InputError, match="cannot be decoded"):
         volume.read(0, (0, 70, 0, 90))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,7 @@ GREY, PALETTE = 0, 3  # kinds of PNG
 OTHERS = {2: "colours", 4: "grey values with alpha", 6: "colours with alpha"}
 LARGEST_RATIO = 1032  # bytes of pixels for each byte of the file, which is what zlib reaches
 REMEDY = "save it as 8- or 16-bit greyscale"
+CHECKSUM = 4  # bytes after each chunk
 OVERLAY = ("Software", "mitoflow")  # the text in a PNG of contours that mitoflow drew
 
 
@@ -75,6 +78,7 @@ def open_png(path: Path) -> Stack:
     try:
         with path.open("rb") as stream:
             head = stream.read(26)
+            is_whole = _reaches_end(stream)
     except FileNotFoundError:
         raise InputError(path, "no such file", "a PNG", "check the path") from None
     if len(head) < 26 or not head.startswith(SIGNATURE):
@@ -83,11 +87,22 @@ def open_png(path: Path) -> Stack:
     if kind not in (GREY, PALETTE):
         raise InputError(path, OTHERS.get(kind, f"pixels of kind {kind}"), "grey values", REMEDY)
     size = path.stat().st_size
-    if not 0 < width * height * bits // 8 <= LARGEST_RATIO * size:
+    if not (is_whole and 0 < width * height * bits // 8 <= LARGEST_RATIO * size):
         found = f"a truncated file ({width} x {height} pixels in {size} bytes)"
         raise InputError(path, found, "a whole PNG", "copy or export the file again")
     dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
     return Stack(path, (1, height, width), dtype, _Decoded(), palette=_palette(path) if kind == PALETTE else None)
+
+
+def _reaches_end(stream: BinaryIO) -> bool:
+    """Return whether the chunks lead to the last one; Pillow takes memory for as many bytes as each says it has."""
+    stream.seek(len(SIGNATURE))
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            return True
+        stream.seek(length + CHECKSUM, os.SEEK_CUR)
+    return False
 
 
 def _palette(path: Path) -> Array:
