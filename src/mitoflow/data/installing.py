@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -270,12 +270,7 @@ def install(
     sets = {name: (kept | {new.name: new.description})[name] for name in sorted([*kept, new.name], key=natural_order)}
     with _all_or_nothing() as old:
         with files.replacing(DATA) as beside:
-            for name in kept:
-                _link(DATA, beside, name)
-            origins = new.write(beside / "train" / new.name, beside / "test" / new.name)
-            write_sets(beside, sets)
-            _say("checking every slice")
-            findings = _check(beside, settings.validate_.near_duplicate, origins)
+            findings = _write_data(beside, new, kept, sets, settings.validate_.near_duplicate)
             if _holds_files(DATA):
                 _dvc("add", str(DATA))
             before, way_back = _recorded_hash(), _keep_way_back()
@@ -291,6 +286,18 @@ def install(
         if not as_recorded:
             changed = presets.apply(PARAMS, SEVERAL if len(sets) > 1 else preset, name="+".join(sets))
     return Installed(sets, findings, changed, None if same else way_back, tuple(notes))
+
+
+def _write_data(
+    beside: Path, new: NewSet, kept: Iterable[str], sets: Mapping[str, SetDescription], near_duplicate: float
+) -> Findings:
+    """Make a data folder of the new set and of those that stay, and check it."""
+    for name in kept:
+        _link(DATA, beside, name)
+    origins = new.write(beside / "train" / new.name, beside / "test" / new.name)
+    write_sets(beside, sets)
+    _say("checking every slice")
+    return _check(beside, near_duplicate, origins)
 
 
 def _kept_sets(name: str, overwrite: bool) -> dict[str, SetDescription]:

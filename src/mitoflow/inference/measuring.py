@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,8 @@ def measure_file(
         A file cannot be read, or has another size than the labels; a table exists, or is no CSV, or with `overwrite`
         mitoflow did not write it.
     """
-    if table.suffix.lower() != ".csv":
-        raise InputError("--table", table, "a name that ends with .csv", "choose such a name")
-    if not table.parent.is_dir():
-        raise InputError(table, "no such folder", "a place to write to", "make the folder first")
     totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
-    written = [table, totals, *([of_regions] if regions else [])]
-    if overwrite:
-        refuse_foreign(written)
-    else:
-        refuse_existing(table, written)
+    _require_free([table, totals, *([of_regions] if regions else [])], overwrite=overwrite)
     voxels, stated = read_labels(source, notify)
     warn_of_dense_mask(voxels, source, notify)
     grey = None
@@ -110,6 +102,19 @@ def measure_file(
     if areas is not None:
         measured.write_regions(of_regions)
     return measured
+
+
+def _require_free(tables: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise `InputError` where the first of the tables is no CSV in a folder, or one of them may not be written."""
+    table = tables[0]
+    if table.suffix.lower() != ".csv":
+        raise InputError("--table", table, "a name that ends with .csv", "choose such a name")
+    if not table.parent.is_dir():
+        raise InputError(table, "no such folder", "a place to write to", "make the folder first")
+    if overwrite:
+        refuse_foreign(tables)
+    else:
+        refuse_existing(table, tables)
 
 
 def table_of(source: str) -> Path:

@@ -502,19 +502,7 @@ def measure(
     grid = Grid(shape, block)
     found = LabelSums.of(read, grid)
     sums = found.where(found.voxels >= fewest)
-    skeletons: list[Skeleton | None] = []
-    feret = np.full((len(sums.labels), 2), math.nan)
-    size = voxel_size or (1.0, 1.0, 1.0)
-    boxes = zip(sums.labels.tolist(), sums.first.tolist(), sums.last.tolist(), strict=True)
-    for row, (name, first, last) in enumerate(boxes):
-        box = grown_box(first, [at + 1 for at in last], shape)
-        fits = math.prod(shape_of(box)) <= LARGEST_BOX
-        component = read(box) == name if fits else np.ones((1, 1, 1), bool)
-        has_border = not component.all()
-        skeletons.append(measure_skeleton(component, size) if has_border else None)
-        if has_border and shape[0] == 1:
-            feret[row] = feret_diameters(component[0], size[1:])
-        advance(1)
+    skeletons, feret = _measure_boxes(read, shape, sums, voxel_size or (1.0, 1.0, 1.0), advance)
     return Measurements(
         shape,
         voxel_size,
@@ -526,3 +514,22 @@ def measure(
         Regions.count(read, read_regions, grid, sums.labels) if read_regions else None,
         len(found.labels) - len(sums.labels),
     )
+
+
+def _measure_boxes(
+    read: Read, shape: Shape, sums: LabelSums, size: Size, advance: Callable[[int], object]
+) -> tuple[list[Skeleton | None], Reals]:
+    """Return `skeletons` and `feret` of `Measurements`, with the box around one label in memory at a time."""
+    skeletons: list[Skeleton | None] = []
+    feret = np.full((len(sums.labels), 2), math.nan)
+    boxes = zip(sums.labels.tolist(), sums.first.tolist(), sums.last.tolist(), strict=True)
+    for row, (name, first, last) in enumerate(boxes):
+        box = grown_box(first, [at + 1 for at in last], shape)
+        fits = math.prod(shape_of(box)) <= LARGEST_BOX
+        component = read(box) == name if fits else np.ones((1, 1, 1), bool)
+        has_border = not component.all()
+        skeletons.append(measure_skeleton(component, size) if has_border else None)
+        if has_border and shape[0] == 1:
+            feret[row] = feret_diameters(component[0], size[1:])
+        advance(1)
+    return skeletons, feret
