@@ -1,4 +1,4 @@
-"""Real services for tests: PostgreSQL, ``mlflow server`` in front of it, object store and SSH server, on loopback.
+"""Real services for tests, on loopback: PostgreSQL, ``mlflow server`` in front of it, object store, HTTP, SSH server.
 
 Each keeps its port and its data for as long as the object lives, so a test can break it and set it going again:
 
@@ -16,7 +16,9 @@ everybody for a name and a password; it knows the user ``admin``, who makes the 
 
 from __future__ import annotations
 
+import functools
 import getpass
+import http.server
 import os
 import secrets
 import shutil
@@ -25,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from abc import ABC, abstractmethod
@@ -243,11 +246,59 @@ class ObjectStore(Service):
     def command(self) -> Sequence[str | Path]:
         keys = f"{self.credentials['AWS_ACCESS_KEY_ID']},{self.credentials['AWS_SECRET_ACCESS_KEY']}"
         where = ["--addr", f"127.0.0.1:{self.port}", "--auth-key", keys, "--config", "/dev/null"]
+        where += ["--dir-cache-time", "0"]  # a test writes files beside it
         return [Path(sys.executable).parent / "rclone", "serve", "s3", *where, self.folder / "objects"]
 
     def answers(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class HTTPFolder:
+    """A plain HTTP server on a folder, which neither lists folders nor sends parts of files.
+
+    Attributes
+    ----------
+    folder, url
+        The folder, and its address.
+    asked
+        The paths that were asked for.
+    answers
+        By the end of a path the status and the body that it gets in place of the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.answers: dict[str, tuple[int, bytes]] = {}
+        served = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                served.asked.append(self.path)
+                wrong = next((wrong for end, wrong in served.answers.items() if self.path.endswith(end)), None)
+                if wrong is None:
+                    super().do_GET()
+                    return
+                self.send_response(wrong[0])
+                self.send_header("Content-Length", str(len(wrong[1])))
+                self.end_headers()
+                self.wfile.write(wrong[1])
+
+            def log_message(self, *_: object) -> None:
+                """Stay quiet."""
+
+        handler = functools.partial(Handler, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class SSHServer(Service):

@@ -9,9 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from .damaged_images import KINDS
+from mitoflow.errors import InputError
+from mitoflow.io.volumes import open_volume
+from tests.io.test_volumes import STACK, write_zarr
+from tests.services import HTTPFolder
+
+from .damaged_images import KINDS, harmed
 from .injection import ROOT, examples, fault
 
 
@@ -29,4 +35,31 @@ def test_damaged_images(
     numbers = ran.stdout.split()
     assert (ran.returncode, ran.stderr) == (0, ""), f"{kind}, seed {seed}, number {numbers[-1:]}: {ran.stderr}"
     assert len(numbers) == count
+    record_property("tried", count)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@fault("fuzzing: a server that answers wrongly, Zarr of version {version}", long=1)
+def test_wrong_answers_of_a_server(
+    tmp_path: Path, attempt: int, version: int, chance: random.Random, record_property: Callable[[str, object], None]
+) -> None:
+    """Each file in turn is refused, lost, cut, empty, foreign or damaged: one line, or the picture."""
+    path = write_zarr(tmp_path / "s.zarr", STACK, version=version)
+    names = sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+    count = examples(long=600, short=40)
+    with HTTPFolder(tmp_path) as served:
+        for _ in range(count):
+            name = chance.choice(names)
+            content = (path / name).read_bytes()
+            bodies = [b"", content[: len(content) // 2], b"<html>", harmed(content, chance)]
+            status = chance.choice([200, 200, 200, 301, 401, 403, 404, 410, 429, 500, 503])
+            served.answers = {f"/{name}": (status, chance.choice(bodies))}
+            try:
+                volume = open_volume(f"{served.url}/s.zarr")
+                box = (0, min(volume.shape[1], 999), 0, min(volume.shape[2], 999))
+                read = volume.read(0, box)
+            except InputError as error:
+                assert "\n" not in str(error)
+            else:
+                assert status == 200 or np.array_equal(read, STACK[0])
     record_property("tried", count)

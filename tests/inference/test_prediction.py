@@ -38,8 +38,9 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
+from tests.io.test_volumes import write_zarr
 from tests.parts import write_model
-from tests.services import open_in_imagej
+from tests.services import HTTPFolder, open_in_imagej
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -132,6 +133,23 @@ def test_outputs_are_what_the_model_says(
     np.testing.assert_array_equal(mask, np.where(probability >= threshold, 255, 0))
     assert mask.dtype == np.uint8
     assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
+
+
+def test_an_image_on_a_server_has_the_mask_of_the_file(say: Say) -> None:
+    write_zarr(Path("cell.zarr"), STACK)
+    assert say("cell.zarr", "here.tif", "--table", "here.csv")[0] == 0
+    with HTTPFolder(Path()) as served:
+        code, out, err = say(f"{served.url}/cell.zarr", "there.tif", "--table", "there.csv")
+        assert code == 0, err
+        assert "Unclosed" not in err + out
+        assert ome.read_lineage(Path("there.tif"))["input"] == f"{served.url}/cell.zarr"
+        served.answers["/cell.zarr/0/1/0/0"] = (503, b"")
+        code, _, err = say(f"{served.url}/cell.zarr", "gone.tif")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "found no answer that can be used" in err
+    assert not Path("gone.tif").exists()
+    np.testing.assert_array_equal(tifffile.imread("there.tif"), tifffile.imread("here.tif"))
+    assert Path("there.csv").read_text() == Path("here.csv").read_text()
 
 
 def test_masks_and_instances_open_in_imagej(say: Say) -> None:

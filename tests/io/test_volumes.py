@@ -281,7 +281,7 @@ BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     "two sizes": (two_sizes, r"2.tif: found 80 x 70 pixels of uint8, expected 90 x 70 .*1.tif"),
     "a stack among slices": (a_stack_among_slices, "2.tif: found 5 slices in one of several files"),
     "truth in a Zarr": (image(STACK > 7, "zyx", (4, 32, 32)), "found bool voxels, expected integers or floating-point"),
-    "channels": (image(STACK[:3], "cyx", (1, 32, 32)), "s.zarr: found 3 channels"),
+    "channels": (image(STACK[:3], "cyx", (1, 32, 32)), "s.zarr/0: found 3 channels"),
     "times": (image(STACK[None, :3], "ctyx", (1, 1, 32, 32)), "found axes c, t, y, x"),
     "zero size": (image(STACK[:, :0], "zyx", (4, 1, 32)), r"found an array of shape \(5, 0, 90\)"),
 }

@@ -14,7 +14,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome, png, volumes
+from mitoflow.io import ome, png, remote, volumes
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.spacing import Notify
 
@@ -141,6 +141,8 @@ def _requests(request: Request) -> list[Request]:
 def find_images(source: str) -> list[Path]:
     """Return the images in a folder or of a glob, in natural order, without overlays that mitoflow drew."""
     path = Path(source)
+    if remote.is_url(source):
+        raise InputError("OUTPUT", "a folder for an image on a server", "one mask", "give a name that ends with .tif")
     if volumes.is_chunked(path) or path.is_file():
         return [path]
     # Path.glob takes no absolute patterns.

@@ -230,7 +230,7 @@ class Job:
     Attributes
     ----------
     source
-        The stack, as an absolute path or glob.
+        The stack, as an absolute path or glob, or an address.
     spacing
         Its voxel size.
     levels, scale
@@ -245,6 +245,8 @@ class Job:
         The folder of the pending output.
     blank
         The slices that show nothing.
+    fill_missing
+        Whether chunks that are missing are empty.
     """
 
     source: str
@@ -258,6 +260,7 @@ class Job:
     products: tuple[str, ...]
     folder: Path
     blank: frozenset[int] = frozenset()
+    fill_missing: bool = False
 
     def seen(self, volume: Volume) -> Volume:
         """Return the stack as the model is to see it."""
@@ -271,7 +274,7 @@ class Job:
     def open(self) -> Work:
         """Return the work; raises `InputError` where a file cannot be seen from here."""
         cluster.refuse_unseen(self.folder, self.weights)
-        whole = volumes.open_volume(self.source, spacing=self.spacing, fill_missing=True)  # its chunks were counted
+        whole = volumes.open_volume(self.source, spacing=self.spacing, fill_missing=self.fill_missing)
         prediction = Prediction(self.seen(whole), whole.shape[1:], _load_predictor(self))
         return Work(prediction, self.part, self.arrays(), PendingOutput(self.folder))
 

@@ -105,7 +105,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
     """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`."""
     settings, blank = model.predictor.settings, blank_slices(whole)
     job = Job(
-        source=str(Path(request.source).absolute()),
+        source=volumes.absolute(request.source),
         spacing=whole.spacing,
         part=parse_roi(request.roi, whole),
         levels=adaptation.find_levels(whole, request, model, notify, blank),
@@ -116,6 +116,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         products=tuple(name for name in request.images if name in PRODUCTS),
         folder=Path(),
         blank=blank,
+        fill_missing=request.fill_missing,
     )
     adapted = adaptation.adapt(job.seen(whole), request, model, notify)
     job = replace(job, scale=adapted.scale, settings=replace(job.settings, threshold=adapted.threshold))

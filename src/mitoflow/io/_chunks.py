@@ -11,14 +11,13 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, RangeByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import WrapperStore
 
 SMALL, LARGE = 2**26, 2**31  # bytes of a chunk that any array may have, and that none may
 PARTS = 2**20  # chunks of a shard: an index of 16 MiB
@@ -86,7 +85,7 @@ UNPACKED: Mapping[str, Callable[[memoryview, int], int]] = {
 }
 
 
-class BoundedStore(WrapperStore[LocalStore]):
+class BoundedStore(WrapperStore[Store]):
     """The folder of an array, whose chunks are looked at before they are unpacked; see `open_bounded`.
 
     Attributes
@@ -97,9 +96,11 @@ class BoundedStore(WrapperStore[LocalStore]):
         Bytes of a chunk.
     index
         The bytes of a shard that are its index, where there are shards.
+    is_whole
+        Whether a chunk that is missing is an error.
     """
 
-    packing, most = "", LARGE
+    packing, most, is_whole = "", LARGE, False
     index: slice | None = None
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
@@ -108,9 +109,11 @@ class BoundedStore(WrapperStore[LocalStore]):
         Raises
         ------
         ValueError
-            A chunk in it unpacks to too many bytes.
+            A chunk in it unpacks to too many bytes, or is missing.
         """
         found = await super().get(key, prototype, byte_range)
+        if found is None and self.is_whole and not key.endswith(METADATA):
+            raise ValueError(f"{key} is missing, which `predict --fill-missing` takes for empty")
         if found is None or not self.packing or key.endswith(METADATA):
             return found
         if byte_range is None and self.index:
@@ -128,8 +131,8 @@ class BoundedStore(WrapperStore[LocalStore]):
         return found
 
 
-def open_bounded(path: Path) -> zarr.Array[Any]:
-    """Open an array to be read, whose chunks take no more memory than its metadata say.
+def open_bounded(folder: Store, zarr_format: Literal[2, 3] | None, *, is_whole: bool) -> zarr.Array[Any]:
+    """Open an array to be read, whose chunks take no more memory than its metadata say; see `BoundedStore`.
 
     Raises
     ------
@@ -137,10 +140,11 @@ def open_bounded(path: Path) -> zarr.Array[Any]:
         A length is true or false, which Zarr takes for 1 or 0. Its chunks have no voxels, are far larger than the array
         or than any of use, or are packed in a way that is not known to keep to a size.
     """
-    store = BoundedStore(LocalStore(path, read_only=True))
-    array: zarr.Array[Any] = zarr.open_array(store, mode="r")
+    store = BoundedStore(folder)
+    array: zarr.Array[Any] = zarr.open_array(store, mode="r", zarr_format=zarr_format)
     if any(isinstance(length, bool) for length in (*array.shape, *array.chunks, *(array.shards or ()))):
         raise ValueError(f"chunks of {array.chunks} for an array of {array.shape}, where a length is no number")
+    store.is_whole = is_whole
     size, item = math.prod(array.chunks), array.dtype.itemsize
     store.most = size * item
     if size == 0 or store.most > min(LARGE, max(SMALL, 2 * math.prod(array.shape) * item)):

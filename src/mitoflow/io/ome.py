@@ -15,16 +15,19 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
 import zarr
 from numcodecs import Blosc
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import open_bounded
+from mitoflow.io.remote import Url
 from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
@@ -244,7 +247,7 @@ class Multiscale:
     Attributes
     ----------
     path
-        The folder of the array.
+        The folder of the array, or its address.
     array
         Its voxels, read-only.
     axes
@@ -255,7 +258,7 @@ class Multiscale:
         Its first voxel in world coordinates, in voxels along each of the axes.
     """
 
-    path: Path
+    path: Path | Url
     array: zarr.Array[Any]
     axes: str
     spacing: Spacing
@@ -267,11 +270,11 @@ class Multiscale:
         Raises
         ------
         InputError
-            The image is damaged there.
+            The image is damaged there, or the server does not answer.
         """
         try:
             return np.asarray(self.array[place])
-        except MemoryError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # every codec raises errors of its own type
             if isinstance(error, OSError) and error.errno:  # the machine, and not the file
@@ -281,16 +284,20 @@ class Multiscale:
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
 
-def open_multiscale(path: Path, warn: Warn = lambda _: None) -> Multiscale:
+def open_multiscale(path: Path | Url, warn: Warn = lambda _: None, *, is_whole: bool = False) -> Multiscale:
     """Open an OME-Zarr image of version 0.4 or 0.5; `warn` is as in `mitoflow.io.spacing.in_nanometres`.
+
+    With `is_whole`, reading where a chunk is missing is an error; otherwise the chunk is empty.
 
     Raises
     ------
     InputError
         The folder does not exist, is not an OME-Zarr image, has other axes than t, c, z, y and x in this order,
-        refers to files outside of it, or would take far more memory than its voxels (see `mitoflow.io._chunks`).
+        refers to files outside of it, or would take far more memory than its voxels (see `mitoflow.io._chunks`); the
+        server does not answer.
     """
-    attributes = _attributes(path)
+    group = _open_group(path)
+    attributes: Mapping[str, Any] = dict(group.attrs)
     described = attributes.get("ome", attributes)
     if isinstance(described, dict) and "bioformats2raw.layout" in described:
         raise InputError(path, "a collection of images", "one image", f"name one of them, such as {path / '0'}")
@@ -299,8 +306,9 @@ def open_multiscale(path: Path, warn: Warn = lambda _: None) -> Multiscale:
         axes = [str(axis if isinstance(axis, str) else axis["name"]) for axis in multiscale["axes"]]
         units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
         dataset = multiscale["datasets"][0]
-        _require_inside(path, path / dataset["path"])
-        array = open_bounded(path / dataset["path"])
+        place = path / str(dataset["path"])
+        _require_inside(path, place)
+        array = open_bounded(_store(place), group.metadata.zarr_format, is_whole=is_whole)
         (scale, shift), (more, further) = (
             [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
             for each in (dataset, multiscale)
@@ -319,10 +327,10 @@ def open_multiscale(path: Path, warn: Warn = lambda _: None) -> Multiscale:
         for axis, side, unit in zip(axes, sides, units, strict=True)
         if axis in "zyx"
     }
-    return Multiscale(path / dataset["path"], array, names, spacing.in_nanometres(sizes, path, warn), origin)
+    return Multiscale(place, array, names, spacing.in_nanometres(sizes, path, warn), origin)
 
 
-def _require_inside(folder: Path, array: Path) -> None:
+def _require_inside(folder: Path | Url, array: Path | Url) -> None:
     """Refuse an array outside of the folder of the image, and links that lead out of it.
 
     Raises
@@ -330,21 +338,38 @@ def _require_inside(folder: Path, array: Path) -> None:
     InputError
         There is one.
     """
-    home = folder.resolve()
-    for place in (array, *(entry for entry in array.rglob("*") if entry.is_symlink())):
-        if not place.resolve().is_relative_to(home):
-            remedy = "copy what is meant into the folder, if you trust it"
-            raise InputError(folder, f"{place}, which is outside of it", "an image in one folder", remedy)
+    remedy = "copy what is meant into the folder, if you trust it"
+    if isinstance(folder, Url) or isinstance(array, Url):
+        outside = [array] if {"", ".."} & {*str(array).removeprefix(f"{folder}/").split("/")} else []
+    else:
+        home = folder.resolve()
+        places = (array, *(entry for entry in array.rglob("*") if entry.is_symlink()))
+        outside = [place for place in places if not place.resolve().is_relative_to(home)]
+    if outside:
+        raise InputError(folder, f"{outside[0]}, which is outside of it", "an image in one folder", remedy)
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    if not path.exists():
+def _store(place: Path | Url) -> Store:
+    return place.open() if isinstance(place, Url) else LocalStore(place, read_only=True)
+
+
+def _open_group(path: Path | Url) -> zarr.Group:
+    """Open the folder of an image.
+
+    Of a server each format is asked for by itself: many refuse, in place of saying that there is no such file.
+    """
+    if isinstance(path, Path) and not path.exists():
         raise InputError(path, "no such folder", "an OME-Zarr image", "check the path")
-    try:
-        return dict(zarr.open_group(path, mode="r").attrs)
-    except Exception as error:  # damaged metadata raises errors of many types
-        found = f"no group of Zarr ({error})"
-        raise InputError(path, found, "an OME-Zarr image", ZARR_REMEDY) from None
+    store = _store(path)
+    formats: tuple[Literal[2, 3] | None, ...] = (2, 3) if isinstance(path, Url) else (None,)
+    failures: list[Exception] = []
+    for zarr_format in formats:
+        try:
+            return zarr.open_group(store, mode="r", zarr_format=zarr_format, use_consolidated=False)
+        except Exception as error:  # damaged metadata raises errors of many types
+            failures.append(error)
+    refusal = next((error for error in failures if isinstance(error, InputError)), None)
+    raise refusal or InputError(path, f"no group of Zarr ({failures[-1]})", "an OME-Zarr image", ZARR_REMEDY) from None
 
 
 def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[float]:
@@ -362,11 +387,13 @@ def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[
 
 def missing_chunks(image: Multiscale, most: int = 1000) -> list[str]:
     """Return the names of the chunks that have no file, and at most so many; of shards, where the array has them."""
-    array = image.array
+    array, path = image.array, image.path
+    if isinstance(path, Url):
+        return []  # a request for each of them would take hours: reading tells
     sides = array.shards or array.chunks
     grid = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
     keys = (array.metadata.encode_chunk_key(corner) for corner in _corners(grid))
-    return list(itertools.islice((key for key in keys if not (image.path / key).is_file()), most))
+    return list(itertools.islice((key for key in keys if not (path / key).is_file()), most))
 
 
 def _corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -387,7 +414,7 @@ def read_lineage(path: Path) -> dict[str, str]:
     InputError
         There is no such image, it cannot be read, or mitoflow did not write it.
     """
-    lineage = _attributes(path).get(LINEAGE, {}) if is_zarr(path) else _tiff_lineage(path)
+    lineage = _open_group(path).attrs.asdict().get(LINEAGE, {}) if is_zarr(path) else _tiff_lineage(path)
     if not lineage or not isinstance(lineage, dict):
         raise InputError(path, "no lineage", "an output of `mitoflow predict`", "name one")
     return {str(key): str(value) for key, value in lineage.items()}

@@ -157,10 +157,10 @@ def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
     return (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if {*needed} <= spacing.keys() else None
 
 
-def in_nanometres(sizes: Sizes, path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
+def in_nanometres(sizes: Sizes, where: object, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return sizes with their units in nanometres, as far as they are positive and the unit is known.
 
-    `warn` is called where the file at `path` has a unit that is unknown, for an axis whose size is not `given`
+    `warn` is called where the file `where` has a unit that is unknown, for an axis whose size is not `given`
     otherwise, or a voxel with sides that are very unlike.
     """
     spacing: dict[str, float] = {}
@@ -176,12 +176,12 @@ def in_nanometres(sizes: Sizes, path: Path, warn: Warn = lambda _: None, given: 
         elif 0 < nanometres < math.inf:
             spacing[axis] = nanometres
     for unit in sorted(unknown):
-        warn(InputError(path, f"a voxel size in {unit!r}", "a unit of length, such as nm or micron", NEEDED))
+        warn(InputError(where, f"a voxel size in {unit!r}", "a unit of length, such as nm or micron", NEEDED))
     if spacing and max(spacing.values()) >= APART * min(spacing.values()):
         sides = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
         warn(
             InputError(
-                path, f"a voxel of {sides} nm", "sides of one order of magnitude", f"if a unit is wrong, {NEEDED}"
+                where, f"a voxel of {sides} nm", "sides of one order of magnitude", f"if a unit is wrong, {NEEDED}"
             )
         )
     return spacing

@@ -15,7 +15,7 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, hdf5, mrc, ome, png, resampling
+from mitoflow.io import file_names, hdf5, mrc, ome, png, remote, resampling
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
     Array,
@@ -55,7 +55,7 @@ class Volume(Protocol):
     origin
         Its first voxel in world coordinates, in voxels along `axes`; 0 for a TIFF, which does not store it.
     files
-        The files or the folder that it is read from, resolved.
+        The files or the folder that it is read from, resolved; none where it is on a server.
     """
 
     axes: str
@@ -86,7 +86,8 @@ def open_volume(
     Parameters
     ----------
     source
-        Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`.
+        Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`, for an OME-Zarr on a server
+        `mitoflow.io.remote`.
     spacing
         The voxel size, in place of what the file says.
     fill_missing
@@ -97,13 +98,15 @@ def open_volume(
     Raises
     ------
     InputError
-        It does not exist, cannot be read, or is not a greyscale stack with axes YX or ZYX.
+        It does not exist, cannot be read, its server does not answer, or it is no greyscale stack with axes YX or ZYX.
     """
-    path = Path(source)
+    path, warn = Path(source), as_warnings(notify if spacing is None else lambda _: None)
+    if remote.is_url(source):
+        return ZarrVolume(ome.open_multiscale(remote.Url(source), warn, is_whole=not fill_missing), spacing)
     if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return ZarrVolume(path, spacing, fill_missing=fill_missing, notify=notify)
+        return ZarrVolume(ome.open_multiscale(path, warn), spacing, fill_missing=fill_missing)
     if hdf5.is_hdf5(path):
-        return Hdf5Volume(path, spacing, fill_missing=fill_missing, notify=notify)
+        return Hdf5Volume(hdf5.open_hdf5(path, warn), spacing, fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
     files = find_files("INPUT", [source])
@@ -122,8 +125,15 @@ def is_image(path: Path) -> bool:
     return is_chunked(path) or any(is_one(path) for is_one in SLICES.values())
 
 
+def absolute(source: str) -> str:
+    """Return a source as it can be given in any folder."""
+    return source if remote.is_url(source) else str(Path(source).absolute())
+
+
 def name_of(source: str) -> str:
-    """Return what a stack is called: the name of its file or folder, and of the dataset in it."""
+    """Return what a stack is called: the name of its file or folder, and of the dataset in it; or its address."""
+    if remote.is_url(source):
+        return source
     path = Path(source)
     file, dataset = hdf5.split(path) or (path, "")
     return f"{file.name}/{dataset}" if dataset else file.name
@@ -283,8 +293,6 @@ class ChunkedVolume:
 
     Parameters
     ----------
-    path
-        Its name in errors.
     image
         Its axes are in the order t, c, z, y, x.
     spacing
@@ -296,8 +304,8 @@ class ChunkedVolume:
         It holds no numbers, it is empty, or it has several channels or time points.
     """
 
-    def __init__(self, path: Path, image: ome.Multiscale | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
-        array, axes = image.array, image.axes
+    def __init__(self, image: ome.Multiscale | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
+        array, axes, path = image.array, image.axes, image.path
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
                 found = f"{length} {'time points' if axis == 't' else 'channels'}"
@@ -338,37 +346,33 @@ class ZarrVolume(ChunkedVolume):
 
     Parameters
     ----------
-    path, spacing, fill_missing, notify
+    image
+        See `mitoflow.io.ome.open_multiscale`.
+    spacing, fill_missing
         See `open_volume`.
 
     Raises
     ------
     InputError
-        As for `ChunkedVolume`; it is no image that mitoflow can read (see `mitoflow.io.ome.open_multiscale`), or chunks
-        are missing.
+        As for `ChunkedVolume`, or chunks are missing; those on a server are missed when they are read.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spacing: Spacing | None = None,
-        *,
-        fill_missing: bool = False,
-        notify: Notify = lambda _: None,
-    ) -> None:
-        image = ome.open_multiscale(path, as_warnings(notify) if not spacing else lambda _: None)
-        super().__init__(path, image, spacing)
+    def __init__(self, image: ome.Multiscale, spacing: Spacing | None, *, fill_missing: bool = False) -> None:
+        super().__init__(image, spacing)
+        self._path = image.path
         self._lost = ome.missing_chunks(image, MISSING if fill_missing else SHOWN)
         count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
         found = f"{count} missing chunks, the first {next(iter(self._lost), '')}"
-        _require_chunks(image.path, len(self._lost), found, fill_missing=fill_missing)
+        _require_chunks(self._path, len(self._lost), found, fill_missing=fill_missing)
         self.origin = tuple(start for axis, start in zip(image.axes, image.origin, strict=True) if axis in "zyx")
-        self.files = [image.path.resolve()]
+        self.files = [self._path.resolve()] if isinstance(self._path, Path) else []
 
     def state(self) -> list[Any]:
         """See `Volume`; of the chunks their number, their bytes and the latest change."""
+        path = self._path
+        if not isinstance(path, Path):
+            return path.state()
         names = (".zarray", "zarr.json")
-        path = self._image.path
         files = [_state(path / name) for name in names if (path / name).is_file()]
         chunks = [each.stat() for each in path.rglob("*") if each.is_file()]
         latest = max((about.st_mtime_ns for about in chunks), default=0)
@@ -380,25 +384,19 @@ class Hdf5Volume(ChunkedVolume):
 
     Parameters
     ----------
-    path, spacing, fill_missing, notify
+    image
+        See `mitoflow.io.hdf5.open_hdf5`.
+    spacing, fill_missing
         See `open_volume`.
 
     Raises
     ------
     InputError
-        As for `ChunkedVolume`; `mitoflow.io.hdf5.open_hdf5` refuses it, or chunks are missing.
+        As for `ChunkedVolume`, or chunks are missing.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spacing: Spacing | None = None,
-        *,
-        fill_missing: bool = False,
-        notify: Notify = lambda _: None,
-    ) -> None:
-        image = hdf5.open_hdf5(path, as_warnings(notify) if not spacing else lambda _: None)
-        super().__init__(path, image, spacing)
+    def __init__(self, image: hdf5.Hdf5Image, spacing: Spacing | None, *, fill_missing: bool = False) -> None:
+        super().__init__(image, spacing)
         _require_chunks(image.path, image.missing, f"{image.missing} missing chunks", fill_missing=fill_missing)
         self.origin = (0.0,) * len(self.axes)
         self._file = image.file
@@ -409,7 +407,7 @@ class Hdf5Volume(ChunkedVolume):
         return [*_state(self._file), str(self._image.path)]
 
 
-def _require_chunks(path: Path, missing: int, found: str, *, fill_missing: bool) -> None:
+def _require_chunks(path: object, missing: int, found: str, *, fill_missing: bool) -> None:
     """Raise `InputError` where chunks are missing, unless they are empty; in either case where most of them are."""
     if missing >= MISSING:
         raise InputError(
