@@ -43,6 +43,16 @@ class Disk:
         write = f"cat /dev/zero > {FILLER} 2> /dev/null; truncate -s -{left} {FILLER}"
         self.run("sh", "-c", write)
 
+    def limit_inodes(self, left: int) -> None:
+        """Let the disk have so many more files and folders than there are."""
+        used = int(self.run("df", "--output=iused", ".").split()[-1])
+        self.run("mount", "-o", f"remount,nr_inodes={used + left}", str(self.folder))
+
+    def fill_elsewhere(self, folder: str) -> None:
+        """Lay a full disk over another folder, such as that of shared memory."""
+        self.run("mount", "-t", "tmpfs", "-o", "size=4k", "none", folder)
+        self.run("sh", "-c", f"cat /dev/zero > {folder}/{FILLER} 2> /dev/null || true")
+
     def empty(self) -> None:
         """Remove what `fill` wrote."""
         self.run("rm", "-f", FILLER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -85,6 +86,83 @@ def test_too_little_memory(finished: Project, chance: random.Random, stage: str,
     # What is written in C++ ends by a signal where it gets no memory, as if it was killed.
     if done.returncode not in (0, -signal.SIGABRT, -signal.SIGSEGV):
         check_one_line(done, "memory")
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    check_history(finished)
+
+
+#: Limits of a stage as options of `prlimit`, with what a stage needs at most, and what it says where it gets less.
+LIMITS = {"open files": ("nofile", 200, "too many open files"), "size of files": ("fsize", 2**20, "becomes too large")}
+
+
+@pytest.mark.parametrize("limited", LIMITS)
+@pytest.mark.parametrize("stage", STAGES if LONG else ["patch"])
+@fault("a limit of {limited} in {stage}", long=2)
+def test_limits(finished: Project, chance: random.Random, stage: str, limited: str, attempt: int) -> None:
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    name, most, found = LIMITS[limited]
+    limit = f"--{name}={int(chance.uniform(0.1, 1) * most)}"
+    done = finished.run("prlimit", limit, "python", "-m", "mitoflow.stages", stage, check=False)
+    print(limit, done.returncode, done.stderr[-300:])
+    if done.returncode not in (0, -signal.SIGABRT):  # of libraries in C++ that cannot open what they need
+        check_one_line(done, found)
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    check_history(finished)
+
+
+@MOUNTS
+@pytest.mark.parametrize("stage", STAGES if LONG else ["evaluate"])
+@fault("temporary folder and shared memory full in {stage}", long=1)
+def test_full_temporary_folders(finished: Project, stage: str, attempt: int, tmp_path: Path) -> None:
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    (tmp_path / "temporary").mkdir()
+    with disk(tmp_path / "temporary", "64k") as small:
+        small.fill_elsewhere("/dev/shm")
+        small.fill()
+        there = [*small.enter[:-1], str(finished.folder)]
+        full = {"TMPDIR": str(tmp_path / "temporary")}
+        done = finished.run(*there, "python", "-m", "mitoflow.stages", stage, check=False, **full)
+        if done.returncode:
+            check_one_line(done, "no space left", "no usable temporary")
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+    check_history(finished)
+
+
+LOST = [".mitoflow", "mlruns", "mlflow.db", "models", "patches", "reports"]
+
+
+@pytest.mark.parametrize("lost", LOST if LONG else [".mitoflow", "models"])
+@fault("{lost} deleted between stages", long=1)
+def test_deleted_between_stages(finished: Project, lost: str, attempt: int) -> None:
+    """Before `evaluate`; what DVC has is checked out or made again, and what MLflow had is lost history alone."""
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, "evaluate")
+    path = finished.folder / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    go_on(finished)
+    assert recorded(finished.read("dvc.lock")) == undisturbed
+
+
+@pytest.mark.parametrize("year", [1970, 2040])
+@pytest.mark.parametrize("stage", STAGES if LONG else ["train"])
+@fault("a clock of {year} in {stage}", long=1)
+def test_wrong_year(finished: Project, stage: str, year: int, attempt: int) -> None:
+    if FAKETIME is None:
+        lacks_program("libfaketime", "faketime")
+    undisturbed = recorded(finished.read("dvc.lock"))
+    forget(finished, stage)
+    faked = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME": f"@{year}-01-02 00:00:00",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    done = finished.run("dvc", "repro", "-s", stage, check=False, **faked)
+    if done.returncode:  # no archive, such as a model, can be of 1970
+        assert "the clock of this machine: found 1970, expected a year from 1980 on" in said_in_one_line(done)
     go_on(finished)
     assert recorded(finished.read("dvc.lock")) == undisturbed
     check_history(finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import resource
@@ -25,7 +26,8 @@ from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.parts import ENVIRONMENT, write_model
 
-from .injection import fault
+from .injection import LONG, fault
+from .namespace import PRIVATE_MOUNTS, disk
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -196,3 +198,24 @@ def test_two_at_once(expected: np.ndarray, chance: random.Random, attempt: int) 
     assert "another process that is writing it" in refused or "an output that exists" in refused
     assert np.array_equal(tifffile.imread("mask.tif"), (expected, expected[:, :, :60])[codes.index(0)])
     assert not Path(".mask.tif.partial").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
+@pytest.mark.parametrize("lacking", ["space", "inodes"] if LONG else ["inodes"])
+@fault("no {lacking} left during predict", long=3)
+def test_full(folder: Path, expected: np.ndarray, chance: random.Random, lacking: str, attempt: int) -> None:
+    with disk(folder, "64m") as small:
+        if lacking == "space":
+            small.fill(left=chance.randrange(2, 20) * 4096)
+        else:
+            small.limit_inodes(left=chance.randrange(1, 20))
+        done = subprocess.run([*small.enter, *command()], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        (line,) = (line for line in done.stderr.splitlines() if line.startswith("mitoflow: "))
+        assert "found no space left on the disk" in line
+        small.empty()
+        small.limit_inodes(left=10000)
+        subprocess.run([*small.enter, *command()], env=ENVIRONMENT, check=True)
+        mask = subprocess.run([*small.enter, "cat", "mask.tif"], capture_output=True, check=True).stdout
+    assert np.array_equal(tifffile.imread(io.BytesIO(mask)), expected)
