@@ -124,3 +124,21 @@ def test_mlflow_lists_the_headline_first_and_bounds_of_intervals_last(evaluated:
     bounds = ["/interval/" in name for name in names if name.startswith("test/")]
     assert bounds == sorted(bounds)
     assert True in bounds
+
+
+def test_dvc_tables_have_the_headline_alone(evaluated: Path) -> None:
+    """`dvc exp show` has a column for each figure of a file of metrics."""
+    headline = files.read_json(evaluated / paths.HEADLINE, "")
+    assert set(headline) == {"dice", "dice_low", "dice_high", "iou", "boundary_f1", "instance_f1_50"}
+    figures = files.read_json(evaluated / paths.METRICS, "")
+    assert headline["dice"] == figures["whole_slice"]["dice"]
+    assert headline["boundary_f1"] == figures["boundary_f1"]
+
+
+def test_the_run_of_an_evaluation_has_the_version_in_its_name(evaluated: Path) -> None:
+    client = store.client(f"sqlite:///{evaluated}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id])
+    assert run.info.run_name == "evaluate phantom, version 1"
+    (output,) = run.outputs.model_outputs
+    described = client.get_logged_model(output.model_id).tags["mlflow.note.content"]
+    assert "trained on phantom from random weights" in described
