@@ -146,3 +146,24 @@ def test_what_cannot_be_measured_is_one_line(labels: NDArray[np.uint16]) -> None
     assert [path.read_bytes() for path in sorted(Path().glob("t*.csv"))] == written
     with pytest.raises(InputError, match="give --table NAME.csv"):
         table_of("slices/*.tif")
+
+
+def test_slices_at_an_unknown_distance_are_no_cubes(labels: NDArray[np.uint16]) -> None:
+    """What needs the volume of a voxel is blank, with the reason and the option; the rest is there."""
+    Path("slices").mkdir()
+    for z, page in enumerate(labels):
+        size = {"PhysicalSizeY": 10, "PhysicalSizeYUnit": "nm", "PhysicalSizeX": 10, "PhysicalSizeXUnit": "nm"}
+        tifffile.imwrite(f"slices/{z:02}.ome.tif", page, metadata={"axes": "YX", **size})
+    notes: list[str] = []
+    measured = measure_file("slices", Path("t.csv"), criteria=CRITERIA, notify=notes.append)
+    assert any("the distance between slices is unknown" in note and "give --voxel-size" in note for note in notes)
+    for row in rows("t.csv"):
+        assert {row[name] for name in measured.measures if name.endswith(("_um", "_um2", "_um3"))} == {""}
+        assert "voxel size unknown" in row["why_blank"]
+        assert int(row["volume_voxels"]) in (3000, 4500)
+        assert float(row["centroid_x_voxel"]) > 0
+    (totals,) = rows("t_totals.csv")
+    assert float(totals["volume_fraction"]) == pytest.approx(0.1094, abs=1e-4)
+    assert (totals["density_per_um3"], totals["why_blank"]) == ("", "voxel size unknown")
+    measure_file("slices", Path("known.csv"), criteria=CRITERIA, spacing=NM)
+    assert [float(row["volume_um3"]) for row in rows("known.csv")] == pytest.approx([0.006, 0.009, 0.006])

@@ -267,7 +267,7 @@ def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_without_a_voxel_size_mitochondria_are_measured_in_voxels(say: Say) -> None:
     _, _, err = say("cell.ome.tif", "mask.tif", "--table", "t.csv")
-    assert "note: the voxel size is unknown, so mitochondria are measured in voxels" in err
+    assert "note: the distance between slices is unknown, so mitochondria are measured in voxels" in err
     with Path("t.csv").open() as table:
         assert {row["volume_um3"] for row in csv.DictReader(table)} == {""}
     assert not Path("mask_instances.tif").exists()

@@ -19,7 +19,7 @@ from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
 from mitoflow.io import hdf5, ome, remote, volumes
-from mitoflow.io.spacing import Spacing, known_voxel_size
+from mitoflow.io.spacing import Spacing, known_voxel_size, name_unknown
 
 NEEDED = "give --voxel-size, or --image with an image that states it"
 
@@ -83,7 +83,7 @@ def measure_file(
     known = spacing or stated
     voxel_size = known_voxel_size(known, len(voxels))
     if voxel_size is None:
-        notify(f"note: {source}: the voxel size is unknown, so sizes are in voxels alone; {NEEDED}")
+        notify(f"note: {source}: {name_unknown(known)} is unknown, so sizes are in voxels alone; {NEEDED}")
     unsplit: list[int] = []
     fewest = fewest_voxels(criteria, voxels.shape, voxel_size)
     if is_mask(voxels):

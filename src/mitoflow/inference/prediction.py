@@ -25,7 +25,7 @@ from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
-from mitoflow.io.spacing import Notify
+from mitoflow.io.spacing import Notify, name_unknown
 from mitoflow.io.volumes import Volume
 
 DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted
@@ -198,7 +198,8 @@ def _label_instances(
 ) -> None:
     """Label the mitochondria of the mask, and measure them if a table is requested."""
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
-        notify("note: the voxel size is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
+        unknown = name_unknown(description.spacing)
+        notify(f"note: {unknown} is unknown, so mitochondria are measured in voxels; --voxel-size gives it")
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with progress_bar(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:

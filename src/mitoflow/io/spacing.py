@@ -157,6 +157,11 @@ def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
     return (spacing.get("z", 1.0), spacing["y"], spacing["x"]) if {*needed} <= spacing.keys() else None
 
 
+def name_unknown(spacing: Spacing) -> str:
+    """Return what a volume whose `known_voxel_size` is None lacks, in words."""
+    return "the distance between slices" if {"y", "x"} <= spacing.keys() else "the voxel size"
+
+
 def in_nanometres(sizes: Sizes, where: object, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return sizes with their units in nanometres, as far as they are positive and the unit is known.
 
