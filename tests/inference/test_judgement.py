@@ -9,7 +9,7 @@ import pytest
 
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement
-from mitoflow.inference.agreement import Agreement, agreements
+from mitoflow.inference.agreement import Agreement, agreements, windows
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import Predictor
@@ -53,6 +53,20 @@ def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
     rng = np.random.default_rng(0)
     dices = [agreed.product + rng.uniform(-0.1, 0.1) for agreed in agreements]
     assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "count"),
+    [
+        ((1, 768, 1024), 1, 1),
+        ((1, 1536, 2048), 2, 1),  # the same slice, enlarged
+        ((1, 1448, 1448), 1, 2),
+        ((1, 4096, 4096), 1, 5),
+        ((2, 768, 1024), 1, 5),
+    ],
+)
+def test_a_small_slice_has_one_window(shape: tuple[int, int, int], scale: float, count: int) -> None:
+    assert len(list(windows(ArrayVolume(np.zeros(shape, np.uint8)), scale))) == count
 
 
 @pytest.mark.slow

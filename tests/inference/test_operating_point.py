@@ -8,7 +8,7 @@ import pytest
 from mitoflow.evaluation import metrics
 from mitoflow.inference import operating_point
 from mitoflow.inference.adaptation import enlarged
-from mitoflow.inference.agreement import HALF_OCTAVE
+from mitoflow.inference.agreement import HALF_OCTAVE, Agreement
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.operating_point import CLEARLY, OperatingPoint, OperatingPoints
 from mitoflow.inference.predictor import Predictor
@@ -59,11 +59,12 @@ def test_it_finds_a_threshold_for_pale_structures(finder: Predictor) -> None:
 def test_the_usual_operating_point_is_left_only_for_one_that_is_clearly_better(
     agreement: dict[tuple[float, float], float], chosen: tuple[float, float]
 ) -> None:
-    points = OperatingPoints({OperatingPoint(*point): agreed for point, agreed in agreement.items()})
+    points = OperatingPoints({OperatingPoint(*point): Agreement(agreed, 1) for point, agreed in agreement.items()})
     assert points.chosen(USUAL) == chosen
 
 
 def test_clearly_is_more_than_a_little() -> None:
     for difference, chosen in ((2 * CLEARLY, (0.5, 0.5)), (CLEARLY / 2, USUAL)):
-        points = OperatingPoints({USUAL: 0.5, OperatingPoint(0.5, 0.5): 0.5 + difference})
+        better = Agreement(0.5 + difference, 1)
+        points = OperatingPoints({USUAL: Agreement(0.5, 1), OperatingPoint(0.5, 0.5): better})
         assert points.chosen(USUAL) == chosen

@@ -14,7 +14,7 @@ from mitoflow.data.fingerprint import Fingerprint
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement, operating_point
-from mitoflow.inference.agreement import agreements, for_windows
+from mitoflow.inference.agreement import Agreement, agreements, for_windows
 from mitoflow.inference.operating_point import THRESHOLDS, OperatingPoint
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
@@ -87,10 +87,13 @@ class Adaptation:
         By how much slices are enlarged along y and x; None for not.
     threshold
         Probability from which a pixel is mitochondrion.
+    agreement
+        That of the network with itself there; None where it was not measured.
     """
 
     scale: tuple[float, float] | None
     threshold: float
+    agreement: Agreement | None = None
 
 
 def adapt(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Adaptation:
@@ -125,22 +128,23 @@ def adapt(volume: Volume, request: Request, model: TrainedModel, notify: Notify)
         THRESHOLDS if request.threshold is None else (),
     )
     chosen = found.chosen(usual)
-    agreed = f"agreement {found.agreement[chosen]:.2f}"
+    agreed, otherwise = (found.agreement[point].product for point in (chosen, usual))
     if chosen != usual:
         why = ", which the voxel size suggests," if by_size else ""
         notify(
             f"note: {request.source}: predicted at {chosen.scale:.2g} x its size with threshold "
-            f"{chosen.threshold:.2f}, where the network agrees most with itself ({agreed}, "
-            f"{found.agreement[usual]:.2f} at {expected:.2g} x{why} and {own:.2f}); --rescale and --threshold choose "
+            f"{chosen.threshold:.2f}, where the network agrees most with itself (agreement {agreed:.2f}, "
+            f"{otherwise:.2f} at {expected:.2g} x{why} and {own:.2f}); --rescale and --threshold choose "
             "others"
         )
     elif by_size and abs(math.log(chosen.scale)) >= SAME:
         notify(
-            f"note: {request.source}: predicted at {chosen.scale:.2g} x its size, as its voxel size suggests ({agreed})"
+            f"note: {request.source}: predicted at {chosen.scale:.2g} x its size, as its voxel size suggests "
+            f"(agreement {agreed:.2f})"
         )
-    return Adaptation(
-        _along(suggested, chosen.scale) if abs(math.log(chosen.scale)) >= SAME else None, chosen.threshold
-    )
+    tried = _along(suggested, chosen.scale)
+    scale = tried if abs(math.log(chosen.scale)) >= SAME else None
+    return Adaptation(scale, chosen.threshold, found.agreement[chosen] if (scale or (1.0, 1.0)) == tried else None)
 
 
 def _along(suggested: Sequence[float], times: float) -> tuple[float, float]:
@@ -169,7 +173,7 @@ def enlarged(volume: Volume, times: tuple[float, float] | None) -> Volume:
     return ResampledVolume(volume, times) if times and times != (1.0, 1.0) else volume
 
 
-def judge(volume: Volume, request: Request, model: TrainedModel, threshold: float, notify: Notify) -> str:
+def judge(volume: Volume, request: Request, model: TrainedModel, adapted: Adaptation, notify: Notify) -> str:
     """Report and return what to expect of a prediction, for models that know how far they can be trusted.
 
     Parameters
@@ -178,14 +182,16 @@ def judge(volume: Volume, request: Request, model: TrainedModel, threshold: floa
         The stack as the network sees it.
     request, model, notify
         As in `adapt`.
-    threshold
-        Probability from which a pixel is mitochondrion.
+    adapted
+        What `adapt` returned.
     """
     if model.calibration is None:
         return ""
-    (agreed,) = agreements(
-        for_windows(model.predictor), lambda times: enlarged(volume, (times, times)), 1.0, [threshold]
-    )
+    agreed = adapted.agreement
+    if agreed is None:
+        (agreed,) = agreements(
+            for_windows(model.predictor), lambda times: enlarged(volume, (times, times)), 1.0, [adapted.threshold]
+        )
     dice = model.calibration.dice(agreed)
     verdict = judgement.verdict(dice)
     said = f"{verdict}: expected Dice about {dice:.2f} (within {model.calibration.error:.2f} on four of five stacks)"

@@ -16,6 +16,7 @@ HALF_OCTAVE = 2**0.5
 SIDE = 512  # pixels of a window, as the network sees it
 #: Where the windows lie in the slices that they come from, as shares of the room along y and x.
 PLACES = ((0.5, 0.5), (0.2, 0.8), (0.8, 0.2), (0.2, 0.2), (0.8, 0.8))
+AREA = 2**20  # pixels of a single slice for each window, so that these don't take far longer than its mask
 
 #: Returns a volume as the network sees it at a scale.
 AtScale = Callable[[float], Volume]
@@ -56,7 +57,7 @@ def agreements(predictor: Predictor, at_scale: AtScale, scale: float, thresholds
     thresholds
         Probabilities from which a pixel is mitochondrion.
     """
-    images = list(windows(at_scale(scale)))
+    images = list(windows(at_scale(scale), scale))
     maps = [predictor.probabilities(image[None])[0] for image in images]
     mirrored = [predictor.probabilities(image[None, :, ::-1])[0, :, ::-1] for image in images]
     rescaled = [_shrunk(predictor.probabilities(_enlarged(image)[None])[0], image.shape) for image in images]
@@ -77,12 +78,16 @@ def for_windows(predictor: Predictor) -> Predictor:
     return predictor.with_settings(settings)
 
 
-def windows(volume: Volume) -> Iterator[np.ndarray]:
-    """Yield windows of up to `SIDE` pixels from all over a volume, (Y, X) as it reads."""
+def windows(volume: Volume, scale: float = 1.0) -> Iterator[np.ndarray]:
+    """Yield windows of up to `SIDE` pixels from all over a volume, (Y, X) as it reads.
+
+    Up to five of a stack. Of a single slice, one for each megapixel that it had before it was enlarged by `scale`.
+    """
     depth, height, width = volume.shape
+    places = PLACES if depth > 1 else PLACES[: max(1, round(height * width / scale**2 / AREA))]
     taken = set()
     slices = cycle(sorted({round(place) for place in np.linspace(0, depth - 1, len(PLACES) + 2)[1:-1].tolist()}))
-    for z, (down, across) in zip(slices, PLACES, strict=False):
+    for z, (down, across) in zip(slices, places, strict=False):
         tall, wide = min(SIDE, height), min(SIDE, width)
         y, x = round((height - tall) * down), round((width - wide) * across)
         if (z, y, x) not in taken:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mitoflow.inference.agreement import AtScale, agreements
+from mitoflow.inference.agreement import Agreement, AtScale, agreements
 from mitoflow.inference.predictor import Predictor
 
 #: Half octaves from about 1/3 to 3. Below, a network may agree with itself on things that are no mitochondria.
@@ -31,17 +31,17 @@ class OperatingPoints:
     Attributes
     ----------
     agreement
-        `Agreement.product` by operating point.
+        By operating point; of several, those are better where `Agreement.product` is higher.
     """
 
-    agreement: dict[OperatingPoint, float]
+    agreement: dict[OperatingPoint, Agreement]
 
     @property
     def best(self) -> OperatingPoint:
         """Where the network agrees most; of equals, the scale nearest to 1, then the threshold nearest to 0.5."""
         return max(
             self.agreement,
-            key=lambda point: (self.agreement[point], -abs(math.log(point.scale)), -abs(point.threshold - 0.5)),
+            key=lambda point: (self.agreement[point].product, -abs(math.log(point.scale)), -abs(point.threshold - 0.5)),
         )
 
     def chosen(self, usual: OperatingPoint) -> OperatingPoint:
@@ -55,13 +55,14 @@ class OperatingPoints:
             One that was tried.
         """
         best = self.best
+        enough = self.agreement[best].product - CLEARLY
         preferred = (
             usual,
             self._best_of(threshold=usual.threshold),
             self._best_of(scale=usual.scale),
             best,
         )
-        return next(point for point in preferred if self.agreement[best] - self.agreement[point] <= CLEARLY)
+        return next(point for point in preferred if self.agreement[point].product >= enough)
 
     def _best_of(self, **same: float) -> OperatingPoint:
         matching = {
@@ -96,9 +97,9 @@ def search(
         Others that are tried at each scale.
     """
     thresholds = sorted({usual.threshold, *thresholds})
-    found: dict[OperatingPoint, float] = {}
+    found: dict[OperatingPoint, Agreement] = {}
     for scale in {usual.scale, *SCALES}:
         if scale == usual.scale or min(at_scale(scale).shape[1:]) >= SMALLEST:
             for threshold, agreed in zip(thresholds, agreements(predictor, at_scale, scale, thresholds), strict=True):
-                found[OperatingPoint(scale, threshold)] = agreed.product
+                found[OperatingPoint(scale, threshold)] = agreed
     return OperatingPoints(found)

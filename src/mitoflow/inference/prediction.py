@@ -130,7 +130,7 @@ def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) 
         "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
         "decisions": "; ".join(notes),
         "differs": "; ".join(differs),
-        "judgement": adaptation.judge(volume, request, model, adapted.threshold, notify),
+        "judgement": adaptation.judge(volume, request, model, adapted, notify),
     }
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 
