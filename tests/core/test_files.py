@@ -24,6 +24,7 @@ NESTED = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 MERGED = "a0: &a0 {k: x}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -54,6 +55,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("inference.yaml", Settings), ("domain.yaml", Fingerprint)])
 def test_any_value_in_a_file_of_a_model_is_read_or_refused_in_one_line(
     tmp_path: Path, name: str, kind: type[Settings | Fingerprint]

@@ -126,6 +126,7 @@ def test_the_summary_of_an_import(
     assert any(line.startswith("to go back to the data before: tar xf .mitoflow/replaced/") for line in rest)
 
 
+@pytest.mark.slow
 def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)
@@ -146,6 +147,7 @@ def test_consecutive_pages_become_stacks(project: Path, tmp_path: Path) -> None:
     assert open_stack(Path("data/test/imported/masks/p1.tif")).shape == (3, 64, 80)
 
 
+@pytest.mark.slow
 def test_the_recipe_for_four_labelled_slices(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(4):
         write_pair(tmp_path, f"s{seed}", depth=1, seed=seed)

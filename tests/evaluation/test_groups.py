@@ -67,6 +67,7 @@ def test_conditions_are_compared_by_the_medians_of_their_animals(sheet: Path, tm
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*OUTPUTS}
 
 
+@pytest.mark.slow
 def test_many_mitochondria_of_few_animals_make_no_narrow_interval(sheet: Path, tmp_path: Path) -> None:
     before = {each.measure: each for each in compare_groups(sheet, tmp_path / "one")}
     for name in ANIMALS:  # each mitochondrion a hundred times

@@ -129,6 +129,7 @@ def test_a_broken_file_keeps_no_other_from_its_mask(folder: Path) -> None:
     assert Path("masks/s10.tif").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_folder_has_a_summary_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, calls = prediction.predict, iter([False, True])
 

@@ -43,6 +43,7 @@ def ellipsoid(radii, voxel_size=NM) -> NDArray[np.uint8]:
     return (sum((at / radius) ** 2 for at, radius in zip(places, radii, strict=True)) <= 1).astype(np.uint8)
 
 
+@pytest.mark.slow
 @given(volumes, st.tuples(*[st.integers(1, 6)] * 3))
 def test_nothing_depends_on_the_blocks(labels, block):
     whole, parts = measured(labels, voxel_size=NM, block=labels.shape), measured(labels, voxel_size=NM, block=block)
@@ -54,6 +55,7 @@ def test_nothing_depends_on_the_blocks(labels, block):
     assert [*map(str, parts.totals.values())] == [*map(str, whole.totals.values())]
 
 
+@pytest.mark.slow
 @given(volumes)
 def test_sums_are_those_of_the_voxels_one_by_one(labels):
     found = measured(labels, block=(2, 2, 2)).sums
@@ -283,6 +285,7 @@ def test_labels_below_the_smallest_size_are_left_out():
     assert measured(three(), fewest=17).sums.labels.tolist() == [1, 4]
 
 
+@pytest.mark.slow
 @given(volumes, st.tuples(*[st.integers(1, 6)] * 3), st.data())
 def test_regions_and_grey_values_are_those_of_the_voxels_one_by_one(labels, block, data):
     regions = data.draw(hnp.arrays(np.uint8, labels.shape, elements=st.sampled_from([0, 3, 4])))

@@ -135,6 +135,7 @@ def test_outputs_are_what_the_model_says(
     assert not [path for path in Path().iterdir() if path.name.startswith(".")], "nothing of the making is left"
 
 
+@pytest.mark.slow
 def test_an_image_on_a_server_has_the_mask_of_the_file(say: Say) -> None:
     write_zarr(Path("cell.zarr"), STACK)
     assert say("cell.zarr", "here.tif", "--table", "here.csv")[0] == 0
@@ -152,6 +153,7 @@ def test_an_image_on_a_server_has_the_mask_of_the_file(say: Say) -> None:
     assert Path("there.csv").read_text() == Path("here.csv").read_text()
 
 
+@pytest.mark.slow
 def test_masks_and_instances_open_in_imagej(say: Say) -> None:
     asked = ("--instances", "--smallest-um3", "0", "--voxel-size", "30,4,5", "--roi", "2:6,:,:")
     code, _, err = say("cell.ome.tif", "mask.tif", *asked)

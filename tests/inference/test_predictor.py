@@ -333,6 +333,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_network_that_is_none_of_mitoflows_is_one_line(tmp_path: Path, kind: str) -> None:
     build, found = FOREIGN[kind]

@@ -94,6 +94,7 @@ def test_a_bucket_without_the_image_is_one_line(bucket: Path) -> None:
         open_volume("s3://mitoflow/none.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["http://127.0.0.1:{port}/s.zarr", "s3://mitoflow/s.zarr"])
 def test_a_server_that_is_away_is_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()

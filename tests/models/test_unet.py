@@ -36,6 +36,7 @@ def test_a_u_net_of_other_blocks_has_one_on_each_level() -> None:
     assert model.compute_output_shape((2, 16, 24, 3)) == (2, 16, 24, 1)
 
 
+@pytest.mark.slow
 def test_the_strided_u_net_has_a_u_net_of_one_pooling_less_in_it(tmp_path: Path) -> None:
     model, inner = unet.build_strided_unet(3, 8, channels=3), unet.build_unet(2, 8)
     assert model.compute_output_shape((2, 64, 40, 3)) == (2, 64, 40, 1)

@@ -261,6 +261,7 @@ def test_system_metrics_go_through_the_journal(checkout: Path, monkeypatch: pyte
     assert found(without.key).data.metrics == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scored", [True, False])
 def test_system_metrics_of_a_training_wait_for_its_scores(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
@@ -576,6 +577,7 @@ def test_a_damaged_journal_stops_no_other(
     assert Journal(damaged).unsent(), "it is still locked"
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_in_a_journal_is_noticed(checkout: Path) -> None:
     events = Journal.create("k")
     events.append({"event": "start", "run": "k", "time": 1})

@@ -19,6 +19,7 @@ from tests.services import PostgreSQL
 from tests.studies import Interrupted, interrupted_after, opened, outcome, score, search
 
 
+@pytest.mark.slow
 def test_a_study_that_delivered_its_results_starts_again_where_dvc_has_them_on_record(tmp_path: Path) -> None:
     study = opened(tmp_path / "s.db")
     search(study).here(score)
