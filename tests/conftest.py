@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from mitoflow.data.phantom import write_phantom
 from tests.services import PostgreSQL, find_program
 
 TESTS = Path(__file__).parent
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 # A machine that is busy with something else is no reason to fail.
 settings.register_profile("patient", deadline=None)
@@ -30,6 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what MLflow does to ``sys.path``: it puts the code of a model there, and spawned processes import it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tracking_uri() -> Iterator[None]:
+    """Undo what `mlflow.set_tracking_uri` does to the environment, for the tests of the next file."""
+    before = os.environ.get(TRACKING_URI)
+    yield
+    if before is None:
+        os.environ.pop(TRACKING_URI, None)
+    else:
+        os.environ[TRACKING_URI] = before
 
 
 @pytest.fixture(autouse=True)

@@ -126,6 +126,14 @@ def test_a_server_that_fails_midway_is_one_line(served: HTTPFolder) -> None:
     np.testing.assert_array_equal(volume.read(0, WHOLE), STACK[0])
 
 
+def test_the_text_of_a_redirection_is_no_chunk(served: HTTPFolder) -> None:
+    path = write_zarr(served.folder / "s.zarr", STACK)
+    volume, another = open_volume(f"{served.url}/s.zarr"), (path / "0/1/0/0").read_bytes()
+    served.answers["/0/0/0/0"] = (301, another)
+    with pytest.raises(InputError, match=r"s.zarr/0/0/0/0: found no answer .*301 without another address"):
+        volume.read(0, WHOLE)
+
+
 def test_a_chunk_that_is_missing_is_an_error_unless_it_is_empty(served: HTTPFolder) -> None:
     path = write_zarr(served.folder / "s.zarr", STACK)
     (path / "0/1/0/2").unlink()

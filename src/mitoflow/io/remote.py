@@ -87,7 +87,13 @@ def _options(scheme: str) -> dict[str, Any]:
         return {"config_kwargs": {"connect_timeout": CONNECT, "read_timeout": ANSWER}}
     import aiohttp
 
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(None, sock_connect=CONNECT, sock_read=ANSWER)}}
+    async def refuse_redirection(response: aiohttp.ClientResponse) -> None:
+        """Refuse a redirection to nowhere: aiohttp would take its text for the file."""
+        if 300 <= response.status < 400:
+            raise OSError(f"HTTP status {response.status} without another address")
+
+    timeout = aiohttp.ClientTimeout(None, sock_connect=CONNECT, sock_read=ANSWER)
+    return {"client_kwargs": {"timeout": timeout, "raise_for_status": refuse_redirection}}
 
 
 class RemoteStore(FsspecStore):
