@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 ROOT = os.geteuid() == 0
 UNSHARE = ["unshare", "--mount", *([] if ROOT else ["--map-root-user"])]
 FILLER = ".filler"
@@ -23,6 +25,8 @@ def _may_mount() -> bool:
 
 #: Whether this machine lets us have such disks.
 PRIVATE_MOUNTS = _may_mount()
+#: Of tests that mount a disk: a container without the right to make namespaces cannot.
+MOUNTS = pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
 
 
 class Disk:

@@ -17,11 +17,10 @@ from tests.e2e.conftest import STAGES, Project
 from tests.services import lacks_program
 
 from .injection import LONG, fault
-from .namespace import PRIVATE_MOUNTS, disk
+from .namespace import MOUNTS, disk
 from .pipeline import IMPORTS, duration, forget, go_on, recorded
 from .test_preemption import check_history
 
-MOUNTS = pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 
 

@@ -27,7 +27,7 @@ from mitoflow.tracking import model_lookup
 from tests.parts import ENVIRONMENT, write_model
 
 from .injection import LONG, fault
-from .namespace import PRIVATE_MOUNTS, disk
+from .namespace import MOUNTS, disk
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -201,7 +201,7 @@ def test_two_at_once(expected: np.ndarray, chance: random.Random, attempt: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
+@MOUNTS
 @pytest.mark.parametrize("lacking", ["space", "inodes"] if LONG else ["inodes"])
 @fault("no {lacking} left during predict", long=3)
 def test_full(folder: Path, expected: np.ndarray, chance: random.Random, lacking: str, attempt: int) -> None:

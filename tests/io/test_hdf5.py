@@ -136,7 +136,7 @@ def test_a_chunk_that_unpacks_to_far_too_much(tmp_path: Path) -> None:
 def test_a_chunk_that_hardly_compresses_is_read(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (1, 700, 700)).astype(np.uint8)
     path = write(tmp_path / "a.h5", noise, chunks=(1, 600, 600), compression="gzip")
-    assert volumes.open_volume(str(path))._image._unsure  # type: ignore[attr-defined]
+    assert hdf5.open_hdf5(path)._unsure
     np.testing.assert_array_equal(read(path), noise)
 
 
