@@ -43,6 +43,7 @@ def test_the_commands_of_the_page(fresh: Project) -> None:
         "Learn",
         "Compare",
         "Add the next stack",
+        "Where to label next",
     ]
     corrected, drawn = (tifffile.imread(fresh.folder / f"{name}.tif") for name in ("corrected", "drawn"))
     mask = tifffile.imread(fresh.folder / "mask.tif")
@@ -61,3 +62,14 @@ def test_the_commands_of_the_page(fresh: Project) -> None:
     assert re.search(r"^second +train .* masks nonzero ", printed["Add the next stack"], re.MULTILINE)
     second = tifffile.imread(fresh.folder / "data/test/second/masks/second.tif")
     np.testing.assert_array_equal(second > 0, tifffile.imread(fresh.folder / "second_drawn.tif")[-len(second) :] > 0)
+
+    suggested = printed["Where to label next"]
+    named = re.findall(r"^\d +(\d+) +(\d+):\d+ +(\d+):\d+ .*(third_z\d+_y\d+_x\d+\.tif)$", suggested, re.MULTILINE)
+    assert len(named) == 4
+    assert re.search(r"^third +train +3 .* 256 x 256 ", suggested, re.MULTILINE)
+    assert re.search(r"^third +test +1 .* 256 x 256 ", suggested, re.MULTILINE)
+    third = tifffile.imread(fresh.folder / "third_drawn.tif")
+    for z, y, x, name in named:
+        (added,) = (fresh.folder / "data").glob(f"*/third/masks/{name}")
+        corner = np.s_[int(z), int(y) : int(y) + 256, int(x) : int(x) + 256]
+        np.testing.assert_array_equal(tifffile.imread(added) > 0, third[corner] > 0)

@@ -43,7 +43,7 @@ def _explain(error: click.UsageError) -> Exception:
 
 
 #: Commands that work in any folder. The others act on the project in the current one.
-ANYWHERE = ("predict", "score", "measure", "app", "serve", "lineage")
+ANYWHERE = ("predict", "suggest", "score", "measure", "app", "serve", "lineage")
 
 
 @click.group(cls=OrderedGroup)
@@ -52,8 +52,8 @@ ANYWHERE = ("predict", "score", "measure", "app", "serve", "lineage")
 def mitoflow(context: click.Context) -> None:
     """From electron-microscopy stacks with mitochondria masks to a registered, promoted U-Net.
 
-    The pipeline itself is run by DVC: `dvc repro`. Commands act on the project in the current folder; predict, score,
-    measure, app, serve and lineage work in any folder, with the pretrained models.
+    The pipeline itself is run by DVC: `dvc repro`. Commands act on the project in the current folder; predict,
+    suggest, score, measure, app, serve and lineage work in any folder, with the pretrained models.
     """
     needs_project = context.invoked_subcommand not in ANYWHERE and "--help" not in sys.argv
     if needs_project and not Path("params.yaml").is_file():
@@ -74,6 +74,7 @@ COMMANDS = (
     promotion.rollback,
     promotion.history,
     predict.predict,
+    predict.suggest,
     serve.serve,
     predict.measure,
     predict.groups,

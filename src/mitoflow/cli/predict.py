@@ -22,6 +22,16 @@ def _read_rescale(context: click.Context, option: click.Parameter, value: str) -
         raise InputError("--rescale", value, "auto, none, training or a ratio such as 0.5", "give one") from None
 
 
+rescale_option = click.option(
+    "--rescale",
+    metavar="auto|none|training|RATIO",
+    default="auto",
+    show_default=True,
+    callback=_read_rescale,
+    help="Resample the slices: as suits the model, not, to the pixel size of training, or by RATIO along y and x.",
+)
+
+
 @click.command()
 @click.argument("source", metavar="INPUT")
 @click.argument("output", type=click.Path(path_type=Path))
@@ -34,14 +44,7 @@ def _read_rescale(context: click.Context, option: click.Parameter, value: str) -
 @instance_options
 @click.option("--overlay", type=click.Path(path_type=Path), metavar="FILE", help="Draw contours on a few slices: PNG.")
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Predict this part alone.")
-@click.option(
-    "--rescale",
-    metavar="auto|none|training|RATIO",
-    default="auto",
-    show_default=True,
-    callback=_read_rescale,
-    help="Resample the slices: as suits the model, not, to the pixel size of training, or by RATIO along y and x.",
-)
+@rescale_option
 @click.option(
     "--neighbours",
     type=click.Choice(["auto", "none", "all"]),
@@ -86,6 +89,48 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
         return
     prediction.predict(request, model, notify)
     echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
+
+
+@click.command()
+@click.argument("source", metavar="INPUT")
+@click.argument("output", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "-n", "--boxes", "count", type=click.IntRange(min=1), default=4, show_default=True, help="How many boxes."
+)
+@model_option
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
+@rescale_option
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr or HDF5 for empty ones.")
+def suggest(
+    source: str, output: Path | None, count: int, wanted: str | None, voxel_size: str | None, **options: Any
+) -> None:
+    """Name the boxes of a stack to label next.
+
+    INPUT is as in `predict`. These are the boxes on which the model disagrees most with itself when their images are
+    turned and mirrored, spread over the stack. The folder OUTPUT, NAME_suggested without it, gets their images and
+    their predicted masks, to be corrected and given to `mitoflow data add`, and a picture.
+    """
+    from mitoflow.inference import correction
+    from mitoflow.inference.request import Request
+    from mitoflow.io import spacing
+    from mitoflow.tracking import model_lookup
+
+    known = spacing.parse(voxel_size) if voxel_size else None
+    folder = output or Path(f"{correction.stem_of(source)}_suggested")
+    request = Request(source, folder, spacing=known, **options)
+    model = model_lookup.find(wanted)
+    boxes = correction.suggest(request, count, model, lambda line: echo(line, err=True))
+    rows = [
+        [str(number), str(box.slice), f"{box.y0}:{box.y1}", f"{box.x0}:{box.x1}", f"{box.disagreement:.4f}", box.file]
+        for number, box in enumerate(boxes, start=1)
+    ]
+    print_table(["box", "slice", "y", "x", "disagreement", "file"], rows)
+    shown, images, masks = (
+        shlex.quote(str(folder / name)) for name in (correction.PICTURE, correction.IMAGES, correction.MASKS)
+    )
+    echo(f"{shown}: the boxes with the contours by {model.name}, and where it disagrees with itself")
+    echo(f"next: correct {masks}, then mitoflow data add --name NAME --images {images} --masks {masks} --unrelated")
 
 
 @click.command()

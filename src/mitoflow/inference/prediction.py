@@ -66,9 +66,9 @@ def predict(
     ome.refuse_outputs(whole.files)
     for line in notes:
         notify(line)
-    job, decided = _plan(request, model, whole, notify)
+    job, decided = plan(request, model, whole, notify)
     volume = job.seen(whole)
-    description = _describe(request, model, whole, job, decided)
+    description = describe(request, model, whole, job, decided)
     asked_for = _asked_for(request, volume, job, description)
     replaced = () if request.overwrite else request.outputs
     with outputs.pending_output(request.output, asked_for, replaced) as pending:
@@ -101,8 +101,14 @@ def _require_unchanged(whole: Volume, state: list[Any], request: Request, pendin
         raise InputError(request.source, found, "the same file from beginning to end", remedy)
 
 
-def _plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:
-    """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`."""
+def plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:
+    """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`.
+
+    Raises
+    ------
+    InputError
+        The part that is asked for does not lie within the stack, or as in `adaptation.adapt`.
+    """
     settings, blank = model.predictor.settings, blank_slices(whole)
     job = Job(
         source=volumes.absolute(request.source),
@@ -141,7 +147,7 @@ def _explain_blank(slices: Sequence[int]) -> list[str]:
     return [f"no mitochondria in slices that have a single grey value: {named}"] if slices else []
 
 
-def _describe(
+def describe(
     request: Request, model: TrainedModel, whole: Volume, job: Job, decided: Mapping[str, str]
 ) -> ome.Description:
     """Return what the outputs say of themselves."""

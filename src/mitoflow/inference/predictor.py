@@ -314,18 +314,31 @@ class Predictor:
         for first in range(0, len(places), count):
             batch = places[first : first + count]
             tiles = np.stack([source[place] for place in batch])
-            for place, tile in zip(batch, self._average(self._unit(tiles)), strict=True):
+            for place, tile in zip(batch, self.tile_maps(self._unit(tiles)), strict=True):
                 total[place] += np.outer(across, along) * tile
         weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
         return np.minimum(total[rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
 
-    def _average(self, batch: np.ndarray) -> np.ndarray:
-        """Return the mean probability over the symmetries of a batch, (N, Y, X) float32."""
+    def tile_maps(self, batch: np.ndarray) -> np.ndarray:
+        """Return the mean probability over the symmetries of a batch of tiles, (N, Y, X) float32 in [0, 1].
+
+        A subclass that overrides it maps something else of what the network says for each symmetry.
+
+        Parameters
+        ----------
+        batch
+            (N, Y, X, 2 context + 1) float32 in [0, 1].
+        """
         total = np.zeros(batch.shape[:3], np.float32)
+        for probability in self.views(batch):
+            total += probability
+        return total / self.settings.tta
+
+    def views(self, batch: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the probability by each symmetry of `Settings.tta`, turned back, as (N, Y, X) float32 in [0, 1]."""
         for turns, flip in TTA[self.settings.tta]:
             seen = self.run_network(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
-            total += np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
-        return total / self.settings.tta
+            yield np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
 
     def run_network(self, batch: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) float32 in [0, 1] for (N, Y, X, 2 context + 1) float32 in [0, 1]: one pass of the network.

@@ -77,7 +77,7 @@ def is_zarr(path: Path) -> bool:
     return path.suffix.lower() in ZARR_ENDINGS
 
 
-def write_tiff(path: Path, pixels: zarr.Array[Any], description: Description) -> None:
+def write_tiff(path: Path, pixels: zarr.Array[Any] | np.ndarray, description: Description) -> None:
     """Write an OME-TIFF, compressed without loss, with one row of tiles in memory.
 
     ImageJ opens it too, with slices as Z and the voxel size. It reads neither tiles nor BigTIFF, so an image whose

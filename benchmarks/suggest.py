@@ -1,0 +1,251 @@
+"""What the boxes that `mitoflow suggest` names are worth: `python -m benchmarks suggest --data PROJECT`.
+
+A model that has not seen a set is fine-tuned by the preset `finetune` on a few boxes of it: those that the command
+names in the first slices of its stack, and as many of the same size drawn at random from the same slices. Both are
+measured on the last 30 % of the stack, behind a gap of two slices, each slice by itself, with the threshold of the
+preset. The seed decides the random boxes and the fit; the suggested boxes are the same for every seed.
+
+Only the training part of the project is used. Results are lines of JSON, and what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tifffile
+from tqdm import tqdm
+
+from benchmarks.leave_one_set_out import Results, TissueSet, changed, read_project
+from mitoflow.config import presets
+from mitoflow.config.params import Params
+from mitoflow.core import files
+from mitoflow.data.conventions import Conventions
+from mitoflow.data.cutting import write_store
+from mitoflow.data.masks import binarise
+from mitoflow.data.pairs import read_set
+from mitoflow.errors import InputError, run_as_command
+from mitoflow.evaluation import metrics
+from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.inference import correction, prediction, suggestion
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
+from mitoflow.inference.settings import Settings
+from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io import tiff
+from mitoflow.models import unet
+from mitoflow.tracking import model_lookup
+from mitoflow.training import fitting
+
+RESULTS = Path(__file__).with_name("results") / "suggest.jsonl"
+SETS, COUNTS, SEEDS = ("vnc", "cdeep3m"), (4, 8, 12), 3
+MODEL = "pretrained:epfl"  # has seen neither set; pretrained:general has seen both
+#: The network of that model, in place of the one that the preset fine-tunes.
+NETWORK = ("train.network=unet", "train.base_width=16", "train.context=2", "train.context_step=2")
+UNTOUCHED, SUGGESTED, RANDOM = "untouched", "suggested", "random"
+
+#: Slice, first row and first column of a box.
+Place = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The one stack of a set: slices that boxes come from, and slices that are measured."""
+
+    tissue: TissueSet
+
+    @cached_property
+    def stack(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images as stored and their masks in {0, 1}, (Z, Y, X) uint8 both."""
+        if len(self.tissue.pairs) != 1:
+            found = f"{len(self.tissue.pairs)} stacks in {self.tissue.name}"
+            raise InputError("--sets", found, "sets of one stack", "leave it out")
+        (pair,) = self.tissue.pairs
+        masks = [binarise(mask, self.tissue.conventions.mask_rule) for mask in pair.mask.slices()]
+        return np.stack([*pair.image.slices()]), np.stack(masks)
+
+    @property
+    def offered(self) -> np.ndarray:
+        """The images that boxes may come from: the first slices."""
+        return self.stack[0][self.tissue.sides["train"]]
+
+    def drawn(self, count: int, seed: int, side: int = suggestion.SIDE) -> list[Place]:
+        """Draw boxes at random from the windows that `mitoflow suggest` chooses from."""
+        depth, height, width = self.offered.shape
+        windows = [
+            (z, y, x)
+            for z in range(depth)
+            for y in suggestion.window_starts(height, side)
+            for x in suggestion.window_starts(width, side)
+            if suggestion.shows_tissue(self.offered[z, y : y + side, x : x + side])
+        ]
+        places = np.random.default_rng((count, seed)).permutation(len(windows))[:count]
+        return [windows[place] for place in places]
+
+    def suggested(self, count: int, model: TrainedModel) -> list[Place]:
+        """Return the boxes that `mitoflow suggest` names."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / f"{self.tissue.name}.tif"
+            tiff.write_stack(source, self.offered)
+            spacing = self.tissue.conventions.spacing or None
+            request = Request(str(source), Path(folder) / "boxes", spacing=spacing)
+            return [(box.slice, box.y0, box.x0) for box in correction.suggest(request, count, model, tqdm.write)]
+
+    def crops(self, boxes: Sequence[Place], side: int = suggestion.SIDE) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return images and masks of boxes, in their order in the stack, as files are ordered by their names."""
+        return [
+            (image[y : y + side, x : x + side], mask[y : y + side, x : x + side])
+            for z, y, x in sorted(boxes)
+            for image, mask in [(self.stack[0][z], self.stack[1][z])]
+        ]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all measurements of a run have in common: the model, and the parameters of the fits."""
+
+    model: TrainedModel
+    finetune: Params
+
+    def untouched(self, target: Target) -> dict[str, Any]:
+        """Measure the model as `mitoflow predict` uses it."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, mask = Path(folder) / "stack.tif", Path(folder) / "mask.tif"
+            tiff.write_stack(source, target.stack[0][target.tissue.sides["validation"]])
+            spacing = target.tissue.conventions.spacing or None
+            prediction.predict(Request(str(source), mask, spacing=spacing), self.model, tqdm.write)
+            predicted = tifffile.imread(mask) > 0
+        truth = target.stack[1][target.tissue.sides["validation"]] > 0
+        return {"dice": round(float(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())), 4)}
+
+    def fine_tuned(self, target: Target, boxes: Sequence[Place], seed: int) -> dict[str, Any]:
+        """Measure the model after it was fine-tuned on boxes."""
+        started, known = time.perf_counter(), self.model.predictor.settings
+        recipe = self.finetune.starting_recipe().replace(seed=seed)
+        crops = target.crops(boxes)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for number, crop in enumerate(crops):
+                for kind, pixels in zip(("images", "masks"), crop, strict=True):
+                    (folder / kind).mkdir(exist_ok=True)
+                    tiff.write_stack(folder / kind / f"{number:02d}.tif", pixels)
+            settings = self.finetune.patch.model_copy(update={"normalization": known.normalization})
+            of_set = {target.tissue.name: Conventions(8, "nonzero", unrelated=True)}
+            store = write_store(folder / "patches", read_set(folder, target.tissue.name), settings, of_set)
+            initial, title = unet.load_model(self.model.weights), f"{target.tissue.name}, {len(boxes)}, seed {seed}"
+            fitted = fitting.fit(store, recipe, initial=initial, learned=known.slices, title=title)
+        settings = Settings.for_recipe(recipe, self.finetune.evaluate, known.bit_depth)
+        threshold = self.finetune.evaluate.fixed_threshold or settings.threshold
+        predictor = Predictor(fitted.model, replace(settings, normalization=known.normalization, threshold=threshold))
+        histogram = ProbabilityHistogram()
+        for z in target.tissue.sides["validation"]:
+            histogram.add(target.stack[1][z], predictor.probabilities(target.stack[0][z][None])[0])
+        dice = float(metrics.dice(histogram.counts_at(threshold).sum(0)))
+        share = float(np.mean([mask.mean() for _, mask in crops]))
+        return {
+            "dice": round(dice, 4),
+            "mitochondria": round(share, 4),  # share of the pixels of the boxes
+            "seconds": round(time.perf_counter() - started),
+        }
+
+
+def run(targets: Sequence[Target], protocol: Protocol, results: Results, options: argparse.Namespace) -> None:
+    """Measure what is not there yet."""
+    recipe = files.short_digest(protocol.finetune.model_dump(), protocol.model.weights)[:12]
+    for target in targets:
+        key = {"set": target.tissue.name, "recipe": recipe}
+        if results.lacks({**key, "kind": UNTOUCHED}):
+            results.add({**key, "kind": UNTOUCHED}, protocol.untouched(target))
+        for count in options.boxes:
+            for seed in range(1, options.seeds + 1):
+                for kind in (SUGGESTED, RANDOM):
+                    about = {**key, "kind": kind, "boxes": count, "seed": seed}
+                    if results.lacks(about):
+                        boxes = _boxes(target, kind, count, seed, protocol, results)
+                        results.add(about, {"places": boxes, **protocol.fine_tuned(target, boxes, seed)})
+
+
+def _boxes(target: Target, kind: str, count: int, seed: int, protocol: Protocol, results: Results) -> Sequence[Place]:
+    """Return the boxes of a fit; those that are suggested are found once, whatever the seed and the fit."""
+    if kind == RANDOM:
+        return target.drawn(count, seed)
+    digest = files.short_digest([], protocol.model.weights)[:12]
+    key = {"set": target.tissue.name, "kind": "boxes", "model": digest, "boxes": count}
+    if results.lacks(key):
+        results.add(key, {"places": target.suggested(count, protocol.model)})
+    return next(row["places"] for row in results.rows if key.items() <= row.items())
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the results as Markdown: the mean over the seeds, and each of them."""
+    fits = [row for row in rows if row["kind"] in (SUGGESTED, RANDOM)]
+    untouched = {(row["set"], row["recipe"]): row["dice"] for row in rows if row["kind"] == UNTOUCHED}
+    lines = ["| set | untouched | boxes | suggested | random | difference |", "|---|---|---|---|---|---|"]
+    for name, recipe, count in dict.fromkeys((row["set"], row["recipe"], row["boxes"]) for row in fits):
+        of_kind = {
+            kind: [
+                row["dice"]
+                for row in fits
+                if (row["set"], row["recipe"], row["boxes"], row["kind"]) == (name, recipe, count, kind)
+            ]
+            for kind in (SUGGESTED, RANDOM)
+        }
+        cells = [
+            f"{np.mean(found):.3f} ({', '.join(f'{each:.3f}' for each in found)})" if found else ""
+            for found in of_kind.values()
+        ]
+        both = all(of_kind.values())
+        difference = f"{np.mean(of_kind[SUGGESTED]) - np.mean(of_kind[RANDOM]):+.3f}" if both else ""
+        before = untouched.get((name, recipe))
+        lines.append(
+            f"| {name} | {'' if before is None else f'{before:.3f}'} | {count} | {' | '.join(cells)} | {difference} |"
+        )
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    described = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks suggest", description=described)
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of a project with the sets")
+    parser.add_argument("--sets", nargs="+", default=SETS, metavar="SET", help="default: %(default)s")
+    parser.add_argument("--boxes", nargs="+", type=int, default=COUNTS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="default: %(default)s")
+    parser.add_argument("--model", default=MODEL, help="one that has not seen the sets (default %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the preset finetune")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the protocol and print its table; errors of the user are one line."""
+    options = parse(arguments)
+    run_as_command(lambda: measure(options))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the protocol with these options."""
+    results = Results(options.into)
+    if not options.table:
+        sets = read_project(options.data)
+        if unknown := set(options.sets) - sets.keys():
+            raise InputError("--sets", min(unknown), f"some of {', '.join(sets)}", "change it")
+        finetune = changed(presets.load("finetune"), [*NETWORK, *options.set])
+        protocol = Protocol(model_lookup.find(options.model), finetune)
+        run([Target(sets[name]) for name in options.sets], protocol, results, options)
+    print(table(results.rows))
+
+
+if __name__ == "__main__":
+    main()
