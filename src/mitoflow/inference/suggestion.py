@@ -101,7 +101,7 @@ def disagreement(views: Iterable[np.ndarray], threshold: float) -> np.ndarray:
         for_it, against = probability * (1 - threshold), (1 - probability) * threshold
         shifted = for_it / (for_it + against)
         total, entropies, count = total + shifted, entropies + _entropy(shifted), count + 1
-    return np.clip(_entropy(total / count) - entropies / count, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(_entropy(total / count) - entropies / count, 0, 1), np.float32)
 
 
 def _entropy(probability: np.ndarray) -> np.ndarray:
