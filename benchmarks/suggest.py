@@ -161,26 +161,29 @@ class Protocol:
 
 def run(targets: Sequence[Target], protocol: Protocol, results: Results, options: argparse.Namespace) -> None:
     """Measure what is not there yet."""
-    recipe = files.short_digest(protocol.finetune.model_dump(), protocol.model.weights)[:12]
+    model = files.short_digest([], protocol.model.weights)[:12]
+    recipe = files.short_digest(protocol.finetune.model_dump())[:12]
     for target in targets:
-        key = {"set": target.tissue.name, "recipe": recipe}
+        key = {"set": target.tissue.name, "model": model}
         if results.lacks({**key, "kind": UNTOUCHED}):
             results.add({**key, "kind": UNTOUCHED}, protocol.untouched(target))
         for count in options.boxes:
             for seed in range(1, options.seeds + 1):
                 for kind in (SUGGESTED, RANDOM):
-                    about = {**key, "kind": kind, "boxes": count, "seed": seed}
+                    about = {**key, "recipe": recipe, "kind": kind, "boxes": count, "seed": seed}
                     if results.lacks(about):
-                        boxes = _boxes(target, kind, count, seed, protocol, results)
+                        if kind == RANDOM:
+                            boxes = target.drawn(count, seed)
+                        else:
+                            boxes = _suggested(target, count, key, protocol, results)
                         results.add(about, {"places": boxes, **protocol.fine_tuned(target, boxes, seed)})
 
 
-def _boxes(target: Target, kind: str, count: int, seed: int, protocol: Protocol, results: Results) -> Sequence[Place]:
-    """Return the boxes of a fit; those that are suggested are found once, whatever the seed and the fit."""
-    if kind == RANDOM:
-        return target.drawn(count, seed)
-    digest = files.short_digest([], protocol.model.weights)[:12]
-    key = {"set": target.tissue.name, "kind": "boxes", "model": digest, "boxes": count}
+def _suggested(
+    target: Target, count: int, key: dict[str, Any], protocol: Protocol, results: Results
+) -> Sequence[Place]:
+    """Return the suggested boxes, which are found once, whatever the seed and the fit."""
+    key = {**key, "kind": "boxes", "boxes": count}
     if results.lacks(key):
         results.add(key, {"places": target.suggested(count, protocol.model)})
     return next(row["places"] for row in results.rows if key.items() <= row.items())
@@ -188,29 +191,23 @@ def _boxes(target: Target, kind: str, count: int, seed: int, protocol: Protocol,
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the results as Markdown: the mean over the seeds, and each of them."""
-    fits = [row for row in rows if row["kind"] in (SUGGESTED, RANDOM)]
-    untouched = {(row["set"], row["recipe"]): row["dice"] for row in rows if row["kind"] == UNTOUCHED}
+    untouched = {(row["set"], row["model"]): f"{row['dice']:.3f}" for row in rows if row["kind"] == UNTOUCHED}
+    measured: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["kind"] in (SUGGESTED, RANDOM):
+            of_kind = measured.setdefault((row["set"], row["model"], row["recipe"], row["boxes"]), {})
+            of_kind.setdefault(row["kind"], []).append(row["dice"])
     lines = ["| set | untouched | boxes | suggested | random | difference |", "|---|---|---|---|---|---|"]
-    for name, recipe, count in dict.fromkeys((row["set"], row["recipe"], row["boxes"]) for row in fits):
-        of_kind = {
-            kind: [
-                row["dice"]
-                for row in fits
-                if (row["set"], row["recipe"], row["boxes"], row["kind"]) == (name, recipe, count, kind)
-            ]
-            for kind in (SUGGESTED, RANDOM)
-        }
-        cells = [
-            f"{np.mean(found):.3f} ({', '.join(f'{each:.3f}' for each in found)})" if found else ""
-            for found in of_kind.values()
-        ]
-        both = all(of_kind.values())
-        difference = f"{np.mean(of_kind[SUGGESTED]) - np.mean(of_kind[RANDOM]):+.3f}" if both else ""
-        before = untouched.get((name, recipe))
-        lines.append(
-            f"| {name} | {'' if before is None else f'{before:.3f}'} | {count} | {' | '.join(cells)} | {difference} |"
-        )
+    for (name, model, _, count), of_kind in measured.items():
+        suggested, drawn = (of_kind.get(kind, []) for kind in (SUGGESTED, RANDOM))
+        difference = f"{np.mean(suggested) - np.mean(drawn):+.3f}" if suggested and drawn else ""
+        cells = [name, untouched.get((name, model), ""), str(count), _mean(suggested), _mean(drawn), difference]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ({', '.join(f'{each:.3f}' for each in values)})" if values else ""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

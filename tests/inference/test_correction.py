@@ -15,6 +15,7 @@ from PIL import Image
 from mitoflow import cli
 from mitoflow.data.importing import find_pairs
 from mitoflow.data.phantom import make_phantom
+from mitoflow.inference.correction import stem_of
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.io.spacing import read_tiff_spacing
@@ -84,3 +85,17 @@ def test_boxes_are_named_and_ready_to_be_corrected(
         capfd.readouterr().err.splitlines()[-1].startswith("mitoflow: blank.tif: found slices of a single grey value")
     )
     assert not (tmp_path / "blank_suggested").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "stem"),
+    [
+        ("a/my cell.ome.tif", "my_cell"),
+        ("a/slices", "slices"),
+        ("a/s*.png", "s"),
+        ("a/volume.h5/raw/data", "volume_raw_data"),
+        ("https://host/folder/cell.ome.zarr", "cell"),
+    ],
+)
+def test_files_are_named_by_the_stack(source: str, stem: str) -> None:
+    assert stem_of(source) == stem

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mitoflow.inference.jobs import PRODUCTS, Job, Part, Prediction
 from mitoflow.inference.model_input import StretchedVolume
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome, volumes
+from mitoflow.io import ome, remote, volumes
 from mitoflow.io.spacing import Notify
 from mitoflow.io.volumes import Volume
 
@@ -91,71 +92,80 @@ def suggest(request: Request, count: int, model: TrainedModel, notify: Notify) -
     ome.refuse_outputs(whole.files)
     for line in notes:
         notify(line)
-    job, decided = prediction.plan(request, model, whole, notify)
-    boxes = _find(request, count, model, whole, job)
-    if len(boxes) < count:
-        notify(f"note: {request.source}: {len(boxes)} boxes, as there are no more that show other tissue")
+    planned = _Planned(request, model, whole, *prediction.plan(request, model, whole, notify))
     with files.replacing(output) as folder:
-        _write(folder, boxes, request, model, whole, job, decided)
+        for kind in (IMAGES, MASKS):
+            (folder / kind).mkdir(parents=True)  # before the work: a disk that refuses it does so now
+        boxes = planned.find(count)
+        if len(boxes) < count:
+            notify(f"note: {request.source}: {len(boxes)} boxes, as there are no more that show other tissue")
+        planned.write(boxes, folder)
     return boxes
 
 
-def _find(request: Request, count: int, model: TrainedModel, whole: Volume, job: Job) -> list[SuggestedBox]:
-    """Return the suggested boxes, the best one first."""
-    depth = whole.shape[0]
-    slices = suggestion.slices_to_look_at(depth, job.blank, count)
-    with progress_bar(desc="suggest", total=len(slices), unit="slice") as bar:
-        found = suggestion.find_windows(whole, _maps(model, whole, job, is_committee=True), slices, advance=bar.update)
-    if not len(found.places):
-        raise InputError(request.source, "slices of a single grey value", "some that show tissue", "check the stack")
-    boxes = []
-    for index in suggestion.choose(found, count, spacing=depth / count):
-        z, (y0, y1, x0, x1) = found.part(index).slices.start, found.part(index).box
-        name = f"{stem_of(request.source)}_z{z:0{len(str(depth - 1))}}_y{y0}_x{x0}.tif"
-        boxes.append(SuggestedBox(z, y0, y1, x0, x1, round(float(found.disagreement[index]), 5), name))
-    return boxes
+@dataclass(frozen=True)
+class _Planned:
+    """A stack with what was decided about its prediction."""
 
+    request: Request
+    model: TrainedModel
+    whole: Volume
+    job: Job
+    decided: dict[str, str]
 
-def _maps(model: TrainedModel, whole: Volume, job: Job, *, is_committee: bool = False) -> Prediction:
-    """Return the probability maps of a stack, or with what a committee disagrees there."""
-    predictor = model.predictor.with_settings(job.settings, job.blank)
-    return Prediction(job.seen(whole), whole.shape[1:], suggestion.committee(predictor) if is_committee else predictor)
+    def find(self, count: int) -> list[SuggestedBox]:
+        """Return the suggested boxes, the best one first."""
+        depth, source = self.whole.shape[0], self.request.source
+        slices = suggestion.slices_to_look_at(depth, self.job.blank, count)
+        with progress_bar(desc="suggest", total=len(slices), unit="slice") as bar:
+            found = suggestion.find_windows(self.whole, self.disagreement, slices, advance=bar.update)
+        if not len(found.places):
+            raise InputError(source, "slices of a single grey value", "some that show tissue", "check the stack")
+        boxes = []
+        for index in suggestion.choose(found, count, spacing=depth / count):
+            z, (y0, y1, x0, x1) = found.part(index).slices.start, found.part(index).box
+            name = f"{stem_of(source)}_z{z:0{len(str(depth - 1))}}_y{y0}_x{x0}.tif"
+            boxes.append(SuggestedBox(z, y0, y1, x0, x1, round(float(found.disagreement[index]), 5), name))
+        return boxes
+
+    def write(self, boxes: Sequence[SuggestedBox], folder: Path) -> None:
+        """Write the images, the masks, the table and the picture of boxes into a folder."""
+        # `mitoflow data` takes images of 8 and 16 bits.
+        stored = self.whole if self.whole.dtype in (np.uint8, np.uint16) else StretchedVolume(self.whole)
+        shown = []
+        for number, box in enumerate(boxes, start=1):
+            image = stored.read(box.slice, box.part.box)
+            (probability,), (disagreed,) = self.probability.maps(box.part), self.disagreement.maps(box.part)
+            mask = PRODUCTS["mask"][1](probability, self.job.settings.threshold)
+            lineage = {**self._lineage(box.part), "disagreement": str(box.disagreement)}
+            for kind, pixels, made in ((IMAGES, image, {}), (MASKS, mask, lineage)):
+                about = ome.Description("yx", self.whole.spacing, lineage=made)
+                ome.write_tiff(folder / kind / box.file, pixels, about)
+            caption = f"{number}: slice {box.slice}, y {box.y0}, x {box.x0}"
+            shown.append((caption, image, (mask > 0).astype(np.uint8), disagreed))
+        (folder / PICTURE).write_bytes(overlay.boxes_png(shown))
+        rows = ([number, *asdict(box).values()] for number, box in enumerate(boxes, start=1))
+        files.write_csv(folder / TABLE, ["box", *(field.name for field in fields(SuggestedBox))], rows)
+
+    @cached_property
+    def probability(self) -> Prediction:
+        """The probability maps of the stack, as `prediction.predict` makes them."""
+        predictor = self.model.predictor.with_settings(self.job.settings, self.job.blank)
+        return Prediction(self.job.seen(self.whole), self.whole.shape[1:], predictor)
+
+    @cached_property
+    def disagreement(self) -> Prediction:
+        """The maps of what the committee disagrees about."""
+        return replace(self.probability, predictor=suggestion.committee(self.probability.predictor))
+
+    def _lineage(self, part: Part) -> Mapping[str, str]:
+        job = replace(self.job, part=part)
+        return prediction.describe(self.request, self.model, self.whole, job, self.decided).lineage
 
 
 def stem_of(source: str) -> str:
-    """Return what the files of a stack are called: its name without endings and characters that file names lack."""
-    name = volumes.name_of(source).rstrip("/").rpartition("/")[2]
-    stem = re.sub(r"(\.ome)?\.[A-Za-z0-9]+$", "", name)
-    return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "stack"
-
-
-def _write(
-    folder: Path,
-    boxes: Sequence[SuggestedBox],
-    request: Request,
-    model: TrainedModel,
-    whole: Volume,
-    job: Job,
-    decided: dict[str, str],
-) -> None:
-    """Write the images, the masks, the table and the picture of boxes into a folder."""
-    for kind in (IMAGES, MASKS):
-        (folder / kind).mkdir(parents=True)
-    # `mitoflow data` takes images of 8 and 16 bits.
-    stored = whole if whole.dtype in (np.uint8, np.uint16) else StretchedVolume(whole)
-    maps, disagreement = (_maps(model, whole, job, is_committee=each) for each in (False, True))
-    rows = []
-    for number, box in enumerate(boxes, start=1):
-        image = stored.read(box.slice, box.part.box)
-        (probability,) = maps.maps(box.part)
-        (disagreed,) = disagreement.maps(box.part)
-        mask = PRODUCTS["mask"][1](probability, job.settings.threshold)
-        about = prediction.describe(request, model, whole, replace(job, part=box.part), decided)
-        lineage = {**about.lineage, "disagreement": str(box.disagreement)}
-        for kind, pixels, made in ((IMAGES, image, {}), (MASKS, mask, lineage)):
-            ome.write_tiff(folder / kind / box.file, pixels, ome.Description("yx", whole.spacing, lineage=made))
-        caption = f"{number}: slice {box.slice}, y {box.y0}, x {box.x0}"
-        rows.append((caption, image, (mask > 0).astype(np.uint8), disagreed))
-    (folder / PICTURE).write_bytes(overlay.boxes_png(rows))
-    names = [*SuggestedBox.__dataclass_fields__]
-    files.write_csv(folder / TABLE, ["box", *names], ([n, *vars(box).values()] for n, box in enumerate(boxes, start=1)))
+    """Return what the files of a stack are called: its name, with neither endings nor characters that may confuse."""
+    name = volumes.name_of(source)
+    if remote.is_url(source):
+        name = name.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "_", re.sub(r"(\.ome)?\.\w+(?=/|$)", "", name)).strip("._") or "stack"
