@@ -208,4 +208,5 @@ def _make(folder: Path, dataset: Path) -> None:
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@localhost")
     project.run("dvc", "add", "-q", "data")
+    project.run("mitoflow", "models")  # makes the store of MLflow, which takes seconds, once for all copies
     project.commit("A small project")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,23 @@ def test_an_unknown_stage_is_one_line(arguments: list[str]) -> None:
     assert done.returncode == 2, done.stderr
     line = f"found {' '.join(arguments) or 'no stage'}, expected one of validate, patch, tune, train, evaluate; name it"
     assert done.stderr == f"mitoflow: python -m mitoflow.stages: {line}\n"
+
+
+def test_parameters_are_checked_before_libraries_are_loaded(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("patience:", "patiense:"))
+    command = [sys.executable, "-X", "importtime", "-m", "mitoflow.stages", "train"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean patience?" in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pydantic" in imported
+    assert not {"keras", "mlflow"} & imported
+
+
+@pytest.mark.slow
+def test_what_reads_images_alone_loads_no_keras() -> None:
+    code = "import sys, mitoflow.stages.validate, mitoflow.stages.patch; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "mlflow" in loaded
+    assert "keras" not in loaded

@@ -46,6 +46,16 @@ def test_it_starts_from_another_model(store: PatchStore) -> None:
         fitting.fit(store, still.replace(depth=1), initial=first)
 
 
+@pytest.mark.parametrize("steps", [1, 9, 10, 200])
+def test_the_learning_rate_is_that_of_keras(steps: int) -> None:
+    expected = keras.optimizers.schedules.CosineDecay(
+        2e-5, decay_steps=steps, warmup_target=2e-3, warmup_steps=round(steps * fitting.WARM_UP)
+    )
+    rate = fitting.WarmUpAndCosine(2e-3, steps)
+    for step in {0, 1, steps // 30, steps // 2, steps - 1, steps}:
+        assert float(rate(step)) == pytest.approx(float(expected(step)), rel=1e-5)
+
+
 @pytest.mark.parametrize(("key", "known"), [("loss", "bce, bce_dice"), ("network", "unet")])
 def test_an_unknown_loss_or_network_is_refused(store: PatchStore, key: str, known: str) -> None:
     with pytest.raises(InputError, match=f"params.yaml: train.{key}: found 'other', expected one of {known}"):

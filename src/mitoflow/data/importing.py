@@ -8,7 +8,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
 from itertools import groupby
 from pathlib import Path
 
@@ -88,9 +87,10 @@ def _find_stacks(option: str, patterns: Sequence[str]) -> list[Path]:
     """Return the files that are named, as `find_files` finds them, and after them the OME-Zarrs and HDF5 datasets."""
     chunked = [pattern for pattern in patterns if is_chunked(Path(pattern))]
     others = [pattern for pattern in patterns if pattern not in chunked]
-    # Path.glob takes no absolute patterns.
-    matches = [Path(path) for pattern in chunked for path in sorted(glob(pattern), key=natural_order) or [pattern]]  # noqa: PTH207
-    return [*(find_files(option, others) if others else []), *dict.fromkeys(matches)]
+    found = find_files(option, others) if others else []
+    for pattern in chunked:
+        found += sorted(file_names.matching(pattern), key=lambda path: natural_order(str(path))) or [Path(pattern)]
+    return [*dict.fromkeys(found)]
 
 
 def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:

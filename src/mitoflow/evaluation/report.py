@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -21,8 +21,10 @@ from mitoflow.data.validation import Findings
 from mitoflow.evaluation import figures, metrics
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.metrics import Counts
-from mitoflow.evaluation.results import Results
 from mitoflow.evaluation.verdict import Verdict
+
+if TYPE_CHECKING:
+    from mitoflow.evaluation.results import Results  # loads Keras, which the report on a data set does without
 
 LONGEST_SIDE = 1600
 ZOOM_SIDE = 224

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome, png, remote, volumes
-from mitoflow.io.file_names import natural_order
+from mitoflow.io import file_names, ome, png, remote, volumes
 from mitoflow.io.spacing import Notify
 
 SUMMARY = "summary.csv"
@@ -145,10 +143,10 @@ def find_images(source: str) -> list[Path]:
         raise InputError("OUTPUT", "a folder for an image on a server", "one mask", "give a name that ends with .tif")
     if volumes.is_chunked(path) or path.is_file():
         return [path]
-    # Path.glob takes no absolute patterns.
-    found = path.iterdir() if path.is_dir() else map(Path, glob(source, recursive=True))  # noqa: PTH207
-    images = [each for each in found if volumes.is_image(each) and not each.name.startswith(".")]
-    return sorted((each for each in images if not png.is_overlay(each)), key=lambda each: natural_order(str(each)))
+    found = path.iterdir() if path.is_dir() else file_names.matching(source)
+    visible = [each for each in found if volumes.is_image(each) and not each.name.startswith(".")]
+    images = [each for each in visible if not png.is_overlay(each)]
+    return sorted(images, key=lambda image: file_names.natural_order(str(image)))
 
 
 def _outcome(request: Request) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from glob import iglob
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,12 @@ NAMED = 3  # files that are named where there are many
 
 #: A name as pairs of a text and the number after it.
 Parts = tuple[tuple[str, float], ...]
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files and folders that match a glob, ``**`` for folders at any depth; hidden ones are left out."""
+    # Path.glob takes no absolute patterns.
+    return [Path(path) for path in iglob(pattern, recursive=True)]  # noqa: PTH207
 
 
 def natural_order(name: str) -> Parts:

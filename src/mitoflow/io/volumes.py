@@ -6,7 +6,6 @@ import functools
 import threading
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,8 +153,7 @@ def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)
-        # Path.glob takes no absolute patterns.
-        inside = path.iterdir() if path.is_dir() else map(Path, glob(pattern, recursive=True))  # noqa: PTH207
+        inside = path.iterdir() if path.is_dir() else file_names.matching(pattern)
         slices = [path] if path.is_file() else _slices_of_one_kind(f"{option} {pattern}", inside)
         matches = sorted(slices, key=lambda match: file_names.natural_order(str(match)))
         if not matches:

@@ -17,7 +17,9 @@ def main() -> None:
         raise InputError("python -m mitoflow.stages", name or "no stage", f"one of {', '.join(STAGES)}", "name it")
     process.require_memory(STAGES[name])
     process.reserve_blas()
-    import_module(f"mitoflow.stages.{name}").main()  # only now: a stage loads its libraries when it is imported
+    # Only now: a stage loads its libraries when it is imported; what is wrong in params.yaml is said before.
+    import_module("mitoflow.config.params").load()
+    import_module(f"mitoflow.stages.{name}").main()
 
 
 if __name__ == "__main__":
