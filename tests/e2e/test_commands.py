@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from mitoflow.config import presets
 from tests.parts import scheduling, started
 
 from .conftest import Project, outputs, runs, stages_run, store
+
+
+#: For tests in which a study has to run, whatever it finds.
+SHORT_STUDY = ("tune.trials=2", "tune.budget=16")
 
 
 def stages_in(project: Project) -> list[Run]:
@@ -21,7 +26,8 @@ def stages_in(project: Project) -> list[Run]:
 
 def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None:
     before = {run.info.run_id for run in runs(finished)}
-    finished.run("dvc", "exp", "run", "--queue", "--name", "slower", "-S", "train.learning_rate=0.0005")
+    changes = [each for value in ("train.learning_rate=0.0005", *SHORT_STUDY) for each in ("-S", value)]
+    finished.run("dvc", "exp", "run", "--queue", "--name", "slower", *changes)
     finished.run("dvc", "exp", "run", "--run-all")
     new = [run for run in stages_in(finished) if run.info.run_id not in before]
     stages = {run.data.tags["mitoflow.stage"]: run for run in new}
@@ -72,7 +78,7 @@ def test_a_version_of_an_uncommitted_experiment_is_made_again(fresh: Project, tm
 
 
 def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None:
-    finished.set(train__learning_rate="0.0005")
+    finished.set(train__learning_rate="0.0005", train__depth="1", train__augment_strength="0.5")
     finished.run("dvc", "repro")
     changes = json.loads(finished.run("dvc", "metrics", "diff", "--json").stdout)
     changed = {name for by_file in changes["diff"].values() for name in by_file} if "diff" in changes else set()
@@ -83,6 +89,8 @@ def test_metrics_and_plots_work_as_a_dvc_user_expects(finished: Project) -> None
 
 
 def test_mlflow_run_gives_the_same_as_dvc(finished: Project) -> None:
+    presets.change(finished.folder / "params.yaml", dict(value.split("=") for value in SHORT_STUDY))
+    finished.commit("A shorter study")
     before = {run.info.run_id for run in runs(finished)}
     finished.run("mlflow", "run", ".", "-e", "train", "-P", "learning_rate=0.0005", "--env-manager", "local")
     tuned, new = sorted(

@@ -93,6 +93,7 @@ def test_a_training_starts_from_the_champion_and_says_so(finished: Project) -> N
     champion = store(finished).get_model_version_by_alias("mitoflow", "champion")
     depth = str(facts["recipe"]["depth"])
     finished.set(train__init_from="champion", train__depth=depth, train__epochs="1", train__learning_rate="0.00001")
+    finished.set(tune__trials="2", tune__budget="16")
     assert stages_run(finished.run("dvc", "repro", "train").stdout) == ["tune", "train"]
     tuned = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))
     assert tuned["initial"] == {
