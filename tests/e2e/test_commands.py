@@ -14,7 +14,6 @@ from tests.parts import scheduling, started
 
 from .conftest import Project, outputs, runs, stages_run, store
 
-
 #: For tests in which a study has to run, whatever it finds.
 SHORT_STUDY = ("tune.trials=2", "tune.budget=16")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -81,6 +82,18 @@ def _stage(process: subprocess.Popen[str], stage: str) -> psutil.Process:
                     return child
         time.sleep(0.02)
     raise TimeoutError(stage)
+
+
+def has_progress(project: Project, stage: str) -> bool:
+    """Return whether a study or a training that runs has stored a first trial or epoch."""
+    state = project.folder / ".mitoflow"
+    if stage == "train":
+        return bool(list(state.glob("checkpoints/*/epoch-[1-9].npz")))
+    try:
+        with sqlite3.connect(f"file:{state}/optuna.db?mode=ro", uri=True) as study:
+            return study.execute("select count(*) from trial_intermediate_values").fetchone()[0] >= 1
+    except sqlite3.Error:
+        return False
 
 
 def go_on(project: Project) -> None:

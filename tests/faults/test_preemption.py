@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import random
 import signal
-import sqlite3
 import subprocess
 import time
 
@@ -14,7 +13,7 @@ import pytest
 from tests.e2e.conftest import STAGES, Project, runs, store
 
 from .injection import LONG, fault
-from .pipeline import forget, go_on, recorded, struck
+from .pipeline import forget, go_on, has_progress, recorded, struck
 
 NOTICE = 30  # seconds between SIGTERM and SIGKILL, as SLURM and Kubernetes have it
 
@@ -84,17 +83,6 @@ def test_it_goes_on_where_it_was(finished: Project, stage: str, attempt: int) ->
         assert {run.info.status for run in found} == {"FINISHED"}
         assert sum(run.info.status == "FINISHED" for run in found) == 1 + 4
     check_history(finished)
-
-
-def has_progress(project: Project, stage: str) -> bool:
-    state = project.folder / ".mitoflow"
-    if stage == "train":
-        return bool(list(state.glob("checkpoints/*/epoch-[1-9].npz")))
-    try:
-        with sqlite3.connect(f"file:{state}/optuna.db?mode=ro", uri=True) as study:
-            return study.execute("select count(*) from trial_intermediate_values").fetchone()[0] >= 1
-    except sqlite3.Error:
-        return False
 
 
 @fault("SIGTERM to the stage alone, in train", long=2)

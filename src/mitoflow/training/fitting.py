@@ -160,6 +160,12 @@ def _compile(model: keras.Model, recipe: Recipe, loss: keras.losses.Loss, steps:
         jit_compile=keras.backend.backend() == "jax",
     )
     model.optimizer.build(model.trainable_variables)
+    # Loss and metrics are built here. With other backends than TensorFlow `fit` would draw a batch for that, and serve
+    # in the first epoch what threads have made by then, which may be batches of another one.
+    nothing = np.zeros((1, 1, 1, 1), np.float32)
+    model.compute_loss(y=nothing, y_pred=nothing)
+    model.compute_metrics(None, nothing, nothing)
+    model.reset_metrics()
 
 
 class WarmUpAndCosine(keras.optimizers.schedules.LearningRateSchedule):
