@@ -73,14 +73,9 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     if model.warning:
         print(model.warning, file=sys.stderr)
     app = build(model, largest)
-    signal.signal(signal.SIGTERM, _end)  # when uvicorn has ended it sends itself the signal that it got
+    # When uvicorn has ended it sends itself the signal that it got.
+    signal.signal(signal.SIGTERM, process.ending_within(CLOSING))
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=process.GRACE - CLOSING)
-
-
-def _end(*_: object) -> None:
-    """Let the prediction stop and remove its files; where it does not, end all the same."""
-    signal.alarm(CLOSING)
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 def build(model: TrainedModel, largest: int) -> FastAPI:

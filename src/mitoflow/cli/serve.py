@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import click
 
 from mitoflow.cli._click import model_option
-from mitoflow.cli._output import echo
 
 
 @click.command()
@@ -33,30 +28,12 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 @model_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for other machines too.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
-@click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="MiB of a file.")
+@click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="MiB of an upload.")
 def app(wanted: str | None, host: str, port: int, largest: int) -> None:
     """Open a page that shows masks of dropped images.
 
     The model is the champion, or the pretrained one where no champion was trained on real tissue.
     """
-    from mitoflow.tracking import model_lookup
+    from mitoflow.apps.page import server
 
-    model = model_lookup.find(wanted)  # a wrong model ends the command, not the page
-    if model.warning:
-        echo(model.warning, err=True)
-    page = str(Path(__file__).parents[1] / "apps" / "page.py")
-    options = {
-        "server.address": host,
-        "server.port": port,
-        "server.maxUploadSize": largest,
-        "server.headless": "true",
-        "server.fileWatcherType": "none",
-        "runner.magicEnabled": "false",
-        "client.toolbarMode": "viewer",
-        "client.showErrorDetails": "none",  # a traceback is for the log
-        "browser.gatherUsageStats": "false",
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    echo(f"http://{host}:{port}")
-    command = [sys.executable, "-m", "streamlit", "run", page, *flags, "--", *([wanted] if wanted else [])]
-    os.execv(sys.executable, command)
+    server.serve(wanted, host, port, largest * 2**20)

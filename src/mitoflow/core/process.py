@@ -114,6 +114,16 @@ def threads() -> int:
     return int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0))
 
 
+def ending_within(seconds: int) -> Callable[[int, FrameType | None], None]:
+    """Return a handler of SIGTERM for a server: its `finally` blocks run, and what takes longer is cut off."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.alarm(seconds)
+        raise SystemExit(128 + number)
+
+    return end
+
+
 def require_memory(size: int, protection: int = mmap.PROT_READ) -> None:
     """Raise `MemoryError` unless the process may take `size` more bytes of address space, or of memory to write to."""
     try:

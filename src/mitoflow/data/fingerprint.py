@@ -25,6 +25,9 @@ REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 TOLERANCE = 1.25  # as a ratio
 DARKER = 0.05  # as a grey value in [0, 1]
 
+#: What `differences` says of images whose grey values are the other way round.
+INVERTED = "its contrast is inverted: what is dark in the training images is bright"
+
 #: The 5th, 50th and 95th percentile of a feature over patches.
 Spread = list[float]
 
@@ -192,7 +195,7 @@ def differences(trained: Fingerprint, seen: Fingerprint) -> list[str]:
     """
     found = []
     if _inverted(trained, seen):
-        found.append("its contrast is inverted: what is dark in the training images is bright")
+        found.append(INVERTED)
     found += _pixel_size(trained, seen)
     low, _, high = trained.brightness
     typical = seen.brightness[1]

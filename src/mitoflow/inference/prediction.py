@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import zarr
 
 from mitoflow import __version__
-from mitoflow.config.params import Instances
 from mitoflow.core.progress import progress_bar
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
@@ -93,6 +92,43 @@ def predict(
         _finish(mask, request, whole, job.part, description, pending)
 
 
+def write_outputs(
+    request: Request, planes: Iterable[np.ndarray], whole: Volume, description: ome.Description, notify: Notify
+) -> None:
+    """Write a mask that is known, and what belongs to it, as `predict` writes those that it makes.
+
+    Parameters
+    ----------
+    request
+        Where the mask goes, and what else is wanted; instances, tables and overlay are those of this mask.
+    planes
+        The mask slice by slice, each (Y, X) uint8: 255 for mitochondrion, 0 for background.
+    whole
+        The stack.
+    description
+        What the outputs say of themselves.
+    notify
+        Called with each note for the user, one line each.
+
+    Raises
+    ------
+    InputError
+        An output exists, or cannot be written.
+    """
+    request.require_outputs(whole.files)
+    part = parse_roi(None, whole)
+    description = replace(description, lineage={**description.lineage, **_counted(request)})
+    asked_for = {"lineage": dict(description.lineage), "outputs": sorted(map(str, request.outputs))}
+    with outputs.pending_output(request.output, asked_for, request.outputs) as pending:
+        _array(pending, "mask", request, part, description)
+        mask = ome.open_level(pending.folder / "mask.zarr")
+        for z, plane in enumerate(planes):
+            mask[(z, ...) if mask.ndim == 3 else ...] = plane
+        if request.instances or request.table:
+            _label_instances(mask, request, part, description, pending, notify)
+        _finish(mask, request, whole, part, description, pending)
+
+
 def _require_unchanged(whole: Volume, state: list[Any], request: Request, pending: PendingOutput) -> None:
     """Raise `InputError`, and discard the output, where the input is not what it was when it was opened."""
     if whole.state() != state:
@@ -158,16 +194,20 @@ def describe(
         "input": request.name or volumes.name_of(request.source),
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
         "mitoflow": __version__,
-        **({"instances": _criteria(request.criteria)} if request.instances or request.table else {}),
+        **_counted(request),
         **decided,
     }
     begin = tuple(first + place.start for first, place in zip(whole.origin, places, strict=True))
     return ome.Description(whole.axes, whole.spacing, begin, lineage)
 
 
-def _criteria(criteria: Instances) -> str:
+def _counted(request: Request) -> dict[str, str]:
+    """Return what counts as a mitochondrion, for the lineage of outputs that count them."""
+    if not (request.instances or request.table):
+        return {}
+    criteria = request.criteria
     sizes = f"smallest {criteria.smallest_um3:g} cubic micrometres, {criteria.smallest_voxels} voxels where unknown"
-    return f"{sizes}; neck {criteria.neck:g}"
+    return {"instances": f"{sizes}; neck {criteria.neck:g}"}
 
 
 def _asked_for(request: Request, volume: Volume, job: Job, description: ome.Description) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""What the page keeps of a stack: the upload, the probabilities, the corrections, and the files made from them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from mitoflow.apps.page import tiles
+from mitoflow.apps.page.strokes import Stroke
+from mitoflow.config import params
+from mitoflow.core import files
+from mitoflow.data.fingerprint import INVERTED
+from mitoflow.inference import prediction
+from mitoflow.inference.jobs import PRODUCTS
+from mitoflow.inference.request import Request
+from mitoflow.io import ome, volumes
+from mitoflow.io.spacing import Spacing
+from mitoflow.io.volumes import Volume
+
+VERSIONS = 8  # thresholds and corrections of which the files are kept
+
+State = Literal["uploading", "waiting", "predicting", "done", "failed", "cancelled"]
+#: Where a stack comes from: files that were uploaded, drawn on the spot, or another stack with its contrast inverted.
+Origin = Literal["files", "drawn", "inverted"]
+Kind = Literal["mask", "instances", "table", "totals", "overlay"]
+Layer = Literal["image", "probability", "instances"]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a browser sends: its name, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which mask of a stack is meant.
+
+    Attributes
+    ----------
+    threshold
+        Probability from which a voxel is mitochondrion.
+    strokes
+        The corrections that count, in their order.
+    """
+
+    threshold: float
+    strokes: tuple[Stroke, ...] = ()
+
+
+class Result:
+    """A stack on the page, from its upload to its files.
+
+    Parameters
+    ----------
+    key
+        Its name in addresses; who knows it may see the stack.
+    name
+        What its user calls it.
+    folder
+        Where everything that belongs to it is kept.
+    uploads
+        The files that are sent.
+    spacing
+        The voxel size where its user gave one.
+    origin
+        Where it comes from.
+    """
+
+    def __init__(
+        self, key: str, name: str, folder: Path, uploads: list[Upload], spacing: Spacing | None, origin: Origin
+    ) -> None:
+        self.key, self.name, self.folder, self.uploads = key, name, folder, uploads
+        self.spacing, self.origin = spacing, origin
+        self.state: State = "uploading" if origin == "files" else "waiting"
+        self.error, self.notes = "", list[str]()
+        self.voxels = self.voxels_done = 0
+        self.began = self.touched = time.monotonic()
+        self.strokes: tuple[Stroke, ...] = ()
+        self.image: Volume
+        self.probability: zarr.Array[Any]
+        self.description: ome.Description
+        self._greys: dict[int, tuple[float, float]] = {}
+        self._writing = threading.Lock()
+        self.input.mkdir(parents=True)
+
+    @property
+    def input(self) -> Path:
+        """The folder of the uploaded files."""
+        return self.folder / "input"
+
+    @property
+    def source(self) -> Path:
+        """What is predicted: the file, the folder of slices, or the inverted copy."""
+        if self.origin == "inverted":
+            return self.folder / "inverted.ome.zarr"
+        return self.input / self.uploads[0].name if len(self.uploads) == 1 else self.input
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there is more to come."""
+        return self.state in ("uploading", "waiting", "predicting")
+
+    def cancel(self) -> None:
+        """Stop what is under way; a prediction ends when it is next asked to go on."""
+        if self.is_unfinished:
+            self.state = "cancelled"
+
+    def plain(self, text: str) -> str:
+        """Return a message with the name of the stack, or of its file, in place of where the server keeps it."""
+        several = len(self.uploads) > 1
+        places = {f"{self.source}/": "", str(self.source): self.name} if several else {str(self.source): self.name}
+        for place, name in {**places, f"{self.input}/": ""}.items():
+            text = text.replace(place, name)
+        return text
+
+    def complete(self, image: Volume, output: Path, probability: Path) -> None:
+        """Take over what `prediction.predict` wrote of a stack."""
+        self.image, self.probability = image, ome.open_multiscale(probability).array
+        self.description = ome.Description(image.axes, image.spacing, image.origin, ome.read_lineage(output))
+        self.state = "done"
+
+    def status(self) -> dict[str, Any]:
+        """Return what a browser shows of it, as JSON can hold it."""
+        done = self.voxels_done / self.voxels if self.voxels_done else 0
+        left = (time.monotonic() - self.began) * (1 / done - 1) if done and self.state == "predicting" else None
+        return {
+            "key": self.key,
+            "name": self.name,
+            "origin": self.origin,
+            "state": self.state,
+            "done": min(1, done),
+            "seconds_left": left,
+            "error": self.error,
+            "notes": self.notes,
+            "stack": self._stack() if self.state == "done" else None,
+        }
+
+    def _stack(self) -> dict[str, Any]:
+        lineage = self.description.lineage
+        return {
+            "shape": self.image.shape,
+            "spacing": self.image.spacing,
+            "levels": tiles.levels(self.image.shape),
+            "tile": tiles.TILE,
+            "threshold": self.threshold,
+            "is_inverted": INVERTED in lineage.get("differs", ""),
+            "judgement": lineage.get("judgement", ""),
+            "strokes": [stroke.as_dict() for stroke in self.strokes],
+        }
+
+    @property
+    def threshold(self) -> float:
+        """The threshold at which `mitoflow predict` makes the mask: it is in no way rounded."""
+        return float(self.description.lineage["threshold"])
+
+    def plane(self, z: int, mask: Mask) -> NDArray[np.uint8]:
+        """Return a slice of a mask, (Y, X) uint8: 255 for mitochondrion, 0 for background."""
+        probability = np.asarray(self.probability[(z, ...) if self.probability.ndim == 3 else ...])
+        plane = np.asarray(PRODUCTS["mask"][1](probability, mask.threshold), np.uint8)
+        for stroke in mask.strokes:
+            if stroke.z == z:
+                stroke.draw(plane)
+        return plane
+
+    def tile(self, layer: Layer, z: int, place: tuple[int, int, int], mask: Mask) -> bytes:
+        """Return the voxels of a tile, row by row.
+
+        Parameters
+        ----------
+        layer
+            ``image`` is uint8, as it is shown; ``probability`` is float32 in [0, 1]; ``instances`` is uint32, 0 for
+            background; little-endian.
+        z
+            The slice.
+        place
+            Level, row and column; see `mitoflow.apps.page.tiles`.
+        mask
+            Whose instances.
+        """
+        box, step = tiles.box(self.image.shape, *place), 1 << place[0]
+        rows, columns = slice(box[0], box[1], step), slice(box[2], box[3], step)
+        if layer == "probability":
+            array = self.probability
+            return np.asarray(array[(z, rows, columns)[-array.ndim :]], "<f4").tobytes()
+        if layer == "instances":
+            labels = volumes.StackVolume([volumes.open_file(self.file("instances", mask), is_mask=True)])
+            return np.asarray(labels.read(z, box)[::step, ::step], "<u4").tobytes()
+        if z not in self._greys:
+            self._greys[z] = tiles.grey_range(self.image, z)
+        return tiles.shown(self.image.read(z, box), self._greys[z], place[0]).tobytes()
+
+    def file(self, kind: Kind, mask: Mask) -> Path:
+        """Return a file as `mitoflow predict` writes it of this mask; it is made the first time.
+
+        Raises
+        ------
+        InputError
+            It cannot be written.
+        """
+        strokes = [stroke.as_dict() for stroke in mask.strokes]
+        version = self.folder / "versions" / files.short_digest([repr(mask.threshold), strokes])
+        is_counted = kind in ("instances", "table", "totals")
+        folder = version / ("counted" if is_counted else "mask")
+        stem = f"{Path(self.name).stem}_{'corrected' if strokes else 'mitochondria'}"
+        request = Request(
+            str(self.source),
+            folder / f"{stem}.tif",
+            instances=is_counted,
+            table=folder / f"{stem}.csv" if is_counted else None,
+            overlay=None if is_counted else folder / f"{stem}.png",
+            criteria=params.load_instances(),
+        )
+        made = {**request.images, "overlay": request.overlay, "table": request.table, **request.tables}
+        path = made[kind] or request.output
+        with self._writing:
+            if not path.exists():
+                self._forget_versions(version.parent)
+                folder.mkdir(parents=True, exist_ok=True)
+                self._write(request, mask)
+        return path
+
+    def _write(self, request: Request, mask: Mask) -> None:
+        lineage = {**self.description.lineage, "threshold": str(mask.threshold)}
+        if mask.strokes:
+            lineage["corrected"] = f"by hand, in {len(mask.strokes)} strokes"
+        planes = (self.plane(z, mask) for z in range(self.image.shape[0]))
+        prediction.write_outputs(
+            request, planes, self.image, replace(self.description, lineage=lineage), lambda _: None
+        )
+
+    def _forget_versions(self, folder: Path) -> None:
+        """Remove the files of the masks that were asked for longest ago."""
+        known = sorted(folder.glob("*"), key=lambda version: version.stat().st_mtime)
+        for version in known[: 1 - VERSIONS]:
+            shutil.rmtree(version, ignore_errors=True)
