@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ from tests.services import open_in_imagej
 pytestmark = pytest.mark.e2e
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=96, overlap=16, threshold=0.5, context=1)
-STACK = np.stack([(255 * draw(seed, size=160)).astype(np.uint8) for seed in range(5)])[:, :144]
+# Smooth, so that the mask has a few plain mitochondria, which are measured quickly.
+STACK = np.stack([(255 * draw(seed, size=160, noise=0)).astype(np.uint8) for seed in range(5)])[:, :144]
 KINDS = ("mask", "instances", "table", "totals", "overlay")
 
 
@@ -49,6 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with a model, some images, and what the shell makes of the first one."""
     folder = tmp_path_factory.mktemp("page")
     write_model(folder, SETTINGS, STACK)
+    predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
+    threshold = float(np.quantile(predictor.probabilities(STACK), 0.85))
+    replace(predictor.settings, threshold=threshold).write(folder / "inference.yaml")
     patches = [plane[y : y + 128, x : x + 128] / 255 for plane in STACK for y in (0, 16) for x in (0, 32)]
     fingerprint.measure(patches, {}).write(folder / model_files.DOMAIN)
     tifffile.imwrite(folder / "cell.tif", STACK)
@@ -66,8 +72,9 @@ def shell(folder: Path) -> dict[str, Path]:
     made = folder / "shell"
     made.mkdir()
     (table, overlay), mask = (made / "mask.csv", made / "mask.png"), made / "mask.tif"
-    options = ["--instances", "--table", table, "--overlay", overlay, "--model", folder / "unet.keras"]
-    done = CliRunner().invoke(cli.mitoflow, ["predict", *map(str, [folder / "cell.tif", mask, *options])])
+    options = ["--instances", "--table", table, "--overlay", overlay, "--model", "unet.keras"]
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(cli.mitoflow, ["predict", *map(str, ["cell.tif", mask, *options])])
     assert done.exit_code == 0, done.output
     files = (mask, made / "mask_instances.tif", table, made / "mask_totals.csv", overlay)
     return dict(zip(KINDS, files, strict=True))
@@ -136,7 +143,7 @@ class Page:
         read = self.run(script, boxes)
         return [np.array(each, np.uint8).reshape(box[3], box[2], 4) for each, box in zip(read, boxes, strict=True)]
 
-    def download(self, folder: Path, *links: str) -> dict[str, Path]:
+    def download(self, folder: Path, *links: str, stem: str = "cell") -> dict[str, Path]:
         """Click links, one right after the other, and return the files that come by their links."""
         folder.mkdir()
         self.browser.execute_cdp_cmd(
@@ -144,12 +151,16 @@ class Page:
         )
         for link in links:
             self.click(f"#{link}")
-        endings = {"mask": ".tif", "mask-corrected": ".tif", "instances": "_instances.tif", "table": ".csv"}
-        endings |= {"totals": "_totals.csv", "overlay": ".png", "table-corrected": ".csv"}
+        endings = {"mask": ".tif", "instances": "_instances.tif", "table": ".csv", "totals": "_totals.csv"}
+        endings |= {"overlay": ".png"}
+        names = {
+            link: f"{stem}_{'corrected' if rest else 'mitochondria'}{endings[kind]}"
+            for link in links
+            for kind, _, rest in [link.partition("-")]
+        }
 
         def found() -> dict[str, Path]:
-            there = {path.name.split("_mitochondria")[-1].split("_corrected")[-1]: path for path in folder.iterdir()}
-            return {link: there[endings[link]] for link in links if endings[link] in there}
+            return {link: folder / name for link, name in names.items() if (folder / name).exists()}
 
         until(lambda: len(found()) == len(links), lambda: f"{list(folder.iterdir())} {self.text}")
         assert len(list(folder.iterdir())) == len(links)
@@ -242,24 +253,25 @@ def test_slices_and_threshold_by_keyboard(cell: Page, probability: np.ndarray, t
 
 def test_zoom_and_pan_show_the_image_as_it_is(cell: Page) -> None:
     """With two panes and a mask that is transparent both show the same, down to single pixels of the image."""
-    fitted = cell.zoom
+    whole = cell.zoom
     cell.click("#beside")
+    until(lambda: cell.zoom < whole)
+    fitted = cell.zoom
     cell.run("opacity.value = 0; opacity.dispatchEvent(new Event('input'))")
     ActionChains(cell.browser).scroll_from_origin(ScrollOrigin.from_element(cell.find("#view")), 0, -600).perform()
-    until(lambda: cell.zoom > 2 * fitted)
+    until(lambda: cell.zoom > 2 * fitted, lambda: f"{cell.zoom}, {fitted}")
     cell.press("#view", "+", Keys.ARROW_LEFT, Keys.ARROW_UP)
     cell.drag((-300, 0), (-220, 50))
     cell.is_still()
-    width, height = cell.run("return [view.width / 2, view.height]")
-    box = (20, 100, int(width) - 60, int(height) - 200)
+    width, box = cell.run("return view.width / 2"), (200, 300, 120, 90)
     left, right = cell.pixels(box, (box[0] + int(width), *box[1:]))
     np.testing.assert_array_equal(left, right)
-    assert len(np.unique(left[..., 0])) > 20
+    assert len(np.unique(left[..., 0])) > 10
     changes = np.flatnonzero(np.any(np.diff(left[..., 0].astype(int), axis=1) != 0, axis=0))
     assert np.diff(changes).min() >= int(cell.zoom), "pixels of the image are squares"
     cell.press("#view", "0")
     cell.click("#beside")
-    until(lambda: cell.zoom == pytest.approx(fitted, rel=0.01), lambda: f"{cell.zoom}, {fitted}")
+    until(lambda: cell.zoom == pytest.approx(whole, rel=0.01), lambda: f"{cell.zoom}, {whole}")
 
 
 def test_two_fingers_zoom(cell: Page) -> None:
@@ -282,13 +294,13 @@ def test_two_fingers_zoom(cell: Page) -> None:
 def test_the_views_show_mask_instances_and_probability(cell: Page, mode: str) -> None:
     cell.run("opacity.value = 0; opacity.dispatchEvent(new Event('input'))")
     cell.is_still()
-    box = cell.run("return [0, 0, view.width, view.height]")
-    (plain,) = cell.pixels(tuple(box))
+    box = (500, 400, 200, 100)
+    (plain,) = cell.pixels(box)
     cell.run("opacity.value = 1; opacity.dispatchEvent(new Event('input'))")
     cell.click(f"[value={mode}]")
 
     def colours() -> int:
-        (now,) = cell.pixels(tuple(box))
+        (now,) = cell.pixels(box)
         return len(np.unique(now[np.any(now != plain, axis=2)], axis=0))
 
     fewest = {"fill": 1, "instances": 1, "probability": 10}[mode]
@@ -299,7 +311,6 @@ def test_the_files_are_those_of_the_shell_and_each_click_brings_one(
     cell: Page, shell: dict[str, Path], tmp_path: Path
 ) -> None:
     files = cell.download(tmp_path / "files", *KINDS)
-    assert files["mask"].name == "cell_mitochondria.tif"
     for kind in ("mask", "instances"):
         np.testing.assert_array_equal(tifffile.imread(files[kind]), tifffile.imread(shell[kind]))
         assert tifffile.imread(files[kind]).any()
@@ -314,7 +325,7 @@ def test_the_files_are_those_of_the_shell_and_each_click_brings_one(
 def test_the_threshold_is_that_of_the_files(cell: Page, probability: np.ndarray, tmp_path: Path) -> None:
     for count, key in enumerate((Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)):
         cell.press("#threshold", key)
-        files = cell.download(tmp_path / str(count), "mask", "table")
+        files = cell.download(tmp_path / str(count), "mask", "overlay")
     threshold = float(ome.read_lineage(files["mask"])["threshold"])
     assert threshold == cell.run("return +document.getElementById('threshold').value")
     np.testing.assert_array_equal(tifffile.imread(files["mask"]), np.where(probability >= threshold, 255, 0))
@@ -331,6 +342,7 @@ def test_corrections_are_painted_undone_and_downloaded(
     until(lambda: len(cell.result["stack"]["strokes"]) == 2)
     assert cell.share() != before
     cell.drag((0, -200), (10, -190))
+    until(lambda: len(cell.result["stack"]["strokes"]) == 3)
     cell.press("#view", Keys.CONTROL + "z")
     cell.shows("2 strokes")
     until(lambda: len(cell.result["stack"]["strokes"]) == 2)
@@ -411,9 +423,8 @@ def test_an_inverted_stack_offers_to_invert(page: Page, folder: Path, tmp_path: 
     page.shows("bright_inverted.tif", "of slice 2 is mitochondria")
     until(lambda: page.result["origin"] == "inverted" and page.result["state"] == "done")
     assert "the other way round" not in page.text
-    files = page.download(tmp_path / "files", "mask")
-    low, high = int(STACK.min()), int(STACK.max())
-    assert low + high == 255, "inverted twice it is the stack that the shell saw"
+    files = page.download(tmp_path / "files", "mask", stem="bright_inverted")
+    # Inverted twice, it is the stack that the shell saw.
     np.testing.assert_array_equal(tifffile.imread(files["mask"]), tifffile.imread(shell["mask"]))
 
 
@@ -422,7 +433,8 @@ def test_a_prediction_is_cancelled_and_the_next_one_runs(page: Page, folder: Pat
     page.shows("Predicting large.tif")
     page.click("#cancel")
     page.shows("large.tif was cancelled")
-    page.click("#new")
+    page.click("#cancel")
+    page.shows("What the model knows")
     page.upload(folder / "cell.tif")
     page.shows("of slice 2 is mitochondria")
 
@@ -468,7 +480,9 @@ def test_names_are_text_and_no_markup(page: Page, folder: Path) -> None:
     assert page.browser.title != "run"
 
 
-@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}], ids=str)
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}], ids=str
+)
 def test_other_sites_change_nothing(page: Page, headers: dict[str, str]) -> None:
     assert page.ask("POST", "/api/example", **headers) == (
         403,

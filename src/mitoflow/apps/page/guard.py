@@ -20,9 +20,9 @@ HEADERS = {
 class Guard:
     """Refuses requests that other sites make a browser send.
 
-    A site that gives its own name the address of this machine (DNS rebinding) sends that name as Host, so a page that
-    listens on loopback answers to the names of loopback alone. A request of another site that changes something has
-    the name of that site as Origin.
+    A site that gives its own name the address of this machine (DNS rebinding) makes the browser send that name as
+    Host, so a page that listens on loopback answers to the names of loopback alone. A request that changes something
+    must come from the page itself.
 
     Parameters
     ----------
@@ -44,15 +44,23 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                answer = MutableHeaders(scope=message)
+                answer.update(HEADERS)
+                answer.setdefault("Cache-Control", "no-cache")
             await send(message)
 
         headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin", "")
-        is_named = not self._is_local or urlsplit(f"//{host}").hostname in LOOPBACK
-        is_own = scope["method"] in SAFE or not origin or urlsplit(origin).netloc == host
-        if is_named and is_own:
+        is_named = not self._is_local or urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK
+        if is_named and (scope["method"] in SAFE or _is_own(headers)):
             await self._app(scope, receive, send_with_headers)
             return
         refused = JSONResponse({"error": "this address is not for other sites; open the page by its own"}, 403)
         await refused(scope, receive, send_with_headers)
+
+
+def _is_own(headers: Headers) -> bool:
+    """Return whether the page itself sent a request, or a program; browsers say so where a connection is secure."""
+    if site := headers.get("sec-fetch-site"):
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return not origin or urlsplit(origin).netloc == headers.get("host")

@@ -91,7 +91,7 @@ class Result:
         self.probability: zarr.Array[Any]
         self.description: ome.Description
         self._greys: dict[int, tuple[float, float]] = {}
-        self._writing = threading.Lock()
+        self._writing: dict[Path, threading.Lock] = {}
         self.input.mkdir(parents=True)
 
     @property
@@ -133,7 +133,8 @@ class Result:
     def status(self) -> dict[str, Any]:
         """Return what a browser shows of it, as JSON can hold it."""
         done = self.voxels_done / self.voxels if self.voxels_done else 0
-        left = (time.monotonic() - self.began) * (1 / done - 1) if done and self.state == "predicting" else None
+        took = time.monotonic() - self.began
+        left = took * (1 / done - 1) if done and took > 1 and self.state == "predicting" else None
         return {
             "key": self.key,
             "name": self.name,
@@ -212,7 +213,7 @@ class Result:
         version = self.folder / "versions" / files.short_digest([repr(mask.threshold), strokes])
         is_counted = kind in ("instances", "table", "totals")
         folder = version / ("counted" if is_counted else "mask")
-        stem = f"{Path(self.name).stem}_{'corrected' if strokes else 'mitochondria'}"
+        stem = f"{Path(self.name).stem.removesuffix('.ome')}_{'corrected' if strokes else 'mitochondria'}"
         request = Request(
             str(self.source),
             folder / f"{stem}.tif",
@@ -223,7 +224,7 @@ class Result:
         )
         made = {**request.images, "overlay": request.overlay, "table": request.table, **request.tables}
         path = made[kind] or request.output
-        with self._writing:
+        with self._writing.setdefault(folder, threading.Lock()):  # masks don't wait for instances
             if not path.exists():
                 self._forget_versions(version.parent)
                 folder.mkdir(parents=True, exist_ok=True)

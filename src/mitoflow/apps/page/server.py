@@ -47,10 +47,8 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 
     Parameters
     ----------
-    wanted
-        See `mitoflow.tracking.model_lookup.find`.
-    host, port
-        Where to listen.
+    wanted, host, port
+        See `mitoflow.apps.serving.serve`.
     largest
         Bytes of an upload.
 
@@ -128,7 +126,7 @@ class Page:
 
     async def index(self, _: Request) -> Response:
         """Return the page itself, as HTML."""
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(STATIC / "index.html")
 
     async def health(self, _: Request) -> Response:
         """Say that the server answers."""
@@ -175,7 +173,8 @@ class Page:
             raise HTTPException(409, "this file was not expected; choose the files anew")
         expected = result.uploads[number]
         await _save(request, result.input / expected.name, expected.size)
-        if sum(1 for _ in result.input.glob("[!.]*")) == len(result.uploads):
+        is_complete = sum(1 for _ in result.input.glob("[!.]*")) == len(result.uploads)
+        if is_complete and result.state == "uploading":  # it may have been cancelled meanwhile
             self._worker.predict(result)
         return JSONResponse(result.status())
 

@@ -85,12 +85,14 @@ class Shelf:
         names = [each.name for each in uploads]
         if not 0 < len(uploads) <= MOST_FILES:
             raise InputError(name, f"{len(uploads)} files", f"1 to {MOST_FILES}", "choose them anew")
-        for each in names:
-            if Path(each).name != each or each.startswith(".") or len(each.encode(errors="replace")) > LONGEST_NAME:
+        for each in (name, *names):
+            is_plain = Path(each).name == each and not each.startswith(".") and each.isprintable()
+            if not is_plain or len(each.encode()) > LONGEST_NAME:
                 raise InputError(each, "no plain name", f"one of up to {LONGEST_NAME} bytes", "rename the file")
+        for each in names:
             if Path(each).suffix.lower() not in ENDINGS:
-                expected = "a TIFF, PNG, MRC or HDF5"
-                raise InputError(each, f"the ending {Path(each).suffix or 'of none'}", expected, "save it as TIFF")
+                found = f"the ending {Path(each).suffix or 'of none'}"
+                raise InputError(each, found, "a TIFF, PNG, MRC or HDF5", "save it as TIFF")
         if doubled := {each for each in names if names.count(each) > 1}:
             raise InputError(min(doubled), "two files of that name", "a name for each", "rename one of them")
         if (size := sum(each.size for each in uploads)) > self._largest:

@@ -113,11 +113,13 @@ def _open(result: Result) -> Volume:
 
 
 def _write_inverted(volume: Volume, result: Result) -> None:
-    """Write a copy whose grey values are the other way round, within the range that they have."""
+    """Write a copy with grey values the other way round: within 8 bits, and else within the range that they have."""
     depth, height, width = volume.shape
     whole = (0, height, 0, width)
-    ends = [(plane.min(), plane.max()) for plane in (volume.read(z, whole) for z in range(depth))]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    low, high = np.uint8(0), np.uint8(255)
+    if volume.dtype != np.uint8:
+        ends = [(plane.min(), plane.max()) for plane in (volume.read(z, whole) for z in range(depth))]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
     shape = volume.shape[-len(volume.axes) :]
     inverted = ome.create_multiscale(result.source, shape, volume.dtype, 1)
     for z in range(depth):

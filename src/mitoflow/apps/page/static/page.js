@@ -20,6 +20,7 @@ const FILES = {
 const stacks = new Map(); // by key: what the server says, and what is shown of it
 let current = null; // the key of the stack that is shown; null on the first screen
 let saving = Promise.resolve(); // strokes reach the server in their order
+let unsaved = 0; // strokes, and those taken back, that are on their way to it
 let measuring = 0;
 
 const viewer = new Viewer(byId("view"), {
@@ -179,6 +180,7 @@ function showNotes({ stack, notes, origin }) {
   for (const note of notes.filter((each) => !stack.judgement || !each.includes(stack.judgement))) {
     section.append(element("p", note.replace(/^(note|warning): /, ""), { className: note.startsWith("warning") ? "warning" : "faint" }));
   }
+  section.append(element("button", "Remove this stack from the page", { type: "button", id: "remove", onclick: forget }));
 }
 
 function setControls({ tiles, result }) {
@@ -248,7 +250,17 @@ function showDownloads() {
   const isCorrected = tiles.strokes.length > 0;
   const link = (kind, text, query) => {
     const address = `/api/results/${tiles.key}/files/${kind}?${query}`;
-    return element("a", text, { href: address, download: "", id: `${kind}${query.includes("corrected") ? "-corrected" : ""}`, onclick: () => tell(look(address, text)) });
+    const id = `${kind}${query.includes("corrected") ? "-corrected" : ""}`;
+    const made = element("a", text, { href: address, download: "", id });
+    made.onclick = (event) => {
+      if (unsaved) { // the file is that of the mask on the screen
+        event.preventDefault();
+        saving.then(() => made.click());
+      } else {
+        tell(look(address, text));
+      }
+    };
+    return made;
   };
   const plain = `threshold=${tiles.threshold}`;
   const section = byId("downloads");
@@ -289,7 +301,8 @@ function showStrokes() {
 function save(change, undone = []) {
   const stack = shown();
   stack.undone = undone;
-  saving = saving.then(change).catch(fail);
+  unsaved++;
+  saving = saving.then(change).catch(fail).finally(() => unsaved--);
   showStrokes();
   viewer.draw();
   measure();
@@ -366,8 +379,7 @@ function connect() {
 function cancel() {
   const stack = shown();
   if (!UNFINISHED.includes(stack.result.state)) {
-    stacks.delete(current);
-    show(null);
+    forget();
     return;
   }
   stack.upload?.abort.abort();
@@ -375,6 +387,13 @@ function cancel() {
     stack.result = result;
     update();
   }));
+}
+
+// Removes the stack and all that was made of it, here and on the server.
+function forget() {
+  tell(ask("DELETE", path()));
+  stacks.delete(current);
+  show(null);
 }
 
 function setMode(mode) {
