@@ -101,3 +101,16 @@ def test_what_cannot_be_compared_is_one_line(sheet: Path, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=line):
             compare_groups(sheet, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_only_an_earlier_comparison_is_replaced(sheet: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "out"
+    compare_groups(sheet, output)
+    compare_groups(sheet, output, overwrite=True)
+    before = {each: (output / each).read_bytes() for each in OUTPUTS}
+    foreign = "condition,animal\nmine,1\n" if name.endswith(".csv") else "a picture"
+    (output / name).write_text(foreign)
+    with pytest.raises(InputError, match=f"{name}: found something that mitoflow did not write"):
+        compare_groups(sheet, output, overwrite=True)
+    assert {each: (output / each).read_bytes() for each in OUTPUTS} == before | {name: foreign.encode()}

@@ -167,7 +167,7 @@ def measure(labels: str, table: Path | None, voxel_size: str | None, **options: 
 @click.command()
 @click.argument("sheet", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier comparison wrote there.")
 def groups(sheet: Path, output: Path, overwrite: bool) -> None:
     """Compare conditions by tables of mitochondria.
 

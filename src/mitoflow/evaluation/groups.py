@@ -24,9 +24,12 @@ from mitoflow.core import files
 from mitoflow.errors import InputError
 from mitoflow.inference.morphometry import SLICE_MEASURES, VOLUME_MEASURES, median, written
 from mitoflow.inference.outputs import refuse_existing
+from mitoflow.inference.request import refuse_foreign
+from mitoflow.io import png
 
 SHEET_COLUMNS = ("table", "condition", "animal")
 OUTPUTS = ("mitochondria.csv", "animals.csv", "comparison.csv", "groups.png")
+FIRST_COLUMNS = {"mitochondria.csv": "condition,animal,table,", "animals.csv": "condition,animal,mitochondria,whole,"}
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,20 @@ def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> lis
     output
         A folder for `OUTPUTS`.
     overwrite
-        Whether files that exist are replaced.
+        Whether files that an earlier comparison wrote are replaced.
 
     Raises
     ------
     InputError
-        A file is missing or is no such table, tables of slices and of stacks are mixed, or an output exists.
+        A file is missing or is no such table, tables of slices and of stacks are mixed, or an output exists: with
+        `overwrite`, and mitoflow did not write it.
     """
     animals, measures = _read(sheet)
     output.mkdir(exist_ok=True)
     paths = [output / name for name in OUTPUTS]
-    if not overwrite:
+    if overwrite:
+        refuse_foreign(paths, _is_output)
+    else:
         refuse_existing(output, paths)
     names = list(dict.fromkeys(name for animal in animals for row in animal.rows for name in row))
     rows = (
@@ -127,6 +133,16 @@ def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> lis
     files.write_csv(paths[2], [field.name for field in fields(Difference)], lines)
     _draw(paths[3], animals, measures)
     return differences
+
+
+def _is_output(path: Path) -> bool:
+    """Return whether a CSV is one that `compare_groups` wrote under that name."""
+    known = FIRST_COLUMNS.get(path.name, ",".join(field.name for field in fields(Difference)))
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return stream.read(len(known)) == known
+    except (OSError, ValueError):
+        return False
 
 
 def _read(sheet: Path) -> tuple[list[Animal], tuple[str, ...]]:
@@ -207,7 +223,7 @@ def _draw(path: Path, animals: Sequence[Animal], measures: Sequence[str]) -> Non
     for panel in panels[len(measures) :]:
         panel.set_visible(False)
     with files.replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=150)
+        figure.savefig(beside, format="png", dpi=150, metadata=dict([png.OVERLAY]))  # it is never taken for a slice
 
 
 def _draw_measure(panel: Axes, animals: Sequence[Animal], measure: str) -> None:

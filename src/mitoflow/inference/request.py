@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -151,9 +151,12 @@ class Request:
             outputs.refuse_existing(self.output, self.outputs)
 
 
-def refuse_foreign(paths: Iterable[Path]) -> None:
-    """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself."""
-    known = {".csv": morphometry.is_table, ".png": png.is_overlay}
+def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = morphometry.is_table) -> None:
+    """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself.
+
+    `is_table` says whether a CSV is an earlier output.
+    """
+    known = {".csv": is_table, ".png": png.is_overlay}
     for path in paths:
         found = "something that mitoflow did not write"
         if path.exists() and known.get(path.suffix.lower(), ome.has_lineage)(path):

@@ -23,7 +23,7 @@ OTHERS = {2: "colours", 4: "grey values with alpha", 6: "colours with alpha"}
 LARGEST_RATIO = 1032  # bytes of pixels for each byte of the file, which is what zlib reaches
 REMEDY = "save it as 8- or 16-bit greyscale"
 CHECKSUM = 4  # bytes after each chunk
-OVERLAY = ("Software", "mitoflow")  # the text in a PNG of contours that mitoflow drew
+OVERLAY = ("Software", "mitoflow")  # the text in a picture that mitoflow drew for a person
 
 
 def is_png(path: Path) -> bool:
@@ -40,7 +40,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def is_overlay(path: Path) -> bool:
-    """Return whether a file is a PNG of contours, which `mitoflow.inference.overlay` drew."""
+    """Return whether a file is a PNG that mitoflow drew for a person, such as the contours over slices."""
     if not is_png(path):
         return False
     try:
