@@ -1,4 +1,4 @@
-"""Parts that several tests use."""
+"""Parts that several tests use; they load no Keras, because every test does with `tests.services`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-
-import keras
-import numpy as np
-
-from mitoflow.inference.predictor import Predictor
-from mitoflow.inference.settings import Settings
-from mitoflow.models import unet
 
 ROOT = Path(__file__).parents[1]
 #: Of processes that tests start: they know the tests, too, and leave cores to each other.
@@ -29,20 +21,6 @@ ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
 }
 PATIENCE = 120  # seconds; two workers share the machine
-
-
-def write_model(folder: Path, settings: Settings, images: np.ndarray) -> None:
-    """Write a tiny untrained U-Net in float32 and its settings into a folder, which becomes a project.
-
-    Noise predicts as noise: the threshold lies where half of the images (Z, Y, X) is mitochondrion.
-    """
-    (folder / "params.yaml").write_text("{}\n")
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("float32")
-    network = unet.build_unet(depth=1, base_width=2, channels=2 * settings.context + 1)
-    unet.save_model(network, folder / "unet.keras")
-    middle = float(np.median(Predictor(network, settings).probabilities(images)))
-    replace(settings, threshold=middle).write(folder / "inference.yaml")
 
 
 def free_port() -> int:

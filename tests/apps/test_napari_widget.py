@@ -30,7 +30,7 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
 SIZE = {

@@ -26,7 +26,8 @@ from mitoflow.core.process import GRACE
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
-from tests.parts import free_port, until, write_model
+from tests.parts import free_port, until
+from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.e2e
 

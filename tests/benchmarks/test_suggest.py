@@ -13,7 +13,7 @@ from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.phantom import make_phantom
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 NETWORK = ["train.depth=1", "train.base_width=2", "train.context=0", "train.precision=float32", "evaluate.tile=256"]
 SHORT = ["train.epochs=1", "train.patches_per_epoch=4", "train.batch_size=4"]

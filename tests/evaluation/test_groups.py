@@ -103,14 +103,15 @@ def test_what_cannot_be_compared_is_one_line(sheet: Path, tmp_path: Path) -> Non
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_only_an_earlier_comparison_is_replaced(sheet: Path, tmp_path: Path, name: str) -> None:
+def test_only_an_earlier_comparison_is_replaced(sheet: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     compare_groups(sheet, output)
     compare_groups(sheet, output, overwrite=True)
-    before = {each: (output / each).read_bytes() for each in OUTPUTS}
-    foreign = "condition,animal\nmine,1\n" if name.endswith(".csv") else "a picture"
-    (output / name).write_text(foreign)
-    with pytest.raises(InputError, match=f"{name}: found something that mitoflow did not write"):
-        compare_groups(sheet, output, overwrite=True)
-    assert {each: (output / each).read_bytes() for each in OUTPUTS} == before | {name: foreign.encode()}
+    before = {name: (output / name).read_bytes() for name in OUTPUTS}
+    for name in OUTPUTS:
+        foreign = b"condition,animal\nmine,1\n" if name.endswith(".csv") else b"a picture"
+        (output / name).write_bytes(foreign)
+        with pytest.raises(InputError, match=f"{name}: found something that mitoflow did not write"):
+            compare_groups(sheet, output, overwrite=True)
+        assert {each: (output / each).read_bytes() for each in OUTPUTS} == before | {name: foreign}
+        (output / name).write_bytes(before[name])

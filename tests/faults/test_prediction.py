@@ -24,7 +24,8 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
-from tests.parts import ENVIRONMENT, write_model
+from tests.parts import ENVIRONMENT
+from tests.tiny_model import write_model
 
 from .injection import LONG, fault
 from .namespace import MOUNTS, disk

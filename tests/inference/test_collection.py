@@ -20,7 +20,7 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.io.test_mrc import write as write_mrc
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, normalization="percentiles")
 SLICE = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)

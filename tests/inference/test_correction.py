@@ -19,7 +19,7 @@ from mitoflow.inference.correction import stem_of
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.io.spacing import read_tiff_spacing
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=256, overlap=16, threshold=0.5)
 SIZE = {"PhysicalSizeX": 4.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 5.0, "PhysicalSizeYUnit": "nm"}

@@ -24,7 +24,8 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
-from tests.parts import ENVIRONMENT, scheduling, started, until, write_model
+from tests.parts import ENVIRONMENT, scheduling, started, until
+from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (100, 64, 72), np.uint8)

@@ -22,7 +22,7 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, tiff
 from mitoflow.tracking import model_lookup
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.slow
 

@@ -39,8 +39,8 @@ from mitoflow.io import ome
 from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
 from tests.io.test_volumes import write_zarr
-from tests.parts import write_model
 from tests.services import HTTPFolder, open_in_imagej
+from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)

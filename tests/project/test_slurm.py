@@ -15,8 +15,9 @@ import tifffile
 
 from mitoflow.inference.settings import Settings
 from mitoflow.tuning import optuna_study
-from tests.parts import ENVIRONMENT, ROOT, until, write_model
+from tests.parts import ENVIRONMENT, ROOT, until
 from tests.studies import opened, score, search
+from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.e2e
 

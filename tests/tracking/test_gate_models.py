@@ -19,7 +19,7 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.tracking.gate import Gate, NonInferiorityDataset
-from tests.parts import write_model
+from tests.tiny_model import write_model
 from tests.tracking.test_gate import AFTER, BEFORE, contender
 
 pytestmark = pytest.mark.slow

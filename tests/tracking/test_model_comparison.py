@@ -30,7 +30,7 @@ from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.tracking import model_comparison, registration, registry, runs, store
 from mitoflow.tracking.model_comparison import compare
-from tests.parts import write_model
+from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.slow
 

@@ -36,8 +36,9 @@ from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from tests.data.test_fingerprint import draw
-from tests.parts import free_port, until, write_model
+from tests.parts import free_port, until
 from tests.services import open_in_imagej
+from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.e2e
 
