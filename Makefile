@@ -51,6 +51,12 @@ test: $(VENV)/installed-test  ## run lint, types, import contracts and all tests
 test-fast: $(VENV)/installed-test  ## run the tests that are neither slow nor end-to-end, in under two minutes
 	python -m pytest -m "not slow and not e2e"
 
+.PHONY: test-numpy2
+test-numpy2:  ## run the tests of images, training and prediction with numpy 2, in .venv-numpy2 (needs uv)
+	uv venv --quiet --clear --python $(FOUND) .venv-numpy2
+	uv pip install --quiet --python .venv-numpy2 --override tests/numpy2.txt -e '.[test]'
+	.venv-numpy2/bin/python -m pytest tests/io tests/data tests/models tests/training tests/inference
+
 .PHONY: docs
 docs: $(VENV)/installed-test  ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict

@@ -102,7 +102,7 @@ def _upper_byte(mask: Array) -> Array:
     """Return values up to 255 as they are, and larger ones as 255 and their upper byte: 256 to 510."""
     if mask.dtype == np.uint8:
         return mask
-    return np.where(mask > BYTE, BYTE + (np.minimum(mask, WORD).astype(np.int64) >> 8), mask).astype(np.uint16)
+    return np.where(mask > BYTE, BYTE + np.minimum((mask >> 8).astype(np.int64), BYTE), mask).astype(np.uint16)
 
 
 def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:

@@ -7,6 +7,7 @@ before that: the size is in the header of most formats, and the others are unpac
 from __future__ import annotations
 
 import bz2
+import json
 import math
 import struct
 import zlib
@@ -25,6 +26,7 @@ OVERHEAD = 2**10  # bytes that data which cannot be compressed may grow by, besi
 CHECKSUM = 4  # bytes that may follow the packed data
 NO_CHUNK = 2**64 - 1  # in the index of a shard
 METADATA = ("zarr.json", ".zarray", ".zattrs")
+LENGTHS = {"shape", "chunks", "chunk_shape"}  # keys of metadata
 #: Codecs whose output has the size of their input, but for a checksum.
 KEEP_SIZE = {"bytes", "transpose", "shuffle", "delta", "bitround", "quantize"}
 KEEP_SIZE |= {"crc32c", "crc32", "adler32", "fletcher32"}
@@ -109,9 +111,12 @@ class BoundedStore(WrapperStore[Store]):
         Raises
         ------
         ValueError
-            A chunk in it unpacks to too many bytes, or is missing.
+            A chunk in it unpacks to too many bytes, or is missing. Metadata have true or false for a length, which Zarr
+            takes for 1 or 0.
         """
         found = await super().get(key, prototype, byte_range)
+        if found is not None and key.endswith(METADATA):
+            json.loads(found.to_bytes(), object_pairs_hook=_require_lengths)
         if found is None and self.is_whole and not key.endswith(METADATA):
             raise ValueError(f"{key} is missing, which `predict --fill-missing` takes for empty")
         if found is None or not self.packing or key.endswith(METADATA):
@@ -137,13 +142,11 @@ def open_bounded(folder: Store, zarr_format: Literal[2, 3] | None, *, is_whole: 
     Raises
     ------
     ValueError
-        A length is true or false, which Zarr takes for 1 or 0. Its chunks have no voxels, are far larger than the array
-        or than any of use, or are packed in a way that is not known to keep to a size.
+        A length is no number. Its chunks have no voxels, are far larger than the array or than any of use, or are
+        packed in a way that is not known to keep to a size.
     """
     store = BoundedStore(folder)
     array: zarr.Array[Any] = zarr.open_array(store, mode="r", zarr_format=zarr_format)
-    if any(isinstance(length, bool) for length in (*array.shape, *array.chunks, *(array.shards or ()))):
-        raise ValueError(f"chunks of {array.chunks} for an array of {array.shape}, where a length is no number")
     store.is_whole = is_whole
     size, item = math.prod(array.chunks), array.dtype.itemsize
     store.most = size * item
@@ -158,6 +161,14 @@ def open_bounded(folder: Store, zarr_format: Literal[2, 3] | None, *, is_whole: 
         raise ValueError(f"the codecs {', '.join(codecs)}, of which at most one of {', '.join(UNPACKED)} may be")
     store.packing = "".join(packed)
     return array
+
+
+def _require_lengths(described: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raise `ValueError` where a part of metadata has true or false for a length."""
+    for key, value in described:
+        if key in LENGTHS and isinstance(value, list) and any(isinstance(length, bool) for length in value):
+            raise ValueError(f"{key} {value}, where a length is no number")
+    return dict(described)
 
 
 def _index(shards: Mapping[str, Any], parts: int) -> slice:
