@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 CODE = "from mitoflow.core.progress import progress_bar\nfor _ in progress_bar(range(3), desc='predict'): pass"
 
 
@@ -24,6 +26,7 @@ def test_a_log_has_no_lines_about_short_work() -> None:
     assert in_a_log(CODE) == []
 
 
+@pytest.mark.slow
 def test_a_log_gets_a_line_now_and_then() -> None:
     lines = in_a_log(f"from mitoflow.core import progress; import time\nprogress.INTERVAL = 0.2\n{SLOW}")
     assert 4 <= len(lines) <= 14  # two seconds, and more on a busy machine

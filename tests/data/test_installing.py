@@ -487,6 +487,7 @@ def test_a_slice_in_both_parts_names_the_options(project: Path, lab: Path) -> No
         own(lab, test_images=[f"{lab}/em"], test_masks=[f"{lab}/mito"])
 
 
+@pytest.mark.slow
 def test_no_write_permission_is_one_line(project: Path, lab: Path) -> None:
     project.chmod(0o555)
     powerless = ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else []
@@ -513,6 +514,7 @@ def test_the_phantom_leaves_the_committed_parameters(project: Path) -> None:
     assert Path("data.dvc").exists()
 
 
+@pytest.mark.slow
 def test_if_missing_leaves_any_data_alone(project: Path, lab: Path) -> None:
     own(lab)
     before = contents(project)
@@ -520,6 +522,7 @@ def test_if_missing_leaves_any_data_alone(project: Path, lab: Path) -> None:
     assert contents(project) == before
 
 
+@pytest.mark.slow
 def test_if_missing_does_not_swap_datasets(project: Path, lab: Path) -> None:
     own(lab, name="liver")
     shutil.rmtree("data")

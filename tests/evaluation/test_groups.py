@@ -41,6 +41,7 @@ def sheet(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_conditions_are_compared_by_the_medians_of_their_animals(sheet: Path, tmp_path: Path) -> None:
     assert Instances().smallest_um3 < 0.064
     differences = {each.measure: each for each in compare_groups(sheet, tmp_path / "out")}
@@ -103,6 +104,7 @@ def test_what_cannot_be_compared_is_one_line(sheet: Path, tmp_path: Path) -> Non
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_only_an_earlier_comparison_is_replaced(sheet: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     compare_groups(sheet, output)

@@ -469,6 +469,7 @@ def test_images_unlike_those_of_training_are_told(say: Say) -> None:
     assert err.startswith("warning: dark.tif looks unlike the training images: it is darker: a mean grey of 0.12")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sets", "drawn"), [("phantom", True), ("phantoms+phantom", True), ("phantom+epfl", False)])
 def test_a_model_of_drawn_images_says_so_first(say: Say, sets: str, drawn: bool) -> None:
     shutil.copytree("model", "pretrained/own")

@@ -47,6 +47,7 @@ def test_a_tiff_above_4_gb_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(file.asarray(), VOXELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("voxels", "size", "seen"),
     [

@@ -14,6 +14,7 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.tracking import inputs, runs, store
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_training_and_validation(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

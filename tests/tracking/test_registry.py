@@ -295,6 +295,7 @@ def test_origin(checkout: Path) -> None:
         registry.origin("absent.keras")
 
 
+@pytest.mark.slow
 def test_each_of_several_sets_has_its_score_and_its_data(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

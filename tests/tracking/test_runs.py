@@ -191,6 +191,7 @@ def test_sync_leaves_a_living_run_alone(checkout: Path) -> None:
     assert runs.sync().live == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_run_of_its_own_below_its_training(checkout: Path) -> None:
     model = checkout / "unet.keras"
     model.write_bytes(b"weights")
@@ -510,6 +511,7 @@ events.close()
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_journal_is_removed_leaves_a_whole_one_or_none(checkout: Path) -> None:
     Path("file").write_text("a curve")
     for before in range(20):  # changes of the disk before the kill
