@@ -23,6 +23,7 @@ def test_the_server_dies_during_training(
     fresh: Project, finished_project: Path, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     password = secrets.token_urlsafe(18)
+    (fresh.folder / "mlflow.db").unlink()  # the store of the project as it was made
     with TrackingServer(postgresql.create("pipeline"), password) as server:
         who = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_USERNAME": "admin"}
         who["MLFLOW_TRACKING_PASSWORD"] = password

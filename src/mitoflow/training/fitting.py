@@ -162,9 +162,10 @@ def _compile(model: keras.Model, recipe: Recipe, loss: keras.losses.Loss, steps:
     model.optimizer.build(model.trainable_variables)
     # Loss and metrics are built here. With other backends than TensorFlow `fit` would draw a batch for that, and serve
     # in the first epoch what threads have made by then, which may be batches of another one.
-    nothing = np.zeros((1, 1, 1, 1), np.float32)
-    model.compute_loss(y=nothing, y_pred=nothing)
-    model.compute_metrics(None, nothing, nothing)
+    side = 1 << recipe.depth
+    masks, predicted = (np.zeros((1, side, side, channels), np.float32) for channels in (1, model.output_shape[-1]))
+    model.compute_loss(y=masks, y_pred=predicted)
+    model.compute_metrics(None, masks, predicted)
     model.reset_metrics()
 
 
