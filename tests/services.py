@@ -246,7 +246,7 @@ class ObjectStore(Service):
     def command(self) -> Sequence[str | Path]:
         keys = f"{self.credentials['AWS_ACCESS_KEY_ID']},{self.credentials['AWS_SECRET_ACCESS_KEY']}"
         where = ["--addr", f"127.0.0.1:{self.port}", "--auth-key", keys, "--config", "/dev/null"]
-        # A test writes files beside it, so it must look again soon; with 0 it does nothing but that, and may never answer.
+        # A test writes files beside it, so it must look again soon; with 0 it does little else, and may never answer.
         where += ["--dir-cache-time", "10ms"]
         return [Path(sys.executable).parent / "rclone", "serve", "s3", *where, self.folder / "objects"]
 

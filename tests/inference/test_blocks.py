@@ -36,6 +36,7 @@ def holds(region, voxel) -> bool:
     return all(s.start <= at < s.stop for s, at in zip(region, voxel, strict=True))
 
 
+@pytest.mark.slow
 @given(grids, st.data())
 def test_overlaps_are_the_parts_of_a_region_each_in_its_block(grid, data):
     ends = [sorted(data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2))) for n in grid.shape]

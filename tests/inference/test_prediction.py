@@ -25,10 +25,8 @@ from scipy import ndimage
 
 from mitoflow import cli
 from mitoflow.config.params import Instances
-from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
 from mitoflow.errors import InputError
-from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, prediction
 from mitoflow.inference.jobs import Part
 from mitoflow.inference.predictor import Predictor
@@ -40,7 +38,7 @@ from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
 from tests.io.test_volumes import write_zarr
 from tests.services import HTTPFolder, open_in_imagej
-from tests.tiny_model import write_model
+from tests.tiny_model import ship_model, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -473,11 +471,7 @@ def test_images_unlike_those_of_training_are_told(say: Say) -> None:
 @pytest.mark.parametrize(("sets", "drawn"), [("phantom", True), ("phantoms+phantom", True), ("phantom+epfl", False)])
 def test_a_model_of_drawn_images_says_so_first(say: Say, sets: str, drawn: bool) -> None:
     shutil.copytree("model", "pretrained/own")
-    lineage = {"data": {}, "code": {}, "dataset": {}, "params": {"data.name": sets}}
-    files.write_yaml(Path("pretrained/own/lineage.yaml"), lineage)
-    digest = provenance.file_sha256(Path("model/unet.keras"))
-    evaluation = Evaluation(digest, "a" * 64, ["cell"], [[1, 0, 0, 1]], block=1, resamples=1, seed=1)
-    evaluation.write(Path("pretrained/own/evaluation.json"))
+    ship_model(Path("pretrained/own"), sets)
     code, _, err = say("cell.ome.tif", "mask.tif", "--model", "pretrained:own")
     assert code == 0
     first = f"warning: pretrained:own WAS TRAINED ON DRAWN IMAGES ALONE ({sets}), NOT ON REAL TISSUE."

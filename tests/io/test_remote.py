@@ -44,6 +44,7 @@ def bucket(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Path:
     return store.folder / "objects" / store.bucket
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [2, 3])
 def test_blocks_are_read_over_http_as_they_are_needed(served: HTTPFolder, version: int) -> None:
     write_zarr(served.folder / "s.zarr", STACK, version=version)

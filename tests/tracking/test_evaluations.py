@@ -19,6 +19,8 @@ from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import model_comparison, registration, registry, runs, store
 
+pytestmark = pytest.mark.slow
+
 PICTURE = io.BytesIO()
 Image.fromarray(np.zeros((8, 12, 3), np.uint8), "RGB").save(PICTURE, "PNG")
 MODEL, SETTINGS = Path("unet.keras"), Path("inference.yaml")

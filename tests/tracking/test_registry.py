@@ -393,6 +393,7 @@ print(json.dumps([sys.modules["mitoflow"].__file__, model.predict(numpy.zeros((1
     assert shape == [1, 9, 9]
 
 
+@pytest.mark.slow
 def test_the_requirements_of_the_model_are_what_inference_imports() -> None:
     graph = grimp.build_graph("mitoflow", include_external_packages=True, exclude_type_checking_imports=True)
     imported = graph.find_upstream_modules("mitoflow.tracking.pyfunc")

@@ -12,8 +12,6 @@ import asyncio
 import json
 import logging
 import math
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -24,20 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from mitoflow import __version__
-from mitoflow.core import process
+from mitoflow.apps import http_server
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request as PredictionRequest
 from mitoflow.inference.settings import Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff, volumes
-from mitoflow.tracking import model_lookup
 
 TIFF, JSON = "image/tiff", "application/json"
 SEND = "send images as they are stored"
@@ -45,42 +41,29 @@ LONGEST = 500  # characters of an error
 REQUESTS = 16  # that are held at the same time: one is predicted, the others arrive or wait
 TOGETHER = 4  # times the largest request: bytes of the bodies that are held at the same time
 RETRY_AFTER = "10"  # seconds
-STALLED = 30  # seconds that a body may stall
-SLOWEST = 2**18  # bytes per second: a body as a whole may take as long as that, and `STALLED`
-CLOSING = 5  # of the seconds of grace after SIGTERM, for what is cut off to end
+SLOWEST = 2**18  # bytes per second: a body as a whole may take as long as that, and `http_server.STALLED`
 
 _log = logging.getLogger("uvicorn.error")
 
 
 def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
-    """Serve a model until the process is interrupted.
+    """Serve a model; see `http_server.load_model` and `http_server.run`.
 
     Parameters
     ----------
     wanted
-        See `mitoflow.tracking.model_lookup.find`.
+        The model.
     host, port
         Where to listen.
     largest
         Bytes of the largest request, and pixels of the largest stack.
-
-    Raises
-    ------
-    InputError
-        There is no such model.
     """
-    model = model_lookup.find(wanted)
-    if model.warning:
-        print(model.warning, file=sys.stderr)
-    app = build(model, largest)
-    # When uvicorn has ended it sends itself the signal that it got.
-    signal.signal(signal.SIGTERM, process.ending_within(CLOSING))
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=process.GRACE - CLOSING)
+    http_server.run(build(http_server.load_model(wanted), largest), host, port)
 
 
 def build(model: TrainedModel, largest: int) -> FastAPI:
     """Return the server of a model; see `serve`."""
-    settings = model.predictor.settings  # a broken model ends the command, not the first request
+    settings = model.predictor.settings
     app = FastAPI(title="mitoflow", version=__version__, description=f"Masks of mitochondria by {model.name}.")
     described = {"requestBody": {"required": True, "content": _bodies(settings)}}
     answer = Invocations(model, largest).answer
@@ -254,7 +237,7 @@ def _media_type(request: Request) -> str:
 async def _body(request: Request, length: int) -> bytes:
     """Return the body, unless it comes more slowly than any network that is of use."""
     try:
-        async with asyncio.timeout(STALLED + length / SLOWEST):
+        async with asyncio.timeout(http_server.STALLED + length / SLOWEST):
             return await request.body()
     except TimeoutError:
         message = f"the body of {length} bytes did not come in time; send it again"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
 import tempfile
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,57 +19,40 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mitoflow import __version__
+from mitoflow.apps import http_server
 from mitoflow.apps.page import about, tiles
 from mitoflow.apps.page.guard import Guard
 from mitoflow.apps.page.results import Kind, Layer, Mask, Result, Upload
 from mitoflow.apps.page.shelf import ENDINGS, BusyError, GoneError, Shelf
 from mitoflow.apps.page.strokes import Stroke
 from mitoflow.apps.page.worker import Worker
-from mitoflow.core import process
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import spacing
-from mitoflow.tracking import model_lookup
 
 STATIC = Path(__file__).parent / "static"
 LARGEST_JSON = 2**20  # bytes of a request that is no file
-STALLED = 30  # seconds that an upload may stall
-CLOSING = 5  # of the seconds of grace after SIGTERM, for what is cut off to end
 MOST_STROKES = 10_000
 TYPES = {".tif": "image/tiff", ".csv": "text/csv; charset=utf-8", ".png": "image/png"}
 
 
 def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
-    """Serve the page until the process is interrupted; what it kept is removed then.
+    """Serve the page; see `http_server.load_model` and `http_server.run`. What it kept is removed at the end.
 
     Parameters
     ----------
-    wanted, host, port
-        See `mitoflow.apps.serving.serve`.
+    wanted
+        The model.
+    host, port
+        Where to listen.
     largest
         Bytes of an upload.
-
-    Raises
-    ------
-    InputError
-        There is no such model.
     """
-    model = model_lookup.find(wanted)
-    if model.warning:
-        print(model.warning, file=sys.stderr)
-    assert model.predictor, "a wrong model ends the command, not the first upload"
-    # When uvicorn has ended it sends itself the signal that it got.
-    signal.signal(signal.SIGTERM, process.ending_within(CLOSING))
+    model = http_server.load_model(wanted)
     with tempfile.TemporaryDirectory(prefix="mitoflow-", ignore_cleanup_errors=True) as folder:
         shelf, worker = Shelf(Path(folder), largest), Worker(model)
         try:
-            uvicorn.run(
-                build(model, shelf, worker, host),
-                host=host,
-                port=port,
-                timeout_graceful_shutdown=process.GRACE - CLOSING,
-                access_log=False,
-            )
+            http_server.run(build(model, shelf, worker, host), host, port, access_log=False)
         finally:
             worker.close()
             for result in shelf:
@@ -279,7 +259,7 @@ async def _save(request: Request, path: Path, size: int) -> None:
     try:
         with beside.open("wb") as file:
             while True:
-                async with asyncio.timeout(STALLED):
+                async with asyncio.timeout(http_server.STALLED):
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     break
