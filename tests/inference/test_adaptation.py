@@ -92,3 +92,21 @@ def test_a_model_without_calibration_leaves_the_scale_and_says_nothing(model: Tr
     _, notes, lineage = predicted(model, tmp_path, 4 * RADIUS)
     assert not any("expected Dice" in note or "predicted at" in note for note in notes)
     assert {"scale", "judgement"}.isdisjoint(lineage)
+
+
+def test_the_search_for_the_scale_can_be_stopped(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    tifffile.imwrite(tmp_path / "disks.tif", disks(RADIUS, (2, SIDE, SIDE)))
+    before, asked = set(tmp_path.iterdir()), []
+
+    def stop_at_the_second_scale(voxels: int) -> None:
+        asked.append(voxels)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict(
+            Request(str(tmp_path / "disks.tif"), tmp_path / "mask.tif"), model, lambda _: None, stop_at_the_second_scale
+        )
+    assert asked == [0, 0]
+    assert set(tmp_path.iterdir()) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -96,12 +96,20 @@ class Adaptation:
     agreement: Agreement | None = None
 
 
-def adapt(volume: Volume, request: Request, model: TrainedModel, notify: Notify) -> Adaptation:
+def adapt(
+    volume: Volume,
+    request: Request,
+    model: TrainedModel,
+    notify: Notify,
+    advance: Callable[[int], object] | None = None,
+) -> Adaptation:
     """Return at which scale and threshold a stack is predicted.
 
     A model of many tissues, which comes with a calibration, finds both by itself. As usual it takes the scale that the
     voxel size suggests, or 1 where that is unknown, and its own threshold, unless the network agrees with itself
     clearly more elsewhere. Other models see slices as they are. What the request says is not searched.
+
+    Before each scale that is tried `advance` is called with 0; an exception that it raises ends the search.
 
     Raises
     ------
@@ -121,12 +129,14 @@ def adapt(volume: Volume, request: Request, model: TrainedModel, notify: Notify)
     suggested = [known[axis] / trained_on[axis] if by_size else 1.0 for axis in "yx"]
     expected = min(max(math.sqrt(math.prod(suggested)), 1 / LARGEST_CHANGE), LARGEST_CHANGE)
     usual = OperatingPoint(expected, own)
-    found = operating_point.search(
-        for_windows(model.predictor),
-        lambda times: enlarged(volume, _along(suggested, times)),
-        usual,
-        THRESHOLDS if request.threshold is None else (),
-    )
+
+    def at_scale(times: float) -> Volume:
+        if advance:
+            advance(0)
+        return enlarged(volume, _along(suggested, times))
+
+    thresholds = THRESHOLDS if request.threshold is None else ()
+    found = operating_point.search(for_windows(model.predictor), at_scale, usual, thresholds)
     chosen = found.chosen(usual)
     agreed, otherwise = (found.agreement[point].product for point in (chosen, usual))
     if chosen != usual:

@@ -47,8 +47,8 @@ def predict(
     notify
         Called with each note and warning for the user, one line each.
     advance
-        Called with the number of voxels that this process has just predicted; an exception that it raises stops the
-        prediction, which can be continued.
+        Called with the number of voxels that this process has just predicted, which is 0 while the scale is searched;
+        an exception that it raises stops the prediction, which can be continued.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def predict(
     ome.refuse_outputs(whole.files)
     for line in notes:
         notify(line)
-    job, decided = plan(request, model, whole, notify)
+    job, decided = plan(request, model, whole, notify, advance)
     volume = job.seen(whole)
     description = describe(request, model, whole, job, decided)
     asked_for = _asked_for(request, volume, job, description)
@@ -137,8 +137,16 @@ def _require_unchanged(whole: Volume, state: list[Any], request: Request, pendin
         raise InputError(request.source, found, "the same file from beginning to end", remedy)
 
 
-def plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> tuple[Job, dict[str, str]]:
+def plan(
+    request: Request,
+    model: TrainedModel,
+    whole: Volume,
+    notify: Notify,
+    advance: Callable[[int], object] | None = None,
+) -> tuple[Job, dict[str, str]]:
     """Return the work that a request asks for, without a folder, and what was decided, by the names in `DECIDED`.
+
+    See `predict` for `notify` and `advance`.
 
     Raises
     ------
@@ -160,7 +168,7 @@ def plan(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -
         blank=blank,
         fill_missing=request.fill_missing,
     )
-    adapted = adaptation.adapt(job.seen(whole), request, model, notify)
+    adapted = adaptation.adapt(job.seen(whole), request, model, notify, advance)
     job = replace(job, scale=adapted.scale, settings=replace(job.settings, threshold=adapted.threshold))
     volume = job.seen(whole)
     differs = adaptation.compare(volume, request, model, notify, blank)
