@@ -102,7 +102,7 @@ def write_outputs(
     request
         Where the mask goes, and what else is wanted; instances, tables and overlay are those of this mask.
     planes
-        The mask slice by slice, each (Y, X) uint8: 255 for mitochondrion, 0 for background.
+        The mask slice by slice, each (Y, X) uint8: 255 for mitochondrion, 0 for background, 128 for not looked at.
     whole
         The stack.
     description

@@ -31,6 +31,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from mitoflow import cli
 from mitoflow.apps.page.strokes import Stroke
 from mitoflow.data import fingerprint
+from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
@@ -153,12 +154,12 @@ class Page:
         for link in links:
             self.click(f"#{link}")
         endings = {"mask": ".tif", "instances": "_instances.tif", "table": ".csv", "totals": "_totals.csv"}
-        endings |= {"overlay": ".png"}
-        names = {
-            link: f"{stem}_{'corrected' if rest else 'mitochondria'}{endings[kind]}"
-            for link in links
-            for kind, _, rest in [link.partition("-")]
-        }
+        endings |= {"overlay": ".png", "training": ".tif"}
+        names = {}
+        for link in links:
+            kind, _, rest = link.partition("-")
+            what = "training" if kind == "training" else "corrected" if rest else "mitochondria"
+            names[link] = f"{stem}_{what}{endings[kind]}"
 
         def found() -> dict[str, Path]:
             return {link: folder / name for link, name in names.items() if (folder / name).exists()}
@@ -357,8 +358,11 @@ def test_corrections_are_painted_undone_and_downloaded(
     expected = predicted.copy()
     for stroke in strokes:
         stroke.draw(expected[2])
-    files = cell.download(tmp_path / "corrected", "mask-corrected", "table-corrected", "mask")
+    files = cell.download(tmp_path / "corrected", "mask-corrected", "table-corrected", "mask", "training-corrected")
     np.testing.assert_array_equal(tifffile.imread(files["mask-corrected"]), expected)
+    for_training = np.full_like(expected, NOT_LOOKED_AT)
+    for_training[2] = expected[2]
+    np.testing.assert_array_equal(tifffile.imread(files["training-corrected"]), for_training)
     np.testing.assert_array_equal(tifffile.imread(files["mask"]), predicted)
     assert (expected > predicted).any()
     assert (expected < predicted).any()
@@ -427,6 +431,28 @@ def test_an_inverted_stack_offers_to_invert(page: Page, folder: Path, tmp_path: 
     files = page.download(tmp_path / "files", "mask", stem="bright_inverted")
     # Inverted twice, it is the stack that the shell saw.
     np.testing.assert_array_equal(tifffile.imread(files["mask"]), tifffile.imread(shell["mask"]))
+
+
+def test_another_voxel_size_is_given_and_the_corrections_stay(cell: Page) -> None:
+    cell.shows("voxel size unknown")
+    cell.click("[value=brush]")
+    cell.drag((-20, 0), (20, 10))
+    until(lambda: len(cell.result["stack"]["strokes"]) == 1)
+    first = cell.result
+    cell.find("#other-voxel-size").send_keys("30,4," + Keys.ENTER)
+    cell.shows("--voxel-size: found 30,4,")
+    assert cell.result == first
+    cell.find("#other-voxel-size").send_keys("5" + Keys.ENTER)
+    cell.shows("voxel size z 30, y 4, x 5 nm")
+    again = cell.result
+    assert again["key"] != first["key"]
+    assert again["stack"]["strokes"] == first["stack"]["strokes"]
+
+
+def test_a_zarr_is_not_sent_and_the_page_says_what_takes_it(page: Page, tmp_path: Path) -> None:
+    ome.create_multiscale(tmp_path / "cell.zarr", STACK.shape, STACK.dtype, 1)
+    page.find("#folder").send_keys(str(tmp_path / "cell.zarr"))
+    page.shows("cell.zarr is a Zarr", "use mitoflow predict cell.zarr OUTPUT")
 
 
 def test_a_prediction_is_cancelled_and_the_next_one_runs(page: Page, folder: Path) -> None:

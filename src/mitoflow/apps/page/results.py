@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from mitoflow.apps.page.strokes import Stroke
 from mitoflow.config import params
 from mitoflow.core import files
 from mitoflow.data.fingerprint import INVERTED
+from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.inference import prediction
 from mitoflow.inference.jobs import PRODUCTS
 from mitoflow.inference.request import Request
@@ -30,7 +32,8 @@ VERSIONS = 8  # thresholds and corrections of which the files are kept
 State = Literal["uploading", "waiting", "predicting", "done", "failed", "cancelled"]
 #: Where a stack comes from: files that were uploaded, drawn on the spot, or another stack with its contrast inverted.
 Origin = Literal["files", "drawn", "inverted"]
-Kind = Literal["mask", "instances", "table", "totals", "overlay"]
+#: Files that are made of a mask; ``training`` is the mask of the corrected slices, for `mitoflow data add`.
+Kind = Literal["mask", "training", "instances", "table", "totals", "overlay"]
 Layer = Literal["image", "probability", "instances"]
 
 
@@ -174,6 +177,11 @@ class Result:
                 stroke.draw(plane)
         return plane
 
+    def _plane_for_training(self, z: int, mask: Mask) -> NDArray[np.uint8]:
+        """Return a slice of a mask that was corrected there, and else one that nobody looked at."""
+        plane = self.plane(z, mask)
+        return plane if any(stroke.z == z for stroke in mask.strokes) else np.full_like(plane, NOT_LOOKED_AT)
+
     def tile(self, layer: Layer, z: int, place: tuple[int, int, int], mask: Mask) -> bytes:
         """Return the voxels of a tile, row by row.
 
@@ -211,31 +219,32 @@ class Result:
         """
         strokes = [stroke.as_dict() for stroke in mask.strokes]
         version = self.folder / "versions" / files.short_digest([repr(mask.threshold), strokes])
-        is_counted = kind in ("instances", "table", "totals")
-        folder = version / ("counted" if is_counted else "mask")
-        stem = f"{Path(self.name).stem.removesuffix('.ome')}_{'corrected' if strokes else 'mitochondria'}"
+        is_counted, is_to_train = kind in ("instances", "table", "totals"), kind == "training"
+        folder = version / ("counted" if is_counted else "training" if is_to_train else "mask")
+        what = "training" if is_to_train else "corrected" if strokes else "mitochondria"
+        stem = f"{Path(self.name).stem.removesuffix('.ome')}_{what}"
         request = Request(
             str(self.source),
             folder / f"{stem}.tif",
             instances=is_counted,
             table=folder / f"{stem}.csv" if is_counted else None,
-            overlay=None if is_counted else folder / f"{stem}.png",
+            overlay=None if is_counted or is_to_train else folder / f"{stem}.png",
             criteria=params.load_instances(),
         )
         made = {**request.images, "overlay": request.overlay, "table": request.table, **request.tables}
-        path = made[kind] or request.output
+        path = made.get(kind) or request.output
         with self._writing.setdefault(folder, threading.Lock()):  # masks don't wait for instances
             if not path.exists():
                 self._forget_versions(version.parent)
                 folder.mkdir(parents=True, exist_ok=True)
-                self._write(request, mask)
+                self._write(request, mask, self._plane_for_training if is_to_train else self.plane)
         return path
 
-    def _write(self, request: Request, mask: Mask) -> None:
+    def _write(self, request: Request, mask: Mask, plane: Callable[[int, Mask], NDArray[np.uint8]]) -> None:
         lineage = {**self.description.lineage, "threshold": str(mask.threshold)}
         if mask.strokes:
             lineage["corrected"] = f"by hand, in {len(mask.strokes)} strokes"
-        planes = (self.plane(z, mask) for z in range(self.image.shape[0]))
+        planes = (plane(z, mask) for z in range(self.image.shape[0]))
         prediction.write_outputs(
             request, planes, self.image, replace(self.description, lineage=lineage), lambda _: None
         )

@@ -22,13 +22,14 @@ from mitoflow import __version__
 from mitoflow.apps import http_server
 from mitoflow.apps.page import about, tiles
 from mitoflow.apps.page.guard import Guard
-from mitoflow.apps.page.results import Kind, Layer, Mask, Result, Upload
+from mitoflow.apps.page.results import Kind, Layer, Mask, Origin, Result, Upload
 from mitoflow.apps.page.shelf import ENDINGS, BusyError, GoneError, Shelf
 from mitoflow.apps.page.strokes import Stroke
 from mitoflow.apps.page.worker import Worker
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import spacing
+from mitoflow.io.spacing import Spacing
 
 STATIC = Path(__file__).parent / "static"
 LARGEST_JSON = 2**20  # bytes of a request that is no file
@@ -74,6 +75,7 @@ def build(model: TrainedModel, shelf: Shelf, worker: Worker, host: str) -> Guard
         Route(f"{one}/uploads/{{number:int}}", page.receive, methods=["PUT"]),
         Route(f"{one}/cancel", page.cancel, methods=["POST"]),
         Route(f"{one}/inverted", page.invert, methods=["POST"]),
+        Route(f"{one}/voxel-size", page.resize, methods=["POST"]),
         Route(f"{one}/strokes", page.paint, methods=["POST"]),
         Route(f"{one}/strokes", page.undo, methods=["DELETE"]),
         Route(f"{one}/slices/{{z:int}}", page.share),
@@ -140,11 +142,24 @@ class Page:
         if first.state != "done" or first.origin == "inverted":
             raise HTTPException(409, "only a stack that was predicted can be inverted")
         name = f"{Path(first.name).stem}_inverted{Path(first.name).suffix}"
-        result = self._shelf.add(name, first.uploads, first.spacing, "inverted")
+        return JSONResponse(self._predict_again(first, name, first.spacing, "inverted").status())
+
+    async def resize(self, request: Request) -> Response:
+        """Predict the same stack with another ``voxel_size``, as another result; the corrections go along."""
+        first, values = self._find_done(request), await _json(request)
+        if first.origin == "drawn":
+            raise HTTPException(409, "a drawn stack has no other voxel size")
+        known = spacing.parse(str(values.get("voxel_size") or ""))
+        result = await run_in_threadpool(self._predict_again, first, first.name, known, first.origin)
+        result.strokes = first.strokes
+        return JSONResponse(result.status())
+
+    def _predict_again(self, first: Result, name: str, known: Spacing | None, origin: Origin) -> Result:
+        result = self._shelf.add(name, first.uploads, known, origin)
         for each in first.input.iterdir():
             (result.input / each.name).hardlink_to(each)
         self._worker.predict(result)
-        return JSONResponse(result.status())
+        return result
 
     async def receive(self, request: Request) -> Response:
         """Take a file, which is the body; after the last one the prediction begins."""
@@ -211,7 +226,10 @@ class Page:
         result, kind = self._find_done(request), request.path_params["kind"]
         if kind not in get_args(Kind):
             raise HTTPException(404, "there is no such file")
-        path = result.file(kind, _mask(request, result))
+        mask = _mask(request, result)
+        if kind == "training" and not mask.strokes:
+            raise HTTPException(409, "no slice was corrected yet")
+        path = result.file(kind, mask)
         return FileResponse(path, media_type=TYPES[path.suffix], filename=path.name)
 
     def _find(self, request: Request) -> Result:

@@ -44,6 +44,10 @@ export class Intake {
   take(files, folder) {
     const isImage = (file) => this.endings.some((ending) => file.name.toLowerCase().endsWith(ending));
     const images = files.length > 1 ? files.filter((file) => isImage(file) && !file.name.startsWith(".")) : files;
+    if (/\.zarr$/i.test(folder)) {
+      this.failed(new Refusal(`${folder} is a Zarr, whose many small files are not sent: use mitoflow predict ${folder} OUTPUT.`));
+      return;
+    }
     if (files.length > 1 && !images.length) {
       this.failed(new Refusal(`None of the ${files.length} files is an image: ${this.endings.join(", ")}.`));
     }

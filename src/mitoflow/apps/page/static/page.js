@@ -175,12 +175,27 @@ function showNotes({ stack, notes, origin }) {
   section.replaceChildren(element("h3", "About this stack"));
   if (origin === "drawn") section.append(element("p", "It was drawn by mitoflow. It is not tissue, and says nothing about how good masks of tissue are."));
   const [z, y, x] = stack.shape;
-  const sizes = Object.entries(stack.spacing).map(([axis, size]) => `${axis} ${+size.toFixed(2)}`).join(", ");
+  const known = ["z", "y", "x"].filter((axis) => axis in stack.spacing);
+  const sizes = known.map((axis) => `${axis} ${+stack.spacing[axis].toFixed(2)}`).join(", ");
   section.append(element("p", `${z > 1 ? `${z} slices of ` : ""}${x} x ${y} pixels; ${sizes ? `voxel size ${sizes} nm` : "voxel size unknown, so the tables count voxels"}`));
+  if (origin !== "drawn") section.append(otherVoxelSize());
   for (const note of notes.filter((each) => !stack.judgement || !each.includes(stack.judgement))) {
     section.append(element("p", note.replace(/^(note|warning): /, ""), { className: note.startsWith("warning") ? "warning" : "faint" }));
   }
   section.append(element("button", "Remove this stack from the page", { type: "button", id: "remove", onclick: forget }));
+}
+
+// Where the voxel size of the stack is wrong or unknown, it can be given, which may change scale, tables and neighbours.
+function otherVoxelSize() {
+  const form = element("form", "", { className: "row" });
+  const size = element("input", "", { type: "text", id: "other-voxel-size", placeholder: "z,y,x in nm", autocomplete: "off" });
+  size.setAttribute("aria-label", "Another voxel size in nanometres");
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    tell(ask("POST", `${path()}/voxel-size`, { voxel_size: size.value }).then(add));
+  };
+  form.append(size, element("button", "Predict again"));
+  return form;
 }
 
 function setControls({ tiles, result }) {
@@ -267,7 +282,11 @@ function showDownloads() {
   const heading = section.firstElementChild;
   section.replaceChildren(heading);
   if (isCorrected) {
-    section.append(link("mask", "Corrected mask (OME-TIFF)", tiles.query), link("mask", "Mask as predicted (OME-TIFF)", plain));
+    section.append(
+      link("mask", "Corrected mask (OME-TIFF)", tiles.query),
+      link("training", "Corrected slices, for training (OME-TIFF)", tiles.query),
+      link("mask", "Mask as predicted (OME-TIFF)", plain),
+    );
     section.append(element("p", "Of the corrected mask:", { className: "faint" }));
   }
   const kinds = Object.keys(FILES).filter((kind) => !isCorrected || kind !== "mask");
