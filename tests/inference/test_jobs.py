@@ -18,7 +18,7 @@ import tifffile
 from mitoflow.core import cluster
 from mitoflow.errors import InputError
 from mitoflow.inference import jobs, prediction
-from mitoflow.inference.jobs import Part
+from mitoflow.inference.parts import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
@@ -69,16 +69,13 @@ def test_runs_are_the_missing_blocks_that_follow_each_other() -> None:
     assert runs == [[8, 16], [40, 48, 56]]
 
 
-def test_progress_in_three_planes_adds_up_to_the_voxels() -> None:
+def test_progress_in_parts_of_voxels_adds_up_to_the_voxels() -> None:
     reported: list[int] = []
-    progress = jobs.RunProgress(3 * 7, 3, reported.append)
-    for place in range(1, 6):
-        progress.planes(place / 5)
-    assert sum(reported) == 14
-    for _ in range(3):
-        progress.slice(7)
+    further = jobs.in_whole_voxels(reported.append)
+    for _ in range(30):
+        further(0.7)
     assert sum(reported) == 21
-    assert min(reported) >= 0
+    assert set(reported) == {0, 1}
 
 
 @pytest.mark.slow

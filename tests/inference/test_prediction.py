@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
@@ -27,8 +28,8 @@ from mitoflow import cli
 from mitoflow.config.params import Instances
 from mitoflow.data import fingerprint, network_input
 from mitoflow.errors import InputError
-from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, prediction
-from mitoflow.inference.jobs import Part
+from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, plane_sums, prediction
+from mitoflow.inference.parts import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.request import beside as output_beside
@@ -172,6 +173,7 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
     monkeypatch.setattr(ome, "CHUNK", 32)
     monkeypatch.setattr(jobs, "SIDE", 64)
     monkeypatch.setattr(ome, "TILE", 16)
+    monkeypatch.setattr(plane_sums, "SIDE", 32)
     settings = replace(Settings.read(Path("model/inference.yaml")), orthoplanes=True)
     settings.write(Path("model/inference.yaml"))
     wanted = Predictor.load(Path("model/unet.keras"), Path("model/inference.yaml")).probabilities(STACK)
@@ -186,17 +188,48 @@ def test_three_planes_are_taken_where_the_stack_allows_it(
         assert "note: cell.ome.tif: the voxel size is unknown: voxels count as cubes" in err
         np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), wanted[part], atol=1e-3)
     assert "voxel size" not in say("cell.ome.tif", "mask.tif", "--overwrite", "--voxel-size", "4,4,5")[2]
-    for asked, why in (
-        (("--voxel-size", "30,4,5"), "voxels are not about as long as they are wide"),
-        ((), "there are fewer than 2 slices or more than 0 million voxels"),
-    ):
-        if not asked:
-            for module in ("settings", "model_input"):
-                monkeypatch.setattr(f"mitoflow.inference.{module}.ORTHOPLANE_LIMIT", STACK.size - 1)
-        code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", *asked)
-        assert code == 0
-        assert f"note: cell.ome.tif: no orthogonal planes, as {why}" in err
-        np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), probabilities, atol=1e-5)
+    code, _, err = say("cell.ome.tif", "mask.tif", "--probability", "--overwrite", "--voxel-size", "30,4,5")
+    assert code == 0
+    assert "note: cell.ome.tif: no orthogonal planes, as voxels are not about as long as they are wide" in err
+    np.testing.assert_allclose(tifffile.imread("mask_probability.tif"), probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rescale", ["none", 0.8])
+def test_orthogonal_planes_that_were_interrupted_go_on_at_the_first_missing_ones(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescale: Literal["none"] | float
+) -> None:
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plane_sums, "SIDE", 32)
+    replace(SETTINGS, orthoplanes=True).write(Path("model/inference.yaml"))
+    model = model_lookup.find("model/unet.keras")
+
+    def predict(output: str, advance: Callable[[int], object]) -> np.ndarray:
+        request = Request("cell.ome.tif", Path(output), probability=True, rescale=rescale, neighbours="all")
+        prediction.predict(request, model, lambda _: None, advance)
+        return tifffile.imread(Path(output).with_name(f"{Path(output).stem}_probability.tif"))
+
+    undisturbed: list[int] = []
+    expected = predict("whole.tif", undisturbed.append)
+    assert sum(undisturbed) == STACK.size
+
+    first: list[int] = []
+
+    def stop(voxels: int) -> None:
+        first.append(voxels)
+        if sum(first) > 0.5 * STACK.size:  # all planes perpendicular to y are done, and some of those to x
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict("mask.tif", stop)
+    done = {path.name for path in Path().glob(".mask.tif.partial/*/done/*")}
+    assert {"planes-y-0", "planes-y-32", "planes-x-0"} <= done
+    assert "0-0-0" not in done
+    again: list[int] = []
+    np.testing.assert_array_equal(predict("mask.tif", again.append), expected)
+    assert 0.4 * STACK.size < sum(again) < 0.6 * STACK.size
+    assert not list(Path().glob(".*.partial"))
 
 
 @pytest.mark.slow

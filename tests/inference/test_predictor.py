@@ -288,14 +288,10 @@ def test_a_part_in_three_planes_is_what_it_is_in_the_whole(
 
 
 @pytest.mark.slow
-def test_what_is_too_shallow_or_too_large_has_no_sections(
-    contextual: keras.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_too_shallow_has_no_sections(contextual: keras.Model) -> None:
     slices, three = Predictor(contextual, replace(THREE, orthoplanes=False)), Predictor(contextual, THREE)
     assert np.array_equal(three.probabilities(CUBE[:3]), slices.probabilities(CUBE[:3]))
     assert not np.array_equal(three.probabilities(CUBE[:4]), slices.probabilities(CUBE[:4]))
-    monkeypatch.setattr("mitoflow.inference.settings.ORTHOPLANE_LIMIT", CUBE.size - 1)
-    assert np.array_equal(three.probabilities(CUBE), slices.probabilities(CUBE))
 
 
 def test_not_a_number_is_no_empty_mask(model: keras.Model) -> None:

@@ -14,8 +14,9 @@ from mitoflow.core import files
 from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay, prediction, suggestion
-from mitoflow.inference.jobs import PRODUCTS, Job, Part, Prediction
+from mitoflow.inference.jobs import PRODUCTS, Job, Prediction
 from mitoflow.inference.model_input import StretchedVolume
+from mitoflow.inference.parts import Part
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, remote, volumes

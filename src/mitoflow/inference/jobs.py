@@ -1,8 +1,9 @@
 """The blocks of an output, predicted by this process or by the workers of a Dask cluster, with the same code.
 
 Each block is predicted from its surroundings and written to its own chunks, so the result does not depend on which
-process predicts it, when, or how often. Finished blocks are marked in the folder of the pending output: a process or a
-worker that is killed costs the block that it was working on.
+process predicts it, when, or how often. Of orthogonal planes, those perpendicular to y and to x come before the blocks,
+in slabs (`mitoflow.inference.plane_sums`). Finished slabs and blocks are marked in the folder of the pending output: a
+process or a worker that is killed costs the one that it was working on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from functools import cached_property, partial
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from mitoflow.core import cluster
 from mitoflow.core.progress import progress_bar
 from mitoflow.inference.model_input import normalized
 from mitoflow.inference.outputs import PendingOutput
-from mitoflow.inference.predictor import PlaneProgress, Predictor
+from mitoflow.inference.parts import Part
+from mitoflow.inference.plane_sums import PlaneSums, Slab
+from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
-from mitoflow.io.tiff import Box
 from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, Volume
 from mitoflow.models import unet
 
@@ -39,31 +42,6 @@ PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.nda
     "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
     "probability": (np.float32, lambda probability, _: probability),
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a stack: consecutive slices, and the box of each of them."""
-
-    slices: range
-    box: Box
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(Z, Y, X)."""
-        y0, y1, x0, x1 = self.box
-        return len(self.slices), y1 - y0, x1 - x0
-
-    @property
-    def name(self) -> str:
-        """The name of its first voxel, unique among the blocks of an output."""
-        return f"{self.slices.start}-{self.box[0]}-{self.box[2]}"
-
-    @property
-    def place(self) -> tuple[slice, slice, slice]:
-        """The slices of an array (Z, Y, X) that it covers."""
-        y0, y1, x0, x1 = self.box
-        return slice(self.slices.start, self.slices.stop), slice(y0, y1), slice(x0, x1)
 
 
 def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
@@ -115,28 +93,51 @@ class Prediction:
         """The largest side of a block in output pixels; a resampled volume may have more pixels for the model."""
         return int(SIDE * min(1, self.plane[0] / self.volume.shape[1], self.plane[1] / self.volume.shape[2]))
 
-    def maps(self, part: Part, on_planes: PlaneProgress | None = None) -> Iterator[np.ndarray]:
-        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`."""
+    def maps(self, part: Part, sums: PlaneSums | None = None) -> Iterator[np.ndarray]:
+        """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`.
+
+        Parameters
+        ----------
+        part
+            Of the output.
+        sums
+            The planes perpendicular to y and to x, where they are predicted already.
+        """
         if self.plane == self.volume.shape[1:]:
-            return self._maps(part, on_planes)
+            return self._maps(part, sums)
+        rows, across = self._weights(part)
+        maps = self._maps(self.seen(part), sums)
+        return (np.minimum(resampling.resample(each, rows, across), 1) for each in maps)
+
+    def seen(self, part: Part) -> Part:
+        """Return the part of the volume that the maps of a part of the output are made of."""
+        if self.plane == self.volume.shape[1:]:
+            return part
+        rows, across = self._weights(part)
+        return Part(part.slices, (rows.first, rows.last, across.first, across.last))
+
+    def _weights(self, part: Part) -> tuple[resampling.Weights, resampling.Weights]:
         y0, y1, x0, x1 = part.box
         rows = resampling.weights(self.volume.shape[1], self.plane[0], y0, y1)
-        across = resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
-        seen = Part(part.slices, (rows.first, rows.last, across.first, across.last))
-        return (np.minimum(resampling.resample(each, rows, across), 1) for each in self._maps(seen, on_planes))
+        return rows, resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
 
-    def _maps(self, part: Part, on_planes: PlaneProgress | None) -> Iterator[np.ndarray]:
+    def _maps(self, part: Part, sums: PlaneSums | None) -> Iterator[np.ndarray]:
         region = self.predictor.region(self.volume.shape[1:], part.box)
 
         def read(z: int) -> np.ndarray:
             return self.volume.read(z, region.source)
 
-        return self.predictor.stream(read, range(self.volume.shape[0]), part.slices, region, on_planes)
+        held = range(self.volume.shape[0])
+        return self.predictor.stream(read, held, part.slices, region, sums=sums.reader(part.box) if sums else None)
+
+
+#: What a process predicts at a time: planes perpendicular to y or to x, or blocks that follow each other along z.
+Task = Slab | list[Part]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a process needs to predict blocks.
+    """Everything that a process needs to predict slabs and blocks.
 
     Attributes
     ----------
@@ -147,7 +148,7 @@ class Work:
     arrays
         Where each product goes, (Z, Y, X) or (Y, X) of the part.
     output
-        Knows which blocks are done.
+        Knows which slabs and blocks are done.
     """
 
     prediction: Prediction
@@ -155,55 +156,73 @@ class Work:
     arrays: Mapping[str, zarr.Array[Any]]
     output: PendingOutput
 
-    def missing(self) -> list[list[Part]]:
-        """Return the blocks that are not done, as runs along z."""
-        cut = columns(self.part.shape, self.prediction.side)
-        return [run for column in cut for run in missing_runs(column, self.output.is_done)]
+    @cached_property
+    def sums(self) -> PlaneSums | None:
+        """The planes perpendicular to y and to x, also of slices that only the median needs; None without planes."""
+        volume, predictor = self.prediction.volume, self.prediction.predictor
+        if not predictor.settings.orthoplanes:
+            return None
+        needed = predictor.needed(self.part.slices, range(volume.shape[0]))
+        return PlaneSums(self.output.folder, volume, predictor, self.prediction.seen(Part(needed, self.part.box)))
 
-    def do(self, blocks: Sequence[Part], advance: Callable[[int], object]) -> None:
-        """Predict those of the blocks of a column that are not done; `advance` is called with voxels."""
+    def missing(self) -> list[list[Task]]:
+        """Return what is not done, as phases: each needs those before it; its tasks do not need each other."""
+        cut = columns(self.part.shape, self.prediction.side)
+        blocks: list[Task] = [run for column in cut for run in missing_runs(column, self.output.is_done)]
+        if not (self.sums and blocks):
+            return [blocks]
+        self.sums.create()
+        slabs: list[list[Task]] = [
+            [slab for slab in self.sums.slabs(axis) if not self.output.is_done(slab.name)] for axis in (1, 2)
+        ]
+        return [*slabs, blocks]
+
+    def voxels(self, task: Task) -> float:
+        """Return how many voxels of the output a task is worth; in three planes each counts a third."""
+        if isinstance(task, Slab):
+            assert self.sums
+            return math.prod(self.part.shape) / 3 * task.planes / self.sums.part.shape[task.axis]
+        return sum(math.prod(block.shape) for block in task) / (3 if self.sums else 1)
+
+    def do(self, task: Task, advance: Callable[[float], object]) -> None:
+        """Predict that of a task which is not done; `advance` is called with voxels, see `voxels`."""
+        if isinstance(task, Slab):
+            self._predict_planes(task, advance)
+            return
+        settings = self.prediction.predictor.settings
         z, (top, _, left, _) = self.part.slices.start, self.part.box
-        for run in missing_runs(blocks, self.output.is_done):
+        for run in missing_runs(task, self.output.is_done):
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
-            settings = self.prediction.predictor.settings
-            planes = 3 if settings.orthoplanes else 1
-            progress = RunProgress(sum(math.prod(block.shape) for block in run), planes, advance)
-            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), progress.planes)
+            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), self.sums)
             for block in run:
-                _write(self.arrays, block, maps, settings.threshold, progress.slice)
+                each = self.voxels([block]) / math.prod(block.shape)
+                _write(self.arrays, block, maps, settings.threshold, partial(_in_parts, advance, each))
                 self.output.mark_done(block.name)
 
+    def _predict_planes(self, slab: Slab, advance: Callable[[float], object]) -> None:
+        assert self.sums
+        if not self.output.is_done(slab.name):
+            self.sums.predict(slab, partial(_in_parts, advance, self.voxels(slab) / slab.planes))
+            self.output.mark_done(slab.name)
 
-class RunProgress:
-    """The progress of a run in voxels; of three orthogonal planes, those along z take two thirds of the work.
 
-    Parameters
-    ----------
-    voxels, planes
-        The number of voxels of the run, and of planes, 1 or 3, in which each is predicted.
-    advance
-        Called with the number of voxels since the last call; the calls add up to `voxels`.
-    """
+def _in_parts(advance: Callable[[float], object], each: float, count: int) -> None:
+    """Report `count` things, of which each is worth so many voxels."""
+    advance(each * count)
 
-    def __init__(self, voxels: int, planes: int, advance: Callable[[int], object]) -> None:
-        self._voxels, self._planes, self._advance = voxels, planes, advance
-        self._share, self._seen, self._reported = 0.0, 0, 0
 
-    def planes(self, share: float) -> None:
-        """Report the share of the orthogonal planes that is predicted."""
-        self._share = share
-        self._report()
+def in_whole_voxels(advance: Callable[[int], object]) -> Callable[[float], None]:
+    """Return a function of parts of voxels that calls `advance` with whole ones, so that the sums agree."""
+    done, reported = 0.0, 0
 
-    def slice(self, voxels: int) -> None:
-        """Report the voxels of a slice."""
-        self._seen += voxels
-        self._report()
+    def further(voxels: float) -> None:
+        nonlocal done, reported
+        done += voxels
+        before, reported = reported, round(done)
+        advance(reported - before)
 
-    def _report(self) -> None:
-        done = int((self._planes - 1) * self._voxels * self._share + self._seen) // self._planes
-        self._advance(done - self._reported)
-        self._reported = done
+    return further
 
 
 def _write(
@@ -280,26 +299,27 @@ class Job:
 
 
 def here(work: Work, advance: Callable[[int], object] | None = None) -> None:
-    """Predict the missing blocks in this process; `advance` is called with voxels, and stops it by raising."""
-    runs = work.missing()
-    with _progress(work, runs) as bar:
+    """Predict what is missing in this process; `advance` is called with voxels, and stops it by raising."""
+    phases = work.missing()
+    with _progress(work, phases) as bar:
 
-        def further(voxels: int) -> None:
+        def report(voxels: int) -> None:
             bar.update(voxels)
             if advance:
                 advance(voxels)
 
-        for run in runs:
-            work.do(run, further)
+        further = in_whole_voxels(report)
+        for task in chain.from_iterable(phases):
+            work.do(task, further)
 
 
-def _progress(work: Work, runs: Sequence[Sequence[Part]]) -> tqdm[Any]:
-    total, missing = math.prod(work.part.shape), sum(math.prod(block.shape) for run in runs for block in run)
-    return progress_bar(desc="predict", total=total, initial=total - missing, unit="voxel", unit_scale=True)
+def _progress(work: Work, phases: Sequence[Sequence[Task]]) -> tqdm[Any]:
+    total, missing = math.prod(work.part.shape), sum(map(work.voxels, chain.from_iterable(phases)))
+    return progress_bar(desc="predict", total=total, initial=total - round(missing), unit="voxel", unit_scale=True)
 
 
 def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int | None = None) -> None:
-    """Predict the missing blocks on the workers of a Dask cluster, or on that many processes of this machine.
+    """Predict what is missing on the workers of a Dask cluster, or on that many processes of this machine.
 
     Raises
     ------
@@ -308,16 +328,23 @@ def on_cluster(job: Job, work: Work, *, address: str | None = None, workers: int
     """
     from distributed import as_completed
 
-    runs = work.missing()
-    # Orthogonal planes reach through all slices, so these stay together.
-    together = max(map(len, runs), default=1) if job.settings.orthoplanes else TOGETHER
-    portions = [run[first : first + together] for run in runs for first in range(0, len(run), together)]
-    with _progress(work, runs) as bar, cluster.connected(address, workers) as client:
-        futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
-        for future in as_completed(futures, loop=client.loop):
-            bar.update(cluster.result(future))
+    phases = work.missing()
+    with _progress(work, phases) as bar, cluster.connected(address, workers) as client:
+        further = in_whole_voxels(bar.update)
+        for phase in phases:
+            portions = [portion for task in phase for portion in _portions(task)]
+            futures = [client.submit(_do, job, portion, pure=False) for portion in portions]
+            for future in as_completed(futures, loop=client.loop):
+                further(cluster.result(future))
     for name in job.products:
         ome.sweep(job.folder / f"{name}.zarr")  # of workers that died
+
+
+def _portions(task: Task) -> list[Task]:
+    """Cut a task into those that a worker gets."""
+    if isinstance(task, Slab):
+        return [task]
+    return [task[first : first + TOGETHER] for first in range(0, len(task), TOGETHER)]
 
 
 _predictors: dict[str, Predictor] = {}  # the last network that a worker loaded, by the digest of its weights
@@ -333,14 +360,14 @@ def _load_predictor(job: Job) -> Predictor:
 _at_hand: list[tuple[Job, Work]] = []  # the last job of a worker
 
 
-def _do(job: Job, blocks: Sequence[Part]) -> int:
-    """Predict blocks on a worker, and return how many voxels were missing.
+def _do(job: Job, task: Task) -> float:
+    """Predict a task on a worker, and return how many voxels were missing.
 
     The folder of a job is named by a digest of the request and of the model, so equal jobs are the same.
     """
-    done: list[int] = []
+    done: list[float] = []
     with cluster.alone:
         if not _at_hand or _at_hand[0][0] != job:
             _at_hand[:] = [(job, job.open())]
-        _at_hand[0][1].do(blocks, done.append)
+        _at_hand[0][1].do(task, done.append)
     return sum(done)

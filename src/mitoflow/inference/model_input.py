@@ -17,7 +17,7 @@ from mitoflow.data import network_input, slice_distance
 from mitoflow.data.network_input import Box
 from mitoflow.data.slice_distance import ELONGATED, SliceDistance, is_elongated
 from mitoflow.errors import InputError
-from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
+from mitoflow.inference.settings import Settings
 
 if TYPE_CHECKING:
     from mitoflow.io.volumes import Volume  # the registered model runs without what reads files
@@ -177,7 +177,7 @@ def _uses_orthoplanes(settings: Settings, volume: Volume, seen: SliceDistance) -
     elif not is_known and seen.pixels and not 1 / ELONGATED <= seen.pixels <= ELONGATED:
         why = f"voxels seem to be {seen.pixels:.1f} times as long as they are wide (--voxel-size says it)"
     elif not settings.uses_orthoplanes(volume.shape):
-        why = f"there are fewer than {settings.divisor} slices or more than {ORTHOPLANE_LIMIT // 10**6} million voxels"
+        why = f"there are fewer than {settings.divisor} slices"
     elif is_known or seen.pixels:
         return True, []
     else:

@@ -17,10 +17,11 @@ from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import adaptation, jobs, outputs, overlay
 from mitoflow.inference.instances import LARGEST_BOX
-from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Part, Prediction, Work
+from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Prediction, Work
 from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.model_input import blank_slices, decide
 from mitoflow.inference.outputs import PendingOutput
+from mitoflow.inference.parts import Part
 from mitoflow.inference.request import Request, parse_roi
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,6 +192,24 @@ class Predictor:
         )
         return TileRegion(rows, columns, (height, width), source)
 
+    def slab_region(self, shape: tuple[int, ...], box: Box, axis: int) -> TileRegion:
+        """Return how the planes of a box that are perpendicular to y (axis 1) or to x (axis 2) are predicted.
+
+        As `region` does, but for the source, which has no other planes than these and their neighbours.
+        """
+        region, near = self.region(shape, box), self.settings.context * self.settings.context_step
+        y0, y1, x0, x1 = region.source
+        if axis == 1:
+            y0, y1 = max(0, box[0] - near), min(shape[0], box[1] + near)
+        else:
+            x0, x1 = max(0, box[2] - near), min(shape[1], box[3] + near)
+        return replace(region, source=(y0, y1, x0, x1))
+
+    def needed(self, wanted: range, held: range) -> range:
+        """Return the slices of which the median along z needs the maps, for the slices that are wanted."""
+        half = self.settings.median // 2
+        return range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
+
     def stream(
         self,
         read: Read,
@@ -199,10 +217,12 @@ class Predictor:
         wanted: range | None = None,
         region: TileRegion | None = None,
         on_planes: PlaneProgress | None = None,
+        sums: Callable[[int], np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
-        In orthogonal planes, those along z are predicted before the first map comes. Of blank slices the map is 0.
+        Of blank slices the map is 0. In orthogonal planes, those perpendicular to y and to x are predicted before the
+        first map comes, and the stack is held in memory for that, unless `sums` has them already.
 
         Parameters
         ----------
@@ -216,11 +236,12 @@ class Predictor:
             The box of the slices to predict; without it they are predicted as a whole.
         on_planes
             See `PlaneProgress`.
+        sums
+            Returns of slice z the sum of the maps of the planes perpendicular to y and to x, (Y, X) float16 in [0, 2].
         """
         wanted = held if wanted is None else wanted
-        half = self.settings.median // 2
-        near = range(max(held.start, wanted.start - half), min(held.stop, wanted.stop + half))
-        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_planes), self.settings.median)
+        near = self.needed(wanted, held)
+        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_planes, sums), self.settings.median)
         first = wanted.start - near.start
         for z, probability in zip(wanted, islice(maps, first, first + len(wanted)), strict=True):
             yield np.zeros_like(probability) if z in self.blank else probability
@@ -232,9 +253,14 @@ class Predictor:
         wanted: range | None = None,
         region: TileRegion | None = None,
         on_planes: PlaneProgress | None = None,
+        sums: Callable[[int], np.ndarray] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         wanted = held if wanted is None else wanted
+        if sums is not None:
+            for z, probability in zip(wanted, self._slices(read, held, wanted, region), strict=True):
+                yield (sums(z) + probability) / 3
+            return
         if region is None and wanted and self.settings.orthoplanes:
             region = self.region(_slice(read(held.start)).shape)
         if region is None or not self.settings.uses_orthoplanes((len(held), *region.shape)):
@@ -264,21 +290,40 @@ class Predictor:
         on_planes
             See `PlaneProgress`.
         """
-        along_z = self._span(len(volume), wanted.start, wanted.stop)
-        spans, starts = (region.rows, region.columns), (region.source[0], region.source[2])
-        total = np.zeros((len(wanted), *(span.high - span.low for span in spans)), np.float16)
+        total = np.zeros((len(wanted), *(span.high - span.low for span in (region.rows, region.columns))), np.float16)
         count, done = sum(total.shape[1:]), 0
-        for axis, (span, start, length) in enumerate(zip(spans, starts, region.shape, strict=True), start=1):
-            other, left = spans[2 - axis], starts[2 - axis]
-            plane = TileRegion(along_z, other, (len(volume), region.shape[2 - axis]), (0, len(volume), left, 0))
-            seen, summed = np.moveaxis(volume, axis, 0), np.moveaxis(total, axis, 0)
-            for place in range(span.low, span.high):
-                near = network_input.neighbours(place, self.settings.context, self.settings.context_step, range(length))
-                summed[place - span.low] += self._blend([seen[each - start] for each in near], plane)
+        for axis in (1, 2):
+            maps = self.planes(volume, axis, wanted, region)
+            for summed, plane in zip(np.moveaxis(total, axis, 0), maps, strict=True):
+                summed += plane
                 done += 1
                 if on_planes:
                     on_planes(done / count)
         return total
+
+    def planes(self, volume: np.ndarray, axis: int, wanted: range, region: TileRegion) -> Iterator[np.ndarray]:
+        """Yield the map of each plane of a region that is perpendicular to an axis, (Z, Y) or (Z, X) float32 in [0, 1].
+
+        Parameters
+        ----------
+        volume
+            (Z, Y, X): the source of `region` in every slice of the stack.
+        axis
+            1 for y, 2 for x.
+        wanted
+            The slices that are wanted, counted from the first one.
+        region
+            The box of these slices.
+        """
+        spans, starts = (region.rows, region.columns), (region.source[0], region.source[2])
+        span, start, length = spans[axis - 1], starts[axis - 1], region.shape[axis - 1]
+        along_z = self._span(len(volume), wanted.start, wanted.stop)
+        shape, source = (len(volume), region.shape[2 - axis]), (0, len(volume), starts[2 - axis], 0)
+        plane = TileRegion(along_z, spans[2 - axis], shape, source)
+        seen = np.moveaxis(volume, axis, 0)
+        for place in range(span.low, span.high):
+            near = network_input.neighbours(place, self.settings.context, self.settings.context_step, range(length))
+            yield self._blend([seen[each - start] for each in near], plane)
 
     def _slices(self, read: Read, held: range, wanted: range, region: TileRegion | None) -> Iterator[np.ndarray]:
         """Yield the map of each slice by itself; see `stream`."""

@@ -10,8 +10,8 @@ from typing import Literal
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.inference import morphometry, outputs
-from mitoflow.inference.jobs import Part
 from mitoflow.inference.model_input import NEIGHBOURS
+from mitoflow.inference.parts import Part
 from mitoflow.io import ome, png
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume

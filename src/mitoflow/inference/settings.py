@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,7 +15,6 @@ from mitoflow.errors import InputError
 if TYPE_CHECKING:  # the registered model runs without pydantic
     from mitoflow.config.params import Evaluate, Recipe
 
-ORTHOPLANE_LIMIT = 2**28  # voxels: a stack and the sum of its orthogonal planes are held in memory
 #: Smallest and largest whole numbers; no model needs more, and with much more any machine runs out of memory.
 RANGES = {
     "bit_depth": (8, 16),
@@ -128,9 +126,9 @@ class Settings:
     def uses_orthoplanes(self, shape: tuple[int, int, int]) -> bool:
         """Return whether a stack of `shape` (Z, Y, X) is predicted in orthogonal planes.
 
-        It is not where it has fewer slices than the network needs, or more voxels than `ORTHOPLANE_LIMIT`.
+        It is not where it has fewer slices than the network needs.
         """
-        return self.orthoplanes and shape[0] >= self.divisor and math.prod(shape) <= ORTHOPLANE_LIMIT
+        return self.orthoplanes and shape[0] >= self.divisor
 
     def wrong(self) -> str | None:
         """Return the name of a value that no inference can work with."""

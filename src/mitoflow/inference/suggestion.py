@@ -26,7 +26,8 @@ from scipy import ndimage
 from scipy.special import entr
 
 from mitoflow.data.slice_distance import spread
-from mitoflow.inference.jobs import Part, Prediction
+from mitoflow.inference.jobs import Prediction
+from mitoflow.inference.parts import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.io.volumes import Volume
 

@@ -23,7 +23,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference import model_files
 from mitoflow.inference.judgement import Calibration
-from mitoflow.inference.settings import ORTHOPLANE_LIMIT, Settings
+from mitoflow.inference.settings import Settings
 from mitoflow.tracking.pretrained import CARD, COVER, LINEAGE, Pretrained
 
 LARGEST = 16.0  # megabytes of a model that every clone and every wheel carries
@@ -111,7 +111,6 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             settings=trained.settings,
             parameters=trained.parameters,
             megabytes=megabytes,
-            largest=ORTHOPLANE_LIMIT // 10**6,
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},
             further=_scores(trained.measured),
             known=metrics.SCORES,
