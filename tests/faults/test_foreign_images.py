@@ -1,4 +1,4 @@
-"""Image files from elsewhere: damage ends in one line or the right picture, in bounded time and memory."""
+"""Files from elsewhere: damage ends in one line or the right picture, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -28,14 +28,30 @@ def test_damaged_images(
     tmp_path: Path, attempt: int, kind: str, chance: random.Random, record_property: Callable[[str, object], None]
 ) -> None:
     """A process of its own reads them, which the limits of memory and time end."""
-    count, seed = examples(long=1500, short=50), str(chance.random())
-    command = [sys.executable, "-m", "tests.faults.damaged_images", kind, str(tmp_path), seed, str(count)]
+    count = examples(long=1500, short=50)
+    assert read_damaged("damaged_images", [kind, str(tmp_path), str(chance.random()), str(count)]) == (count, "")
+    record_property("tried", count)
+
+
+@pytest.mark.slow
+@fault("fuzzing: models with their settings, in 1 GiB", long=1)
+def test_damaged_models(
+    tmp_path: Path, attempt: int, chance: random.Random, record_property: Callable[[str, object], None]
+) -> None:
+    count = examples(long=1500, short=40)
+    tried, _ = read_damaged("damaged_models", [str(tmp_path), str(chance.random()), str(count)])  # TensorFlow prints
+    assert tried == count
+    record_property("tried", count)
+
+
+def read_damaged(module: str, arguments: list[str]) -> tuple[int, str]:
+    """Have a module here read damaged files in a process; return how many it read, and what it wrote to stderr."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", f"tests.faults.{module}", *arguments]
     ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     numbers = ran.stdout.split()
-    assert (ran.returncode, ran.stderr) == (0, ""), f"{kind}, seed {seed}, number {numbers[-1:]}: {ran.stderr}"
-    assert len(numbers) == count
-    record_property("tried", count)
+    assert ran.returncode == 0, f"{module} {arguments}, number {numbers[-1:]}: {ran.stderr}"
+    return len(numbers), ran.stderr
 
 
 @pytest.mark.parametrize("version", [2, 3])
