@@ -92,7 +92,8 @@ class PlaneSums:
         """Predict a slab and write its sums; `advance` is called with the number of planes that were just predicted."""
         region = self.predictor.slab_region(self.volume.shape[1:], slab.part.box, slab.axis)
         place = self._place(slab.part)
-        source = np.stack([self.volume.read(z, region.source) for z in range(self.volume.shape[0])])
+        slices = (self.volume.read(z, region.source) for z in range(self.volume.shape[0]))
+        source = np.stack([self.predictor.checked(each) for each in slices])
         total = np.asarray(self._open(1)[place]) if slab.axis == 2 else np.zeros(slab.part.shape, np.float16)
         maps = self.predictor.planes(source, slab.axis, slab.part.slices, region)
         for summed, plane in zip(np.moveaxis(total, slab.axis, 0), maps, strict=True):

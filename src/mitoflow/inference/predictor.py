@@ -266,7 +266,7 @@ class Predictor:
         if region is None or not self.settings.uses_orthoplanes((len(held), *region.shape)):
             yield from self._slices(read, held, wanted, region)
             return
-        volume = np.stack([self._checked(_slice(read(z))) for z in held])
+        volume = np.stack([self.checked(_slice(read(z))) for z in held])
         planes = self._orthogonal_planes(
             volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_planes
         )
@@ -332,7 +332,7 @@ class Predictor:
             near = network_input.neighbours(z, self.settings.context, self.settings.context_step, held)
             # Each slice is read once, and stays as long as a later one needs it.
             window = {place: image for place, image in window.items() if place >= near[0]}
-            window |= {place: self._checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
+            window |= {place: self.checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
             images = [window[place] for place in near]
             yield self._blend(images, region or self.region(images[0].shape))
 
@@ -342,7 +342,7 @@ class Predictor:
         Each is predicted by itself, as it is, without tiling. Sides are divisible by `Settings.divisor`; raises like
         `probabilities`.
         """
-        units = self._unit(np.stack([self._checked(patch) for patch in patches]))
+        units = self._unit(np.stack([self.checked(patch) for patch in patches]))
         count = _batch(*units.shape[1:3])
         firsts = range(0, len(units), count)
         return np.concatenate([self.run_network(units[first : first + count]) for first in firsts])
@@ -402,8 +402,8 @@ class Predictor:
             raise InputError("the network's output", found, "numbers", remedy)
         return np.asarray(expit(logits))
 
-    def _checked(self, image: np.ndarray) -> np.ndarray:
-        """Return grey values as they are, after a check that they are like those of training."""
+    def checked(self, image: np.ndarray) -> np.ndarray:
+        """Return grey values as they are; raises `InputError` where their bit depth is not that of training."""
         trained = f"{self.settings.bit_depth}-bit"
         remedy = f"convert the images to {trained}, or train on images like these"
         container = np.uint8 if self.settings.bit_depth == 8 else np.uint16
