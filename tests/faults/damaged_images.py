@@ -184,13 +184,30 @@ def check(path: Path) -> None:
     assert voxels.shape == volume.shape
 
 
+def limit_memory() -> None:
+    """Let this process have `MEMORY` more bytes than it has."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+
+
+def read_or_refuse(path: Path, check: Callable[[Path], None], *, is_damaged: bool) -> None:
+    """Check a file, which may be refused in one line where it is damaged, and remove it."""
+    signal.alarm(SECONDS)  # ends this process
+    try:
+        check(path)
+    except InputError as error:
+        assert is_damaged, error
+        assert "\n" not in str(error)
+    signal.alarm(0)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def main(kind: str, folder: Path, seed: str, count: int) -> None:
     silence_libraries()
     ending, write = KINDS[kind]
     pattern = np.zeros((3, 64, 72), np.uint8)
     pattern[:, 8:24, 8:30], pattern[:, 30:60, 30:60], pattern[:, ::16, ::16] = 1, 2, 3
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    limit_memory()
     for number in range(count):
         print(number, flush=True)
         chance = random.Random(f"{seed} {kind} {number}")
@@ -198,14 +215,7 @@ def main(kind: str, folder: Path, seed: str, count: int) -> None:
         write(path, pattern.astype(chance.choice([np.uint8, np.uint16])), chance)
         if is_damaged := number % 8 > 0:
             harm(path, chance)
-        signal.alarm(SECONDS)  # ends this process
-        try:
-            check(path)
-        except InputError as error:
-            assert is_damaged, error
-            assert "\n" not in str(error)
-        signal.alarm(0)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        read_or_refuse(path, check, is_damaged=is_damaged)
 
 
 if __name__ == "__main__":

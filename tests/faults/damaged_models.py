@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import os
 import random
-import resource
 import shutil
-import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -20,12 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from mitoflow.core.process import silence_libraries
-from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from tests.tiny_model import write_model
 
-from .damaged_images import MEMORY, SECONDS, harmed, harmed_json
+from .damaged_images import harmed, harmed_json, limit_memory, read_or_refuse
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=32, overlap=16, threshold=0.5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 48), np.uint8)
@@ -71,22 +68,14 @@ def main(folder: Path, seed: str, count: int) -> None:
     whole.mkdir()
     write_model(whole, SETTINGS, IMAGES)
     check(whole)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    limit_memory()
     for number in range(count):
         print(number, flush=True)
         chance = random.Random(f"{seed} {number}")
         shutil.copytree(whole, damaged)
         if is_damaged := number % 8 > 0:
             harm(damaged, chance)
-        signal.alarm(SECONDS)  # ends this process
-        try:
-            check(damaged)
-        except InputError as error:
-            assert is_damaged, error
-            assert "\n" not in str(error)
-        signal.alarm(0)
-        shutil.rmtree(damaged)
+        read_or_refuse(damaged, check, is_damaged=is_damaged)
 
 
 if __name__ == "__main__":
