@@ -75,7 +75,7 @@ def build(model: TrainedModel, shelf: Shelf, worker: Worker, host: str) -> Guard
         Route(f"{one}/uploads/{{number:int}}", page.receive, methods=["PUT"]),
         Route(f"{one}/cancel", page.cancel, methods=["POST"]),
         Route(f"{one}/inverted", page.invert, methods=["POST"]),
-        Route(f"{one}/voxel-size", page.resize, methods=["POST"]),
+        Route(f"{one}/voxel-size", page.set_voxel_size, methods=["POST"]),
         Route(f"{one}/strokes", page.paint, methods=["POST"]),
         Route(f"{one}/strokes", page.undo, methods=["DELETE"]),
         Route(f"{one}/slices/{{z:int}}", page.share),
@@ -144,7 +144,7 @@ class Page:
         name = f"{Path(first.name).stem}_inverted{Path(first.name).suffix}"
         return JSONResponse(self._predict_again(first, name, first.spacing, "inverted").status())
 
-    async def resize(self, request: Request) -> Response:
+    async def set_voxel_size(self, request: Request) -> Response:
         """Predict the same stack with another ``voxel_size``, as another result; the corrections go along."""
         first, values = self._find_done(request), await _json(request)
         if first.origin == "drawn":
