@@ -222,7 +222,7 @@ class SharedWithTrials(Section):
     context: Annotated[int, Field(ge=0, le=8)] = 1
     context_step: Annotated[int, Field(ge=1, le=10**4)] = 1
     context_dropout: Fraction = 0.1
-    network: str = "unet"
+    network: str = "unet_strided"
     base_width: Positive = 16
     loss: str = "bce"
     precision: Literal["float32", "mixed_bfloat16"] = "mixed_bfloat16"
@@ -235,9 +235,9 @@ class OpenRecipe(SharedWithTrials):
     learning_rate: LearningRate | Tuned = "tuned"
     depth: Depth | Tuned = "tuned"
     augment_strength: Fraction | Tuned = "tuned"
-    epochs: Positive = 10
+    epochs: Positive = 25
     patches_per_epoch: Positive = 120
-    patience: Positive = 6
+    patience: Positive = 12
     seed: Seed = 1
 
 
