@@ -31,7 +31,7 @@ def test_committed_file_states_the_defaults(tmp_path: Path) -> None:
         ("  patience:", "  patiense:", "train.patiense", "did you mean patience?"),
         ("patch:", "patches:", "patches", "did you mean patch?"),
         ("start: 4, high: 4}", "start: 4, hihg: 4}", "tune.depth.hihg", "did you mean high?"),
-        ("  patience: 6", "  # patience: 6", "train.patience", "no such key"),
+        ("  patience: 12", "  # patience: 6", "train.patience", "no such key"),
         ("  step: 256", "  # step: 256", "patch.step", "no such key"),
         ("{low: 2, start: 4, high: 4}", "{start: 4, high: 4}", "tune.depth.low", "no such key"),
         ("init_from: none", "init_from: pretrained", "params.yaml", "train.depth tuned: give the depth of that model"),
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, old: str, new: str, where: st
         ("  tta: 1", "  views: 1", "evaluate.views: found {}, expected tta; rename it, and double evaluate.overlap, "),
         ("bootstrap_block", "block", "evaluate.block: found {}, expected bootstrap_block; rename it"),
         ("bootstrap_resamples", "resamples", "evaluate.resamples: found {}, expected bootstrap_resamples; rename it"),
-        ("  budget: 1200", "  epochs: 2", "tune.epochs: found {}, expected tune.budget, the crops of all trials"),
+        ("  budget: 3000", "  epochs: 2", "tune.epochs: found {}, expected tune.budget, the crops of all trials"),
         ("  trials: 6", "  trials: 6\n  workers: 1", "tune.workers: found {}, expected machine.workers; move it"),
         (
             "  init_from",

@@ -42,7 +42,7 @@ def test_it_starts_from_another_model(store: PatchStore) -> None:
     tuned = fitting.fit(store, still, initial=first)
     for mine, theirs in zip(tuned.model.trainable_variables, first.trainable_variables, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
-    with pytest.raises(InputError, match="train.init_from: found a U-Net of other depth"):
+    with pytest.raises(InputError, match="train.init_from: found another network, or one of other depth"):
         fitting.fit(store, still.replace(depth=1), initial=first)
 
 

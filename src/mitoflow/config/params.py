@@ -113,7 +113,7 @@ class Tune(Section):
 
     trials: Positive = 6
     reduction: Annotated[int, Field(ge=2)] = 3
-    budget: Positive = 1200
+    budget: Positive = 3000
     budget_unit: Literal["crops", "minutes"] = "crops"
     seed: Seed = 1
     learning_rate: LearningRates = LearningRates()

@@ -219,8 +219,8 @@ def _sharing(strategy: Strategy, batch_size: int) -> Iterator[int]:
 def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:
     found, expected = ([array.shape for array in arrays] for arrays in (weights, model.weights))
     if found != expected:
-        described = "a U-Net of other depth, width or context"
-        remedy = "give train.depth, train.base_width and train.context the values of that model"
+        described = "another network, or one of other depth, width or context"
+        remedy = "give train.network, train.depth, train.base_width and train.context the values of that model"
         raise InputError("train.init_from", described, "one like that of the recipe", remedy)
     model.set_weights(weights)
 
