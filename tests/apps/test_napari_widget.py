@@ -30,6 +30,7 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
+from tests.services import HTTPFolder
 from tests.tiny_model import write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
@@ -136,6 +137,30 @@ def test_each_mitochondrion_of_a_file_gets_a_label_and_a_row(
     assert labels.selected_label == 2
     labels.selected_label = 1
     assert {index.row() for index in table.selectedIndexes()} == {1}
+
+
+@pytest.mark.slow
+def test_a_stack_on_a_server_is_opened_by_its_address(
+    application: QApplication, expected: np.ndarray, folder: Path, widget: Segmentation
+) -> None:
+    ome.create_multiscale(folder / "far.ome.zarr", STACK.shape, STACK.dtype, 4)[:] = STACK
+    ome.finish_multiscale(folder / "far.ome.zarr", ome.Description("zyx", {"z": 30.0, "y": 4.0, "x": 4.0}))
+    with HTTPFolder(folder) as served:
+        widget.address.value = f"{served.url}/far.ome.zarr"
+        widget.open_address.native.click()
+        image = widget.image.value
+        assert (image.name, [*image.scale]) == ("far", [30, 4, 4])
+        served.asked.clear()
+        assert napari_widget._file_of(image, folder) == widget.address.value, "it is not copied"
+        assert not [path for path in served.asked if path.endswith("/0/0/0")], "it is not read to be compared"
+        assert press(application, widget) == []
+        np.testing.assert_array_equal(widget._viewer.layers["far mitochondria"].data, expected)
+
+        before = len(notification_manager.records)
+        widget.address.value = f"{served.url}/gone.ome.zarr"
+        widget.open_address.native.click()
+        (message,) = [str(record.message) for record in [*notification_manager.records][before:]]
+        assert "gone.ome.zarr: found no group of Zarr" in message
 
 
 @pytest.mark.slow

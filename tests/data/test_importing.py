@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole
+from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole, write_excerpts
 from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
 from mitoflow.io import ome
 from mitoflow.io.spacing import read_tiff_spacing
 from mitoflow.io.tiff import open_mask, open_stack, write_stack
+from tests.services import HTTPFolder
 
 OPTIONS = ("--images", "--masks")
 
@@ -87,6 +90,57 @@ def test_an_ome_zarr_of_another_type_is_one_line(tmp_path: Path) -> None:
         find(soft, whole)
     with pytest.raises(InputError, match=r"none.ome.zarr: found no such folder, expected an OME-Zarr"):
         find(whole, tmp_path / "none.ome.zarr")
+
+
+def test_stacks_on_a_server_are_copied(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 256, (12, 64, 70), np.uint8)
+    zarr(tmp_path / "lab/cell.ome.zarr", voxels)
+    zarr(tmp_path / "lab/mito.ome.zarr", voxels // 200)
+    with HTTPFolder(tmp_path / "lab") as served:
+        addresses = [f"{served.url}/{name}.ome.zarr" for name in ("cell", "mito")]
+        sources = find_pairs(addresses[:1], addresses[1:], OPTIONS)
+        train, test = hold_out(sources.pairs, 0.25, 2)
+        served.asked.clear()
+        folder = tmp_path / "data"
+        origins = write_excerpts({folder / "train": train, folder / "test": test})
+        chunks = [path for path in served.asked if path.endswith("/0/0")]
+        assert len(chunks) == len({*chunks}) == 2 * 3, "each chunk of four slices is asked for once"
+    for part, places in (("train", slice(0, 7)), ("test", slice(9, 12))):
+        written = folder / part / "images/cell.ome.tif"
+        np.testing.assert_array_equal(tifffile.imread(written), voxels[places])
+        np.testing.assert_array_equal(tifffile.imread(folder / part / "masks/cell.ome.tif"), voxels[places] // 200)
+        assert read_tiff_spacing(written) == {"z": 30, "y": 4, "x": 5}
+    assert origins[folder / "train/masks/cell.ome.tif"] == addresses[1]
+
+
+def test_equal_names_on_several_servers_stay_apart(tmp_path: Path) -> None:
+    for sample in ("s1", "s2"):
+        for kind in ("em", "mito"):
+            zarr(tmp_path / "lab" / sample / kind / "cell.zarr", np.zeros((1, 64, 64), np.uint8))
+    with HTTPFolder(tmp_path / "lab") as served:
+        images, masks = (
+            [f"{served.url}/{sample}/{kind}/cell.zarr" for sample in ("s1", "s2")] for kind in ("em", "mito")
+        )
+        pairs = find_pairs(images, masks, OPTIONS).pairs
+        assert [pair.name for pair in pairs] == ["s1_em_cell", "s2_em_cell"]
+        assert [str(pair.mask.location) for pair in pairs] == masks
+        with pytest.raises(InputError, match=f"^{served.url}/none.zarr: found no group of Zarr"):
+            find_pairs([f"{served.url}/none.zarr"], masks[:1], OPTIONS)
+
+
+def test_a_disk_without_room_is_one_line_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pair,) = find(write(tmp_path / "a.tif", 4), write(tmp_path / "b.tif", 4)).pairs
+    half = Excerpt(pair, 0, 2, "a")
+    assert half.size == 2 * 2 * 64 * 67
+    assert Excerpt(pair, 0, 4, "a").size == sum((tmp_path / f"{name}.tif").stat().st_size for name in "ab")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=half.size - 1))
+    with pytest.raises(InputError, match=r"found 0.0 GB of free disk, expected 0.0 GB for images and masks"):
+        write_excerpts({tmp_path / "data/train": [half]})
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=half.size))
+    write_excerpts({tmp_path / "data/train": [half]})
 
 
 def test_names_without_numbers_go_together_in_order(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_server_that_fails_midway_is_one_line(served: HTTPFolder) -> None:
     write_zarr(served.folder / "s.zarr", STACK)
     volume = open_volume(f"{served.url}/s.zarr")
     served.answers["/0/0/0/0"] = (500, b"")
-    with pytest.raises(InputError, match=r"s.zarr/0/0/0/0: found no answer .*500.*it continues"):
+    with pytest.raises(InputError, match=r"s.zarr/0/0/0/0: found no answer .*500.*`predict` continues"):
         volume.read(0, WHOLE)
     served.answers.clear()
     np.testing.assert_array_equal(volume.read(0, WHOLE), STACK[0])

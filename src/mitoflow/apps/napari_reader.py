@@ -1,7 +1,6 @@
 """The napari reader: stacks open at their scale, and outputs of mitoflow as labels; `napari.yaml` declares it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from napari.types import LayerDataTuple
 from napari_builtins.io import napari_get_reader
 
 from mitoflow.errors import InputError
-from mitoflow.io import ome, volumes
+from mitoflow.io import ome, remote, volumes
 
 ReadLayers = Callable[[Any], list[LayerDataTuple]]
 
@@ -31,17 +30,18 @@ def read(path: str) -> LayerDataTuple:
     """Return a stack as a layer, with its scale in nanometres along the axes of which the voxel size is known.
 
     Masks and instances of `mitoflow predict` become labels, which can be painted: their voxels are in memory, (Y, X) or
-    (Z, Y, X) with the values of the file. What else is in a Zarr stays there until it is looked at.
+    (Z, Y, X) with the values of the file. What else is in a Zarr, also on a server, stays there until it is looked at.
 
     Raises
     ------
     InputError
         The stack cannot be read.
     """
-    volume, file = volumes.open_volume(path), Path(path)
+    volume, file = volumes.open_volume(path), remote.locate(path)
     is_output = ome.has_lineage(file)
     kind = "labels" if is_output and volume.dtype.kind in "ui" else "image"
-    if kind == "image" and ome.is_zarr(file) and volume.axes == ome.open_multiscale(file).axes:
+    is_zarr = isinstance(file, remote.Url) or ome.is_zarr(file)
+    if kind == "image" and is_zarr and volume.axes == ome.open_multiscale(file).axes:
         voxels: Any = ome.open_multiscale(file).array
     else:
         whole = (0, volume.shape[1], 0, volume.shape[2])

@@ -12,7 +12,8 @@ import npe2
 import numpy as np
 import pandas as pd
 import tifffile
-from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox, ProgressBar, PushButton
+import zarr
+from magicgui.widgets import CheckBox, ComboBox, Container, FileEdit, FloatSpinBox, LineEdit, ProgressBar, PushButton
 from napari.qt.threading import FunctionWorker, create_worker
 from napari.types import LayerDataTuple
 from napari.utils.notifications import show_error, show_info, show_warning
@@ -23,7 +24,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome, volumes
+from mitoflow.io import ome, remote, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.tracking import model_lookup
 
@@ -46,6 +47,8 @@ class Segmentation(Container):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._viewer = viewer
         self._worker: FunctionWorker[LayerDataTuple | None] | None = None
+        self.address = LineEdit(name="address", tooltip="Of a stack on a server: https://... or s3://...")
+        self.open_address = PushButton(text="Open address")
         self.image = ComboBox(name="image", choices=self._images)
         self.model = ComboBox(name="model", choices=_models)
         self.file = FileEdit(name="file", label="or a file", filter="*.keras", nullable=True, value=None)
@@ -56,15 +59,41 @@ class Segmentation(Container):
         self.segment = PushButton(text="Segment")
         self.cancel = PushButton(text="Cancel", enabled=False)
         self.progress = ProgressBar(max=100, visible=False)
-        self._settings = [self.image, self.model, self.file, self.threshold, self.instances, self.segment]
+        self._settings: list[Any] = [
+            self.address,
+            self.open_address,
+            self.image,
+            self.model,
+            self.file,
+            self.threshold,
+            self.instances,
+            self.segment,
+        ]
         super().__init__(widgets=[*self._settings, self.cancel, self.progress])
         self.table = npe2.PluginManager.instance().commands.get(FEATURES_TABLE)(viewer)
         self.native.layout().addWidget(self.table)
+        self.open_address.changed.connect(self._open)
         self.segment.changed.connect(self._start)
         self.cancel.changed.connect(self._stop)
 
     def _images(self, _: object) -> list[napari.layers.Image]:
         return [layer for layer in self._viewer.layers if isinstance(layer, napari.layers.Image)]
+
+    def _open(self) -> None:
+        """Show the stack at the address, and take it for the image."""
+        address = self.address.value.strip()
+        if not remote.is_url(address):
+            show_warning("Give an address first: https://... or s3://...")
+            return
+        try:
+            volumes.open_volume(address)  # says in one line why it cannot be read, which the reader leaves to napari
+            layers = self._viewer.open(address, plugin="mitoflow")
+        except InputError as error:
+            show_error(str(error))
+            return
+        if isinstance(layers[0], napari.layers.Image):
+            self.reset_choices()
+            self.image.value = layers[0]
 
     def _start(self) -> None:
         image = self.image.value
@@ -236,6 +265,8 @@ def _shows(data: Any, path: str) -> bool:
         return False
     if volume.shape != (1, *data.shape)[-3:]:
         return False
+    if remote.is_url(path) and isinstance(data, zarr.Array):
+        return True  # as the reader opened it, to be read alone; a comparison would bring all of it twice
     whole = (0, volume.shape[1], 0, volume.shape[2])
     slices = data if data.ndim == 3 else data[None]
     return all(np.array_equal(volume.read(z, whole), np.asarray(slices[z])) for z in range(volume.shape[0]))

@@ -133,8 +133,9 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
 def data_import(**options: Any) -> None:
     """Take your own stacks in place of what is there: TIFF, MRC and HDF5 files, or OME-Zarrs.
 
-    PATH is a file, a folder or a quoted glob, and may be given several times. A mask has the file name of its image;
-    where no name is shared, the first image goes with the first mask and so on, which the command reports.
+    PATH is a file, a folder, a quoted glob or an address (https:// or s3://), and may be given several times. A mask
+    has the file name of its image; where no name is shared, the first image goes with the first mask and so on, which
+    the command reports.
     """
     _install_own(**options)
 

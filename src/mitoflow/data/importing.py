@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import uuid
@@ -19,6 +20,7 @@ from mitoflow.data.pairs import Pair, open_pair
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
+from mitoflow.io.remote import Location, Url, is_url
 from mitoflow.io.spacing import ome_metadata
 from mitoflow.io.tiff import Array, Stack, joined, needs_bigtiff
 from mitoflow.io.volumes import find_files, is_chunked, read_spacing
@@ -55,7 +57,7 @@ def find_pairs(
     Parameters
     ----------
     images, masks
-        TIFF files, folders of them, OME-Zarrs, or globs.
+        Files, folders, globs, or addresses of images on servers.
     options
         What to call the two in errors.
     consecutive
@@ -83,17 +85,21 @@ def find_pairs(
     return Sources(pairs, by_order=len(shared) < len(matches), notes=tuple(notes))
 
 
-def _find_stacks(option: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the files that are named, as `find_files` finds them, and after them the OME-Zarrs and HDF5 datasets."""
-    chunked = [pattern for pattern in patterns if is_chunked(Path(pattern))]
-    others = [pattern for pattern in patterns if pattern not in chunked]
-    found = find_files(option, others) if others else []
+def _find_stacks(option: str, patterns: Sequence[str]) -> list[Location]:
+    """Return the files that are named, as `find_files` finds them, then OME-Zarrs and HDF5 datasets, then addresses."""
+    addresses = [Url(pattern) for pattern in patterns if is_url(pattern)]
+    local = [pattern for pattern in patterns if not is_url(pattern)]
+    chunked = [pattern for pattern in local if is_chunked(Path(pattern))]
+    others = [pattern for pattern in local if pattern not in chunked]
+    found: list[Location] = [*find_files(option, others)] if others else []
     for pattern in chunked:
         found += sorted(file_names.matching(pattern), key=lambda path: natural_order(str(path))) or [Path(pattern)]
-    return [*dict.fromkeys(found)]
+    return [*dict.fromkeys([*found, *addresses])]
 
 
-def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:
+def _match_names(
+    images: list[Location], masks: list[Location], options: tuple[str, str]
+) -> list[tuple[Location, Location]]:
     """Match equal names; where files of several folders share a name, they go together in order."""
     waiting = dict(zip(_occurrences(masks), masks, strict=True))
     matches = []
@@ -108,7 +114,7 @@ def _match_names(images: list[Path], masks: list[Path], options: tuple[str, str]
     return matches
 
 
-def _occurrences(paths: Iterable[Path]) -> list[tuple[str, int]]:
+def _occurrences(paths: Iterable[Location]) -> list[tuple[str, int]]:
     """Number the files that share a name."""
     seen: Counter[str] = Counter()
     names = []
@@ -118,7 +124,9 @@ def _occurrences(paths: Iterable[Path]) -> list[tuple[str, int]]:
     return names
 
 
-def _match_order(images: list[Path], masks: list[Path], options: tuple[str, str]) -> list[tuple[Path, Path]]:
+def _match_order(
+    images: list[Location], masks: list[Location], options: tuple[str, str]
+) -> list[tuple[Location, Location]]:
     """Match the first with the first; numbers in the names must not contradict it."""
     if len(images) != len(masks):
         found = f"{len(images)} and {len(masks)} files that share no name"
@@ -131,9 +139,10 @@ def _match_order(images: list[Path], masks: list[Path], options: tuple[str, str]
     return list(zip(images, masks, strict=True))
 
 
-def _unique_names(paths: list[Path]) -> list[str]:
+def _unique_names(paths: list[Location]) -> list[str]:
     """Return names for files in one folder, unique also on file systems that ignore case."""
-    parts = [path.absolute().with_suffix("").parts for path in paths]
+    absolute = [path.path if isinstance(path, Url) else path.absolute() for path in paths]
+    parts = [path.with_suffix("").parts for path in absolute]
     for length in range(1, max(map(len, parts))):
         names = ["_".join(p[1:][-length:]) for p in parts]
         if len({name.casefold() for name in names}) == len(names):
@@ -155,6 +164,20 @@ class Excerpt:
         """Number of slices."""
         return self.stop - self.start
 
+    @property
+    def size(self) -> int:
+        """Bytes that image and mask need, written."""
+        return sum(
+            stack.path.stat().st_size
+            if self._is_copied(stack)
+            else self.depth * math.prod(stack.shape[1:]) * stack.dtype.itemsize
+            for stack in (self.pair.image, self.pair.mask)
+        )
+
+    def _is_copied(self, stack: Stack) -> bool:
+        """Return whether all of a file is taken."""
+        return stack.is_file and self.depth == stack.shape[0]
+
     def write(self, folder: Path, done: Callable[[int], object]) -> None:
         """Write the slices to ``folder``/images and ``folder``/masks, and report to ``done`` how many, as it goes.
 
@@ -164,7 +187,7 @@ class Excerpt:
         for stack, kind in ((self.pair.image, "images"), (self.pair.mask, "masks")):
             target = folder / kind / f"{self.name}.tif"
             target.parent.mkdir(parents=True, exist_ok=True)
-            if stack.is_file and self.depth == stack.shape[0]:
+            if self._is_copied(stack):
                 shutil.copyfile(stack.path, target)
                 done(self.depth)
             else:
@@ -177,7 +200,7 @@ class Excerpt:
                 done(1)
 
         shape, metadata = (self.depth, *stack.shape[1:]), None
-        if stack is self.pair.image and (spacing := read_spacing(stack.path)):
+        if stack is self.pair.image and (spacing := read_spacing(stack.location)):
             # tifffile would draw an identity at random, and the same import would not give the same bytes.
             identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {self.start} {self.stop}")
             metadata = {**ome_metadata("zyx", spacing), "UUID": identity.urn}
@@ -253,20 +276,36 @@ def _excerpts(pairs: Sequence[Pair], slices: list[tuple[int, int]]) -> list[Exce
     return [Excerpt(pair, places[0], places[-1] + 1, pair.name) for pair, places in by_stack]
 
 
+def _require_room(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> None:
+    """Raise `InputError` where the disk has less room than the excerpts need, before hours of copying."""
+    folder = next(iter(excerpts_by_folder)).absolute()
+    needed = sum(excerpt.size for excerpts in excerpts_by_folder.values() for excerpt in excerpts)
+    free = shutil.disk_usage(next(place for place in folder.parents if place.exists())).free
+    if needed > free:
+        found, expected = f"{free / 1e9:.1f} GB of free disk", f"{needed / 1e9:.1f} GB for images and masks"
+        raise InputError(Path.cwd(), found, expected, "make room, or import a part of the stacks")
+
+
 def write_excerpts(excerpts_by_folder: Mapping[Path, Sequence[Excerpt]]) -> dict[Path, str]:
     """Write excerpts into ``images`` and ``masks`` of their folders, with a progress bar.
 
     Returns
     -------
     The file that each written file comes from.
+
+    Raises
+    ------
+    InputError
+        The disk has no room for them, or as for `Stack.slice`.
     """
+    _require_room(excerpts_by_folder)
     slices = 2 * sum(excerpt.depth for excerpts in excerpts_by_folder.values() for excerpt in excerpts)
     with progress_bar(desc="data", total=slices, unit="slice") as bar:
         for folder, excerpts in excerpts_by_folder.items():
             for excerpt in excerpts:
                 excerpt.write(folder, bar.update)
     return {
-        folder / kind / f"{excerpt.name}.tif": str(stack.path)
+        folder / kind / f"{excerpt.name}.tif": str(stack.location)
         for folder, excerpts in excerpts_by_folder.items()
         for excerpt in excerpts
         for kind, stack in (("images", excerpt.pair.image), ("masks", excerpt.pair.mask))

@@ -31,6 +31,7 @@ from mitoflow.data.set_descriptions import SetDescription, agree_on_voxel_size, 
 from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
+from mitoflow.io.remote import is_url
 from mitoflow.io.spacing import as_warnings
 
 SEVERAL = "general"  # the preset for several sets
@@ -140,8 +141,8 @@ def install_own(
     Parameters
     ----------
     images, masks, test_images, test_masks
-        Files, folders or globs, paired by `importing.find_pairs`. Without test files the last slices of each stack are
-        the test part; of unrelated slices the last ones.
+        Files, folders, globs or addresses, paired by `importing.find_pairs`. Without test files the last slices of each
+        stack are the test part; of unrelated slices the last ones.
     name
         What to call the set: a letter, then letters, digits, ``-``, ``_`` and ``.``.
     description
@@ -166,9 +167,9 @@ def install_own(
     if test_images:
         tests = find_pairs(test_images, test_masks, ("--test-images", "--test-masks"), consecutive=consecutive)
     sources = [found, tests] if tests else [found]
-    paths = [pair.image.path for source in sources for pair in source.pairs]
+    places = [pair.image.location for source in sources for pair in source.pairs]
     notes = [note for source in sources for note in (*source.notes, *_matches(source))]
-    voxel_size = agree_on_voxel_size(paths, description.voxel_size, "--voxel-size", as_warnings(notes.append))
+    voxel_size = agree_on_voxel_size(places, description.voxel_size, "--voxel-size", as_warnings(notes.append))
     described = description.model_copy(update={"voxel_size": voxel_size})
     train, test = _divide(found, tests, test_fraction, gap, unrelated=description.unrelated)
     prefix = "--test-" if tests else "--"
@@ -176,6 +177,8 @@ def install_own(
     def write(train_folder: Path, test_folder: Path) -> dict[Path, str]:
         folders = {train_folder / "images": "--images", train_folder / "masks": "--masks"}
         folders |= {test_folder / "images": f"{prefix}images", test_folder / "masks": f"{prefix}masks"}
+        if any(is_url(source) for source in (*images, *masks, *test_images, *test_masks)):
+            _say(f"copying {sum(excerpt.size for excerpt in (*train, *test)) / 1e6:.1f} MB, from servers too")
         return write_excerpts({train_folder: train, test_folder: test}) | folders
 
     notes += _notes(found, None if tests else train + test, unrelated=description.unrelated)
@@ -226,7 +229,7 @@ def _notes(found: Sources, used: Sequence[Excerpt] | None, *, unrelated: bool) -
 def _matches(sources: Sources) -> list[str]:
     if not sources.by_order:
         return []
-    matches = [f"  {pair.image.path} with {pair.mask.path}" for pair in sources.pairs]
+    matches = [f"  {pair.image.location} with {pair.mask.location}" for pair in sources.pairs]
     return ["The names do not show which mask belongs to which image; in order:", *matches]
 
 

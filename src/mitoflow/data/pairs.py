@@ -11,6 +11,7 @@ import numpy as np
 
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
+from mitoflow.io.remote import Location
 from mitoflow.io.tiff import Stack
 from mitoflow.io.volumes import open_any_stack
 
@@ -112,8 +113,8 @@ def _tiffs_by_name(folder: Path) -> dict[str, Path]:
     return files
 
 
-def open_pair(name: str, image_path: Path, mask_path: Path, dataset: str = "") -> Pair:
-    """Open an image and its mask, of any format, to learn or to measure from.
+def open_pair(name: str, image_path: Location, mask_path: Location, dataset: str = "") -> Pair:
+    """Open an image and its mask, of any format, on this machine or a server, to learn or to measure from.
 
     Raises
     ------

@@ -13,6 +13,7 @@ from mitoflow.config.params import MaskRule
 from mitoflow.config.sections import Section, validated
 from mitoflow.core.files import read_yaml, write_yaml
 from mitoflow.errors import InputError
+from mitoflow.io.remote import Location
 from mitoflow.io.spacing import Spacing, Warn
 from mitoflow.io.volumes import read_spacing
 
@@ -71,13 +72,15 @@ def write_sets(data: Path, sets: Mapping[str, SetDescription]) -> None:
     write_yaml(data / FILE, {name: description.model_dump() for name, description in sets.items()})
 
 
-def agree_on_voxel_size(images: Iterable[Path], given: Spacing, source: str, warn: Warn = lambda _: None) -> Spacing:
+def agree_on_voxel_size(
+    images: Iterable[Location], given: Spacing, source: str, warn: Warn = lambda _: None
+) -> Spacing:
     """Return the voxel size of a set: as given, and for other axes as its files say.
 
     Parameters
     ----------
     images
-        Its TIFF files and OME-Zarrs.
+        Its files, and images on servers.
     given
         The voxel size that a person gave, as far as one did.
     source

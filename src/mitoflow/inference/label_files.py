@@ -40,7 +40,7 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     InputError
         It cannot be read, or is neither a mask nor labels.
     """
-    path = remote.Url(source) if remote.is_url(source) else Path(source)
+    path = remote.locate(source)
     if isinstance(path, remote.Url) or ome.is_zarr(path):
         image = ome.open_multiscale(path, as_warnings(notify), is_whole=True)
         if lost := ome.missing_chunks(image):

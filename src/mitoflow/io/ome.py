@@ -27,7 +27,7 @@ from zarr.storage import LocalStore
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import open_bounded
-from mitoflow.io.remote import Url
+from mitoflow.io.remote import Location, Url
 from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
@@ -258,7 +258,7 @@ class Multiscale:
         Its first voxel in world coordinates, in voxels along each of the axes.
     """
 
-    path: Path | Url
+    path: Location
     array: zarr.Array[Any]
     axes: str
     spacing: Spacing
@@ -284,7 +284,7 @@ class Multiscale:
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
 
-def open_multiscale(path: Path | Url, warn: Warn = lambda _: None, *, is_whole: bool = False) -> Multiscale:
+def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bool = False) -> Multiscale:
     """Open an OME-Zarr image of version 0.4 or 0.5; `warn` is as in `mitoflow.io.spacing.in_nanometres`.
 
     With `is_whole`, reading where a chunk is missing is an error; otherwise the chunk is empty.
@@ -330,7 +330,7 @@ def open_multiscale(path: Path | Url, warn: Warn = lambda _: None, *, is_whole: 
     return Multiscale(place, array, names, spacing.in_nanometres(sizes, path, warn), origin)
 
 
-def _require_inside(folder: Path | Url, array: Path | Url) -> None:
+def _require_inside(folder: Location, array: Location) -> None:
     """Refuse an array outside of the folder of the image, and links that lead out of it.
 
     Raises
@@ -349,11 +349,11 @@ def _require_inside(folder: Path | Url, array: Path | Url) -> None:
         raise InputError(folder, f"{outside[0]}, which is outside of it", "an image in one folder", remedy)
 
 
-def _store(place: Path | Url) -> Store:
+def _store(place: Location) -> Store:
     return place.open() if isinstance(place, Url) else LocalStore(place, read_only=True)
 
 
-def _open_group(path: Path | Url) -> zarr.Group:
+def _open_group(path: Location) -> zarr.Group:
     """Open the folder of an image.
 
     Of a server each format is asked for by itself: many refuse, in place of saying that there is no such file.
@@ -406,7 +406,7 @@ def _corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(reversed(corner))
 
 
-def read_lineage(path: Path) -> dict[str, str]:
+def read_lineage(path: Location) -> dict[str, str]:
     """Return the lineage that mitoflow wrote into an image.
 
     Raises
@@ -414,13 +414,16 @@ def read_lineage(path: Path) -> dict[str, str]:
     InputError
         There is no such image, it cannot be read, or mitoflow did not write it.
     """
-    lineage = _open_group(path).attrs.asdict().get(LINEAGE, {}) if is_zarr(path) else _tiff_lineage(path)
+    if isinstance(path, Url) or is_zarr(path):
+        lineage = _open_group(path).attrs.asdict().get(LINEAGE, {})
+    else:
+        lineage = _tiff_lineage(path)
     if not lineage or not isinstance(lineage, dict):
         raise InputError(path, "no lineage", "an output of `mitoflow predict`", "name one")
     return {str(key): str(value) for key, value in lineage.items()}
 
 
-def has_lineage(path: Path) -> bool:
+def has_lineage(path: Location) -> bool:
     """Return whether an image is one that mitoflow wrote."""
     try:
         return bool(read_lineage(path))
@@ -434,7 +437,7 @@ def foreign_file(image: Path) -> str | None:
     return next((name for name in inside if not OWN_FILE.fullmatch(name)), None)
 
 
-def refuse_outputs(images: Iterable[Path]) -> None:
+def refuse_outputs(images: Iterable[Location]) -> None:
     """Raise `InputError` where one of the images is an output of an earlier prediction."""
     for path in images:
         if has_lineage(path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,26 @@ class Url:
 
     def __truediv__(self, name: str) -> Url:
         return Url(f"{self.text.rstrip('/')}/{name}")
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The server or bucket, and the folders in it."""
+        return PurePosixPath("/", *self.text.partition("://")[2].split("/"))
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.path.name
+
+    @property
+    def stem(self) -> str:
+        """The name of the folder without its ending."""
+        return self.path.stem
+
+    @property
+    def parent(self) -> Url:
+        """The folder that it is in."""
+        return Url(self.text.rstrip("/").rpartition("/")[0])
 
     def open(self) -> RemoteStore:
         """Return the folder to read from; the server is not asked yet.
@@ -94,6 +115,15 @@ def _options(scheme: str) -> dict[str, Any]:
 
     timeout = aiohttp.ClientTimeout(None, sock_connect=CONNECT, sock_read=ANSWER)
     return {"client_kwargs": {"timeout": timeout, "raise_for_status": refuse_redirection}}
+
+
+#: Where a file or a folder is.
+Location = Path | Url
+
+
+def locate(source: str) -> Location:
+    """Return the address, or the path, that a source is."""
+    return Url(source) if is_url(source) else Path(source)
 
 
 class RemoteStore(FsspecStore):
@@ -153,5 +183,5 @@ def _refused(where: str, error: Exception) -> InputError:
     if isinstance(error, PermissionError) or getattr(error, "status", None) in REFUSALS or "Credentials" in text:
         remedy = "set credentials in the environment, or FSSPEC_S3_ANON=true for a public bucket"
         return InputError(where, f"a server that refuses ({text})", "the right to read", remedy)
-    remedy = "check the address and the network, and give the command again: it continues"
+    remedy = "check the address and the network, and give the command again: `predict` continues"
     return InputError(where, f"no answer that can be used ({text})", "a server that answers", remedy)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import tifffile
 from mitoflow.core.files import replacing
 from mitoflow.errors import InputError
 from mitoflow.io.spacing import parse_xml
+
+if TYPE_CHECKING:
+    from mitoflow.io.remote import Location, Url  # at run time imported where an address is read
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +43,7 @@ class Stack:
     Attributes
     ----------
     path
-        The file; of `joined` pages the first.
+        The file; of `joined` pages the first; of an address its server and folders.
     shape
         ``(Z, Y, X)`` in pixels; a single page has ``Z = 1``.
     dtype
@@ -50,6 +53,8 @@ class Stack:
     palette
         What the file shows for each stored value: (values, 3) of red, green and blue in the file, (values,) of a grey
         palette that is looked up when a slice is read; None where values are shown as they are.
+    address
+        Of a stack on a server.
     """
 
     path: Path
@@ -58,6 +63,12 @@ class Stack:
     _pixels: Pixels = field(repr=False)
     black: int = 0
     palette: Array | None = field(default=None, repr=False, compare=False)
+    address: Url | None = None
+
+    @property
+    def location(self) -> Location:
+        """The address where there is one, and otherwise the path."""
+        return self.address or self.path
 
     def slice(self, z: int) -> Array:
         """Return slice ``z`` as ``(Y, X)``; no other page is read.

@@ -15,6 +15,7 @@ import zarr
 
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, hdf5, mrc, ome, png, remote, resampling
+from mitoflow.io.remote import Location
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
     Array,
@@ -416,9 +417,9 @@ def _require_chunks(path: object, missing: int, found: str, *, fill_missing: boo
         raise InputError(path, found, "every chunk", remedy)
 
 
-def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
-    """Return the voxel size that a file states, in nanometres; see `read_tiff_spacing`."""
-    if ome.is_zarr(path):
+def read_spacing(path: Location, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
+    """Return the voxel size that a file or an image on a server states, in nanometres; see `read_tiff_spacing`."""
+    if isinstance(path, remote.Url) or ome.is_zarr(path):
         return ome.open_multiscale(path, warn).spacing
     if hdf5.is_hdf5(path):
         return hdf5.open_hdf5(path, warn).spacing
@@ -427,8 +428,8 @@ def read_spacing(path: Path, warn: Warn = lambda _: None, given: Container[str] 
     return {} if png.is_png(path) else read_tiff_spacing(path, warn, given)
 
 
-def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
-    """Open a file of any format as a stack of slices.
+def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
+    """Open a file of any format, or an image on a server, as a stack of slices.
 
     An EM image is uint8 or uint16, a mask or labels of any integer type; see `open_stack` and `open_mask` for TIFF.
 
@@ -437,15 +438,17 @@ def open_any_stack(path: Path, *, is_mask: bool = False) -> Stack:
     InputError
         As for `open_volume`, or its voxels are of another type.
     """
-    if png.is_png(path):
-        return open_file(path, is_mask=is_mask)
-    if not (is_chunked(path) or mrc.is_mrc(path)):
-        return open_mask(path) if is_mask else open_stack(path)
+    address = path if isinstance(path, remote.Url) else None
+    file = Path(path.path) if isinstance(path, remote.Url) else path
+    if not address and png.is_png(file):
+        return open_file(file, is_mask=is_mask)
+    if not (address or is_chunked(file) or mrc.is_mrc(file)):
+        return open_mask(file) if is_mask else open_stack(file)
     volume = open_volume(str(path))
     if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):
         expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
         raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
-    return Stack(path, volume.shape, volume.dtype, _Slices(volume))
+    return Stack(file, volume.shape, volume.dtype, _Slices(volume), address=address)
 
 
 @dataclass(frozen=True)
