@@ -23,7 +23,6 @@ code, remove the folder of `--work`: its models are found by their recipe and th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import tempfile
@@ -42,6 +41,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from benchmarks import leave_one_set_out_report as report
+from benchmarks.result_lines import Results
 from mitoflow.config import presets
 from mitoflow.config.params import Augmentation, Evaluate, Params, Patch, Recipe
 from mitoflow.core import files
@@ -160,35 +160,6 @@ def quarters(whole: Slice) -> list[Slice]:
     y, x = (length // 2 for length in image.shape)
     corners = [(rows, columns) for rows in (slice(y), slice(y, None)) for columns in (slice(x), slice(x, None))]
     return [(image[corner], mask[corner]) for corner in corners]
-
-
-class Results:
-    """Lines of JSON, each a result with the key that says what was measured.
-
-    Parameters
-    ----------
-    path
-        The file; lines are appended.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        # A line that was cut off is no result.
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
-        if lines and not lines[-1].endswith("\n"):
-            files.write_text(path, "".join(lines[:-1]))
-
-    def lacks(self, key: Mapping[str, Any]) -> bool:
-        """Return whether there is no result with this key."""
-        return not any(key.items() <= row.items() for row in self.rows)
-
-    def add(self, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        """Append a result."""
-        self.rows.append({**key, **found})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(self.rows[-1]) + "\n")
 
 
 @dataclass(frozen=True)

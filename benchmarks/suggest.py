@@ -26,7 +26,7 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from benchmarks.leave_one_set_out import Results, TissueSet, changed, read_project
+from benchmarks.result_lines import Results, TissueSet, changed, read_project
 from mitoflow.config import presets
 from mitoflow.config.params import Params
 from mitoflow.core import files

@@ -33,7 +33,7 @@ import numpy as np
 import optuna
 from scipy import stats
 
-from benchmarks.leave_one_set_out import Results
+from benchmarks.result_lines import Results
 from mitoflow.config import params, presets
 from mitoflow.config.params import SAMPLED, Params, Recipe, SharedWithTrials
 from mitoflow.core import files, workspace

@@ -80,8 +80,11 @@ def run(work: Work) -> Found:
         file = work.folder / f"{name}-{'train' if trains else 'predict'}.yaml"
         file.write_text(text, encoding="utf-8")
         arguments = ("--config", file, "--result_dir", work.folder / "jobs", "--name", name, "--run_id", "1")
-        begun = commands.log.read_bytes().count(b"[Time] ") if commands.log.exists() else 0
-        return commands.run(program, *arguments, progress=lambda: commands.log.read_bytes().count(b"[Time] ") - begun)
+        before = epochs_logged()
+        return commands.run(program, *arguments, progress=lambda: epochs_logged() - before)
+
+    def epochs_logged() -> int:
+        return commands.log.read_bytes().count(b"[Time] ")
 
     epochs = epochs_within(work.seconds, job("measured", MEASURED_EPOCHS, trains=True)[:-1])
     *reached, training = job("budget", epochs, trains=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.25  # seconds from one look at memory and progress to the next
+INTERVAL = 0.5  # seconds from one look at memory and progress to the next
 PATIENCE = 10.0  # seconds in which a process that is stopped ends by itself
 
 
@@ -40,6 +40,7 @@ class Commands:
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
         self.folder = folder
         self.log = folder / "commands.log"
+        self.log.touch()
         self.peak_mib = 0.0
         self._variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables}
 

@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 
-from benchmarks.leave_one_set_out import Results
 from benchmarks.peers import biapy, nnunet, own
 from benchmarks.peers.commands import CannotRunError
 from benchmarks.peers.parts import READ, Parts, scores
 from benchmarks.peers.work import Found, Work
+from benchmarks.result_lines import Results
 from mitoflow.errors import run_as_command
 
 CORES = 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import tuning
-from benchmarks.leave_one_set_out import Results
+from benchmarks.result_lines import Results
 from mitoflow.config.params import Params
 
 
