@@ -17,9 +17,10 @@ from benchmarks.peers.commands import CannotRunError
 from benchmarks.peers.parts import READ, Parts, scores
 from benchmarks.peers.work import Found, Work
 from benchmarks.result_lines import Results
-from mitoflow.errors import run_as_command
+from mitoflow.errors import InputError, run_as_command
 
 CORES = 2
+OWN = Path(".mitoflow/peers")  # git ignores it
 RESULTS = Path(__file__).parents[1] / "results" / "peers.jsonl"
 TOOLS: dict[str, Callable[[Work], Found]] = {"mitoflow": own.run, "biapy": biapy.run, "nnunet": nnunet.run}
 HEADER = (
@@ -51,7 +52,7 @@ def measured(run: Callable[[Work], Found], work: Work) -> dict[str, Any]:
     try:
         found = run(work)
         scored = scores(work.parts.test_masks, found.masks)
-    except (CannotRunError, OSError, ValueError) as error:
+    except (CannotRunError, InputError, OSError, ValueError) as error:
         return {"reason": str(error), "load": load}
     return {
         **scored,
@@ -100,9 +101,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*TOOLS], help="default: all")
     parser.add_argument(
-        "--environments", type=Path, default=Path("peers/environments"), help="virtual environments of the tools"
+        "--environments", type=Path, default=OWN / "environments", help="virtual environments of the tools"
     )
-    parser.add_argument("--work", type=Path, default=Path("peers/work"), help="what the tools write; may be removed")
+    parser.add_argument("--work", type=Path, default=OWN / "work", help="what the tools write; may be removed")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
