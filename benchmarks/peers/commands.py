@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.5  # seconds from one look at memory and progress to the next
+INTERVAL = 0.25  # seconds from one look at the progress to the next
+MEMORY_INTERVAL = 2.0  # the same for the memory: to add up pages takes a while
 PATIENCE = 10.0  # seconds in which a process that is stopped ends by itself
 
 
@@ -33,8 +34,8 @@ class Commands:
     Attributes
     ----------
     peak_mib
-        Largest memory of a command and of all processes that it started, at any one moment. Pages that several
-        processes share count once: it is the sum of the proportional set sizes.
+        Largest memory of a command and of all processes that it started, by a look every `MEMORY_INTERVAL` seconds.
+        Pages that several processes share count once: it is the sum of the proportional set sizes.
     """
 
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
@@ -65,7 +66,6 @@ class Commands:
         CannotRunError
             It does not start, or ends with an error.
         """
-        start, reached, done = time.monotonic(), [], progress()
         with self.log.open("ab") as log:
             log.write(f"$ {' '.join(map(str, command))}\n".encode())
             log.flush()
@@ -77,16 +77,24 @@ class Commands:
             except OSError as error:
                 raise CannotRunError(f"{command[0]}: {error.strerror}") from None
             try:
-                while process.poll() is None:
-                    self.peak_mib = max(self.peak_mib, memory_mib(process.pid))
-                    now = progress()
-                    reached += [time.monotonic() - start] * (now - done)
-                    done = max(now, done)
-                    time.sleep(INTERVAL)
+                reached = self._watch(process, progress)
             finally:
                 _end(process)
         if process.returncode:
             raise CannotRunError(f"{Path(command[0]).name} ended with {process.returncode}: {self._last_line()}")
+        return reached
+
+    def _watch(self, process: subprocess.Popen[bytes], progress: Callable[[], int]) -> list[float]:
+        """Wait for the end of a process; note its memory, and return the times as `run` does."""
+        start = looked = time.monotonic()
+        reached, done = [], progress()
+        while process.poll() is None:
+            if time.monotonic() - looked > MEMORY_INTERVAL:
+                self.peak_mib, looked = max(self.peak_mib, memory_mib(process.pid)), time.monotonic()
+            now = progress()
+            reached += [time.monotonic() - start] * (now - done)
+            done = max(now, done)
+            time.sleep(INTERVAL)
         return [*reached, time.monotonic() - start]
 
     def _last_line(self) -> str:

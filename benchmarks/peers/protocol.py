@@ -101,9 +101,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=[*TOOLS], help="default: all")
     parser.add_argument(
-        "--environments", type=Path, default=OWN / "environments", help="virtual environments of the tools"
+        "--environments",
+        type=Path,
+        default=OWN / "environments",
+        help="virtual environments of the tools (default %(default)s)",
     )
-    parser.add_argument("--work", type=Path, default=OWN / "work", help="what the tools write; may be removed")
+    parser.add_argument("--work", type=Path, default=OWN / "work", help="what the tools write (default %(default)s)")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:

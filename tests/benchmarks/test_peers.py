@@ -140,8 +140,9 @@ def test_epochs_fit_the_budget_with_the_start_of_the_command() -> None:
         epochs_within(100, [30])
 
 
-def test_memory_is_that_of_all_processes_and_steps_are_timed(tmp_path: Path) -> None:
-    child = "import time; held = bytearray(60 << 20); open('done', 'w').close(); time.sleep(1.2)"
+def test_memory_is_that_of_all_processes_and_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peers.commands.MEMORY_INTERVAL", 0)
+    child = "import time; held = bytearray(60 << 20); open('done', 'w').close(); time.sleep(1)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     commands = Commands(tmp_path, {})
     done, ended = commands.run(sys.executable, "-c", program, progress=lambda: int((tmp_path / "done").exists()))
