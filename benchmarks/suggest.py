@@ -26,7 +26,8 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from benchmarks.result_lines import Results, TissueSet, changed, read_project
+from benchmarks.leave_one_set_out import TissueSet, changed, read_project
+from benchmarks.result_lines import Results
 from mitoflow.config import presets
 from mitoflow.config.params import Params
 from mitoflow.core import files
