@@ -40,6 +40,7 @@ def run(work: Work) -> Found:
         It cannot be run.
     """
     project, params = work.folder / "project", work.folder / "project/params.yaml"
+    curves = project / "reports/train/curves.csv"  # gets a line after each epoch
     cloned = subprocess.run(["git", "clone", "--quiet", ROOT, project], capture_output=True, text=True, check=False)
     if cloned.returncode:
         raise CannotRunError(f"git clone: {cloned.stderr.strip()}")
@@ -48,18 +49,16 @@ def run(work: Work) -> Found:
     preset = PRESETS[work.parts.name]
     presets.apply(params, preset)
 
-    def repro(stage: str, epochs: int) -> list[float]:
-        presets.change(params, configuration(work.parts.name, epochs, work.seed))
-        curves = project / "reports/train/curves.csv"
-        return commands.run(
-            sys.executable, "-m", "dvc", "repro", stage, progress=lambda: _lines(curves) - 1 if curves.exists() else 0
-        )
+    def train(epochs: int, seed: int) -> list[float]:
+        presets.change(params, configuration(work.parts.name, epochs, seed))
+        commands.run(*dvc("repro", "tune"))  # validates and cuts, the first time; nothing is left to tune
+        curves.unlink(missing_ok=True)  # of an earlier training: the clone has one
+        return commands.run(*dvc("repro", "train"), progress=lambda: _lines(curves) - 1 if curves.exists() else 0)
 
-    repro("tune", MEASURED_EPOCHS)  # validates and cuts; nothing is left to tune
-    epochs = epochs_within(work.seconds, repro("train", MEASURED_EPOCHS)[:-1])
-    (project / "reports/train/curves.csv").unlink()
-    training = repro("train", epochs)[-1]
-    repro("evaluate", epochs)  # chooses threshold and median by validation
+    # With another seed, or DVC would take a training of as many epochs for the same one and not train again.
+    epochs = epochs_within(work.seconds, train(MEASURED_EPOCHS, work.seed + 1)[:-1])
+    *reached, training = train(epochs, work.seed)
+    commands.run(*dvc("repro", "evaluate"))  # chooses threshold and median by validation
     found = work.folder / "masks.tif"
     images = work.folder / "test_images.tif"
     *_, prediction = commands.run(*mitoflow("predict", images, found, "--model", "models/unet.keras"))
@@ -67,7 +66,7 @@ def run(work: Work) -> Found:
     return Found(
         masks=np.stack([*tiff.open_mask(found).slices()]) > 0,
         version=described.stdout.strip(),
-        length=f"{_lines(project / 'reports/train/curves.csv') - 1} of {epochs} epochs",
+        length=f"{len(reached)} of {epochs} epochs",
         training_seconds=training,
         prediction_seconds=prediction,
         peak_mib=commands.peak_mib,
@@ -78,6 +77,11 @@ def run(work: Work) -> Found:
 def mitoflow(*arguments: str | Path) -> list[str]:
     """Return a command of mitoflow, by the Python of this process."""
     return [sys.executable, "-m", "mitoflow.cli", *map(str, arguments)]
+
+
+def dvc(*arguments: str) -> list[str]:
+    """Return a command of DVC, by the Python of this process."""
+    return [sys.executable, "-m", "dvc", *arguments]
 
 
 def lay_out(folder: Path, parts: Parts) -> list[str]:
