@@ -3,7 +3,8 @@
 The clone has what is committed; changes that are not committed are not measured. The slices are imported as a lab's own
 stack, and the preset is `imported` for vnc and `epfl-quick` for EPFL. The slices of EPFL that train are eight apart,
 and are imported as unrelated ones: no planes can be cut across them, so both keys `orthoplanes` are false there. There
-is no study, whose time would be part of the budget: the values that it would choose are those of its first trial.
+is no study, whose time would be part of the budget: the values that it would choose are those of its first trial. The
+test part is imported too, since `dvc repro evaluate` needs one; it decides nothing.
 
 The learning rate falls over the epochs of a training. A run of `MEASURED_EPOCHS` epochs, which does not count, gives
 the seconds to the end of the first and of each further one; the training has as many epochs as fit the budget, with a
