@@ -93,7 +93,7 @@ def lay_out(folder: Path, parts: Parts) -> list[str]:
         "test-images": parts.test_images,
         "test-masks": parts.test_masks.astype(np.uint8),
     }
-    options = ["--name", parts.name]
+    options = ["--name", f"{parts.name}-slices"]  # `epfl` alone is the name of a dataset that mitoflow knows
     for option, stack in stacks.items():
         path = folder / f"{option.replace('-', '_')}.tif"
         tiff.write_stack(path, stack)
