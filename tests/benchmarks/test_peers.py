@@ -17,6 +17,7 @@ from benchmarks.peers.commands import CannotRunError, Commands, configuration_li
 from benchmarks.peers.work import Found, Work
 from benchmarks.result_lines import Results
 from mitoflow.config import presets
+from mitoflow.data.datasets import DATASETS
 from mitoflow.errors import InputError
 from mitoflow.io import tiff
 
@@ -129,7 +130,9 @@ def test_mitoflow_gets_stacks_and_epfl_as_unrelated_slices(work: Work) -> None:
     assert tiff.open_grey(Path(given["--images"])).shape[0] == 12
     assert tiff.open_mask(Path(given["--test-masks"])).shape[0] == 6
     epfl = parts.Parts("epfl", *(getattr(work.parts, key) for key in ("images", "masks", "test_images", "test_masks")))
-    assert "--unrelated" in own.lay_out(work.folder, epfl)
+    options = own.lay_out(work.folder, epfl)
+    assert "--unrelated" in options
+    assert options[options.index("--name") + 1] not in DATASETS  # these names are taken
 
 
 def test_epochs_fit_the_budget_with_the_start_of_the_command() -> None:
