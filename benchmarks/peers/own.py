@@ -60,7 +60,7 @@ def run(work: Work) -> Found:
     epochs = epochs_within(work.seconds, train(MEASURED_EPOCHS, work.seed + 1)[:-1])
     *reached, training = train(epochs, work.seed)
     commands.run(*dvc("repro", "evaluate"))  # chooses threshold and median by validation
-    found = work.folder / "masks.tif"
+    found = work.folder / "predicted.tif"
     images = work.folder / "test_images.tif"
     *_, prediction = commands.run(*mitoflow("predict", images, found, "--model", "models/unet.keras"))
     described = subprocess.run(["git", "describe", "--always"], cwd=project, capture_output=True, text=True, check=True)
