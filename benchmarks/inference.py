@@ -1,15 +1,18 @@
 """How many pixels of a volume a second does inference segment?
 
-Slices go in and masks come out, the U-Net has base width 16 and depth 4.
+Slices go in and masks come out. The U-Net has base width 16 and depth 4; beside it stands mitoflow's default network,
+which needs no longer training to the same Dice (`python -m benchmarks train_step`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import baselines
 from benchmarks.measure import Candidate, Lap, alternate
 from benchmarks.table import Row, compare
+from mitoflow.config.params import Train
 
 if TYPE_CHECKING:
     from mitoflow.inference.predictor import Predictor
@@ -21,12 +24,21 @@ SIZE = 256  # of a patch
 
 
 def rows(rounds: int) -> list[Row]:
-    contenders: dict[str, Candidate] = {"mitoflow": mitoflow, "Keras": keras, "PyTorch": pytorch}
+    contenders: dict[str, Candidate] = {
+        "mitoflow": partial(mitoflow, "unet"),
+        "the default network": partial(mitoflow, Train().network),
+        "Keras": keras,
+        "PyTorch": pytorch,
+    }
     series = alternate(contenders, rounds)
-    what = "whole-volume inference, the same U-Net"
+    default = {**series, "mitoflow": series["the default network"]}
+    whole_patches, whole_slices = "Keras `predict` on float32 patches", "PyTorch bf16, channels_last, whole slices"
+    same, other = "whole-volume inference, the same U-Net", "whole-volume inference, the default network"
     return [
-        compare(what, "Mpx/s", series, "Keras", "Keras `predict` on float32 patches", 3, COMMAND),
-        compare(what, "Mpx/s", series, "PyTorch", "PyTorch bf16, channels_last, whole slices", 1.2, COMMAND),
+        compare(same, "Mpx/s", series, "Keras", whole_patches, 3, COMMAND),
+        compare(same, "Mpx/s", series, "PyTorch", whole_slices, 1.2, COMMAND),
+        compare(other, "Mpx/s", default, "Keras", f"{whole_patches}, plain U-Net", 4, COMMAND),
+        compare(other, "Mpx/s", default, "PyTorch", f"{whole_slices}, plain U-Net", 2, COMMAND),
     ]
 
 
@@ -37,8 +49,8 @@ def images() -> Any:
     return make_phantom(STACK, seed=0)[0]
 
 
-def predictor() -> Predictor:
-    """Return mitoflow's predictor with an untrained network."""
+def predictor(network: str = "unet") -> Predictor:
+    """Return mitoflow's predictor with an untrained network of that name."""
     import keras
 
     from mitoflow.inference.predictor import Predictor
@@ -57,11 +69,11 @@ def predictor() -> Predictor:
         median=1,
         threshold=0.5,
     )
-    return Predictor(unet.build_unet(4, 16), settings)
+    return Predictor(unet.NETWORKS[network](4, 16, 1), settings)
 
 
-def mitoflow(lap: Lap) -> None:
-    volume, model = images(), predictor()
+def mitoflow(network: str, lap: Lap) -> None:
+    volume, model = images(), predictor(network)
     while True:
         model.masks(volume)
         lap(MEGAPIXELS)

@@ -32,7 +32,7 @@ blocks = st.tuples(*[st.integers(1, 7)] * 3)
 
 
 def separate(mask: NDArray[np.bool_], **settings) -> tuple[NDArray[np.uint32], list[int]]:
-    """The labels and the unsplit ones; every voxel must be written once."""
+    """The labels, and those from a coarser grid; every voxel must be written once."""
     labels, written = np.zeros(mask.shape, np.uint32), np.zeros(mask.shape, int)
 
     def write(region, block):
@@ -41,9 +41,9 @@ def separate(mask: NDArray[np.bool_], **settings) -> tuple[NDArray[np.uint32], l
         written[region] += 1
 
     settings = {"criteria": Instances(), **settings}
-    unsplit = Separation(lambda region: mask[region], mask.shape, **settings).write(write)
+    coarse = Separation(lambda region: mask[region], mask.shape, **settings).write(write)
     assert (written == 1).all()
-    return labels, unsplit
+    return labels, coarse
 
 
 def same(labels: NDArray, others: NDArray) -> bool:
@@ -71,22 +71,22 @@ def in_one_piece(mask: NDArray[np.bool_], smallest: int, neck: float) -> NDArray
 @example(np.array([[[True, False], [False, False]]]), 1)
 def test_one_piece_is_filled_labelled_and_weighed_as_scipy_does(mask, smallest):
     assume(1 not in mask.shape[1:])  # scipy knows no axis without an outside
-    labels, unsplit = separate(mask, criteria=Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=0))
+    labels, coarse = separate(mask, criteria=Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=0))
     if len(mask) == 1:  # the great circle of a ball of that volume
         smallest = math.ceil(math.pi * (0.75 * smallest / math.pi) ** (2 / 3))
     assert same(labels, in_one_piece(mask, smallest, 0))
-    assert unsplit == []
+    assert coarse == []
 
 
 @given(masks, blocks, st.integers(0, 6), st.sampled_from([0, 0.5, 0.8]), st.sampled_from([30, 1000]))
 def test_labels_do_not_depend_on_the_blocks(mask, block, smallest, neck, largest):
     criteria = Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=neck)
     voxel_size = (1.0, 1.0, 1.0)
-    whole, unsplit = separate(mask, voxel_size=voxel_size, criteria=criteria, block=mask.shape, largest=largest)
-    labels, unsplit_too = separate(mask, voxel_size=voxel_size, criteria=criteria, block=block, largest=largest)
+    whole, coarse = separate(mask, voxel_size=voxel_size, criteria=criteria, block=mask.shape, largest=largest)
+    labels, coarse_too = separate(mask, voxel_size=voxel_size, criteria=criteria, block=block, largest=largest)
     assert same(labels, whole)
-    assert {tuple(np.argwhere(whole == label)[0]) for label in unsplit} == {
-        tuple(np.argwhere(labels == label)[0]) for label in unsplit_too
+    assert {tuple(np.argwhere(whole == label)[0]) for label in coarse} == {
+        tuple(np.argwhere(labels == label)[0]) for label in coarse_too
     }
 
 
@@ -217,15 +217,28 @@ def test_small_in_a_single_slice_is_what_the_middle_of_a_small_ball_is():
     assert separate(mask, voxel_size=(5.0, 5.0, 5.0))[0].max() == 0
 
 
-def test_what_is_too_large_keeps_one_label_and_is_named():
-    mask = np.pad(dumbbell(15.5), ((0, 0), (0, 30), (0, 0)))
-    mask[2:18, 32:48, 2:18] = ball((16, 16, 16), (8, 8, 8), 7)
-    mask[10, 10, 12] = False  # a hole, which would be filled
-    for block in ((20, 50, 50), (6, 11, 13)):
-        labels, unsplit = separate(mask, block=block, largest=18 * 18 * 30)
-        assert labels.max() == 2
-        assert unsplit == [labels[10, 10, 10]]
-        assert np.array_equal(labels == unsplit[0], mask & (np.arange(50) < 25)[:, None])
+@pytest.mark.parametrize("block", [(40, 80, 120), (13, 22, 31)])
+def test_what_is_too_large_is_split_on_a_coarser_grid_and_named(block):
+    shape = (40, 80, 120)
+    left, right = (ball(shape, (20, 20, at), 16) for at in (20, 50))  # necks of 0.35 times the radius
+    alone = ball(shape, (20, 60, 100), 12)
+    mask = left | right | alone
+    mask[20, 20, 20] = False  # a hole, which would be filled
+    labels, coarse = separate(mask, block=block, largest=40_000)  # the two have a box of 77,000 voxels
+    assert labels.max() == 3
+    assert sorted(coarse) == [labels[20, 20, 15], labels[20, 20, 55]]
+    assert np.array_equal(labels > 0, mask)
+    assert (labels[:, :, :34][left[:, :, :34]] == labels[20, 20, 15]).mean() > 0.99
+    assert (labels[:, :, 36:60][right[:, :, 36:60]] == labels[20, 20, 55]).mean() > 0.97
+
+
+def test_what_is_too_large_and_thin_is_left_out_where_it_has_too_few_voxels():
+    mask = np.zeros((30, 30, 30), bool)
+    mask[range(30), range(30), range(30)] = True
+    assert separate(mask, largest=1000)[0].max() == 0
+    labels, coarse = separate(mask, largest=1000, criteria=Instances(smallest_voxels=30))
+    assert coarse == [1]
+    assert np.array_equal(labels, mask)
 
 
 def test_no_more_is_read_at_once_than_a_grown_block_or_the_largest_box():
@@ -240,9 +253,9 @@ def test_no_more_is_read_at_once_than_a_grown_block_or_the_largest_box():
 
 
 def test_no_mitochondria():
-    labels, unsplit = separate(np.zeros((3, 4, 5), bool), block=(2, 2, 2))
+    labels, coarse = separate(np.zeros((3, 4, 5), bool), block=(2, 2, 2))
     assert not labels.any()
-    assert unsplit == []
+    assert coarse == []
 
 
 @pytest.mark.parametrize("wrong", [{"neck": 1}, {"neck": -0.1}, {"smallest_um3": -1}, {"neck": float("nan")}])

@@ -135,12 +135,12 @@ def test_the_border_and_the_cut_are_reported():
 
 
 def test_totals_count_each_mitochondrion_of_adjoining_volumes_once():
-    totals = measured(three(), voxel_size=(100.0, 100.0, 100.0), unsplit=[2]).totals
+    totals = measured(three(), voxel_size=(100.0, 100.0, 100.0), coarse=[2]).totals
     assert totals.pop("why_blank") == ""
     assert totals == {
         "mitochondria": 3,
         "touching_border": 2,
-        "unsplit": 1,
+        "coarse": 1,
         "volume_fraction": pytest.approx((60 + 16 + 24) / 10_000),
         "density_per_um3": pytest.approx(2 / 10),
         "stack_um3": pytest.approx(10),
@@ -157,12 +157,12 @@ def test_totals_count_each_mitochondrion_of_adjoining_volumes_once():
 
 def test_a_table_is_written_with_units(tmp_path):
     path = tmp_path / "table.csv"
-    measured(three(), voxel_size=(10.0, 5.0, 4.0), unsplit=[4]).write(path)
+    measured(three(), voxel_size=(10.0, 5.0, 4.0), coarse=[4]).write(path)
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert tuple(rows[0]) == tuple(measured(three()).columns)
     assert [row["label"] for row in rows] == ["1", "2", "4"]
-    assert [row["unsplit"] for row in rows] == ["0", "0", "1"]
+    assert [row["coarse"] for row in rows] == ["0", "0", "1"]
     assert {key: rows[1][key] for key in rows[1] if key not in VOLUME_MEASURES[1:]} == {
         "label": "2",
         "volume_voxels": "16",
@@ -178,7 +178,7 @@ def test_a_table_is_written_with_units(tmp_path):
         "last_y_voxel": "9",
         "last_x_voxel": "23",
         "touches_border": "0",
-        "unsplit": "0",
+        "coarse": "0",
         "why_blank": "",
     }
     assert all(float(rows[1][key]) > 0 for key in VOLUME_MEASURES if key not in ("skeleton_length_um", "end_points"))

@@ -290,11 +290,11 @@ def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
     assert ome.open_multiscale(Path("b.ome.zarr")).origin == (6, 11, 9)
 
 
-def test_what_is_too_large_to_be_split_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_separated_on_a_coarser_grid_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "Separation", partial(instances.Separation, largest=1000))
     code, _, err = say("cell.ome.tif", "mask.tif", "--instances", "--threshold", "0.01")
     assert code == 0
-    assert re.search("note: [1-9][0-9]* components are larger than a box of 12 million voxels: each keeps one", err)
+    assert re.search("note: [1-9][0-9]* mitochondria were separated on a coarser grid: .* 12 million voxels", err)
 
 
 @pytest.mark.slow

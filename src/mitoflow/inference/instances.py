@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import edt
@@ -16,6 +16,7 @@ from skimage.segmentation import watershed
 
 from mitoflow.config.params import Instances
 from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, grown_box, shape_of, within
+from mitoflow.inference.coarse_parts import CoarseParts
 from mitoflow.inference.components import Components, label
 from mitoflow.io.spacing import NM3_PER_UM3, Size
 
@@ -60,7 +61,11 @@ def fill_holes(mask: NDArray[np.bool_], axes: Sequence[int] = (0, 1, 2)) -> NDAr
 
 
 def split_at_necks(
-    component: NDArray[np.bool_], neck: float, smallest: int = 1, voxel_size: Size = (1.0, 1.0, 1.0)
+    component: NDArray[np.bool_],
+    neck: float,
+    smallest: int = 1,
+    voxel_size: Size = (1.0, 1.0, 1.0),
+    counts: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
     """Split a component at its necks: a watershed of the distance to the background.
 
@@ -80,6 +85,8 @@ def split_at_necks(
         In voxels.
     voxel_size
         (z, y, x) in any unit.
+    counts
+        How many voxels each element stands for, ``(Z, Y, X)``, where the elements are cells of a coarser grid.
 
     Returns
     -------
@@ -104,7 +111,7 @@ def split_at_necks(
         return parts
 
     parts = flood(markers)
-    large = np.bincount(parts.ravel()) >= smallest
+    large = np.bincount(parts.ravel(), None if counts is None else counts.ravel()) >= smallest
     large[0] = False
     if large[1:].all():
         return parts
@@ -143,8 +150,9 @@ class Separation:
     for later blocks (compressed), the labels of the foreground on the faces towards later blocks, and a few numbers
     for each component of each block.
 
-    A component whose bounding box is larger than ``largest`` is neither filled, split nor removed. It keeps one label,
-    which `write` returns. That does not depend on the blocks either.
+    A component whose bounding box is larger than ``largest`` is not read in one piece. It is split on a coarser grid
+    (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, and its holes stay open. `write`
+    returns the labels of such parts. They do not depend on the blocks either.
 
     Parameters
     ----------
@@ -192,12 +200,12 @@ class Separation:
 
         Returns
         -------
-        unsplit
-            The labels of components that were too large to be filled and split.
+        coarse
+            The labels of parts that were split on a coarser grid.
         """
         found = Components.find(self._read, self._grid)
-        # Labels of components that are too large, 0 for all others; the last one is background.
-        unsplit = np.zeros(len(found.first) + 1, np.uint32)
+        too_large: dict[int, tuple[CoarseParts, int]] = {}  # and the number of labels before
+        coarse: list[int] = []
         possible = np.prod(found.stop - found.first, axis=1) >= self._fewest
         absorbed = np.zeros(len(found.first), bool)
         due = np.lexsort((*found.first.T[::-1], found.block))
@@ -209,8 +217,10 @@ class Separation:
                 # The distance to the background needs background around the component.
                 box = grown_box(found.first[component].tolist(), found.stop[component].tolist(), self._grid.shape)
                 if math.prod(shape_of(box)) > self._largest:
-                    number += 1
-                    unsplit[component] = number
+                    cells = self._separate_cells(component, found)
+                    too_large[component] = cells, number
+                    coarse += range(number + 1, number + 1 + int(cells.parts.max()))
+                    number += int(cells.parts.max())
                 elif possible[component] and not absorbed[component]:
                     parts = self._separate(box, component, found, absorbed)
                     for reached, overlap in self._grid.overlaps(box):
@@ -219,8 +229,32 @@ class Separation:
                             named = np.where(part > 0, part + number, 0).astype(np.uint32)
                             waiting[reached].append((overlap, zlib.compress(named.tobytes(), 1)))
                     number += int(parts.max())
-            write(self._grid.region(place), self._block(place, waiting.pop(place, ()), unsplit[pieces]))
-        return [int(name) for name in unsplit if name > 0]
+            present = {component: cells for component, cells in too_large.items() if (pieces == component).any()}
+            write(self._grid.region(place), self._block(place, waiting.pop(place, ()), pieces, present))
+        return coarse
+
+    def _separate_cells(self, component: int, found: Components) -> CoarseParts:
+        """Return the parts of a component that is too large to be read in one piece."""
+        starts, stops = found.first[component].tolist(), found.stop[component].tolist()
+        z, y, x = (slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+
+        def pieces() -> Iterator[tuple[Region, NDArray[np.bool_]]]:
+            for place, overlap in self._grid.overlaps((z, y, x)):
+                of_block = found.pieces[int(np.ravel_multi_index(place, self._grid.counts))]
+                yield overlap, self._components(place, overlap, of_block) == component
+
+        def split(cells: NDArray[np.bool_], counts: NDArray[np.int64], sides: Size) -> NDArray[np.int32]:
+            if counts.sum() < self._fewest:
+                return np.zeros(cells.shape, np.int32)
+            return split_at_necks(cells, self._neck, self._fewest, sides, counts)
+
+        return CoarseParts.of(pieces(), (z, y, x), self._grid.shape, self._largest, self._voxel_size, split)
+
+    def _components(self, place: Shape, region: Region, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the component of each voxel of a region of a block, -1 for background."""
+        grown = self._grid.grown(place)
+        components: NDArray[np.int64] = pieces[label(self._read(grown))[within(region, grown)]]
+        return components
 
     def _separate(
         self, box: Region, component: int, found: Components, absorbed: NDArray[np.bool_]
@@ -239,13 +273,19 @@ class Separation:
         return split_at_necks(filled, self._neck, self._fewest, self._voxel_size)
 
     def _block(
-        self, place: Shape, waiting: Sequence[tuple[Region, bytes]], unsplit: NDArray[np.uint32]
+        self,
+        place: Shape,
+        waiting: Sequence[tuple[Region, bytes]],
+        pieces: NDArray[np.int64],
+        too_large: Mapping[int, tuple[CoarseParts, int]],
     ) -> NDArray[np.uint32]:
         region = self._grid.region(place)
         labels = np.zeros(shape_of(region), np.uint32)
-        if unsplit.any():
-            grown = self._grid.grown(place)
-            labels = unsplit[label(self._read(grown))][within(region, grown)]
+        if too_large:
+            components = self._components(place, region, pieces)
+            for component, (cells, number) in too_large.items():
+                part = cells.at(region).astype(np.uint32)
+                np.copyto(labels, part + np.uint32(number), where=(components == component) & (part > 0))
         for overlap, packed in waiting:
             part = np.frombuffer(zlib.decompress(packed), np.uint32).reshape(shape_of(overlap))
             here = labels[within(overlap, region)]

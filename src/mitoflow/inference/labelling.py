@@ -40,8 +40,8 @@ def label_instances(
 
     Returns
     -------
-    unsplit
-        The labels of components that were too large to be filled and split.
+    coarse
+        The labels of those that were separated on a coarser grid.
     """
 
     def write(region: Region, named: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def measure_labels(
     labels: Voxels,
     spacing: Spacing,
     *,
-    unsplit: Collection[int] = (),
+    coarse: Collection[int] = (),
     fewest: int = 0,
     image: Voxels | None = None,
     regions: Voxels | None = None,
@@ -75,7 +75,7 @@ def measure_labels(
         lambda region: _read(labels, region),
         shape,
         voxel_size=known_voxel_size(spacing, shape[0]),
-        unsplit=unsplit,
+        coarse=coarse,
         fewest=fewest,
         read_image=None if image is None else lambda region: _read(image, region),
         read_regions=None if regions is None else lambda region: _read(regions, region),

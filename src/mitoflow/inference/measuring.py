@@ -84,15 +84,15 @@ def measure_file(
     voxel_size = known_voxel_size(known, len(voxels))
     if voxel_size is None:
         notify(f"note: {source}: {name_unknown(known)} is unknown, so sizes are in voxels alone; {NEEDED}")
-    unsplit: list[int] = []
+    coarse: list[int] = []
     fewest = fewest_voxels(criteria, voxels.shape, voxel_size)
     if is_mask(voxels):
         labels = np.zeros(voxels.shape, np.uint32)
-        unsplit = label_instances(voxels, labels, criteria, known, lambda _: None)
+        coarse = label_instances(voxels, labels, criteria, known, lambda _: None)
         voxels, fewest = labels, 0
     with progress_bar(desc="measure", unit="mitochondrion") as bar:
         measured = measure_labels(
-            voxels, known, unsplit=unsplit, fewest=fewest, image=grey, regions=areas, advance=bar.update
+            voxels, known, coarse=coarse, fewest=fewest, image=grey, regions=areas, advance=bar.update
         )
     if measured.left_out:
         limit = f"below {fewest} voxels: left out; --smallest-um3 0 and --smallest-voxels 0 keep all"

@@ -154,8 +154,8 @@ class Measurements:
     skeletons, feret
         The centreline of each and, in a single slice, its Feret diameters ``(n, 2)``, in nm, in voxels where the voxel
         size is unknown; None and NaN where it fills the volume or its bounding box is above `LARGEST_BOX`.
-    unsplit
-        Labels that may be several mitochondria, as `mitoflow.inference.instances.Separation.write` returns them.
+    coarse
+        Labels that were separated on a coarser grid, as `mitoflow.inference.instances.Separation.write` returns them.
     grey
         The mean and the standard deviation of their grey values, each (n,), where an image is given.
     regions
@@ -169,7 +169,7 @@ class Measurements:
     sums: LabelSums
     skeletons: list[Skeleton | None]
     feret: Reals
-    unsplit: frozenset[int] = frozenset()
+    coarse: frozenset[int] = frozenset()
     grey: tuple[Reals, Reals] | None = None
     regions: Regions | None = None
     left_out: int = 0
@@ -352,7 +352,7 @@ class Measurements:
             **({} if self.is_slice else {"slices": sums.last[:, 0] - sums.first[:, 0] + 1}),
             **{f"{what}_{axis}_voxel": at[:, "zyx".index(axis)] for what, at in boxes.items() for axis in axes},
             "touches_border": self.touches_border.astype(int),
-            "unsplit": np.isin(sums.labels, list(self.unsplit)).astype(int),
+            "coarse": np.isin(sums.labels, list(self.coarse)).astype(int),
             "why_blank": self.why_blank,
         }
 
@@ -377,7 +377,7 @@ class Measurements:
         return {
             what: number,
             "touching_border": int(self.touches_border.sum()),
-            "unsplit": len(self.unsplit),
+            "coarse": len(self.coarse),
             fraction: float(self.sums.voxels.sum()) / math.prod(self.shape),
             per: density,
             f"stack_{extent}": size,
@@ -469,7 +469,7 @@ def measure(
     shape: Shape,
     *,
     voxel_size: Size | None = None,
-    unsplit: Collection[int] = (),
+    coarse: Collection[int] = (),
     fewest: int = 0,
     read_image: Read | None = None,
     read_regions: Read | None = None,
@@ -486,7 +486,7 @@ def measure(
         ``(Z, Y, X)`` of the volume.
     voxel_size
         (z, y, x) in nm, or None where it is unknown.
-    unsplit
+    coarse
         Labels to mark in the table.
     fewest
         Labels of fewer voxels are left out.
@@ -509,7 +509,7 @@ def measure(
         sums,
         skeletons,
         feret,
-        frozenset(unsplit),
+        frozenset(coarse),
         grey_values(read, read_image, grid, sums.labels) if read_image else None,
         Regions.count(read, read_regions, grid, sums.labels) if read_regions else None,
         len(found.labels) - len(sums.labels),

@@ -258,13 +258,13 @@ def _label_instances(
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with progress_bar(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        unsplit = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
-    if unsplit:
-        larger = f"{len(unsplit)} components are larger than a box of {LARGEST_BOX // 10**6} million voxels"
-        notify(f"note: {larger}: each keeps one label, as it is, and the table says which")
+        coarse = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
+    if coarse:
+        reason = f"what they are part of is larger than a box of {LARGEST_BOX // 10**6} million voxels"
+        notify(f"note: {len(coarse)} mitochondria were separated on a coarser grid: {reason}; the table says which")
     if request.table:
         with progress_bar(desc="measure", unit="mitochondrion") as bar:
-            measured = measure_labels(labels, description.spacing, unsplit=unsplit, advance=bar.update)
+            measured = measure_labels(labels, description.spacing, coarse=coarse, advance=bar.update)
         measured.write(pending.folder / "mitochondria.csv")
         measured.write_totals(pending.folder / "totals.csv", description.lineage.get("judgement", ""))
         notify(measured.summary)
