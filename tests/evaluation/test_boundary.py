@@ -75,6 +75,16 @@ def test_band_is_as_wide_inside_as_outside(grow):
     assert (wrong_near, wrong) == edges[grow]
 
 
+@pytest.mark.parametrize("shift", [0, 2, 3])
+def test_what_lies_within_the_tolerance_of_the_boundary_does_not_count(shift):
+    """Of the square of 20 pixels the inner 16 count; a shift by three leaves a strip of one wrong inside them."""
+    strip = max(shift - 2, 0)
+    found, added, missed, right = boundary.count_off_boundary(square(), square(shift))[0]
+    assert (found, added, missed) == (16 * (16 - strip), 20 * strip, 16 * strip)
+    assert found + added + missed + right == 40**2 - (24**2 - 4 * 3 - 16**2)  # the band has round corners outside
+    assert metrics.SCORES["dice_off_boundary"](np.array([30, 10, 10, 9])) == 60 / 80
+
+
 def test_the_frame_of_a_slice_is_no_boundary():
     whole, left = np.ones((1, 8, 8), bool), np.zeros((1, 8, 8), bool)
     left[..., :3] = True

@@ -4,7 +4,8 @@ Annotators draw the membrane of the same mitochondrion a pixel or two apart. An 
 little about a model, and an error beyond it a lot; the scores of pixels do not tell the two apart.
 
 Everything is counted slice by slice, as the masks were drawn, and the counts of slices add up as in
-`mitoflow.evaluation.metrics`, which has the scores of them: `boundary_f1` and `error_near_boundary`.
+`mitoflow.evaluation.metrics`, which has the scores of them: `boundary_f1`, `error_near_boundary` and
+`dice_off_boundary`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mitoflow.evaluation import metrics
 from mitoflow.evaluation.metrics import Counts
 
 TOLERANCE = 2  # pixels; annotators of EM stacks agree no better
@@ -60,15 +62,39 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERA
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
-    y, x = np.ogrid[-tolerance : tolerance + 1, -tolerance : tolerance + 1]
-    disk = y**2 + x**2 <= tolerance**2
+    disk = _disk(tolerance)
     slices = zip(truth.astype(bool, copy=False), prediction.astype(bool, copy=False), strict=True)
     return np.array([_count_slice(*masks, disk) for masks in slices], np.int64).reshape(-1, len(COLUMNS))
 
 
+def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERANCE) -> Counts:
+    """Count the pixels of each slice that agree and disagree, without those near the true boundary, as `count` has it.
+
+    Parameters
+    ----------
+    truth, prediction
+        ``(Z, Y, X)`` bool or {0, 1}.
+    tolerance
+        In pixels.
+
+    Returns
+    -------
+    counts
+        ``(Z, 4)`` int64, as `mitoflow.evaluation.metrics.count` returns them.
+
+    Raises
+    ------
+    ValueError
+        ``truth`` and ``prediction`` differ in shape.
+    """
+    disk = _disk(tolerance)
+    far = np.array([~_near(mask, disk) for mask in truth.astype(bool, copy=False)], bool).reshape(truth.shape)
+    return metrics.count(truth, prediction, far)
+
+
 def _count_slice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], disk: NDArray[np.bool_]) -> list[int]:
     true, predicted = _outline(truth), _outline(prediction)
-    near = ndimage.binary_dilation(truth, disk) & ~ndimage.binary_erosion(truth, disk, border_value=1)
+    near = _near(truth, disk)
     wrong = truth != prediction
     cells = (
         *(predicted, predicted & ndimage.binary_dilation(true, disk)),
@@ -76,6 +102,18 @@ def _count_slice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], disk: 
         *(wrong, wrong & near),
     )
     return [int(np.count_nonzero(cell)) for cell in cells]
+
+
+def _near(truth: NDArray[np.bool_], disk: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    near: NDArray[np.bool_] = ndimage.binary_dilation(truth, disk)
+    near &= ~ndimage.binary_erosion(truth, disk, border_value=1)
+    return near
+
+
+def _disk(radius: int) -> NDArray[np.bool_]:
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disk: NDArray[np.bool_] = y**2 + x**2 <= radius**2
+    return disk
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -20,9 +20,10 @@ from mitoflow.data.network_input import UNLABELLED
 Counts = NDArray[np.int64]
 #: A function of counts, ``(..., columns)``, to values ``(...)``.
 OfCounts = Callable[[NDArray[Any]], NDArray[np.float64]]
-#: What is counted: pixels by `count`, boundaries by `boundary.count`, and instances that match at an IoU of 0.5 and of
-#: 0.75 by `instance_scores.Matching.objects`.
-Counted = Literal["pixels", "boundaries", "instances_50", "instances_75"]
+#: What is counted: pixels by `count`, boundaries by `boundary.count`, pixels that are not near them by
+#: `boundary.count_off_boundary`, and instances that match at an IoU of 0.5 and of 0.75 by
+#: `instance_scores.Matching.objects`.
+Counted = Literal["pixels", "boundaries", "off_boundary", "instances_50", "instances_75"]
 
 
 def count(truth: NDArray[Any], prediction: NDArray[Any], owned: NDArray[Any] | None = None) -> Counts:
@@ -155,6 +156,7 @@ SCORES: dict[str, Score] = {
     "recall": Score(recall, "Recall"),
     "boundary_f1": Score(boundary_f1, "Boundary F1 at 2 px", "boundaries"),
     "error_near_boundary": Score(error_near_boundary, "Errors within 2 px of the boundary", "boundaries", percent=True),
+    "dice_off_boundary": Score(dice, "Dice without 2 px at the boundary", "off_boundary"),
     "instance_f1_50": Score(dice, "Instance F1 at IoU 0.5", "instances_50"),
     "instance_f1_75": Score(dice, "Instance F1 at IoU 0.75", "instances_75"),
     "panoptic_quality": Score(panoptic_quality, "Panoptic quality", "instances_50"),

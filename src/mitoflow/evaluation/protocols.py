@@ -127,11 +127,14 @@ class Shapes:
     ----------
     boundary
         (slices, 6) counts by `boundary.COLUMNS`.
+    off_boundary
+        (slices, 4) counts by `boundary.count_off_boundary`.
     matching
         The 3-D instances, and which of them are the same.
     """
 
     boundary: Counts
+    off_boundary: Counts
     matching: instance_scores.Matching
 
 
@@ -315,4 +318,5 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, vox
         They differ in shape.
     """
     true, predicted = (separate(each, criteria, voxel_size) for each in (truth, mask))
-    return Shapes(boundary.count(truth, mask), instance_scores.match(true, predicted))
+    off_boundary = boundary.count_off_boundary(truth, mask)
+    return Shapes(boundary.count(truth, mask), off_boundary, instance_scores.match(true, predicted))

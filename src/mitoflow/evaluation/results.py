@@ -218,15 +218,17 @@ def score_shapes(
         Those of `metrics.SCORES` that are of boundaries or instances, by name.
     """
     names = datasets or [""] * len(shapes)
-    boundaries = np.concatenate([stack.boundary for stack in shapes])
+    by_slice = {
+        "boundaries": np.concatenate([stack.boundary for stack in shapes]),
+        "off_boundary": np.concatenate([stack.off_boundary for stack in shapes]),
+    }
     of_slices = [name for name, stack in zip(names, shapes, strict=True) for _ in stack.boundary]
     objects = {"instances_50": _objects(shapes, names, 0.5), "instances_75": _objects(shapes, names, 0.75)}
-    by_slice, by_object = metrics.scores_of("boundaries"), metrics.scores_of("instances_50", "instances_75")
     scores = {
-        name: bootstrap_interval(boundaries, score, block, resamples, seed, stacks, of_slices)
-        for name, score in by_slice.items()
+        name: bootstrap_interval(by_slice[score.counted], score, block, resamples, seed, stacks, of_slices)
+        for name, score in metrics.scores_of("boundaries", "off_boundary").items()
     }
-    for name, score in by_object.items():
+    for name, score in metrics.scores_of("instances_50", "instances_75").items():
         rows, of_rows = objects[score.counted]
         scores[name] = bootstrap_interval(rows, score, 1, resamples, seed, datasets=of_rows)
     return scores
