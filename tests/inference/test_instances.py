@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mitoflow.config.params import Instances
-from mitoflow.inference import components
+from mitoflow.inference import components, instances
 from mitoflow.inference.blocks import shape_of
 from mitoflow.inference.instances import Separation, distance_to_background, fill_holes, split_at_necks
 
@@ -250,6 +250,18 @@ def test_no_more_is_read_at_once_than_a_grown_block_or_the_largest_box():
 
     Separation(read, mask.shape, criteria=Instances(), block=(5, 5, 5), largest=1000).write(lambda region, labels: None)
     assert max(sizes) <= 1000
+
+
+def test_a_mask_in_memory_is_separated_by_the_same_rules():
+    mask = np.zeros((12, 12, 60), bool)
+    mask[1:11, 1:11, 1:11] = mask[1:11, 1:11, 40:50] = mask[1:6, 1:6, 20:25] = True
+    criteria, voxel_size = Instances(smallest_um3=0.0015), (10.0, 10.0, 10.0)  # 1,500 voxels: none is as large
+    assert instances.separate(mask, criteria, voxel_size).max() == 0
+    for known in (None, (20.0, 20.0, 20.0)):
+        found = instances.separate(mask, criteria, known)
+        assert found.dtype == np.uint32
+        assert np.array_equal(found, separate(mask, criteria=criteria, voxel_size=known)[0])
+        assert found.max() == 2
 
 
 def test_no_mitochondria():

@@ -1,5 +1,6 @@
 """How grey values vary, and what is missing or damaged."""
 
+import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -37,6 +38,50 @@ def test_gamma_is_a_power_between_the_roots_of_e() -> None:
     assert set(varied[:, 1]) == {1}
     np.testing.assert_allclose(varied[:, 3], varied[:, 2] ** 2, rtol=1e-5)
     assert (varied[:, 2].min(), varied[:, 2].max()) == pytest.approx((0.1017, 0.4313), abs=2e-3)
+
+
+def drawn(function: str, image: np.ndarray, amount: float, times: int = 1000) -> np.ndarray:
+    """Return what an augmentation makes of an image, many times: (times, Y, X, C)."""
+    rng = np.random.default_rng(0)
+    return np.stack([getattr(augmentation, function)(image, amount, rng) for _ in range(times)])
+
+
+BLACK_AND_WHITE = np.array([0, 1], np.float32).reshape(1, 2, 1)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_contrast_is_a_gain_about_the_mean_and_an_offset(strength: float) -> None:
+    varied = drawn("vary_contrast", BLACK_AND_WHITE, strength)
+    gain, offset = np.log(np.ptp(varied, axis=(1, 2, 3))), varied.mean(axis=(1, 2, 3)) - 0.5
+    for found, limit in ((gain, 0.4), (offset, 0.15)):
+        assert (found.min(), found.max()) == pytest.approx((-limit * strength, limit * strength), rel=0.02)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_each_slice_has_a_gain_and_an_offset_of_its_own(strength: float) -> None:
+    varied = drawn("vary_slices", np.repeat(BLACK_AND_WHITE, 3, axis=-1), strength)
+    gain, offset = np.log(np.ptp(varied, axis=(1, 2))), varied.min(axis=(1, 2))
+    for found, limit in ((gain, 0.1), (offset, 0.05)):
+        assert (found.min(), found.max()) == pytest.approx((-limit * strength, limit * strength), rel=0.02)
+        assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.1
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_blur_is_as_wide_along_y_as_along_x_and_reaches_from_nothing_to_its_limit(strength: float) -> None:
+    point, places = np.zeros((25, 25, 1), np.float32), np.arange(-12, 13) ** 2
+    point[12, 12] = 1
+    blurred = drawn("blur", point, strength, 500)[..., 0]
+    along_y, along_x = (np.sqrt(blurred.sum(axis=axis) @ places) for axis in (2, 1))
+    np.testing.assert_allclose(along_y, along_x, atol=1e-3)
+    assert along_x.max() == pytest.approx(1.5 * strength, rel=0.05)
+    assert np.mean(along_x < 0.75 * strength) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_the_deviation_of_noise_reaches_from_nothing_to_its_limit(strength: float) -> None:
+    deviations = drawn("add_noise", np.full((64, 64, 1), 0.5, np.float32), strength, 300).std(axis=(1, 2, 3))
+    assert deviations.max() == pytest.approx(0.08 * strength, rel=0.05)
+    assert deviations.mean() == pytest.approx(0.04 * strength, rel=0.1)
 
 
 def test_half_of_the_crops_get_another_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +161,22 @@ def test_shading_is_smooth() -> None:
     assert np.array_equal(shaded[..., 0], shaded[..., 2])
 
 
+def test_shading_is_as_strong_as_its_limit_and_has_no_edges() -> None:
+    flat = np.zeros((96, 96, 1), np.float32)
+    weak, strong = (drawn("shade", flat, limit, 300) for limit in (0.05, 0.1))
+    assert strong.std() == pytest.approx(2 * weak.std())
+    assert 0.3 * 0.1 < strong.std() < 0.1 / np.sqrt(3)  # of the nodes, less what lies between them
+    bends = np.abs(np.diff(strong, 2, axis=1)).max(axis=(1, 2, 3))
+    assert (bends < 0.01 * np.ptp(strong, axis=(1, 2, 3))).all()
+
+
+def test_sharpening_adds_up_to_its_limit_of_what_a_blur_takes_away() -> None:
+    """A blur leaves nothing of a chequerboard, so that its contrast grows by just that factor."""
+    board = (np.indices((32, 32)).sum(axis=0) % 2 - 0.5).astype(np.float32)[..., None]
+    added = np.ptp(drawn("sharpen", board, 1.5, 300)[:, 8:24, 8:24], axis=(1, 2, 3)) - 1
+    assert (added.min(), added.max()) == pytest.approx((0, 1.5), abs=0.03)
+
+
 def test_sharpening_strengthens_edges_and_keeps_the_mean() -> None:
     image = texture(1)
     sharp = augmentation.sharpen(image, 1.5, np.random.default_rng(0))
@@ -132,6 +193,45 @@ def test_local_contrast_becomes_even() -> None:
     assert after > 1.5 * before
 
 
+def test_local_contrast_has_two_to_eight_areas_a_clip_limit_and_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unchanged:
+        def apply(self, levels: np.ndarray) -> np.ndarray:
+            return levels
+
+    asked = []
+    monkeypatch.setattr(cv2, "createCLAHE", lambda *arguments: asked.append(arguments) or Unchanged())
+    image = np.array([-0.5, 0, 0.502, 1, 1.5], np.float32).reshape(1, 5, 1)
+    for each in drawn("equalise_locally", image, 5.0, 500):
+        np.testing.assert_allclose(each.ravel(), [0, 0, 128 / 255, 1, 1], rtol=1e-6)
+    limits, areas = zip(*asked, strict=True)
+    assert (min(limits), max(limits)) == pytest.approx((1, 5), abs=0.05)
+    assert {*areas} == {(each, each) for each in range(2, 9)}
+
+
+def test_a_cutout_has_any_side_place_grey_value_and_number_of_slices() -> None:
+    image, sides, corners, values, slices, counts = texture(3)[:12, :12], set(), set(), [], [], set()
+    for cut in drawn("cut_out", image, 9, 3000):
+        changed = cut != image
+        boxes, count = ndimage.label(changed.any(axis=-1))
+        counts.add(count)
+        if count == 1 and len(found := np.unique(cut[changed])) == 1:  # one box, or several of one grey value
+            (box,) = ndimage.find_objects(boxes)
+            if changed[box].any(axis=-1).all():
+                sides.add(tuple(part.stop - part.start for part in box))
+                corners |= {(box[0].start, box[1].start), (box[0].stop, box[1].stop)}
+                values.append(float(found[0]))
+                slices.append(int(changed.any(axis=(0, 1)).sum()))
+    assert counts >= {1, 2}
+    assert {(4, 9), (9, 4), (4, 4), (9, 9)} <= sides
+    assert {(0, 0), (12, 12)} <= corners
+    assert min(min(each) for each in sides) == 4
+    assert (min(values), max(values)) == (0, 1)
+    for share in (np.equal(values, 0).mean(), np.equal(values, 1).mean()):
+        assert share == pytest.approx(1 / 3, abs=0.05)
+    assert {*slices} <= {1, 2, 3}
+    assert np.equal(slices, 3).mean() == pytest.approx(0.5, abs=0.1)
+
+
 def test_cutouts_are_boxes_of_one_grey_value() -> None:
     image, largest = texture(3), 0
     for seed in range(40):
@@ -146,30 +246,30 @@ def test_cutouts_are_boxes_of_one_grey_value() -> None:
 
 
 def test_the_slice_in_the_middle_stays_and_another_is_damaged() -> None:
-    image, kinds = texture(5), set()
-    for seed in range(60):
-        damaged = augmentation.damage_slice(image, 16, np.random.default_rng(seed))
-        (channel,) = np.flatnonzero((damaged != image).any(axis=(0, 1)))
-        assert channel != 2
+    image, kinds, channels, constants, shifts = texture(5)[:20, :20], [], set(), set(), set()
+    all_shifts = [(y, x) for y in range(-2, 3) for x in range(-2, 3)]
+    for damaged in drawn("damage_slice", image, 2, 2000):
+        changed = np.flatnonzero((damaged != image).any(axis=(0, 1)))
+        if not len(changed):  # shifted by nothing
+            kinds.append("shifted")
+            continue
+        (channel,) = changed
+        channels.add(int(channel))
         found = damaged[..., channel]
-        inwards = image[..., channel + (1 if channel < 2 else -1)]
         if np.ptp(found) == 0:
-            kinds.add("constant")
-        elif np.array_equal(found, inwards):
-            kinds.add("repeated")
+            kinds.append("constant")
+            constants.add(float(found[0, 0]))
+        elif np.array_equal(found, image[..., channel + (1 if channel < 2 else -1)]):
+            kinds.append("repeated")
         else:
-            y, x = shift_between(image[..., channel], found)
-            assert max(abs(y), abs(x)) <= 16
-            inner = slice(16, 80)
-            rolled = np.roll(image[..., channel], (y, x), (0, 1))
-            assert np.array_equal(found[inner, inner], rolled[inner, inner])
-            kinds.add("shifted")
-    assert kinds == {"constant", "repeated", "shifted"}
-
-
-def shift_between(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
-    """Return by how many pixels along y and x `other` is moved, by the peak of their correlation."""
-    spectra = np.fft.fft2(one - one.mean()).conj() * np.fft.fft2(other - other.mean())
-    peak = np.unravel_index(np.fft.ifft2(spectra / np.abs(spectra)).real.argmax(), one.shape)
-    y, x = (int(place) - length * (place > length // 2) for place, length in zip(peak, one.shape, strict=True))
-    return y, x
+            kinds.append("shifted")
+            reflected = np.pad(image[..., channel], 2, mode="symmetric")
+            (shift,) = [
+                (y, x) for y, x in all_shifts if np.array_equal(found, reflected[2 - y : 22 - y, 2 - x : 22 - x])
+            ]
+            shifts.add(shift)
+    assert channels == {0, 1, 3, 4}
+    assert constants == {0, 1}
+    assert shifts == {*all_shifts} - {(0, 0)}
+    for kind in ("constant", "repeated", "shifted"):
+        assert kinds.count(kind) / 2000 == pytest.approx(1 / 3, abs=0.04)
