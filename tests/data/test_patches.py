@@ -147,9 +147,52 @@ def test_digest_follows_content(tmp_path: Path, pairs: list[Pair]) -> None:
 
 def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[Pair]) -> None:
     settings = SETTINGS.model_copy(update={"gap": 50})
-    with pytest.raises(InputError, match="lower patch.gap"):
+    with pytest.raises(InputError) as raised:
         write_store(tmp_path / "patches", pairs, settings, {"lab": Conventions(8, "nonzero")})
+    found = "data/train: found 21 slices, no stack longer than patch.gap 50 + 2, expected enough consecutive slices"
+    assert str(raised.value) == f"{found} to hold some out for validation; add slices or lower patch.gap"
     assert not (tmp_path / "patches").exists()
+
+
+def test_slices_that_nobody_looked_at_cannot_validate(tmp_path: Path) -> None:
+    mask = np.full((12, 64, 64), 128, np.uint8)
+    mask[:8, :9] = 1
+    for kind, stack in (("images", np.zeros((12, 64, 64), np.uint8)), ("masks", mask)):
+        tiff.write_stack(tmp_path / "train/lab" / kind / "a.tif", stack)
+    with pytest.raises(InputError) as raised:
+        write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), SETTINGS, {"lab": Conventions(8, "partial")})
+    found = "data/train/lab/masks: found no pixel that was looked at in the slices for validation"
+    remedy = "label some of the last slices of a stack too, which validate, and more of the others"
+    assert str(raised.value) == f"{found}, expected some labels on both sides of the split; {remedy}"
+    assert not (tmp_path / "patches").exists()
+
+
+@pytest.mark.parametrize(("normalization", "dtype"), [("range", np.uint16), ("percentiles", np.uint8)])
+def test_a_store_has_the_grey_values_of_the_images_or_eight_bits(
+    tmp_path: Path, normalization: str, dtype: type
+) -> None:
+    image = np.random.default_rng(0).integers(900, 3000, (12, 64, 64), dtype=np.uint16)
+    soft = np.where(image > 2000, 255, np.where(image > 1500, 100, 0)).astype(np.uint8)
+    for kind, stack in (("images", image), ("masks", soft)):
+        tiff.write_stack(tmp_path / "train/lab" / kind / "a.tif", stack)
+    settings = SETTINGS.model_copy(update={"normalization": normalization})
+    write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), settings, {"lab": Conventions(12, "half")})
+    side = PatchStore.open(tmp_path / "patches").train  # compares what is there with the digests
+    assert side.images.dtype == dtype
+    expected = image[3] if normalization == "range" else stretched(image[3], *grey_range(image[3]))
+    assert np.array_equal(side.image(0, 3), expected)
+    assert np.array_equal(side.mask(0, 3), image[3] > 2000)
+
+
+def test_a_store_whose_pixels_changed_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:
+    write_store(tmp_path / "patches", pairs, SETTINGS, {"lab": Conventions(8, "nonzero")})
+    facts = json.loads((tmp_path / "patches/store.json").read_text(encoding="utf-8"))["stacks"]
+    assert [stack["name"] for stack in facts] == ["a", "b"]
+    with (tmp_path / "patches/validation/masks.npy").open("r+b") as masks:
+        masks.seek(-1, 2)
+        masks.write(b"\x02")
+    with pytest.raises(InputError, match="dvc repro -f patch"):
+        PatchStore.open(tmp_path / "patches")
 
 
 @pytest.mark.parametrize("damage", ["missing", "half", "format", "no store"])

@@ -264,6 +264,52 @@ def test_a_mask_in_memory_is_separated_by_the_same_rules():
         assert found.max() == 2
 
 
+def test_a_limit_that_is_no_whole_number_of_voxels_is_rounded_up():
+    criteria = Instances(smallest_um3=0.001, smallest_voxels=77)
+    for shape in ((2, 9, 9), (9, 9, 9)):  # of two slices, too, a volume
+        assert instances.fewest_voxels(criteria, shape, (10.0, 10.0, 3.0)) == 3334
+        assert instances.fewest_voxels(criteria, shape, (5.0, 5.0, 5.0)) == 8000
+        assert instances.fewest_voxels(criteria, shape, None) == 77
+
+
+def test_a_gap_across_an_edge_alone_closes_a_hole_and_the_ends_of_two_slices_do_not():
+    ring = np.zeros((7, 7), bool)
+    ring[1:6, 1:6] = True
+    ring[3, 3] = ring[1, 1] = ring[2, 2] = False  # from the hole to the outside by edges alone
+    one = fill_holes(ring[None], axes=(1, 2))[0]
+    assert np.array_equal(one, ring | (np.indices((7, 7)) == 3).all(axis=0) | (np.indices((7, 7)) == 2).all(axis=0))
+    two = np.stack([ring, ring])
+    labels, _ = separate(two, criteria=EVERYTHING)
+    assert np.array_equal(labels > 0, two)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_without_a_voxel_size_voxels_are_cubes(axis):
+    """A plate of six voxels with a waist of four: two where the voxels are twice as long across the plate."""
+    plate = np.zeros((8, 42, 60), bool)
+    plate[1:7, 1:41, 1:59] = True
+    plate[:, :, 28:32] = False
+    plate[1:7, 19:23, 28:32] = True
+    plate, sizes = np.moveaxis(plate, 0, axis), [1.0, 1.0, 1.0]
+    criteria = Instances(smallest_voxels=1, smallest_um3=0)
+    assert separate(plate, criteria=criteria)[0].max() == 1
+    sizes[axis] = 2.0
+    assert separate(plate, criteria=criteria, voxel_size=tuple(sizes))[0].max() == 2
+
+
+def test_a_speck_in_a_void_is_absorbed_and_its_neighbours_are_not():
+    mask = np.zeros((30, 30, 30), bool)
+    mask[10:20, 10:20, 10:20] = True
+    mask[12:18, 12:18, 12:18] = False
+    mask[15, 15, 15] = True
+    neighbours = [(8, 15, 15), (21, 15, 15), (15, 8, 15), (15, 21, 15), (15, 15, 8), (15, 15, 21)]
+    mask[tuple(np.transpose(neighbours))] = True
+    labels, _ = separate(mask, criteria=EVERYTHING)
+    assert labels.max() == 7
+    assert labels[15, 15, 15] == labels[10, 10, 10] == labels[13, 13, 13]
+    assert len({labels[place] for place in neighbours}) == 6
+
+
 def test_no_mitochondria():
     labels, coarse = separate(np.zeros((3, 4, 5), bool), block=(2, 2, 2))
     assert not labels.any()
