@@ -212,7 +212,8 @@ def test_numbers_that_contradict_the_order_are_refused(tmp_path: Path) -> None:
         find(tmp_path / "em", tmp_path / "mito")
 
 
-FOUND = [("", "no TIFF, PNG or MRC file"), ("/*", "no TIFF, PNG or MRC file"), ("/x", "no such file")]
+NONE = "no TIFF, PNG, MRC, DM3 or DM4 file"
+FOUND = [("", NONE), ("/*", NONE), ("/x", "no such file")]
 
 
 @pytest.mark.parametrize(("spelled", "found"), FOUND)

@@ -440,7 +440,7 @@ def swap_images_and_masks(lab: Path) -> None:
     [
         (lose_a_mask, "em/second.tif: found an image without mask, expected second.tif in --masks"),
         (change_a_size, "mito/stack.tif: found 12 slices of 81 x 64 beside an image of 12 slices of 80 x 64"),
-        (empty_a_folder, "/em: found no TIFF, PNG or MRC file"),
+        (empty_a_folder, "/em: found no TIFF, PNG, MRC, DM3 or DM4 file"),
         (write_no_tiff, "em/stack.tif: found no TIFF"),
         (truncate, "em/stack.tif: found a truncated file"),
         (write_nan, "em/stack.tif: found float32 pixels with NaN"),

@@ -21,13 +21,15 @@ import mrcfile
 import numpy as np
 import tifffile
 import zarr
+from ncempy.io import dm
 from PIL import Image
 
 from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
-from mitoflow.io import hdf5, ome, png, volumes
+from mitoflow.io import gatan, hdf5, ome, png, volumes
+from tests.io.test_gatan import write as write_gatan
 from tests.io.test_mrc import write as write_mrc
 from tests.io.test_volumes import write_zarr
 
@@ -81,6 +83,8 @@ KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]
     "PNG": (".png", lambda path, stack, _: Image.fromarray(stack[0]).save(path)),
     "overlay": (".overlay.png", write_overlay),
     "MRC": (".mrc", lambda path, stack, _: write_mrc(path, stack)),
+    "DM3": (".dm3", lambda path, stack, _: write_gatan(path, stack)),
+    "DM4": (".dm4", lambda path, stack, _: write_gatan(path, stack)),
     "HDF5": (".h5", write_hdf5),
 }
 
@@ -146,13 +150,17 @@ def harm(path: Path, chance: random.Random) -> None:
 
 
 def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what tifffile, h5py, zarr, Pillow or mrcfile reads, (Z, Y, X), with 0 for black."""
+    """Return what tifffile, h5py, zarr, Pillow, mrcfile or ncempy reads, (Z, Y, X), with 0 for black."""
     if path.suffix == ".png":
         with Image.open(path) as image:
             return np.asarray(image).reshape(shape)
     if path.suffix == ".mrc":
         with warnings.catch_warnings(action="ignore"), mrcfile.open(path, permissive=True) as file:
             return np.asarray(file.data)[..., ::-1, :].reshape(shape)
+    if gatan.is_gatan(path):
+        with dm.fileDM(path) as described:
+            kind, start = gatan.TYPES[int(described.dataType[-1])], int(described.dataOffset[-1])
+        return np.memmap(path, kind, "r", start, shape)
     if path.suffix == ".h5":
         image = hdf5.open_hdf5(path)
         with h5py.File(path) as file:

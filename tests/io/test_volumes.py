@@ -272,8 +272,8 @@ def text(folder: Path) -> str:
 
 BAD: dict[str, tuple[Callable[[Path], str], str]] = {
     "nothing": (lambda folder: str(folder / "s.tif"), "s.tif: found no such file, expected a TIFF, a folder or"),
-    "an empty folder": (str, "found no TIFF, PNG or MRC file"),
-    "a glob of nothing": (lambda folder: str(folder / "*.tif"), "found no TIFF, PNG or MRC file"),
+    "an empty folder": (str, "found no TIFF, PNG, MRC, DM3 or DM4 file"),
+    "a glob of nothing": (lambda folder: str(folder / "*.tif"), "found no TIFF, PNG, MRC, DM3 or DM4 file"),
     "no image": (text, "found no TIFF but a file that begins with b'text'"),
     "colour": (page(np.zeros((70, 90, 3), np.uint8), photometric="rgb"), "found 3 colour samples a pixel"),
     "complex": (page(np.zeros((70, 90), np.complex64)), "found pixels of .* that are no plain numbers"),

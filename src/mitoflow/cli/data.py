@@ -131,7 +131,7 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
 @data.command("import")
 @_with_files
 def data_import(**options: Any) -> None:
-    """Take your own stacks in place of what is there: TIFF, MRC and HDF5 files, or OME-Zarrs.
+    """Take your own stacks in place of what is there: files of any format that `predict` reads.
 
     PATH is a file, a folder, a quoted glob or an address (https:// or s3://), and may be given several times. A mask
     has the file name of its image; where no name is shared, the first image goes with the first mask and so on, which

@@ -60,11 +60,11 @@ rescale_option = click.option(
 def predict(source: str, output: Path, voxel_size: str | None, wanted: str | None, **options: Any) -> None:
     """Write the mask of a stack, or of each image in a folder.
 
-    INPUT is a TIFF of one page or many, an MRC, a dataset of an HDF5 (FILE.h5/NAME), a folder or quoted glob of slices,
-    or an OME-Zarr; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of INPUT is
-    predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the champion, or the
-    pretrained one where no champion was trained on real tissue. A command that was interrupted resumes when it is given
-    again.
+    INPUT is a TIFF of one page or many, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), a folder or quoted
+    glob of slices, or an OME-Zarr; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of
+    INPUT is predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the champion,
+    or the pretrained one where no champion was trained on real tissue. A command that was interrupted resumes when it
+    is given again.
     """
     from mitoflow.config import params
     from mitoflow.inference import collection, prediction
@@ -144,9 +144,9 @@ def suggest(
 def measure(labels: str, table: Path | None, voxel_size: str | None, **options: Any) -> None:
     """Measure the mitochondria of any mask or labels.
 
-    LABELS is a TIFF, an MRC, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr, or a folder or quoted glob of slices.
-    Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria are separated as by
-    `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
+    LABELS is a TIFF, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr, or a folder or quoted glob
+    of slices. Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria are
+    separated as by `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
     """
     from mitoflow.config import params
     from mitoflow.inference import measuring

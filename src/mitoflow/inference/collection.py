@@ -119,7 +119,9 @@ def _requests(request: Request) -> list[Request]:
     if images and not sources:
         raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:
-        raise InputError(request.source, "no image", "TIFF, PNG, MRC, HDF5 or OME-Zarr files", "check the path")
+        raise InputError(
+            request.source, "no image", "TIFF, PNG, MRC, DM3, DM4, HDF5 or OME-Zarr files", "check the path"
+        )
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
     asked: dict[Path, Request] = {}
     for path in sources:

@@ -21,8 +21,8 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     Parameters
     ----------
     source
-        A TIFF, MRC, HDF5 or OME-Zarr, also one on a server, or a folder or glob of slices. Values are integers, or
-        floating-point numbers that are whole.
+        A TIFF, MRC, DM3, DM4, HDF5 or OME-Zarr, also one on a server, or a folder or glob of slices. Values are
+        integers, or floating-point numbers that are whole.
     notify
         Called with what the user should know: which files are the slices, doubts about the voxel size, and how values
         are read where that is not obvious.

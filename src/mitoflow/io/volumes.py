@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, hdf5, mrc, ome, png, remote, resampling
+from mitoflow.io import file_names, gatan, hdf5, mrc, ome, png, remote, resampling
 from mitoflow.io.remote import Location
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
@@ -31,9 +31,14 @@ from mitoflow.io.tiff import (
     shown_grey,
 )
 
-KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, an HDF5 or an OME-Zarr"
+KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, a DM3 or DM4, an HDF5 or an OME-Zarr"
 #: What the files of slices may be, each by its name.
-SLICES: dict[str, Callable[[Path], bool]] = {"TIFF": ome.is_tiff, "PNG": png.is_png, "MRC": mrc.is_mrc}
+SLICES: dict[str, Callable[[Path], bool]] = {
+    "TIFF": ome.is_tiff,
+    "PNG": png.is_png,
+    "MRC": mrc.is_mrc,
+    "DM3 or DM4": gatan.is_gatan,
+}
 MISSING = 2**20  # chunks without a file: to find as many takes twenty seconds
 SHOWN = 1000  # missing chunks that are counted for a message
 SLAB = 2**26  # bytes of the consecutive slices that are read together from chunks that are several slices deep
@@ -81,7 +86,7 @@ class Volume(Protocol):
 def open_volume(
     source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
 ) -> Volume:
-    """Open a TIFF, an MRC, a PNG, a folder or glob of slices, an OME-Zarr (0.4 or 0.5) or a dataset of an HDF5 file.
+    """Open a stack of any format: a file, a folder or glob of slices, an OME-Zarr (0.4 or 0.5), a dataset of an HDF5.
 
     Parameters
     ----------
@@ -142,7 +147,7 @@ def name_of(source: str) -> str:
 def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
     """Return the files that are named, in natural order within a folder or glob; each counts once.
 
-    Of a folder or glob these are the TIFF, PNG or MRC files, without overlays that mitoflow drew. Links count as files
+    Of a folder or glob these are the files of `SLICES`, without overlays that mitoflow drew. Links count as files
     of their own: tools of versioned data link equal slices to one file.
 
     Raises
@@ -159,7 +164,7 @@ def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
         matches = sorted(slices, key=lambda match: file_names.natural_order(str(match)))
         if not matches:
             is_name = not set(pattern) & set("*?[")
-            what = "no such file" if is_name and not path.is_dir() else "no TIFF, PNG or MRC file"
+            what = "no such file" if is_name and not path.is_dir() else "no TIFF, PNG, MRC, DM3 or DM4 file"
             expected = "a file, or a folder or a quoted glob of slices"
             raise InputError(f"{option} {pattern}", what, expected, "check the path")
         for match in matches:
@@ -184,7 +189,7 @@ def _slices_of_one_kind(where: str, paths: Iterable[Path]) -> list[Path]:
 
 
 def open_file(path: Path, *, is_mask: bool = False) -> Stack:
-    """Open a TIFF, MRC or PNG: an image as `mitoflow.io.tiff.open_grey` does, a mask or labels as `open_labels` does.
+    """Open a file of slices: an image as `mitoflow.io.tiff.open_grey` does, a mask or labels as `open_labels` does.
 
     Raises
     ------
@@ -193,6 +198,8 @@ def open_file(path: Path, *, is_mask: bool = False) -> Stack:
     """
     if mrc.is_mrc(path):
         return mrc.open_mrc(path)
+    if gatan.is_gatan(path):
+        return gatan.open_gatan(path)
     if png.is_png(path):
         return as_stored(png.open_png(path)) if is_mask else shown_grey(png.open_png(path))
     return open_labels(path) if is_mask else open_grey(path)
@@ -425,6 +432,8 @@ def read_spacing(path: Location, warn: Warn = lambda _: None, given: Container[s
         return hdf5.open_hdf5(path, warn).spacing
     if mrc.is_mrc(path):
         return mrc.read_spacing(path, warn)
+    if gatan.is_gatan(path):
+        return gatan.read_spacing(path, warn)
     return {} if png.is_png(path) else read_tiff_spacing(path, warn, given)
 
 
@@ -442,7 +451,7 @@ def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
     file = Path(path.path) if isinstance(path, remote.Url) else path
     if not address and png.is_png(file):
         return open_file(file, is_mask=is_mask)
-    if not (address or is_chunked(file) or mrc.is_mrc(file)):
+    if not (address or is_chunked(file) or mrc.is_mrc(file) or gatan.is_gatan(file)):
         return open_mask(file) if is_mask else open_stack(file)
     volume = open_volume(str(path))
     if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):

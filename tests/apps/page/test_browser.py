@@ -495,7 +495,7 @@ def test_a_bad_file_is_one_line(page: Page, folder: Path) -> None:
     assert str(folder) not in text
     page.click("#new")
     page.upload(folder / "params.yaml")
-    page.shows("params.yaml: found the ending .yaml, expected a TIFF, PNG, MRC or HDF5; save it as TIFF")
+    page.shows("params.yaml: found the ending .yaml, expected a TIFF, PNG, MRC, DM3, DM4 or HDF5; save it as TIFF")
 
 
 def test_names_are_text_and_no_markup(page: Page, folder: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mitoflow.apps.page.results import Origin, Result, Upload
 from mitoflow.errors import InputError
-from mitoflow.io import hdf5, mrc, ome
+from mitoflow.io import gatan, hdf5, mrc, ome
 from mitoflow.io.spacing import Spacing
 
-ENDINGS = (*ome.TIFF_ENDINGS, ".png", *mrc.ENDINGS, *hdf5.ENDINGS)  # of the files that may be uploaded
+ENDINGS = (*ome.TIFF_ENDINGS, ".png", *mrc.ENDINGS, *gatan.ENDINGS, *hdf5.ENDINGS)  # of the files that may be uploaded
 
 KEPT, MOST_BYTES, LONGEST = 20, 2**35, 24 * 3600  # results, bytes of all of them together, and seconds
 UNFINISHED = 16  # results that are uploaded, wait or are predicted
@@ -92,7 +92,7 @@ class Shelf:
         for each in names:
             if Path(each).suffix.lower() not in ENDINGS:
                 found = f"the ending {Path(each).suffix or 'of none'}"
-                raise InputError(each, found, "a TIFF, PNG, MRC or HDF5", "save it as TIFF")
+                raise InputError(each, found, "a TIFF, PNG, MRC, DM3, DM4 or HDF5", "save it as TIFF")
         if doubled := {each for each in names if names.count(each) > 1}:
             raise InputError(min(doubled), "two files of that name", "a name for each", "rename one of them")
         if (size := sum(each.size for each in uploads)) > self._largest:
