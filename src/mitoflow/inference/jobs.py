@@ -23,6 +23,7 @@ from tqdm import tqdm
 from mitoflow.core import cluster
 from mitoflow.core.progress import progress_bar
 from mitoflow.inference.model_input import normalized
+from mitoflow.inference.networks import read_network
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
 from mitoflow.inference.plane_sums import PlaneSums, Slab
@@ -31,7 +32,6 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, Volume
-from mitoflow.models import unet
 
 DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
@@ -353,7 +353,7 @@ _predictors: dict[str, Predictor] = {}  # the last network that a worker loaded,
 def _load_predictor(job: Job) -> Predictor:
     if job.weights_sha256 not in _predictors:
         _predictors.clear()
-        _predictors[job.weights_sha256] = Predictor(unet.load_model(job.weights), job.settings)
+        _predictors[job.weights_sha256] = Predictor(read_network(job.weights, job.settings), job.settings)
     return _predictors[job.weights_sha256].with_settings(job.settings, job.blank)
 
 

@@ -10,17 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from scipy.special import expit
 
 from mitoflow.data import network_input
 from mitoflow.errors import InputError
 from mitoflow.inference import model_input
-from mitoflow.inference.folding import fold_normalization
 from mitoflow.inference.median import median_along_z
+from mitoflow.inference.networks import Network, engine, prepared, read_network
 from mitoflow.inference.settings import TTA, Settings
-from mitoflow.models import unet
 
 if TYPE_CHECKING:
     from mitoflow.io.tiff import Box  # the registered model runs without what reads files
@@ -109,7 +107,8 @@ class Predictor:
     Parameters
     ----------
     model
-        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits.
+        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits: a model of Keras, or what
+        `networks.read_network` returns.
     settings
         See `Settings`.
 
@@ -119,11 +118,9 @@ class Predictor:
         The slices of the stack at hand that show nothing; see `model_input.blank_slices`.
     """
 
-    def __init__(self, model: keras.Model, settings: Settings) -> None:
-        self.model, self.settings = fold_normalization(model), settings
+    def __init__(self, model: Network, settings: Settings) -> None:
+        self.model, self.settings = prepared(model), settings
         self.blank: frozenset[int] = frozenset()
-        # Compiling for XLA halves the speed of a U-Net on a CPU under TensorFlow.
-        self.model.jit_compile = keras.backend.backend() == "jax"
 
     @classmethod
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
@@ -134,12 +131,8 @@ class Predictor:
         InputError
             One of them is missing or broken, or the network is not of the kind that mitoflow trains.
         """
-        settings, model = Settings.read(Path(settings_path)), unet.load_model(Path(model_path))
-        if found := _unlike(model, settings):
-            channels, layer = 2 * settings.context + 1, f"{Path(settings_path).name} of this model beside it"
-            expected = f"a U-Net from (slices, y, x, {channels}) to logits (slices, y, x, 1), as its settings say"
-            raise InputError(model_path, found, expected, f"put the {layer}, or train a model with mitoflow")
-        return cls(model, settings)
+        settings = Settings.read(Path(settings_path))
+        return cls(read_network(Path(model_path), settings), settings)
 
     def with_settings(self, settings: Settings, blank: frozenset[int] = frozenset()) -> Predictor:
         """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
@@ -397,8 +390,8 @@ class Predictor:
         """
         logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
         if np.isnan(logits).any():
-            found = f"not-a-number, computed with KERAS_BACKEND={keras.backend.backend()}"
-            remedy = "predict with another backend, or train the model again with train.precision: float32"
+            found = f"not-a-number, computed by {engine(self.model)}"
+            remedy = "set KERAS_BACKEND to another backend, or train the model again with train.precision: float32"
             raise InputError("the network's output", found, "numbers", remedy)
         return np.asarray(expit(logits))
 
@@ -437,24 +430,6 @@ class Predictor:
         shared = self.settings.overlap
         ramp = np.minimum(places, tile - places) / shared if shared else np.ones(tile)
         return np.minimum(ramp, 1).astype(np.float32)
-
-
-def _unlike(model: keras.Model, settings: Settings) -> str | None:
-    """Return what a network is where it is not one from slices with neighbours to logits for every pixel."""
-    if not isinstance(model, keras.Model) or isinstance(model, keras.Sequential):
-        return f"a network of the class {type(model).__name__}"
-    channels, side = 2 * settings.context + 1, settings.divisor * math.ceil(settings.tile / settings.divisor)
-    shapes = model.input_shape, model.output_shape
-    if shapes != ((None, None, None, channels), (None, None, None, 1)):
-        return f"a network from {shapes[0]} to {shapes[1]}"
-    try:
-        shape = model.compute_output_shape((1, side, side, channels))
-    except ValueError:  # levels of different sizes meet
-        return f"a network that takes no {side} x {side} pixels"
-    if shape != (1, side, side, 1):
-        return f"a network that makes {shape[1]} x {shape[2]} pixels of {side} x {side}"
-    activation = getattr(model.output._keras_history.operation, "activation", keras.activations.linear)
-    return None if activation is keras.activations.linear else f"a network that ends with {activation.__name__}"
 
 
 def _batch(height: int, width: int) -> int:

@@ -16,6 +16,7 @@ from keras import layers
 from mitoflow.core import files
 from mitoflow.core.choices import Choices
 from mitoflow.errors import InputError
+from mitoflow.io.keras_archive import REMEDY
 from mitoflow.models import archives
 
 #: The networks that `train.network` chooses from: functions of depth, base width and channels, as `build_unet` is.
@@ -239,7 +240,7 @@ def load_model(path: Path) -> keras.Model:
         raise
     except Exception as error:  # Keras raises nearly anything for a broken archive
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(path, reason, "a U-Net saved by mitoflow", archives.REMEDY) from None
+        raise InputError(path, reason, "a U-Net saved by mitoflow", REMEDY) from None
 
 
 def _require_finite(model: keras.Model, path: Path) -> None:
