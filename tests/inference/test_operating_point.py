@@ -24,10 +24,18 @@ def test_it_finds_the_scale(finder: Predictor, radius: float, factor: float) -> 
     def at_scale(factor: float) -> ArrayVolume:
         return ArrayVolume(disks(radius * factor, (3, round(1024 * factor), round(1024 * factor))))
 
-    found = operating_point.search(finder, at_scale, USUAL, thresholds=[])
+    found = operating_point.search(finder, at_scale, USUAL, thresholds=[], enough=np.inf)
     # The mask is compared with that of half an octave above: the network knows structures between the two sizes best.
     assert found.best.scale == pytest.approx(factor / HALF_OCTAVE)
     assert {point.threshold for point in found.agreement} == {0.5}
+
+
+@pytest.mark.parametrize(("enough", "scales"), [(0, 1), (np.inf, 6)])
+def test_no_other_scale_is_tried_where_the_agreement_is_enough(finder: Predictor, enough: float, scales: int) -> None:
+    stack = ArrayVolume(disks(2 * RADIUS, (1, 160, 160)))  # at a third of its size it would be too small
+    found = operating_point.search(finder, lambda scale: enlarged(stack, (scale, scale)), USUAL, [], enough)
+    assert USUAL in found.agreement
+    assert len(found.agreement) == scales
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import judgement, operating_point
 from mitoflow.inference.agreement import Agreement, agreements, for_windows
-from mitoflow.inference.operating_point import THRESHOLDS, OperatingPoint
+from mitoflow.inference.operating_point import CLEARLY, THRESHOLDS, OperatingPoint
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io.spacing import Notify
@@ -24,6 +24,7 @@ from mitoflow.io.volumes import Levels, ResampledVolume, Volume
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16
 TAILS = (0.005, 0.995)  # shares of the grey values between which they are mapped
+ENOUGH = 0.9  # agreement as usual on a single slice from which no other scale is tried: docs/performance.md
 SAME = math.log(1.15)  # change of scale, as a logarithm, below which slices stay as they are
 
 #: What to do next, by verdict.
@@ -107,7 +108,8 @@ def adapt(
 
     A model of many tissues, which comes with a calibration, finds both by itself. As usual it takes the scale that the
     voxel size suggests, or 1 where that is unknown, and its own threshold, unless the network agrees with itself
-    clearly more elsewhere. Other models see slices as they are. What the request says is not searched.
+    clearly more elsewhere. On a single slice an agreement of `ENOUGH` there ends the search, which would take several
+    times as long as the mask. Other models see slices as they are. What the request says is not searched.
 
     Before each scale that is tried `advance` is called with 0; an exception that it raises ends the search.
 
@@ -136,7 +138,8 @@ def adapt(
         return enlarged(volume, _along(suggested, times))
 
     thresholds = THRESHOLDS if request.threshold is None else ()
-    found = operating_point.search(for_windows(model.predictor), at_scale, usual, thresholds)
+    enough = ENOUGH if volume.shape[0] == 1 else 1 - CLEARLY
+    found = operating_point.search(for_windows(model.predictor), at_scale, usual, thresholds, enough)
     chosen = found.chosen(usual)
     agreed, otherwise = (found.agreement[point].product for point in (chosen, usual))
     if chosen != usual:

@@ -40,7 +40,6 @@ def prepared(model: keras.Model) -> keras.Model:
     return folded
 
 
-
 def fold_normalization(model: keras.Model) -> keras.Model:
     """Return the same function with each batch normalisation as weights and bias of the convolution before it.
 

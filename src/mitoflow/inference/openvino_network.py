@@ -166,7 +166,10 @@ def _build(layers: Sequence[_Layer], first: str, last: str) -> openvino.Model:
     for layer in layers:
         name = layer.config["name"]
         if layer.kind == "InputLayer":
-            images[name] = ops.parameter([-1, -1, -1, layer.config["batch_shape"][-1]], np.float32)
+            *free, channels = layer.config["batch_shape"]
+            if free != [None, None, None]:
+                raise UnknownNetworkError(f"images of {free} pixels")
+            images[name] = ops.parameter([-1, -1, -1, channels], np.float32)
             made[name] = ops.transpose(images[name], [0, 3, 1, 2])
         else:
             made[name] = _apply(layer, [made[each] for each in layer.before])

@@ -72,7 +72,11 @@ class OperatingPoints:
 
 
 def search(
-    predictor: Predictor, at_scale: AtScale, usual: OperatingPoint, thresholds: Sequence[float] = THRESHOLDS
+    predictor: Predictor,
+    at_scale: AtScale,
+    usual: OperatingPoint,
+    thresholds: Sequence[float] = THRESHOLDS,
+    enough: float = 1 - CLEARLY,
 ) -> OperatingPoints:
     """Predict a few windows of a stack at scales from 1/3 to 3, and return how far the network agrees at each.
 
@@ -95,11 +99,16 @@ def search(
         One that is tried in any case, such as the scale that a voxel size suggests with the threshold of the model.
     thresholds
         Others that are tried at each scale.
+    enough
+        Agreement at the usual operating point from which no other scale is tried. None can be clearly better than the
+        default.
     """
     thresholds = sorted({usual.threshold, *thresholds})
     found: dict[OperatingPoint, Agreement] = {}
-    for scale in {usual.scale, *SCALES}:
+    for scale in (usual.scale, *(each for each in SCALES if each != usual.scale)):
         if scale == usual.scale or min(at_scale(scale).shape[1:]) >= SMALLEST:
             for threshold, agreed in zip(thresholds, agreements(predictor, at_scale, scale, thresholds), strict=True):
                 found[OperatingPoint(scale, threshold)] = agreed
+        if found[usual].product >= enough:
+            break
     return OperatingPoints(found)
