@@ -87,7 +87,7 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx_export.Parity]:
     path = tmp_path_factory.mktemp("onnx") / "unet.onnx"
-    return path, onnx_export.export_onnx(path, model_lookup.find(str(saved / "unet.keras")).predictor)
+    return path, onnx_export.export_onnx(path, model_lookup.find(str(saved / "unet.keras")).keras_predictor)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_wrong_conversion_is_not_kept(saved: Path, tmp_path: Path, monkeypatch
     (tmp_path / "unet.onnx").write_text("an earlier one")
     monkeypatch.setattr(onnx_export, "TOLERANCE", 0.0)
     with pytest.raises(InputError, match=r"found probabilities that differ from Keras by up to \d"):
-        onnx_export.export_onnx(tmp_path / "unet.onnx", model_lookup.find(str(saved / "unet.keras")).predictor)
+        onnx_export.export_onnx(tmp_path / "unet.onnx", model_lookup.find(str(saved / "unet.keras")).keras_predictor)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]
 
 

@@ -76,14 +76,14 @@ def write_package(folder: Path, model: TrainedModel, authors: Sequence[str], lic
         Like `mitoflow.apps.onnx_export.export_onnx`, and where the zoo does not take an author or the licence.
     """
     settings = model.predictor.settings
-    network = onnx_export.plain(model.predictor.model)
+    network = onnx_export.plain(model.keras_predictor.model)
     images = onnx_export.phantom_slice(settings)
     probability = np.asarray(network.predict_on_batch(network_input.to_unit(images, settings.bit_depth)))
     with files.replacing(folder) as beside:
         beside.mkdir()
         unet.save_model(network, beside / "unet.keras")
         onnx_export.write_onnx(beside / "unet.onnx", network, settings)
-        parity = onnx_export.compare(beside / "unet.onnx", network, model.predictor, images)
+        parity = onnx_export.compare(beside / "unet.onnx", network, model.keras_predictor, images)
         np.save(beside / "test_image.npy", images if settings.normalization == "range" else images.astype(np.float32))
         np.save(beside / "test_probability.npy", probability)
         draw_cover(beside / "phantom.png", images[0, ..., settings.context], probability[0, ..., 0], settings)

@@ -59,7 +59,7 @@ def export_onnx(path: Path, predictor: Predictor) -> Parity:
     path
         The file; what is there is replaced.
     predictor
-        The model with its settings.
+        The model, on Keras, with its settings.
 
     Raises
     ------

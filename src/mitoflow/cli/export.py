@@ -51,7 +51,7 @@ def export(
         raise InputError("mitoflow export", f"no {error.name}", "the libraries that it needs", remedy) from None
     model = model_lookup.find(wanted)
     if onnx:
-        parity = onnx_export.export_onnx(onnx, model.predictor)
+        parity = onnx_export.export_onnx(onnx, model.keras_predictor)
         _report(onnx, model.name, parity)
     if bioimageio:
         parity = bioimageio_export.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)

@@ -31,13 +31,7 @@ if TYPE_CHECKING:
 #: What a layer may be, by its class: other values of these keys would be another function.
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "InputLayer": {"dtype": "float32", "sparse": False, "ragged": False},
-    "Conv2D": {
-        "padding": "same",
-        "data_format": "channels_last",
-        "dilation_rate": [1, 1],
-        "groups": 1,
-        "activation": "linear",
-    },
+    "Conv2D": {"data_format": "channels_last", "dilation_rate": [1, 1], "groups": 1, "activation": "linear"},
     "FusedBatchNormalization": {"axis": -1, "center": True, "scale": True, "renorm": False},
     "ReLU": {"max_value": None, "negative_slope": 0.0, "threshold": 0.0},
     "MaxPooling2D": {"padding": "valid", "data_format": "channels_last"},
@@ -195,7 +189,8 @@ def _apply(layer: _Layer, inputs: Sequence[Any]) -> Any:
     kernel, *bias = weights
     filters = ops.constant(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
     if layer.kind == "Conv2D":
-        x = ops.convolution(x, filters, config["strides"], [0, 0], [0, 0], [1, 1], auto_pad="same_upper")
+        pad = {"same": "same_upper", "valid": "valid"}[config["padding"]]
+        x = ops.convolution(x, filters, config["strides"], [0, 0], [0, 0], [1, 1], auto_pad=pad)
     else:
         x = ops.convolution_backprop_data(x, filters, config["strides"], auto_pad="valid")
     return ops.add(x, ops.constant(bias[0].reshape(1, -1, 1, 1))) if config["use_bias"] else x

@@ -53,6 +53,14 @@ class TrainedModel:
         loaded = Predictor.load(self.weights, self.folder / model_files.SETTINGS)
         return loaded.with_settings(replace(loaded.settings, slices=loaded.settings.slices or self._slices()))
 
+    @cached_property
+    def keras_predictor(self) -> Predictor:
+        """`predictor` with its network on Keras, whatever runs it otherwise: for exports, which need its layers."""
+        from mitoflow.inference import keras_network  # imports Keras
+
+        settings = self.predictor.settings
+        return Predictor(keras_network.read(self.weights, settings), settings)
+
     def _slices(self) -> SliceDistance | None:
         """Return how far apart the slices of training are by their voxel size: all that mitoflow 0.1 recorded."""
         known = self.domain.spacing if self.domain else {}

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
 from mitoflow.config import params
@@ -24,9 +23,9 @@ from mitoflow.evaluation import protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.results import Results, score
 from mitoflow.evaluation.verdict import Verdict
+from mitoflow.inference.networks import read_network
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
-from mitoflow.models import unet
 from mitoflow.stages.paths import (
     CONVENTIONS,
     CURVES,
@@ -86,10 +85,10 @@ def main() -> None:
     rules = {name: each.mask_rule for name, each in conventions.items()}
     facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
-    model = unet.load_model(MODEL)
+    predictor = _load(facts, settings.evaluate)
     name = run_name("evaluate", settings.data.name)
     with runs.start("evaluate", name, training=runs.producer(MODEL)) as run:
-        choice, predictor = _choose(model, facts, settings.evaluate, store)
+        choice, predictor = _choose(predictor, settings.evaluate, store)
         measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
         results = score(measured, choice, wanted.bootstrap_block, wanted.bootstrap_resamples, wanted.seed)
@@ -161,10 +160,8 @@ def register() -> Verdict | None:
         return publish(run, published)
 
 
-def _choose(
-    model: keras.Model, facts: Mapping[str, Any], wanted: params.Evaluate, store: PatchStore
-) -> tuple[protocols.Choice, Predictor]:
-    """Return what the validation slices decide, and the model with these settings."""
+def _load(facts: Mapping[str, Any], wanted: params.Evaluate) -> Predictor:
+    """Return the model, with the settings that are known before validation."""
     settings = Settings(
         bit_depth=facts["bit_depth"],
         divisor=facts["divisor"],
@@ -178,10 +175,14 @@ def _choose(
         normalization=facts.get("normalization", "range"),
         slices=SliceDistance(**facts["slices"]) if facts.get("slices") else None,
     )
+    return Predictor(read_network(MODEL, settings), settings)
+
+
+def _choose(predictor: Predictor, wanted: params.Evaluate, store: PatchStore) -> tuple[protocols.Choice, Predictor]:
+    """Return what the validation slices decide, and the model with these settings."""
     stacks = [pair.image for pair in read_pairs(DATA / "train")]
-    predictor = Predictor(model, settings)
     choice = protocols.choose(predictor, store.validation, wanted.medians, stacks, wanted.fixed_threshold)
-    chosen = dataclasses.replace(settings, threshold=choice.threshold, median=choice.median)
+    chosen = dataclasses.replace(predictor.settings, threshold=choice.threshold, median=choice.median)
     return choice, predictor.with_settings(chosen)
 
 
