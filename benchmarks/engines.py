@@ -26,7 +26,7 @@ RESULTS = Path(__file__).with_name("results") / "engines.json"
 SLICES = 8  # that are predicted and scored
 CALIBRATING = range(10, 140, 10)  # slices whose middle tile calibrates the quantisation
 TILE = 256
-KERAS, TENSORFLOW = "Keras, float32", "TensorFlow, bfloat16: mitoflow"
+KERAS, TENSORFLOW = "Keras, float32", "TensorFlow, bfloat16"
 
 Run = Callable[[np.ndarray], np.ndarray]  # (N, Y, X, C) float32 in [0, 1] to probabilities (N, Y, X, 1)
 
@@ -74,7 +74,7 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
     from mitoflow.inference.predictor import Predictor
     from mitoflow.tracking import model_lookup
 
-    loaded = model_lookup.find(model).predictor
+    loaded = model_lookup.find(model).keras_predictor
     network = onnx_export.plain(loaded.model) if name == KERAS else loaded.model
     make = ENGINES[name]
     run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
@@ -98,7 +98,7 @@ def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
     from mitoflow.data import network_input
     from mitoflow.tracking import model_lookup
 
-    predictor = model_lookup.find(model).predictor
+    predictor = model_lookup.find(model).keras_predictor
     settings = predictor.settings
     onnx_export.write_onnx(folder / "float.onnx", onnx_export.plain(predictor.model), settings)
     top, left = (length // 2 - TILE // 2 for length in volume.shape[1:])
