@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from mitoflow.core import process
+from mitoflow.core import keras_archive, process
 from mitoflow.inference.settings import Settings
-from mitoflow.io import keras_archive
 
 if TYPE_CHECKING:
     import openvino

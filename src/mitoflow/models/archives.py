@@ -13,9 +13,9 @@ from typing import Any
 
 import keras
 
+from mitoflow.core import keras_archive
+from mitoflow.core.keras_archive import REMEDY, WEIGHTS
 from mitoflow.errors import InputError
-from mitoflow.io import keras_archive
-from mitoflow.io.keras_archive import REMEDY, WEIGHTS
 
 
 def require_bounded(path: Path) -> None:
@@ -24,7 +24,7 @@ def require_bounded(path: Path) -> None:
     Raises
     ------
     InputError
-        As `mitoflow.io.keras_archive.read` does, or its configuration asks for more weights than there are.
+        As `mitoflow.core.keras_archive.read` does, or its configuration asks for more weights than there are.
     """
     archive = keras_archive.read(path)
     with ThreadPoolExecutor(1) as thread:

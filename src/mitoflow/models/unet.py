@@ -15,8 +15,8 @@ from keras import layers
 
 from mitoflow.core import files
 from mitoflow.core.choices import Choices
+from mitoflow.core.keras_archive import REMEDY
 from mitoflow.errors import InputError
-from mitoflow.io.keras_archive import REMEDY
 from mitoflow.models import archives
 
 #: The networks that `train.network` chooses from: functions of depth, base width and channels, as `build_unet` is.
