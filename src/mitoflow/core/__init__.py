@@ -1,1 +1,1 @@
-"""Files of a project, locks, provenance, and Dask clusters; knows nothing of images or models."""
+"""Files of a project, archives of models, locks, provenance, and Dask clusters; knows nothing of images or networks."""

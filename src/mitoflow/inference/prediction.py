@@ -16,9 +16,7 @@ from mitoflow.core.progress import progress_bar
 from mitoflow.data.slice_distance import spread
 from mitoflow.errors import InputError
 from mitoflow.inference import adaptation, jobs, outputs, overlay
-from mitoflow.inference.instances import LARGEST_BOX
 from mitoflow.inference.jobs import DEPTH, PRODUCTS, Job, Prediction, Work
-from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.model_input import blank_slices, decide
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
@@ -252,6 +250,10 @@ def _label_instances(
     notify: Notify,
 ) -> None:
     """Label the mitochondria of the mask, and measure them if a table is requested."""
+    # These import much of SciPy, which a mask does not need.
+    from mitoflow.inference.instances import LARGEST_BOX
+    from mitoflow.inference.labelling import label_instances, measure_labels
+
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
         unknown = name_unknown(description.spacing)
         notify(f"note: {unknown} is unknown, so mitochondria are measured in voxels; --voxel-size gives it")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
-from mitoflow.inference import morphometry, outputs
+from mitoflow.inference import outputs
 from mitoflow.inference.model_input import NEIGHBOURS
 from mitoflow.inference.parts import Part
 from mitoflow.io import ome, png
@@ -151,7 +151,13 @@ class Request:
             outputs.refuse_existing(self.output, self.outputs)
 
 
-def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = morphometry.is_table) -> None:
+def _is_table(path: Path) -> bool:
+    from mitoflow.inference import morphometry  # imports much of SciPy, which a mask does not need
+
+    return morphometry.is_table(path)
+
+
+def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is_table) -> None:
     """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself.
 
     `is_table` says whether a CSV is an earlier output.
