@@ -30,6 +30,8 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
+from tests.io.test_gatan import write as write_gatan
+from tests.io.test_n5 import write as write_n5
 from tests.services import HTTPFolder
 from tests.tiny_model import write_model
 
@@ -215,6 +217,17 @@ def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndar
 
 
 @pytest.mark.usefixtures("preferred")
+@pytest.mark.parametrize("name", ["a.dm4", "a.n5"])
+def test_files_of_gatan_and_n5_open_at_their_scale(folder: Path, name: str) -> None:
+    write_gatan(folder / "a.dm4", STACK, (4, 5, 30))
+    write_n5(folder / "a.n5", STACK, {"pixelResolution": {"dimensions": [4, 5, 30], "unit": "nm"}})
+    npe2.PluginManager.instance().discover()
+    (layer,) = ViewerModel().open(folder / name, plugin="mitoflow")
+    np.testing.assert_array_equal(np.asarray(layer.data), STACK)
+    np.testing.assert_array_equal(layer.scale, (30, 5, 4))
+    assert napari_widget._shows(layer.data, str(folder / name))
+
+
 def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     (layer,) = ViewerModel().open(tmp_path / "colours.tif", plugin=None)

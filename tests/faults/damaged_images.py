@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import mrcfile
 import numpy as np
+import tensorstore
 import tifffile
 import zarr
 from ncempy.io import dm
@@ -28,9 +29,10 @@ from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
-from mitoflow.io import gatan, hdf5, ome, png, volumes
+from mitoflow.io import gatan, hdf5, n5, ome, png, volumes
 from tests.io.test_gatan import write as write_gatan
 from tests.io.test_mrc import write as write_mrc
+from tests.io.test_n5 import write as write_n5
 from tests.io.test_volumes import write_zarr
 
 MEMORY = 2**30  # bytes beside what the libraries take
@@ -73,6 +75,16 @@ def write_hdf5(path: Path, stack: np.ndarray, chance: random.Random) -> None:
         dataset.attrs["axistags"] = text if chance.random() < 0.2 else np.bytes_(text)  # of variable or fixed length
 
 
+BLOSC = {"type": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1}
+
+
+def write_blocks(path: Path, stack: np.ndarray, chance: random.Random) -> None:
+    compression = chance.choice(
+        [{"type": "raw"}, {"type": "gzip", "level": 1}, {"type": "bzip2"}, {"type": "zstd", "level": 1}, BLOSC]
+    )
+    write_n5(path, stack, compression=compression)
+
+
 #: For each kind of file its ending, and what writes it.
 KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]] = {
     "TIFF": (".tif", write_tiff),
@@ -86,6 +98,7 @@ KINDS: dict[str, tuple[str, Callable[[Path, np.ndarray, random.Random], object]]
     "DM3": (".dm3", lambda path, stack, _: write_gatan(path, stack)),
     "DM4": (".dm4", lambda path, stack, _: write_gatan(path, stack)),
     "HDF5": (".h5", write_hdf5),
+    "N5": (".n5", write_blocks),
 }
 
 
@@ -136,7 +149,7 @@ def harm(path: Path, chance: random.Random) -> None:
         path.write_bytes(harmed(path.read_bytes(), chance))
         return
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    described = [file for file in files if file.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup")]
+    described = [file for file in files if file.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup", n5.ATTRIBUTES)]
     file = chance.choice(described if chance.random() < 0.7 else files)
     how = chance.random()
     if file in described and how < 0.6:
@@ -150,7 +163,7 @@ def harm(path: Path, chance: random.Random) -> None:
 
 
 def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what tifffile, h5py, zarr, Pillow, mrcfile or ncempy reads, (Z, Y, X), with 0 for black."""
+    """Return what tifffile, h5py, zarr, Pillow, mrcfile, ncempy or tensorstore reads, (Z, Y, X), with 0 for black."""
     if path.suffix == ".png":
         with Image.open(path) as image:
             return np.asarray(image).reshape(shape)
@@ -167,6 +180,15 @@ def read_by_library(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             dataset = file[image.path.relative_to(path).as_posix()]
             # Damage may have given the axes another order.
             return np.asarray(dataset[()] if image.axes == "zyx" else image.read((slice(None),) * 3)).reshape(shape)
+    if n5.is_n5(path):
+        attributes = json.loads((path / n5.ATTRIBUTES).read_text())
+        # tensorstore refuses attributes that do not matter where blocks are read.
+        stored = {name: attributes[name] for name in ("dimensions", "blockSize", "dataType")}
+        packing = attributes["compression"]["type"]
+        stored["compression"] = BLOSC if packing == "blosc" else {"type": packing}
+        (path / n5.ATTRIBUTES).write_text(json.dumps(stored))
+        where = {"driver": "file", "path": f"{path}/"}
+        return np.asarray(tensorstore.open({"driver": "n5", "kvstore": where}).result()).T.reshape(shape)
     if path.is_dir():
         array = zarr.open_array(ome.open_multiscale(path).path, mode="r")
         return np.asarray(array[tuple(slice(0, length) for length in array.shape)]).reshape(shape)
@@ -215,11 +237,13 @@ def main(kind: str, folder: Path, seed: str, count: int) -> None:
     ending, write = KINDS[kind]
     pattern = np.zeros((3, 64, 72), np.uint8)
     pattern[:, 8:24, 8:30], pattern[:, 30:60, 30:60], pattern[:, ::16, ::16] = 1, 2, 3
+    path = folder / f"image{ending}"
+    write(path, pattern, random.Random(seed))
+    read_or_refuse(path, check, is_damaged=False)  # libraries start threads, which need memory of their own
     limit_memory()
     for number in range(count):
         print(number, flush=True)
         chance = random.Random(f"{seed} {kind} {number}")
-        path = folder / f"image{ending}"
         write(path, pattern.astype(chance.choice([np.uint8, np.uint16])), chance)
         if is_damaged := number % 8 > 0:
             harm(path, chance)

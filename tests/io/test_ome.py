@@ -104,9 +104,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     ome.finish_multiscale(path, KNOWN)
     image = ome.open_multiscale(path)
     assert (image.axes, image.array.shape, image.spacing) == ("zyx", VOXELS.shape, KNOWN.spacing)
-    assert ome.missing_chunks(image) == [], "empty chunks are written too"
+    assert image.missing_chunks() == [], "empty chunks are written too"
     (path / "0/1/0/1").unlink()
-    assert ome.missing_chunks(image) == ["1/0/1"]
+    assert image.missing_chunks() == ["1/0/1"]
 
 
 def test_where_an_image_begins_is_kept(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_background_is_not_missing(tmp_path: Path) -> None:
     stored(tmp_path / "a", VOXELS)
     ome.open_level(tmp_path / "a")[:] = 0
     ome.finish_multiscale(tmp_path / "a", KNOWN)
-    assert ome.missing_chunks(ome.open_multiscale(tmp_path / "a")) == []
+    assert ome.open_multiscale(tmp_path / "a").missing_chunks() == []
 
 
 def test_an_unknown_voxel_size_has_no_unit(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_version_05_is_read(tmp_path: Path) -> None:
     assert image.axes == "tczyx"
     assert image.spacing == pytest.approx({"z": 30, "y": 4, "x": 4})
     np.testing.assert_array_equal(image.array[0, 0], VOXELS)
-    assert ome.missing_chunks(image) == []
+    assert image.missing_chunks() == []
     (image.path / "c/0/0/1/0/1").unlink()
-    assert ome.missing_chunks(image) == ["c/0/0/1/0/1"]
+    assert image.missing_chunks() == ["c/0/0/1/0/1"]
 
 
 def plain_array(path: Path) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import dask.array
 import numpy as np
 from napari.types import LayerDataTuple
 from napari_builtins.io import napari_get_reader
 
 from mitoflow.errors import InputError
-from mitoflow.io import ome, remote, volumes
+from mitoflow.io import n5, ome, remote, volumes
 
 ReadLayers = Callable[[Any], list[LayerDataTuple]]
 
@@ -26,11 +27,23 @@ def reader(path: str | list[str]) -> ReadLayers | None:
     return found
 
 
+def _as_dask(image: n5.N5Image) -> dask.array.Array:
+    """Return an N5 as an array of which a block is read when it is looked at."""
+
+    def read_block(block_info: dict[Any, Any]) -> np.ndarray:
+        return image.read(tuple(slice(*bounds) for bounds in block_info[None]["array-location"]))
+
+    shape, dtype = image.array.shape, image.array.dtype
+    chunks = dask.array.core.normalize_chunks(image.array.chunks, shape)
+    return dask.array.map_blocks(read_block, chunks=chunks, dtype=dtype, meta=np.empty((0,) * len(shape), dtype))
+
+
 def read(path: str) -> LayerDataTuple:
     """Return a stack as a layer, with its scale in nanometres along the axes of which the voxel size is known.
 
     Masks and instances of `mitoflow predict` become labels, which can be painted: their voxels are in memory, (Y, X) or
-    (Z, Y, X) with the values of the file. What else is in a Zarr, also on a server, stays there until it is looked at.
+    (Z, Y, X) with the values of the file. What else is in a Zarr or N5, also on a server, stays there until it is
+    looked at.
 
     Raises
     ------
@@ -40,9 +53,11 @@ def read(path: str) -> LayerDataTuple:
     volume, file = volumes.open_volume(path), remote.locate(path)
     is_output = ome.has_lineage(file)
     kind = "labels" if is_output and volume.dtype.kind in "ui" else "image"
-    is_zarr = isinstance(file, remote.Url) or ome.is_zarr(file)
-    if kind == "image" and is_zarr and volume.axes == ome.open_multiscale(file).axes:
-        voxels: Any = ome.open_multiscale(file).array
+    image = volumes.open_folder(file) if isinstance(volume, volumes.FolderVolume) else None
+    if kind == "image" and image and volume.axes == image.axes:
+        voxels: Any = image.array
+        if isinstance(image, n5.N5Image):
+            voxels = _as_dask(image)
     else:
         whole = (0, volume.shape[1], 0, volume.shape[2])
         voxels = np.stack([volume.read(z, whole) for z in range(volume.shape[0])])

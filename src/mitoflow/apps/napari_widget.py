@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import napari.layers
 import napari.viewer
 import npe2
@@ -265,7 +266,7 @@ def _shows(data: Any, path: str) -> bool:
         return False
     if volume.shape != (1, *data.shape)[-3:]:
         return False
-    if remote.is_url(path) and isinstance(data, zarr.Array):
+    if remote.is_url(path) and isinstance(data, zarr.Array | dask.array.Array):
         return True  # as the reader opened it, to be read alone; a comparison would bring all of it twice
     whole = (0, volume.shape[1], 0, volume.shape[2])
     slices = data if data.ndim == 3 else data[None]

@@ -53,7 +53,7 @@ rescale_option = click.option(
     help="Neighbouring slices: by how far apart they are, none, or as in training.",
 )
 @click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
-@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr or HDF5 for empty ones.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr, N5 or HDF5 for empty ones.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
 @click.option("--dask", metavar="ADDRESS", help="Predict on the workers of a Dask scheduler, such as tcp://host:8786.")
@@ -61,10 +61,10 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
     """Write the mask of a stack, or of each image in a folder.
 
     INPUT is a TIFF of one page or many, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), a folder or quoted
-    glob of slices, or an OME-Zarr; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each file of
-    INPUT is predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the champion,
-    or the pretrained one where no champion was trained on real tissue. A command that was interrupted resumes when it
-    is given again.
+    glob of slices, an OME-Zarr or an N5; OUTPUT ends with .tif, .ome.tif or .ome.zarr. Where OUTPUT is a folder, each
+    file of INPUT is predicted by itself: files that are done are skipped, and summary.csv lists all. The model is the
+    champion, or the pretrained one where no champion was trained on real tissue. A command that was interrupted resumes
+    when it is given again.
     """
     from mitoflow.config import params
     from mitoflow.inference import collection, prediction
@@ -101,7 +101,7 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
 @rescale_option
 @click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
-@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr or HDF5 for empty ones.")
+@click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr, N5 or HDF5 for empty ones.")
 def suggest(
     source: str, output: Path | None, count: int, wanted: str | None, voxel_size: str | None, **options: Any
 ) -> None:
@@ -144,9 +144,9 @@ def suggest(
 def measure(labels: str, table: Path | None, voxel_size: str | None, **options: Any) -> None:
     """Measure the mitochondria of any mask or labels.
 
-    LABELS is a TIFF, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr, or a folder or quoted glob
-    of slices. Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria are
-    separated as by `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
+    LABELS is a TIFF, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr or N5, or a folder or
+    quoted glob of slices. Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria
+    are separated as by `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
     """
     from mitoflow.config import params
     from mitoflow.inference import measuring

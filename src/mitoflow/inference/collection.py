@@ -13,7 +13,7 @@ from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import file_names, ome, png, remote, volumes
+from mitoflow.io import file_names, n5, ome, png, remote, volumes
 from mitoflow.io.spacing import Notify
 
 SUMMARY = "summary.csv"
@@ -120,12 +120,12 @@ def _requests(request: Request) -> list[Request]:
         raise InputError(request.output, "the folder of the images", "a folder of its own", "choose another output")
     if not sources:
         raise InputError(
-            request.source, "no image", "TIFF, PNG, MRC, DM3, DM4, HDF5 or OME-Zarr files", "check the path"
+            request.source, "no image", "TIFF, PNG, MRC, DM3, DM4, HDF5, OME-Zarr or N5 files", "check the path"
         )
     top = Path(os.path.commonpath([path.absolute().parent for path in sources]))
     asked: dict[Path, Request] = {}
     for path in sources:
-        is_zarr = ome.is_zarr(path)
+        is_zarr = ome.is_zarr(path) or n5.is_n5(path)
         stem = path.name.removesuffix(path.suffix).removesuffix(".ome")
         mask = request.output / path.absolute().parent.relative_to(top) / f"{stem}{'.ome.zarr' if is_zarr else '.tif'}"
         if mask in asked:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, hdf5, ome, remote, volumes
+from mitoflow.io import file_names, hdf5, n5, ome, remote, volumes
 from mitoflow.io.spacing import Notify, Spacing, as_warnings
 
 
@@ -21,7 +21,7 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
     Parameters
     ----------
     source
-        A TIFF, MRC, DM3, DM4, HDF5 or OME-Zarr, also one on a server, or a folder or glob of slices. Values are
+        A TIFF, MRC, DM3, DM4, HDF5, OME-Zarr or N5, also one on a server, or a folder or glob of slices. Values are
         integers, or floating-point numbers that are whole.
     notify
         Called with what the user should know: which files are the slices, doubts about the voxel size, and how values
@@ -41,9 +41,9 @@ def read_labels(source: str, notify: Notify = lambda _: None) -> tuple[NDArray[A
         It cannot be read, or is neither a mask nor labels.
     """
     path = remote.locate(source)
-    if isinstance(path, remote.Url) or ome.is_zarr(path):
-        image = ome.open_multiscale(path, as_warnings(notify), is_whole=True)
-        if lost := ome.missing_chunks(image):
+    if isinstance(path, remote.Url) or ome.is_zarr(path) or n5.is_n5(path):
+        image = volumes.open_folder(path, as_warnings(notify), is_whole=True)
+        if lost := image.missing_chunks():
             raise InputError(path, f"missing chunks, the first {lost[0]}", "every chunk", "copy them again")
         alone = tuple(place for place, axis in enumerate(image.axes) if axis in "tc" and image.array.shape[place] == 1)
         voxels = image.read(tuple(slice(0, length) for length in image.array.shape)).squeeze(alone)

@@ -18,7 +18,7 @@ from mitoflow.inference.labelling import label_instances, measure_labels
 from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
-from mitoflow.io import hdf5, ome, remote, volumes
+from mitoflow.io import hdf5, n5, remote, volumes
 from mitoflow.io.spacing import Spacing, known_voxel_size, name_unknown
 
 NEEDED = "give --voxel-size, or --image with an image that states it"
@@ -119,8 +119,8 @@ def _require_free(tables: Sequence[Path], *, overwrite: bool) -> None:
 
 def table_of(source: str) -> Path:
     """Return the name of the table of a file: ``cell.csv`` for ``cell.ome.zarr``, beside it."""
-    path, _ = hdf5.split(Path(source)) or (Path(source), "")
-    if (path.is_dir() and not ome.is_zarr(path)) or set(source) & set("*?[") or remote.is_url(source):
+    path, _ = hdf5.split(Path(source)) or n5.split(Path(source)) or (Path(source), "")
+    if (path.is_dir() and not volumes.is_chunked(path)) or set(source) & set("*?[") or remote.is_url(source):
         expected = "a name for the table of several files or of one on a server"
         raise InputError("--table", "no name", expected, "give --table NAME.csv")
     return path.with_name(f"{path.name.removesuffix(path.suffix).removesuffix('.ome')}.csv")

@@ -283,6 +283,16 @@ class Multiscale:
             found, remedy = f"voxels that cannot be read ({where}: {error})", "copy or export the image again"
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
+    def missing_chunks(self, most: int = 1000) -> list[str]:
+        """Return the names of the chunks, or shards, that have no file, and at most so many."""
+        array, path = self.array, self.path
+        if isinstance(path, Url):
+            return []  # a request for each of them would take hours: reading tells
+        sides = array.shards or array.chunks
+        grid = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
+        keys = (array.metadata.encode_chunk_key(corner) for corner in corners(grid))
+        return list(itertools.islice((key for key in keys if not (path / key).is_file()), most))
+
 
 def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bool = False) -> Multiscale:
     """Open an OME-Zarr image of version 0.4 or 0.5; `warn` is as in `mitoflow.io.spacing.in_nanometres`.
@@ -307,7 +317,7 @@ def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bo
         units = [{} if isinstance(axis, str) else axis for axis in multiscale["axes"]]
         dataset = multiscale["datasets"][0]
         place = path / str(dataset["path"])
-        _require_inside(path, place)
+        require_inside(path, place)
         array = open_bounded(_store(place), group.metadata.zarr_format, is_whole=is_whole)
         (scale, shift), (more, further) = (
             [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
@@ -330,7 +340,7 @@ def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bo
     return Multiscale(place, array, names, spacing.in_nanometres(sizes, path, warn), origin)
 
 
-def _require_inside(folder: Location, array: Location) -> None:
+def require_inside(folder: Location, array: Location) -> None:
     """Refuse an array outside of the folder of the image, and links that lead out of it.
 
     Raises
@@ -385,18 +395,7 @@ def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[
     return [1.0 if kind == "scale" else 0.0] * axes
 
 
-def missing_chunks(image: Multiscale, most: int = 1000) -> list[str]:
-    """Return the names of the chunks that have no file, and at most so many; of shards, where the array has them."""
-    array, path = image.array, image.path
-    if isinstance(path, Url):
-        return []  # a request for each of them would take hours: reading tells
-    sides = array.shards or array.chunks
-    grid = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
-    keys = (array.metadata.encode_chunk_key(corner) for corner in _corners(grid))
-    return list(itertools.islice((key for key in keys if not (path / key).is_file()), most))
-
-
-def _corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Yield the indices of a grid of any size, the last axis fastest; `numpy.ndindex` refuses large ones."""
     for number in range(math.prod(grid)):
         corner, rest = [], number

@@ -14,7 +14,7 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.io import file_names, gatan, hdf5, mrc, ome, png, remote, resampling
+from mitoflow.io import file_names, gatan, hdf5, mrc, n5, ome, png, remote, resampling
 from mitoflow.io.remote import Location
 from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
 from mitoflow.io.tiff import (
@@ -31,7 +31,7 @@ from mitoflow.io.tiff import (
     shown_grey,
 )
 
-KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, a DM3 or DM4, an HDF5 or an OME-Zarr"
+KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, a DM3 or DM4, an HDF5, an OME-Zarr or an N5"
 #: What the files of slices may be, each by its name.
 SLICES: dict[str, Callable[[Path], bool]] = {
     "TIFF": ome.is_tiff,
@@ -86,13 +86,13 @@ class Volume(Protocol):
 def open_volume(
     source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
 ) -> Volume:
-    """Open a stack of any format: a file, a folder or glob of slices, an OME-Zarr (0.4 or 0.5), a dataset of an HDF5.
+    """Open a stack of any format: a file, a folder or glob of slices, an OME-Zarr, a dataset of an N5 or HDF5.
 
     Parameters
     ----------
     source
-        Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`, for an OME-Zarr on a server
-        `mitoflow.io.remote`.
+        Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`, for one of an N5 `mitoflow.io.n5`, for
+        addresses `mitoflow.io.remote`.
     spacing
         The voxel size, in place of what the file says.
     fill_missing
@@ -107,9 +107,9 @@ def open_volume(
     """
     path, warn = Path(source), as_warnings(notify if spacing is None else lambda _: None)
     if remote.is_url(source):
-        return ZarrVolume(ome.open_multiscale(remote.Url(source), warn, is_whole=not fill_missing), spacing)
-    if ome.is_zarr(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return ZarrVolume(ome.open_multiscale(path, warn), spacing, fill_missing=fill_missing)
+        return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fill_missing), spacing)
+    if _is_folder(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
+        return FolderVolume(open_folder(path, warn), spacing, fill_missing=fill_missing)
     if hdf5.is_hdf5(path):
         return Hdf5Volume(hdf5.open_hdf5(path, warn), spacing, fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
@@ -121,8 +121,20 @@ def open_volume(
 
 
 def is_chunked(path: Path) -> bool:
-    """Return whether a path has the name of a Zarr, an HDF5 file or a dataset in one."""
-    return ome.is_zarr(path) or hdf5.is_hdf5(path)
+    """Return whether a path is that of a Zarr or N5, of an HDF5 file, or of a dataset in one."""
+    return _is_folder(path) or hdf5.is_hdf5(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return ome.is_zarr(path) or n5.is_n5(path)
+
+
+def open_folder(place: Location, warn: Warn = lambda _: None, *, is_whole: bool = False) -> ome.Multiscale | n5.N5Image:
+    """Open an N5 or an OME-Zarr; see `mitoflow.io.n5.open_n5` and `mitoflow.io.ome.open_multiscale`."""
+    is_zarr = isinstance(place, Path) and ome.is_zarr(place)
+    if n5.is_n5(place) and not is_zarr:
+        return n5.open_n5(place, warn, is_whole=is_whole)
+    return ome.open_multiscale(place, warn, is_whole=is_whole)
 
 
 def is_image(path: Path) -> bool:
@@ -140,7 +152,7 @@ def name_of(source: str) -> str:
     if remote.is_url(source):
         return source
     path = Path(source)
-    file, dataset = hdf5.split(path) or (path, "")
+    file, dataset = hdf5.split(path) or n5.split(path) or (path, "")
     return f"{file.name}/{dataset}" if dataset else file.name
 
 
@@ -310,7 +322,7 @@ class ChunkedVolume:
         It holds no numbers, it is empty, or it has several channels or time points.
     """
 
-    def __init__(self, image: ome.Multiscale | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
+    def __init__(self, image: ome.Multiscale | n5.N5Image | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
         array, axes, path = image.array, image.axes, image.path
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
@@ -347,13 +359,13 @@ class ChunkedVolume:
         return _Slab(z, box, voxels.reshape(stop - z, y1 - y0, x1 - x0).astype(self.dtype, copy=False))
 
 
-class ZarrVolume(ChunkedVolume):
-    """An OME-Zarr image.
+class FolderVolume(ChunkedVolume):
+    """An OME-Zarr or N5, on this machine or on a server.
 
     Parameters
     ----------
     image
-        See `mitoflow.io.ome.open_multiscale`.
+        See `open_folder`.
     spacing, fill_missing
         See `open_volume`.
 
@@ -363,10 +375,12 @@ class ZarrVolume(ChunkedVolume):
         As for `ChunkedVolume`, or chunks are missing; those on a server are missed when they are read.
     """
 
-    def __init__(self, image: ome.Multiscale, spacing: Spacing | None, *, fill_missing: bool = False) -> None:
+    def __init__(
+        self, image: ome.Multiscale | n5.N5Image, spacing: Spacing | None, *, fill_missing: bool = False
+    ) -> None:
         super().__init__(image, spacing)
         self._path = image.path
-        self._lost = ome.missing_chunks(image, MISSING if fill_missing else SHOWN)
+        self._lost = image.missing_chunks(MISSING if fill_missing else SHOWN)
         count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
         found = f"{count} missing chunks, the first {next(iter(self._lost), '')}"
         _require_chunks(self._path, len(self._lost), found, fill_missing=fill_missing)
@@ -378,7 +392,7 @@ class ZarrVolume(ChunkedVolume):
         path = self._path
         if not isinstance(path, Path):
             return path.state()
-        names = (".zarray", "zarr.json")
+        names = (".zarray", "zarr.json", n5.ATTRIBUTES)
         files = [_state(path / name) for name in names if (path / name).is_file()]
         chunks = [each.stat() for each in path.rglob("*") if each.is_file()]
         latest = max((about.st_mtime_ns for about in chunks), default=0)
@@ -426,8 +440,8 @@ def _require_chunks(path: object, missing: int, found: str, *, fill_missing: boo
 
 def read_spacing(path: Location, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
     """Return the voxel size that a file or an image on a server states, in nanometres; see `read_tiff_spacing`."""
-    if isinstance(path, remote.Url) or ome.is_zarr(path):
-        return ome.open_multiscale(path, warn).spacing
+    if isinstance(path, remote.Url) or _is_folder(path):
+        return open_folder(path, warn).spacing
     if hdf5.is_hdf5(path):
         return hdf5.open_hdf5(path, warn).spacing
     if mrc.is_mrc(path):
