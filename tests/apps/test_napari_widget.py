@@ -230,6 +230,7 @@ def test_files_of_gatan_and_n5_open_at_their_scale(folder: Path, name: str) -> N
 
 def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    npe2.PluginManager.instance().discover()
     (layer,) = ViewerModel().open(tmp_path / "colours.tif", plugin=None)
     assert layer.rgb
 
