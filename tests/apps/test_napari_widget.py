@@ -216,7 +216,6 @@ def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndar
     assert mask.data[0, 3, 3] == 128
 
 
-@pytest.mark.usefixtures("preferred")
 @pytest.mark.parametrize("name", ["a.dm4", "a.n5"])
 def test_files_of_gatan_and_n5_open_at_their_scale(folder: Path, name: str) -> None:
     write_gatan(folder / "a.dm4", STACK, (4, 5, 30))
@@ -228,9 +227,9 @@ def test_files_of_gatan_and_n5_open_at_their_scale(folder: Path, name: str) -> N
     assert napari_widget._shows(layer.data, str(folder / name))
 
 
+@pytest.mark.usefixtures("preferred")
 def test_what_mitoflow_does_not_read_opens_as_napari_opens_it(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "colours.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
-    npe2.PluginManager.instance().discover()
     (layer,) = ViewerModel().open(tmp_path / "colours.tif", plugin=None)
     assert layer.rgb
 
