@@ -147,8 +147,8 @@ class Separation:
        processed first.
 
     Other sizes of blocks give the same labels in another order. Memory holds one block, one bounding box, the labels
-    for later blocks (compressed), the labels of the foreground on the faces towards later blocks, and a few numbers
-    for each component of each block.
+    for later blocks (compressed), the cells of components that are too large, the labels of the foreground on the faces
+    towards later blocks, and a few numbers for each component of each block.
 
     A component whose bounding box is larger than ``largest`` is not read in one piece. It is split on a coarser grid
     (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, and its holes stay open. `write`
@@ -158,7 +158,8 @@ class Separation:
     ----------
     read
         Returns the mask ``(Z, Y, X)`` of a region, bool or {0, 1}: ``lambda region: probability[region] >= 0.5``. It
-        is called at most twice for each block and once for each component, and must return the same each time.
+        is called at most twice for each block and once for each component, for one that is too large once more for each
+        block that it reaches, and must return the same each time.
     shape
         ``(Z, Y, X)`` of the mask.
     criteria

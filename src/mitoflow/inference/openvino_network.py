@@ -92,7 +92,8 @@ def read(path: Path, settings: Settings) -> OpenVinoNetwork:
         Any: the file is damaged, or what it holds is no U-Net of mitoflow with these settings.
     """
     # OpenVINO reports each import to its maker where it finds this package; a module that is None is not found.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # typeshed has no None there
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
     archive = keras_archive.read(path)
     described = json.loads(archive.config)["config"]
     with h5py.File(io.BytesIO(archive.weights)) as file:
