@@ -281,9 +281,9 @@ def test_summary_has_the_version_of_the_model_in_the_folder(folder: Path, run_he
 def test_repro_changes_parameters_and_shows_the_output_of_dvc(folder: Path) -> None:
     done = run("repro", "train", "--set", "train.epochs=3", "--set", "train.depth=")
     assert done.returncode not in (0, 2)  # no DVC project here
-    assert "params.yaml: train.epochs 10 -> 3" in done.stdout
+    assert "params.yaml: train.epochs 25 -> 3" in done.stdout
     assert params.load().train.epochs == 3
-    assert (folder / "params.yaml").read_text() == COMMITTED.read_text().replace("epochs: 10", "epochs: 3")
+    assert (folder / "params.yaml").read_text() == COMMITTED.read_text().replace("epochs: 25", "epochs: 3")
 
     for change, said in (
         ("train.epoch=3", "train.epoch: found no such key"),

@@ -14,7 +14,7 @@ from tests.parts import until
 
 from .conftest import Project, outputs, runs, store
 
-VALUES = {"learning_rate": "0.002", "depth": "1", "augment_strength": "0.5", "epochs": "4", "patches_per_epoch": "80"}
+VALUES = {"learning_rate": "0.002", "depth": "1", "augment_strength": "0.5", "epochs": "4", "patches_per_epoch": "240"}
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -27,6 +27,7 @@ SHARED = {
     "context": 0,
     "context_step": 1,
     "context_dropout": 0.0,
+    "network": "unet",
     "base_width": 2,
     "loss": "bce",
     "precision": "float32",

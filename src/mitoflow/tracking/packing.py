@@ -18,7 +18,7 @@ from mitoflow.inference.settings import Settings
 from mitoflow.tracking import store
 
 #: The distributions that `mitoflow.tracking.pyfunc` imports; a model requires the versions that are installed here.
-REQUIREMENTS = ("tensorflow", "keras", "h5py", "numpy", "scipy", "ruamel.yaml")
+REQUIREMENTS = ("openvino", "tensorflow", "keras", "h5py", "numpy", "scipy", "ruamel.yaml")
 
 
 def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings_path: Path) -> None:
