@@ -87,6 +87,7 @@ def test_a_row_says_whether_the_goal_was_met() -> None:
     assert "| speed | 10 (10 to 10) px/s | a baseline: 5 (5 to 5) px/s |" in markdown(rows)
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_benchmark_and_writes_its_results(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "startup", "--rounds", "3", "--into", str(tmp_path)]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -99,6 +100,7 @@ def test_the_command_runs_a_benchmark_and_writes_its_results(tmp_path: Path) -> 
     assert results.with_suffix(".md").read_text() in printed
 
 
+@pytest.mark.slow
 def test_an_unknown_benchmark_is_refused_in_one_line() -> None:
     command = [sys.executable, "-m", "benchmarks", "speed"]
     refused = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)

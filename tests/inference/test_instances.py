@@ -78,6 +78,7 @@ def test_one_piece_is_filled_labelled_and_weighed_as_scipy_does(mask, smallest):
     assert coarse == []
 
 
+@pytest.mark.slow
 @given(masks, blocks, st.integers(0, 6), st.sampled_from([0, 0.5, 0.8]), st.sampled_from([30, 1000]))
 def test_labels_do_not_depend_on_the_blocks(mask, block, smallest, neck, largest):
     criteria = Instances(smallest_um3=smallest / 1e9, smallest_voxels=smallest, neck=neck)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -33,7 +34,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(networks, "NVIDIA", tmp_path / "no driver")
 
 
-def saved(folder: Path, build: Callable[[int, int, int], keras.Model] = unet.build_unet) -> Path:
+def save(folder: Path, build: Callable[[int, int, int], keras.Model]) -> Path:
     """Write a network in float32 whose normalisation is as after a training."""
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(0)
@@ -45,9 +46,21 @@ def saved(folder: Path, build: Callable[[int, int, int], keras.Model] = unet.bui
     return folder / "unet.keras"
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("original"), unet.build_unet)
+
+
+@pytest.fixture
+def saved(original: Path, tmp_path: Path) -> Path:
+    """A network in float32 whose normalisation is as after a training."""
+    return Path(shutil.copy(original, tmp_path))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
 def test_the_logits_are_those_of_keras(tmp_path: Path, build: Callable[[int, int, int], keras.Model]) -> None:
-    path = saved(tmp_path, build)
+    path = save(tmp_path, build)
     network = networks.read_network(path, SETTINGS)
     assert isinstance(network, OpenVinoNetwork)
     for shape in ((2, 64, 64, 3), (1, 32, 80, 3)):
@@ -92,34 +105,32 @@ def changed(path: Path, kind: str, **values: Any) -> None:
         ("ReLU", {"dtype": "mixed_float16"}),
     ],
 )
-def test_it_refuses_what_it_would_compute_differently(tmp_path: Path, kind: str, values: dict[str, Any]) -> None:
-    path = saved(tmp_path)
-    openvino_network.read(path, SETTINGS)
-    changed(path, kind, **values)
+def test_it_refuses_what_it_would_compute_differently(saved: Path, kind: str, values: dict[str, Any]) -> None:
+    openvino_network.read(saved, SETTINGS)
+    changed(saved, kind, **values)
     with pytest.raises(UnknownNetworkError):
-        openvino_network.read(path, SETTINGS)
+        openvino_network.read(saved, SETTINGS)
 
 
-def test_it_refuses_a_network_that_does_not_fit_the_settings(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+def test_it_refuses_a_network_that_does_not_fit_the_settings(saved: Path) -> None:
     with pytest.raises(Exception, match="hannel"):
-        openvino_network.read(path, replace(SETTINGS, context=0))
+        openvino_network.read(saved, replace(SETTINGS, context=0))
     with pytest.raises(Exception, match="oncat"):
-        openvino_network.read(path, replace(SETTINGS, divisor=1, tile=65))
+        openvino_network.read(saved, replace(SETTINGS, divisor=1, tile=65))
 
 
+@pytest.mark.slow
 def test_keras_predicts_where_it_is_asked_for_where_there_is_a_gpu_and_what_openvino_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = saved(tmp_path)
     with monkeypatch.context() as asked:
         asked.setenv("KERAS_BACKEND", keras.backend.backend())
-        assert isinstance(networks.read_network(path, SETTINGS), keras.Model)
+        assert isinstance(networks.read_network(saved, SETTINGS), keras.Model)
     with monkeypatch.context() as with_gpu:
         with_gpu.setattr(networks, "NVIDIA", tmp_path)
-        assert isinstance(networks.read_network(path, SETTINGS), keras.Model)
-    changed(path, "ReLU", max_value=6.0)
-    assert isinstance(networks.read_network(path, SETTINGS), keras.Model)
+        assert isinstance(networks.read_network(saved, SETTINGS), keras.Model)
+    changed(saved, "ReLU", max_value=6.0)
+    assert isinstance(networks.read_network(saved, SETTINGS), keras.Model)
 
 
 START = """
@@ -143,8 +154,8 @@ def test_the_first_mask_waits_for_no_framework(tmp_path: Path) -> None:
     assert not loaded & {"tensorflow", "keras", "mlflow", "pandas", "sklearn", "matplotlib", "openvino_telemetry.main"}
 
 
-def test_predictions_do_not_depend_on_the_other_images_of_a_batch(tmp_path: Path) -> None:
-    predictor = Predictor(openvino_network.read(saved(tmp_path), SETTINGS), SETTINGS)
+def test_predictions_do_not_depend_on_the_other_images_of_a_batch(saved: Path) -> None:
+    predictor = Predictor(openvino_network.read(saved, SETTINGS), SETTINGS)
     patches = np.random.default_rng(2).integers(0, 256, (3, 64, 64, 3), np.uint8)
     together = predictor.patch_probabilities(patches)
     alone = np.concatenate([predictor.patch_probabilities(patches[n : n + 1]) for n in range(3)])

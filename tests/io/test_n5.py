@@ -198,6 +198,7 @@ def served(tmp_path: Path) -> Iterator[HTTPFolder]:
         yield served
 
 
+@pytest.mark.slow
 def test_blocks_are_read_over_http_as_they_are_needed(served: HTTPFolder, tmp_path: Path) -> None:
     write(tmp_path / "a.n5/em/s0")
     volume = open_volume(f"{served.url}/a.n5/em")

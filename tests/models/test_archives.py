@@ -87,6 +87,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ran.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "found"),
     [

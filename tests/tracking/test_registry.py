@@ -239,6 +239,7 @@ def test_a_promotion_that_was_cut_off_keeps_its_reason(checkout: Path) -> None:
     assert len(registry.history()) == 2
 
 
+@pytest.mark.slow
 def test_a_version_that_mitoflow_did_not_make_is_not_compared(checkout: Path) -> None:
     client = store.client(store.uri())
     client.create_registered_model("mitoflow")

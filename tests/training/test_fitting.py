@@ -74,6 +74,13 @@ def test_a_network_is_chosen_by_its_name(store: PatchStore) -> None:
     del unet.NETWORKS["of the test"]
 
 
+@pytest.mark.parametrize("library", [keras.backend.backend(), "keras", "numpy", "cv2"])
+def test_a_fit_does_not_go_on_with_another_version_of_a_library(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    before = fitting.code_digest()
+    monkeypatch.setattr(sys.modules[library], "__version__", "0.0.1")
+    assert fitting.code_digest() != before
+
+
 @pytest.mark.slow
 def test_mixed_precision_keeps_the_weights_in_float32(store: PatchStore) -> None:
     recipe = RECIPE.replace(precision="mixed_bfloat16", epochs=1, patches_per_epoch=8, loss="bce_dice")

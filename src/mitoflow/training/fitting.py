@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -238,7 +239,12 @@ def prepare_backend(recipe: Recipe) -> None:
 
 
 def code_digest() -> str:
-    """Return a digest of the code that decides the outcome of a fit, so that no fit resumes with other code."""
+    """Return a digest of the code that decides the outcome of a fit, so that no fit resumes with other code.
+
+    It is that of the modules in `CODE`, and of the versions of the backend, Keras, NumPy and OpenCV.
+    """
     package = Path(__file__).parents[1]
     modules = [path for each in CODE for path in sorted((package / each).rglob("*.py")) or [package / each]]
-    return files.short_digest(keras.backend.backend(), *modules)
+    backend = keras.backend.backend()
+    libraries = (sys.modules[backend], keras, np, cv2)
+    return files.short_digest([backend, *(library.__version__ for library in libraries)], *modules)
