@@ -23,10 +23,10 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import curves, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
-from mitoflow.inference import components
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import TTA
+from mitoflow.instances import components
 from mitoflow.io import tiff
 from mitoflow.stages.paths import DATA
 from mitoflow.tracking import model_lookup

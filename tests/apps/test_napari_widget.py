@@ -23,11 +23,11 @@ from qtpy.QtWidgets import QApplication
 from mitoflow.apps import napari_widget
 from mitoflow.apps.napari_widget import Segmentation
 from mitoflow.config.params import Instances
-from mitoflow.inference import instances
 from mitoflow.inference.prediction import predict
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
+from mitoflow.instances import separation
 from mitoflow.io import ome
 from mitoflow.tracking import model_lookup
 from tests.io.test_gatan import write as write_gatan
@@ -128,7 +128,7 @@ def test_each_mitochondrion_of_a_file_gets_a_label_and_a_row(
     widget.image.value, widget.instances.value = image, True
     assert press(application, widget) == []
     labels = widget._viewer.layers[-1]
-    np.testing.assert_array_equal(labels.data, instances.separate(expected > 0, Instances()))
+    np.testing.assert_array_equal(labels.data, separation.separate(expected > 0, Instances()))
     voxels = labels.features["volume_voxels"]
     assert [*labels.features["index"]] == [*range(labels.data.max() + 1)]
     np.testing.assert_array_equal(voxels[1:], np.bincount(labels.data.ravel())[1:])
@@ -209,7 +209,7 @@ def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndar
         assert [str(unit) for unit in layer.units] == ["nanometer"] * 3
     np.testing.assert_array_equal(image.data, STACK)
     np.testing.assert_array_equal(mask.data, 255 * expected)
-    np.testing.assert_array_equal(labels.data, instances.separate(expected > 0, Instances(smallest_um3=0), (30, 4, 5)))
+    np.testing.assert_array_equal(labels.data, separation.separate(expected > 0, Instances(smallest_um3=0), (30, 4, 5)))
     assert np.asarray(probability.data).max() <= 1
     assert mask.metadata[ome.LINEAGE]["model"] == "unet.keras"
     mask.paint((0, 3, 3), 128)

@@ -14,7 +14,7 @@ from scipy import stats
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.evaluation.groups import OUTPUTS, compare_groups
-from mitoflow.inference.labelling import measure_labels
+from mitoflow.instances.labelling import measure_labels
 
 ANIMALS = {"a1": ("control", [4, 5]), "a2": ("control", [5, 6]), "b1": ("treated", [8, 9]), "b2": ("treated", [10])}
 NM = {"z": 100.0, "y": 100.0, "x": 100.0}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mitoflow.evaluation import instance_scores, metrics
 from mitoflow.evaluation.bootstrap import bootstrap_interval
-from mitoflow.inference.components import label
+from mitoflow.instances.components import label
 
 labels = hnp.arrays(np.uint16, (2, 4, 4), elements=st.sampled_from([0, 0, 1, 2, 5]))
 

@@ -16,9 +16,9 @@ from mitoflow.data.cutting import write_store
 from mitoflow.data.pairs import read_pairs
 from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results, scoring
 from mitoflow.evaluation.bootstrap import Interval
-from mitoflow.inference import components, labelling
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
+from mitoflow.instances import components, labelling
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Spacing, known_voxel_size, ome_metadata
 

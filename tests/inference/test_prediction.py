@@ -28,12 +28,13 @@ from mitoflow import cli
 from mitoflow.config.params import Instances
 from mitoflow.data import fingerprint, network_input
 from mitoflow.errors import InputError
-from mitoflow.inference import adaptation, instances, jobs, labelling, model_input, plane_sums, prediction
+from mitoflow.inference import adaptation, jobs, model_input, plane_sums, prediction
 from mitoflow.inference.parts import Part
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.request import beside as output_beside
 from mitoflow.inference.settings import Settings
+from mitoflow.instances import labelling, separation
 from mitoflow.io import ome
 from mitoflow.io.volumes import Levels
 from mitoflow.tracking import model_lookup
@@ -272,7 +273,7 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
     assert code == 0
     mask, labels = (read(f"{name}.{ending}") for name in ("mask", "mask_instances"))
     assert labels.dtype == (np.uint16 if ending == "tif" else np.uint32)
-    apart = instances.separate(mask > 0, Instances(smallest_um3=0.0005), size)
+    apart = separation.separate(mask > 0, Instances(smallest_um3=0.0005), size)
     np.testing.assert_array_equal(labels, apart)
 
     with Path("t.csv").open() as table, Path("t_totals.csv").open() as beside:
@@ -291,7 +292,7 @@ def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
 
 
 def test_what_is_separated_on_a_coarser_grid_is_told(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "Separation", partial(instances.Separation, largest=1000))
+    monkeypatch.setattr(labelling, "Separation", partial(separation.Separation, largest=1000))
     code, _, err = say("cell.ome.tif", "mask.tif", "--instances", "--threshold", "0.01")
     assert code == 0
     assert re.search("note: [1-9][0-9]* mitochondria were separated on a coarser grid: .* 12 million voxels", err)

@@ -76,6 +76,7 @@ FILES = {
     "src/mitoflow/io/*": ["validate", "patch", "evaluate"],
     "src/mitoflow/evaluation/*": ["validate", "evaluate"],
     "src/mitoflow/inference/*": ["evaluate"],
+    "src/mitoflow/instances/*": ["evaluate"],
     "src/mitoflow/models/*": ["tune", "train", "evaluate"],
     "src/mitoflow/training/*": ["tune", "train"],
     "src/mitoflow/tuning/*": ["tune"],
@@ -106,7 +107,8 @@ LEFT_OUT = {
     "mitoflow.stages": "paths, which dvc.yaml has, too",
     "mitoflow.tracking": "what is recorded beside the outputs, and the verdict, which a repetition may not give again",
 }
-LEFT_OUT_OF_VALIDATE = {"mitoflow.inference": "comes with the report of an evaluation; a validation predicts nothing"}
+PREDICTION = "comes with the report of an evaluation; a validation predicts nothing"
+LEFT_OUT_OF_VALIDATE = {"mitoflow.inference": PREDICTION, "mitoflow.instances": PREDICTION}
 
 
 def code(stage: str) -> list[str]:

@@ -22,9 +22,9 @@ from scipy import stats
 
 from mitoflow.core import files
 from mitoflow.errors import InputError
-from mitoflow.inference.morphometry import SLICE_MEASURES, VOLUME_MEASURES, median, written
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
+from mitoflow.instances.morphometry import SLICE_MEASURES, VOLUME_MEASURES, median, written
 from mitoflow.io import png
 
 SHEET_COLUMNS = ("table", "condition", "animal")

@@ -21,10 +21,10 @@ from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import THRESHOLDS, ProbabilityHistogram, best_threshold
 from mitoflow.evaluation.metrics import Counts
-from mitoflow.inference.instances import separate
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
+from mitoflow.instances.separation import separate
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Size, known_voxel_size
 from mitoflow.io.volumes import StackVolume

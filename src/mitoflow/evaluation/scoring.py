@@ -11,8 +11,8 @@ from mitoflow.config.params import Instances
 from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.inference.instances import fewest_voxels, separate
 from mitoflow.inference.label_files import is_mask, is_partial, read_labels, warn_of_dense_mask
+from mitoflow.instances.separation import fewest_voxels, separate
 from mitoflow.io.spacing import Notify, Size, Spacing, known_voxel_size
 
 

@@ -1,4 +1,4 @@
-"""From slices to masks: the predictor, whole volumes in blocks, instances and their morphometry."""
+"""From slices to masks: the predictor, whole volumes in blocks, outputs that resume."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from mitoflow.config.params import Instances
 from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
-from mitoflow.inference.instances import fewest_voxels
 from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
-from mitoflow.inference.labelling import label_instances, measure_labels
-from mitoflow.inference.morphometry import Measurements
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
+from mitoflow.instances.labelling import label_instances, measure_labels
+from mitoflow.instances.morphometry import Measurements
+from mitoflow.instances.separation import fewest_voxels
 from mitoflow.io import hdf5, n5, remote, volumes
 from mitoflow.io.spacing import Spacing, known_voxel_size, name_unknown
 

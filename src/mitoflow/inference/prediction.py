@@ -251,8 +251,8 @@ def _label_instances(
 ) -> None:
     """Label the mitochondria of the mask, and measure them if a table is requested."""
     # These import much of SciPy, which a mask does not need.
-    from mitoflow.inference.instances import LARGEST_BOX
-    from mitoflow.inference.labelling import label_instances, measure_labels
+    from mitoflow.instances.labelling import label_instances, measure_labels
+    from mitoflow.instances.separation import LARGEST_BOX
 
     if not {*"zyx"} <= description.spacing.keys() and len(part.slices) > 1:
         unknown = name_unknown(description.spacing)

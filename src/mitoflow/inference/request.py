@@ -41,10 +41,10 @@ class Request:
         Whether the probability, float32 in [0, 1], goes to a file beside the mask too, ``NAME_probability``.
     instances
         Whether each mitochondrion gets a label of its own, in a file beside the mask, ``NAME_instances``: uint32, and
-        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.inference.instances`.
+        in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.instances.separation`.
     table
         A CSV of the mitochondria, with the sums over the stack in ``TABLE_totals`` beside it; see
-        `mitoflow.inference.morphometry`.
+        `mitoflow.instances.morphometry`.
     criteria
         What counts as a mitochondrion, for instances and table.
     overlay
@@ -152,7 +152,7 @@ class Request:
 
 
 def _is_table(path: Path) -> bool:
-    from mitoflow.inference import morphometry  # imports much of SciPy, which a mask does not need
+    from mitoflow.instances import morphometry  # imports much of SciPy, which a mask does not need
 
     return morphometry.is_table(path)
 

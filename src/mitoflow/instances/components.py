@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from mitoflow.inference.blocks import Grid, Region
+from mitoflow.io.blocks import Grid, Region
 
 CONNECTIVITY: Final = 26  # voxels that share a face, an edge or a corner are of one mitochondrion
 

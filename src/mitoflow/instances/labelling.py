@@ -9,11 +9,11 @@ import numpy as np
 import zarr
 
 from mitoflow.config.params import Instances
-from mitoflow.inference import morphometry
-from mitoflow.inference.blocks import Region, Shape, shape_of
-from mitoflow.inference.instances import Separation
-from mitoflow.inference.morphometry import Measurements
+from mitoflow.instances import morphometry
+from mitoflow.instances.morphometry import Measurements
+from mitoflow.instances.separation import Separation
 from mitoflow.io import ome
+from mitoflow.io.blocks import Region, Shape, shape_of
 from mitoflow.io.spacing import Spacing, known_voxel_size
 
 BLOCK: Shape = (32, ome.CHUNK, ome.CHUNK)  # voxels of a block in which instances are labelled
@@ -30,7 +30,7 @@ def label_instances(
     mask
         (Z, Y, X) or (Y, X), 0 for background.
     labels
-        Of the same shape; they are written here. See `mitoflow.inference.instances.Separation.write`.
+        Of the same shape; they are written here. See `mitoflow.instances.separation.Separation.write`.
     criteria
         Smallest size and neck.
     spacing
@@ -66,7 +66,7 @@ def measure_labels(
     regions: Voxels | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Measurements:
-    """Measure the mitochondria of labels, (Z, Y, X) or (Y, X); see `mitoflow.inference.morphometry.measure`.
+    """Measure the mitochondria of labels, (Z, Y, X) or (Y, X); see `mitoflow.instances.morphometry.measure`.
 
     ``image`` and ``regions`` have the shape of ``labels``.
     """

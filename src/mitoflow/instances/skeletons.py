@@ -12,8 +12,8 @@ from scipy.sparse import csgraph
 from skimage.graph import pixel_graph
 from skimage.morphology import skeletonize
 
-from mitoflow.inference.components import label
-from mitoflow.inference.instances import distance_to_background
+from mitoflow.instances.components import label
+from mitoflow.instances.separation import distance_to_background
 from mitoflow.io.spacing import Size
 
 SMOOTHING: Final = 2.0  # standard deviation of the Gaussian filter, in voxels

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from skimage.measure import perimeter_crofton
 
-from mitoflow.inference.label_sums import STEPS
-from mitoflow.inference.morphometry import (
+from mitoflow.instances.label_sums import STEPS
+from mitoflow.instances.morphometry import (
     VOLUME_MEASURES,
     Measurements,
     crofton_weights,

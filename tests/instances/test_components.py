@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from mitoflow.inference.components import label
+from mitoflow.instances.components import label
 
 masks = hnp.arrays(bool, (3, 5, 6))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoflow.inference.blocks import Grid, shape_of, within
+from mitoflow.io.blocks import Grid, shape_of, within
 
 lengths = st.tuples(*[st.integers(1, 5)] * 3)
 grids = st.builds(Grid, lengths, lengths)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mitoflow.inference.blocks import Region, Shape, shape_of
+from mitoflow.io.blocks import Region, Shape, shape_of
 from mitoflow.io.spacing import Size
 
 #: Takes which cells hold voxels of the component, ``(Z, Y, X)`` bool, how many, of the same shape, and the sides of a

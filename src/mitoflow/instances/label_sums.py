@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.inference.blocks import Grid, Region, shape_of
+from mitoflow.io.blocks import Grid, Region, shape_of
 
 Reals = NDArray[np.float64]
 Read = Callable[[Region], NDArray[Any]]

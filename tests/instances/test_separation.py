@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mitoflow.config.params import Instances
-from mitoflow.inference import components, instances
-from mitoflow.inference.blocks import shape_of
-from mitoflow.inference.instances import Separation, distance_to_background, fill_holes, split_at_necks
+from mitoflow.instances import components, separation
+from mitoflow.instances.separation import Separation, distance_to_background, fill_holes, split_at_necks
+from mitoflow.io.blocks import shape_of
 
 EVERYTHING = Instances(smallest_um3=0, smallest_voxels=0, neck=0)
 
@@ -257,9 +257,9 @@ def test_a_mask_in_memory_is_separated_by_the_same_rules():
     mask = np.zeros((12, 12, 60), bool)
     mask[1:11, 1:11, 1:11] = mask[1:11, 1:11, 40:50] = mask[1:6, 1:6, 20:25] = True
     criteria, voxel_size = Instances(smallest_um3=0.0015), (10.0, 10.0, 10.0)  # 1,500 voxels: none is as large
-    assert instances.separate(mask, criteria, voxel_size).max() == 0
+    assert separation.separate(mask, criteria, voxel_size).max() == 0
     for known in (None, (20.0, 20.0, 20.0)):
-        found = instances.separate(mask, criteria, known)
+        found = separation.separate(mask, criteria, known)
         assert found.dtype == np.uint32
         assert np.array_equal(found, separate(mask, criteria=criteria, voxel_size=known)[0])
         assert found.max() == 2
@@ -268,9 +268,9 @@ def test_a_mask_in_memory_is_separated_by_the_same_rules():
 def test_a_limit_that_is_no_whole_number_of_voxels_is_rounded_up():
     criteria = Instances(smallest_um3=0.001, smallest_voxels=77)
     for shape in ((2, 9, 9), (9, 9, 9)):  # of two slices, too, a volume
-        assert instances.fewest_voxels(criteria, shape, (10.0, 10.0, 3.0)) == 3334
-        assert instances.fewest_voxels(criteria, shape, (5.0, 5.0, 5.0)) == 8000
-        assert instances.fewest_voxels(criteria, shape, None) == 77
+        assert separation.fewest_voxels(criteria, shape, (10.0, 10.0, 3.0)) == 3334
+        assert separation.fewest_voxels(criteria, shape, (5.0, 5.0, 5.0)) == 8000
+        assert separation.fewest_voxels(criteria, shape, None) == 77
 
 
 def test_a_gap_across_an_edge_alone_closes_a_hole_and_the_ends_of_two_slices_do_not():

@@ -15,9 +15,9 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from mitoflow.config.params import Instances
-from mitoflow.inference.blocks import BLOCK, Grid, Region, Shape, grown_box, shape_of, within
-from mitoflow.inference.coarse_parts import CoarseParts
-from mitoflow.inference.components import Components, label
+from mitoflow.instances.coarse_parts import CoarseParts
+from mitoflow.instances.components import Components, label
+from mitoflow.io.blocks import BLOCK, Grid, Region, Shape, grown_box, shape_of, within
 from mitoflow.io.spacing import NM3_PER_UM3, Size
 
 LARGEST_BOX: Final = 12_000_000  # voxels; the h-maxima need some 75 bytes for each of them

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mitoflow.inference.components import label
-from mitoflow.inference.skeletons import measure_skeleton
+from mitoflow.instances.components import label
+from mitoflow.instances.skeletons import measure_skeleton
 
 Z, Y, X = np.ogrid[:30, :80, :140]
 CUBES = (1.0, 1.0, 1.0)

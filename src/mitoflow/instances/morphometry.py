@@ -18,10 +18,10 @@ from scipy.spatial import ConvexHull, SphericalVoronoi, cKDTree
 from scipy.spatial.distance import pdist
 
 from mitoflow.core.files import write_csv
-from mitoflow.inference.blocks import BLOCK, Grid, Shape, grown_box, shape_of
-from mitoflow.inference.instances import LARGEST_BOX
-from mitoflow.inference.label_sums import STEPS, LabelSums, Read, Reals, Regions, grey_values
-from mitoflow.inference.skeletons import Skeleton, measure_skeleton
+from mitoflow.instances.label_sums import STEPS, LabelSums, Read, Reals, Regions, grey_values
+from mitoflow.instances.separation import LARGEST_BOX
+from mitoflow.instances.skeletons import Skeleton, measure_skeleton
+from mitoflow.io.blocks import BLOCK, Grid, Shape, grown_box, shape_of
 from mitoflow.io.spacing import NM2_PER_UM2, NM3_PER_UM3, Size
 
 NM_PER_UM: Final = 1e3
@@ -155,7 +155,7 @@ class Measurements:
         The centreline of each and, in a single slice, its Feret diameters ``(n, 2)``, in nm, in voxels where the voxel
         size is unknown; None and NaN where it fills the volume or its bounding box is above `LARGEST_BOX`.
     coarse
-        Labels that were separated on a coarser grid, as `mitoflow.inference.instances.Separation.write` returns them.
+        Labels that were separated on a coarser grid, as `mitoflow.instances.separation.Separation.write` returns them.
     grey
         The mean and the standard deviation of their grey values, each (n,), where an image is given.
     regions
