@@ -36,7 +36,7 @@ from mitoflow.inference.request import beside as output_beside
 from mitoflow.inference.settings import Settings
 from mitoflow.instances import labelling, separation
 from mitoflow.io import ome
-from mitoflow.io.volumes import Levels
+from mitoflow.io.derived_volumes import Levels
 from mitoflow.tracking import model_lookup
 from tests.io.test_volumes import write_zarr
 from tests.services import HTTPFolder, open_in_imagej

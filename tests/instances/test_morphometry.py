@@ -13,12 +13,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from skimage.measure import perimeter_crofton
 
+from mitoflow.instances.boundaries import crofton_weights, feret_diameters
 from mitoflow.instances.label_sums import STEPS
 from mitoflow.instances.morphometry import (
     VOLUME_MEASURES,
     Measurements,
-    crofton_weights,
-    feret_diameters,
     measure,
 )
 

@@ -13,7 +13,8 @@ import zarr
 
 from mitoflow.errors import InputError
 from mitoflow.io import volumes
-from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, open_volume
+from mitoflow.io.derived_volumes import Levels, RegradedVolume, ResampledVolume
+from mitoflow.io.volumes import open_volume
 
 STACK = np.random.default_rng(0).integers(0, 256, (5, 70, 90), np.uint8)
 WHOLE = (0, 70, 0, 90)

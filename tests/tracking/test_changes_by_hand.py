@@ -13,7 +13,7 @@ from mitoflow import cli
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
-from mitoflow.tracking import journal, registry, runs, store
+from mitoflow.tracking import journal, lineage, registry, runs, store
 from tests.tracking.tiny_model import WEIGHTS, measured, register, report
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_deleted_run_is_made_anew_and_a_restored_one_continues(client: MlflowC
     register(800, key="k")
     first = found(client, "k").info.run_id
     client.delete_run(first)
-    assert registry.origin("1")["run"] == first
+    assert lineage.origin("1")["run"] == first
     register(900, key="k")
     second = found(client, "k")
     assert second.info.run_id != first
@@ -189,7 +189,7 @@ def test_a_deleted_run_is_made_anew_and_a_restored_one_continues(client: MlflowC
     client.restore_run(first)
     register(700, key="k")
     assert found(client, "k").info.run_id == first
-    assert [registry.origin(str(row.version))["run"] == first for row in registry.models()] == [True, False, True]
+    assert [lineage.origin(str(row.version))["run"] == first for row in registry.models()] == [True, False, True]
 
 
 def test_a_run_that_is_deleted_while_its_stage_works_is_made_anew(client: MlflowClient) -> None:
@@ -213,7 +213,7 @@ def test_a_run_that_is_gone_for_good_leaves_what_the_version_knows(client: Mlflo
     run_id = registry.models()[0].run_id
     client.delete_run(run_id)
     client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
-    known = registry.origin("1")
+    known = lineage.origin("1")
     assert known["run"] == f"{run_id}, which was deleted from MLflow for good"
     assert known["model_sha256"] == provenance.file_sha256(WEIGHTS)
     assert registry.model_file(1).read_bytes() == b"weights"

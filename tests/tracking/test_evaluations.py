@@ -17,7 +17,7 @@ from mitoflow.core import provenance
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import model_comparison, registration, registry, runs, store
+from mitoflow.tracking import lineage, model_comparison, registration, registry, runs, store
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def all_runs(stage: str) -> list[Run]:
 
 
 def test_each_version_has_the_facts_of_the_evaluation_that_made_it(here: Path) -> None:
-    first, second = registry.origin("1"), registry.origin("2")
+    first, second = lineage.origin("1"), lineage.origin("2")
     assert (first["params.evaluate.tta"], second["params.evaluate.tta"]) == ("1", "8")
     assert (first["git_commit"], second["git_commit"]) == (TRAINED["git_commit"], LATER["git_commit"])
     assert first["run"] != second["run"]
@@ -111,12 +111,12 @@ def test_a_run_has_the_figures_of_its_own_evaluation(here: Path) -> None:
 def test_an_evaluation_that_finds_the_same_again_makes_no_version(here: Path) -> None:
     assert [row.version for row in registry.models()] == [1, 2]
     assert len(all_runs("evaluate")) == 3
-    assert registry.origin("1")["git_commit"] == TRAINED["git_commit"]
+    assert lineage.origin("1")["git_commit"] == TRAINED["git_commit"]
 
 
 def test_the_runs_of_training_and_evaluation_name_its_versions(here: Path) -> None:
-    assert registry.find_version(registry.origin("1")["run"]) == 1
-    assert registry.find_version(registry.origin("1")["training_run"]) == 2
+    assert registry.find_version(lineage.origin("1")["run"]) == 1
+    assert registry.find_version(lineage.origin("1")["training_run"]) == 2
 
 
 def test_the_logged_model_has_parameters_scores_and_data_of_its_own(here: Path) -> None:

@@ -20,7 +20,7 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import journal, registration, registry, runs, store
+from mitoflow.tracking import journal, lineage, registration, registry, runs, store
 
 pytestmark = pytest.mark.e2e
 
@@ -188,7 +188,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     (row,) = registry.models()
     assert (row.version, row.aliases, row.run_id) == (1, ("champion",), there.info.run_id)
     assert row.reason == "there was no champion"
-    assert registry.origin(str(model))["version"] == "1"
+    assert lineage.origin(str(model))["version"] == "1"
     with runs.start("evaluate", "the same again", key=run.key) as again:
         assert registration.register(again, evaluation, model, settings).version == 1
     assert len(registry.models()) == 1

@@ -29,7 +29,7 @@ from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.stages import evaluate, patch, release, train, validate
 from mitoflow.stages.paths import BEST_PARAMS
-from mitoflow.tracking import model_lookup, pretrained, registration, registry, runs, store
+from mitoflow.tracking import lineage, model_lookup, pretrained, registration, registry, runs, store
 from mitoflow.tracking import release as releases
 from mitoflow.tracking.pretrained import Pretrained, initial_weights
 
@@ -213,9 +213,9 @@ def test_registering_it_elsewhere(
     (row,) = registry.models()
     assert (row.aliases, row.dice) == (("champion",), released(elsewhere).evaluation.interval("dice"))
 
-    there = registry.origin("1")
+    there = lineage.origin("1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished}/mlflow.db")
-    here = registry.origin(str(finished / "models/unet.keras"))
+    here = lineage.origin(str(finished / "models/unet.keras"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     of_its_own = {"run", "run_name", "training_run"}
     assert {key for key in here if here[key] != there.get(key)} == of_its_own

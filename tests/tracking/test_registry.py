@@ -25,7 +25,7 @@ from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
-from mitoflow.tracking import packing, registration, registry, runs, store
+from mitoflow.tracking import lineage, packing, registration, registry, runs, store
 
 MODEL, SETTINGS = Path("unet.keras"), Path("unet.yaml")
 
@@ -248,7 +248,7 @@ def test_a_version_that_mitoflow_did_not_make_is_not_compared(checkout: Path) ->
     assert registry.promote(1).reason == "it was never evaluated by mitoflow, or its evaluation is lost"
     assert registry.promote(1, force=True).promoted
     with pytest.raises(InputError, match="version 1: found no run"):
-        registry.origin("1")
+        lineage.origin("1")
     assert "than champion 1 (unknown)" in register(evaluation(800)).reason
 
 
@@ -276,7 +276,7 @@ def test_a_model_and_an_evaluation_that_do_not_belong_together(checkout: Path) -
 
 def test_origin(checkout: Path) -> None:
     register(evaluation(800))
-    of_version, of_file = registry.origin("1"), registry.origin("unet.keras")
+    of_version, of_file = lineage.origin("1"), lineage.origin("unet.keras")
     assert of_version == of_file
     expected = {
         "version": "1",
@@ -288,12 +288,12 @@ def test_origin(checkout: Path) -> None:
     }
     assert expected.items() <= of_file.items()
     store.client(store.uri()).delete_model_version("mitoflow", "1")
-    assert registry.origin("unet.keras") == {key: value for key, value in of_file.items() if key != "version"}
+    assert lineage.origin("unet.keras") == {key: value for key, value in of_file.items() if key != "version"}
     Path("other.keras").write_bytes(b"other")
     with pytest.raises(InputError, match=r"other\.keras: found SHA-256 .* which is unknown"):
-        registry.origin("other.keras")
+        lineage.origin("other.keras")
     with pytest.raises(InputError, match=r"absent\.keras: found no such file"):
-        registry.origin("absent.keras")
+        lineage.origin("absent.keras")
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_each_of_several_sets_has_its_score_and_its_data(
     assert tags(1)["mitoflow.set.vnc.test_hash"] == "b" * 64
     described = store.client(store.uri()).get_model_version("mitoflow", "1").description
     assert f"\n\n- epfl: Dice {row.sets['epfl']}\n- vnc: Dice {row.sets['vnc']}" in described
-    assert registry.origin("1")["dataset.test"] == f"epfl {'a' * 16}, vnc {'b' * 16}"
+    assert lineage.origin("1")["dataset.test"] == f"epfl {'a' * 16}, vnc {'b' * 16}"
     Path("params.yaml").write_text("{}\n")
     monkeypatch.setattr(sys, "argv", ["mitoflow", "models"])
     cli.main()
@@ -326,7 +326,7 @@ def test_each_of_several_sets_has_its_score_and_its_data(
 
 def test_a_registry_that_cannot_be_reached(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@127.0.0.1:9")
-    for ask in (registry.models, lambda: registry.promote(1), registry.rollback, lambda: registry.origin("unet.keras")):
+    for ask in (registry.models, lambda: registry.promote(1), registry.rollback, lambda: lineage.origin("unet.keras")):
         with pytest.raises(InputError) as refused:
             ask()
         assert str(refused.value) == (

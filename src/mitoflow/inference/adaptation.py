@@ -18,8 +18,9 @@ from mitoflow.inference.agreement import Agreement, agreements, for_windows
 from mitoflow.inference.operating_point import CLEARLY, THRESHOLDS, OperatingPoint
 from mitoflow.inference.request import LARGEST_CHANGE, Request
 from mitoflow.inference.trained_model import TrainedModel
+from mitoflow.io.derived_volumes import Levels, ResampledVolume
 from mitoflow.io.spacing import Notify
-from mitoflow.io.volumes import Levels, ResampledVolume, Volume
+from mitoflow.io.volumes import Volume
 
 SAMPLE_SIDE = 256  # pixels of a side of the patches that an input is judged by, where the model does not say
 SAMPLES = 16

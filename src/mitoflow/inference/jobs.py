@@ -30,8 +30,9 @@ from mitoflow.inference.plane_sums import PlaneSums, Slab
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
+from mitoflow.io.derived_volumes import Levels, RegradedVolume, ResampledVolume
 from mitoflow.io.spacing import Spacing
-from mitoflow.io.volumes import Levels, RegradedVolume, ResampledVolume, Volume
+from mitoflow.io.volumes import Volume
 
 DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it

@@ -33,7 +33,7 @@ class TrainedModel:
         like, what it did on the test part, and a model card.
     origin
         Where it comes from, as far as that is known: at least ``model`` and ``model_sha256``; see
-        `mitoflow.tracking.registry.origin`.
+        `mitoflow.tracking.lineage.origin`.
     """
 
     name: str

@@ -18,7 +18,7 @@ from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.settings import Settings
 from mitoflow.stages.paths import DATA, DOMAIN, EVALUATED, FINDINGS, INFERENCE, METRICS, MODEL, MODEL_FACTS
-from mitoflow.tracking import pretrained, registry, release
+from mitoflow.tracking import lineage, pretrained, release
 
 
 def main(licence: str | None = None, calibration: Path | None = None, name: str | None = None) -> pretrained.Pretrained:
@@ -42,7 +42,7 @@ def main(licence: str | None = None, calibration: Path | None = None, name: str 
         parameters=network["parameters"],
         data=data,
         parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
-        origin=registry.origin(str(MODEL)) | measured_with,
+        origin=lineage.origin(str(MODEL)) | measured_with,
         domain=Fingerprint.read(DOMAIN),
         calibration=Calibration.read(calibration) if calibration else None,
     )

@@ -1,9 +1,11 @@
-"""The patches that a fit reads, as dataset inputs of MLflow."""
+"""Dataset inputs of MLflow: the patches that a fit reads, and what a run has."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mlflow.entities import DatasetInput, Run
 
 from mitoflow.data.patches import PatchStore
 
@@ -42,3 +44,8 @@ def of_patches(name: str, folder: Path, store: PatchStore) -> list[Input]:
         for side, patches in sides
         for dataset in patches.sets
     ]
+
+
+def of_run(run: Run) -> list[DatasetInput]:
+    """Return the dataset inputs of a run."""
+    return run.inputs.dataset_inputs if run.inputs else []

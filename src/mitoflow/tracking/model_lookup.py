@@ -64,13 +64,13 @@ def names() -> list[str]:
     """
     if places.is_missing(places.uri()):
         return names_of_pretrained()
-    from mitoflow.tracking import registry
+    from mitoflow.tracking import lineage, registry
 
     name = params.load_registry().model
     listed, prefix = registry.models(), f"models:/{name}"
     versions = [f"{prefix}/{row.version}" for row in reversed(listed)]
     champion = next((row.version for row in listed if places.CHAMPION in row.aliases), None)
-    if champion is not None and not is_of_drawn_images(registry.origin(str(champion), name)):
+    if champion is not None and not is_of_drawn_images(lineage.origin(str(champion), name)):
         return [f"{prefix}@{places.CHAMPION}", *versions, *names_of_pretrained()]
     return [*names_of_pretrained(), *versions]
 
@@ -111,10 +111,10 @@ def _find_version(what: str, name: str) -> int | None:
 
 
 def _of_registry(name: str, version: int) -> TrainedModel:
-    from mitoflow.tracking import registry
+    from mitoflow.tracking import lineage, registry
 
     weights = registry.model_file(version, name)
-    origin = {"model": name, **registry.origin(str(version), name)}
+    origin = {"model": name, **lineage.origin(str(version), name)}
     return TrainedModel(f"{name} version {version}", weights, weights.parent, origin)
 
 

@@ -65,7 +65,7 @@ class Pretrained:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the model comes from, by the keys of `mitoflow.tracking.registry.origin`; raises like `evaluation`."""
+        """Where the model comes from, by the keys of `mitoflow.tracking.lineage.origin`; raises like `evaluation`."""
         made = self.lineage
         facts = {**made.get("run", {}), **made["code"]}
         for group in ("dataset", "params"):
@@ -119,14 +119,14 @@ def origin(what: str) -> dict[str, str]:
     Raises
     ------
     InputError
-        As `mitoflow.tracking.registry.origin` does.
+        As `mitoflow.tracking.lineage.origin` does.
     """
     path = Path(what)
     if path.is_file() and (released := of_file(path)):
         return released.origin
-    from mitoflow.tracking import registry  # imports MLflow
+    from mitoflow.tracking import lineage  # imports MLflow
 
-    return registry.origin(what)
+    return lineage.origin(what)
 
 
 def card(model: TrainedModel) -> Path | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from mitoflow.config import params
+from mitoflow.errors import InputError
 from mitoflow.tracking import store
 
 NAME_TAG = "mitoflow.registered_model"  # of a version, and of what waits to become one
@@ -29,3 +34,23 @@ def create(client: MlflowClient, name: str) -> str:
     """Create a registered model where there is none of that name, and return the name."""
     store.make_registered_model(client, name, "Mitochondria in electron-microscopy slices")
     return name
+
+
+@contextmanager
+def opened(called: str = "") -> Iterator[Registered]:
+    """Give the registered model of that name, or else of this project; raises `InputError` where MLflow is away."""
+    try:
+        yield Registered(store.client(store.uri()), called or name())
+    except store.ERRORS as error:
+        raise store.as_user_error(store.uri(), error) from None
+
+
+def get_version(model: Registered, version: int) -> ModelVersion:
+    """Return a version; raises `InputError` where there is no such one."""
+    try:
+        return model.client.get_model_version(model.name, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        remedy = "`mitoflow models` lists them"
+        raise InputError(f"version {version}", "no such version", f"a version of model {model.name}", remedy) from None

@@ -11,13 +11,13 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, LoggedModel, LoggedModelOutput, Metric, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -29,7 +29,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.inference import model_files
-from mitoflow.tracking import naming, places, promotion, promotion_log, registered_model, store, version_tags
+from mitoflow.tracking import inputs, naming, places, promotion, promotion_log, registered_model, store, version_tags
 from mitoflow.tracking.gate import Candidate, Gate
 from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
@@ -85,7 +85,7 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
     """
     if not (gate := Gate.load()).non_inferiority:
         return
-    with suppress(InputError), _registry() as model:
+    with suppress(InputError), registered_model.opened() as model:
         champion = _champion(model, ChampionState.read(model))
         gate.prepare(Candidate(0, lambda: evaluation, lambda: weights), champion)
 
@@ -122,7 +122,7 @@ def _decide(model: Registered, challenger: Candidate) -> None:
     """Promote a new version, or record why not; does nothing where that was recorded already."""
     gate = Gate.load()
     state = promotion.settle(model)
-    while VERDICT_TAG not in _get(model, challenger.version).tags:
+    while VERDICT_TAG not in registered_model.get_version(model, challenger.version).tags:
         with suppress(PromotionConflict):  # then there is another champion to beat
             _judge(model, gate, challenger, state)
         state = promotion.settle(model)
@@ -157,7 +157,7 @@ def models() -> list[Row]:
     InputError
         The registry cannot be reached; so in all functions below.
     """
-    with _registry() as model:
+    with registered_model.opened() as model:
         aliases = ChampionState.read(model).aliases
         versions = store.search_versions(model.client, model.name)
     return [
@@ -186,8 +186,8 @@ def promote(version: int, *, force: bool = False, reason: str = "") -> Verdict:
         There is no such version, another user promoted one meanwhile, or ``promotion.yaml`` is wrong.
     """
     gate = Gate.load()
-    with _registry() as model:
-        _get(model, version)
+    with registered_model.opened() as model:
+        registered_model.get_version(model, version)
         state = promotion.settle(model)
         if state.champion == version:
             return Verdict(version, True, "it is the champion already")
@@ -214,7 +214,7 @@ def rollback(reason: str = "") -> tuple[int, int]:
     InputError
         There is no previous champion, or another user promoted a version meanwhile.
     """
-    with _registry() as model, promotion.explain_conflict(f"model {model.name}"):
+    with registered_model.opened() as model, promotion.explain_conflict(f"model {model.name}"):
         versions = promotion.roll_back(model, promotion.settle(model), reason)
         promotion.settle(model)
         return versions
@@ -222,7 +222,7 @@ def rollback(reason: str = "") -> tuple[int, int]:
 
 def history() -> list[Promotion]:
     """Return who made which version the champion, when and why, oldest first, with those that do not count."""
-    with _registry() as model:
+    with registered_model.opened() as model:
         return ChampionState.read(model).history
 
 
@@ -234,7 +234,7 @@ def champion() -> int:
     InputError
         There is none yet.
     """
-    with _registry() as model:
+    with registered_model.opened() as model:
         version = ChampionState.read(model).champion
     if version is None:
         remedy = "train one with `dvc repro`, or `mitoflow promote VERSION`"
@@ -268,16 +268,16 @@ def find_version(what: str, name: str = "") -> int | None:
     InputError
         There is no version of that number or run.
     """
-    with _registry(name) as model:
-        if not RUN_ID.fullmatch(what):
-            return (
-                int(_get(model, int(what)).version) if what.isdecimal() else ChampionState.read(model).aliases.get(what)
-            )
-        versions = [int(version.version) for version in _of_run(model, what)]
+    with registered_model.opened(name) as model:
+        if RUN_ID.fullmatch(what):
+            versions = [int(version.version) for version in _of_run(model, what)]
+        elif what.isdecimal():
+            return int(registered_model.get_version(model, int(what)).version)
+        else:
+            return ChampionState.read(model).aliases.get(what)
     if not versions:
-        raise InputError(
-            f"run {what}", "no version", f"a version of model {model.name}", "`mitoflow models` lists them"
-        )
+        expected, remedy = f"a version of model {model.name}", "`mitoflow models` lists them"
+        raise InputError(f"run {what}", "no version", expected, remedy)
     return max(versions)
 
 
@@ -293,8 +293,8 @@ def model_file(version: int, name: str = "") -> Path:
     InputError
         There is no such version, it was registered by other means, or a file is gone or another one.
     """
-    with _registry(name) as model:
-        chosen = _get(model, version)
+    with registered_model.opened(name) as model:
+        chosen = registered_model.get_version(model, version)
         digest = chosen.tags.get(store.MODEL_SHA256_TAG)
         if digest is None:
             remedy = "take another version; `mitoflow models` lists them"
@@ -323,106 +323,6 @@ def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[st
     return [name for name in names if name in there]
 
 
-def origin(what: str, name: str = "") -> dict[str, str]:
-    """Return where a version, or the model in a ``.keras`` file, comes from: run, digests, lineage, data, parameters.
-
-    A version is one of the registered model with that name, or else of that of this project.
-
-    Raises
-    ------
-    InputError
-        There is no such version or file, or MLflow does not know the file.
-    """
-    if what.isdecimal():
-        with _registry(name) as model:
-            return _origin(model.client, _get(model, int(what)))
-    if not (path := Path(what)).is_file():
-        raise InputError(path, "no such file", "a version number or a .keras file", "`mitoflow models` lists versions")
-    digest = provenance.file_sha256(path)
-    if not is_missing():
-        with _registry() as model:
-            if found := _origin_of_file(model, digest):
-                return found
-    remedy = "look in the store where it was trained, or register it with `mitoflow register`"
-    raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
-
-
-def _origin_of_file(model: Registered, digest: str) -> dict[str, str]:
-    """Return where the model of that digest comes from, by its newest version or else its newest run."""
-    same = f"tags.`{store.MODEL_SHA256_TAG}` = '{digest}'"
-    versions = store.search_versions(model.client, model.name, same)
-    for version in sorted(versions, key=lambda version: -int(version.version)):
-        return _origin(model.client, version)
-    experiments = [experiment.experiment_id for experiment in model.client.search_experiments()]
-    for run in model.client.search_runs(experiments, same, max_results=1):
-        return _facts(model.client, run, run.data.tags)
-    return {}
-
-
-def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
-    if not version.run_id:
-        expected = "one that mitoflow registered"
-        raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
-    known = {"version": str(version.version)}
-    if (run := _run(client, version.run_id)) is None:
-        return known | {"run": f"{version.run_id}, which was deleted from MLflow for good"} | _of_tags(version.tags)
-    return known | _facts(client, run, run.data.tags | version.tags)
-
-
-def _of_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {"model_sha256": tags.get(store.MODEL_SHA256_TAG, ""), **provenance.from_tags(tags)}
-
-
-def _facts(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts of a run, and of an evaluation also what is different in the training that it belongs to."""
-    training = _training(client, run)
-    known = _of_tags(tags)
-    trained = provenance.from_tags(training.data.tags) if training else {}
-    used: dict[str, set[str]] = {}
-    for each in (*_inputs(run), *(_inputs(training) if training else ())):
-        for tag in each.tags:
-            used.setdefault(tag.value, set()).add(f"{each.dataset.name} {each.dataset.digest}")
-    facts = {
-        "run": run.info.run_id,
-        "run_name": run.info.run_name or "",
-        "training_run": training.info.run_id if training else "",
-        **known,
-        **{f"training_{key}": value for key, value in trained.items() if known.get(key) != value},
-        **{f"dataset.{context}": ", ".join(sorted(datasets)) for context, datasets in sorted(used.items())},
-        **{f"params.{key}": value for key, value in sorted(run.data.params.items())},
-    }
-    return {key: value for key, value in facts.items() if value}
-
-
-def _training(client: MlflowClient, run: Run) -> Run | None:
-    """Return the training that an evaluation belongs to; None for a training, and where it was removed."""
-    run_id = run.data.tags.get(store.TRAINING_RUN_TAG)
-    return _run(client, run_id) if run_id else None
-
-
-def _run(client: MlflowClient, run_id: str) -> Run | None:
-    """Return a run; None where there is none of that ID."""
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def _inputs(run: Run) -> list[DatasetInput]:
-    return run.inputs.dataset_inputs if run.inputs else []
-
-
-@contextmanager
-def _registry(name: str = "") -> Iterator[Registered]:
-    """Give the registered model with that name, or else that of this project."""
-    try:
-        yield Registered(store.client(store.uri()), name or registered_model.name())
-    except store.ERRORS as error:
-        raise store.as_user_error(store.uri(), error) from None
-
-
 def _find(model: Registered, tags: Mapping[str, str]) -> ModelVersion | None:
     """Return the version that this evaluation of this training made, in whichever run it was first."""
     same = _equal(tags, store.TRAINING_KEY_TAG, version_tags.EVALUATION_SHA256)
@@ -438,19 +338,9 @@ def _of_run(model: Registered, run_id: str) -> list[ModelVersion]:
     """Return the versions that an evaluation made, or all evaluations of a training."""
     if versions := store.search_versions(model.client, model.name, f"run_id = '{run_id}'"):
         return versions
-    training = _run(model.client, run_id)
+    training = store.find_run(model.client, run_id)
     key = training.data.tags.get(store.KEY_TAG) if training else None
     return store.search_versions(model.client, model.name, f"tags.`{store.TRAINING_KEY_TAG}` = '{key}'") if key else []
-
-
-def _get(model: Registered, version: int) -> ModelVersion:
-    try:
-        return model.client.get_model_version(model.name, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        remedy = "`mitoflow models` lists them"
-        raise InputError(f"version {version}", "no such version", f"a version of model {model.name}", remedy) from None
 
 
 def _create(model: Registered, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
@@ -491,7 +381,8 @@ def _logged_model(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> Lo
 
 def _of_model(run: Run, model_id: str) -> Iterator[Metric]:
     """Yield the test scores of a run as those of its model, each with the test set that it was measured on."""
-    sets = {each.dataset.name: each.dataset for each in _inputs(run) if "test" in {tag.value for tag in each.tags}}
+    tested = (each for each in inputs.of_run(run) if "test" in {tag.value for tag in each.tags})
+    sets = {each.dataset.name: each.dataset for each in tested}
     for point in run.data.to_proto().metrics:  # with the times, which `run.data.metrics` lacks
         key = str(point.key)
         if key.startswith("test/"):
@@ -503,7 +394,7 @@ def _of_model(run: Run, model_id: str) -> Iterator[Metric]:
 
 def _candidate(model: Registered, version: int) -> Candidate:
     """Return what the gate looks at; nothing is fetched before it is asked for."""
-    known = _get(model, version)
+    known = registered_model.get_version(model, version)
     lineage = provenance.from_tags(known.tags)
     return Candidate(
         version, lambda: _evaluation(model.client, known), lambda: model_file(version, model.name), lineage

@@ -51,7 +51,7 @@ class Trained:
         For ``train`` and ``test`` their ``slices`` and ``stacks``, and the share of ``foreground``; see
         `mitoflow.data.validation.Findings.facts`.
     origin
-        Where the model comes from; see `mitoflow.tracking.registry.origin`.
+        Where the model comes from; see `mitoflow.tracking.lineage.origin`.
     domain
         What the training images look like.
     calibration

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient, artifacts
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -109,6 +110,16 @@ def search_versions(client: MlflowClient, name: str | None, *wanted: str) -> lis
         server = without_credentials(client.tracking_uri)
         raise server_check.no_mlflow(server, f"versions that are none of model {name or 'any'}")
     return found
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None where there is none of that ID."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def search_registered_models(client: MlflowClient) -> list[RegisteredModel]:

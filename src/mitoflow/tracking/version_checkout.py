@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
-from mitoflow.tracking import registry, store
+from mitoflow.tracking import lineage, store
 
 LOCAL = Path(".dvc/config.local")  # DVC's settings for this machine, such as credentials of a remote
 
@@ -51,7 +51,7 @@ def check_out(version: int, worktree: Path) -> Restored:
     """
     if worktree.exists():
         raise InputError(worktree, "a file or folder of that name", "a new folder", "name another one, or remove it")
-    facts = registry.origin(str(version))
+    facts = lineage.origin(str(version))
     where, commit = f"version {version}", facts.get("git_commit", "")
     if not commit:
         raise InputError(where, "no commit", "a version that was made in a git repository", "take another version")
