@@ -218,19 +218,22 @@ def test_small_in_a_single_slice_is_what_the_middle_of_a_small_ball_is():
     assert separate(mask, voxel_size=(5.0, 5.0, 5.0))[0].max() == 0
 
 
-@pytest.mark.parametrize("block", [(40, 80, 120), (13, 22, 31)])
-def test_what_is_too_large_is_split_on_a_coarser_grid_and_named(block):
+@pytest.mark.parametrize(("block", "largest"), [((40, 80, 120), 40_000), ((13, 22, 31), 45_000)])
+def test_what_is_too_large_is_split_on_a_coarser_grid_and_named(block, largest):
     shape = (40, 80, 120)
     left, right = (ball(shape, (20, 20, at), 16) for at in (20, 50))  # necks of 0.35 times the radius
     alone = ball(shape, (20, 60, 100), 12)
     mask = left | right | alone
     mask[20, 20, 20] = False  # a hole, which would be filled
-    labels, coarse = separate(mask, block=block, largest=40_000)  # the two have a box of 77,000 voxels
+    # The two have a box of 69,000 voxels: cells are twice as long along x and y, or along x alone.
+    labels, coarse = separate(mask, block=block, largest=largest)
     assert labels.max() == 3
     assert sorted(coarse) == [labels[20, 20, 15], labels[20, 20, 55]]
     assert np.array_equal(labels > 0, mask)
     assert (labels[:, :, :34][left[:, :, :34]] == labels[20, 20, 15]).mean() > 0.99
     assert (labels[:, :, 36:60][right[:, :, 36:60]] == labels[20, 20, 55]).mean() > 0.97
+    # Of the two, of 17,000 voxels each, both are large enough, though they have fewer cells.
+    assert separate(mask, block=block, largest=largest, criteria=Instances(smallest_voxels=10_000))[0].max() == 2
 
 
 def test_what_is_too_large_and_thin_is_left_out_where_it_has_too_few_voxels():
