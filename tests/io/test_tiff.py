@@ -269,13 +269,78 @@ def test_pages_of_two_sizes_are_refused(tmp_path: Path) -> None:
         open_stack(tmp_path / "s.tif")
 
 
-def test_pages_of_two_compressions_are_named_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("second", "ways"),
+    [
+        ({"compression": "zlib"}, "compression NONE and ADOBE_DEFLATE"),
+        ({"photometric": "miniswhite"}, "photometric interpretation MINISBLACK and MINISWHITE"),
+        ({"rowsperstrip": 8}, "strips or tiles 64 x 80 and 8 x 80"),
+    ],
+)
+def test_pages_that_are_stored_in_two_ways_are_refused_with_what_differs(
+    tmp_path: Path, second: dict[str, Any], ways: str
+) -> None:
     with tifffile.TiffWriter(tmp_path / "s.tif") as file:
         file.write(STACK[0], metadata=None)
-        file.write(STACK[1], metadata=None, compression="zlib")
-    with pytest.raises(
-        InputError, match=r"pages that are stored in different ways \(uint8 ADOBE_DEFLATE, uint8 NONE\)"
-    ):
+        file.write(STACK[1], metadata=None, **second)
+    with pytest.raises(InputError, match=rf"pages that are stored in different ways \({ways}\)"):
+        open_stack(tmp_path / "s.tif")
+
+
+@pytest.mark.parametrize(
+    ("shape", "metadata"),
+    [((2, 3, 64, 80), {}), ((2, 3, 64, 80), {"axes": "ZQYX"}), ((5, 64, 80), {"axes": "YZX"})],
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_slices_are_never_taken_from_two_axes_nor_from_another_than_the_first(
+    tmp_path: Path, shape: tuple[int, ...], metadata: dict[str, str], compression: str | None
+) -> None:
+    """Of two unnamed axes one is that of channels, of detectors or of time, as likely as not."""
+    array = np.zeros(shape, np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", array, photometric="minisblack", metadata=metadata, compression=compression)
+    with pytest.raises(InputError, match=rf"found axes {metadata.get('axes', 'QQYX')} of .*, expected axes YX or ZYX"):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_an_unnamed_axis_of_one_is_none(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK[None], photometric="minisblack")
+    assert np.array_equal(whole(open_stack(tmp_path / "s.tif")), STACK)
+
+
+PIXELS_OF_3 = PIXELS.replace('SizeZ="5"', 'SizeZ="3"').replace('IFD="0" PlaneCount="5"', "")
+OME_OF_3 = XML.format(identity=' UUID="urn:uuid:a"', content=PIXELS_OF_3.format(name="s.tif", uuid="urn:uuid:a"))
+IMAGEJ_OF_3 = "ImageJ=1.53t\nimages=3\nslices=3\n"
+
+
+@pytest.mark.parametrize("description", [IMAGEJ_OF_3, OME_OF_3], ids=["ImageJ", "OME"])
+def test_no_slice_is_lost_to_a_description_of_fewer(tmp_path: Path, description: str) -> None:
+    """Programs that join files keep the description of the first."""
+    tifffile.imwrite(tmp_path / "s.tif", STACK, photometric="minisblack", metadata=None, description=description)
+    with pytest.raises(InputError, match=r"5 pages with a description of 3 slices, expected as many pages"):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_a_reduced_copy_among_the_pages_is_no_slice(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        file.write(STACK[0], metadata=None)
+        file.write(STACK[0, ::2, ::2], subfiletype=1, metadata=None)
+    assert np.array_equal(whole(open_stack(tmp_path / "s.tif")), STACK[:1])
+
+
+def test_pages_with_palettes_of_their_own_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "s.tif") as file:
+        for page, grey in zip(STACK, (RAMP, RAMP, 255 - RAMP), strict=False):
+            file.write(page, photometric="palette", colormap=palette(grey), metadata=None, contiguous=False)
+    for read in (open_stack, open_mask):
+        with pytest.raises(InputError, match="found another palette in page 3 than in the first"):
+            read(tmp_path / "s.tif")
+
+
+def test_slices_that_were_saved_as_colours_have_their_remedy(tmp_path: Path) -> None:
+    """tifffile takes three or four 8-bit slices for the colours of one unless it is told otherwise."""
+    with pytest.warns(DeprecationWarning, match="photometric"):
+        tifffile.imwrite(tmp_path / "s.tif", STACK[:3])
+    with pytest.raises(InputError, match=r"3 colour samples .*if these are slices, save .* photometric='minisblack'"):
         open_stack(tmp_path / "s.tif")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +26,15 @@ CLASSIC_TIFF = 2**32 - 2**25  # bytes of pixels that leave room for the director
 LARGEST_TILE = 2**26  # pixels of a tile or strip, unless the image itself has more
 LARGEST_RATIO = 2**12  # bytes of a page for each byte of the whole file, however well it is compressed
 AXIS_WORDS = {"S": "colour samples a pixel, as RGB has", "C": "channels", "T": "time points"}
+NO_COLOURS = "; if these are slices, save them with tifffile.imwrite(NAME, STACK, photometric='minisblack')"
+#: What the pages of a stack have in common, each by its name.
+STORED: dict[str, Callable[[tifffile.TiffPage], object]] = {
+    "pixel type": lambda page: page.dtype,
+    "compression": lambda page: tifffile.COMPRESSION(page.compression).name,
+    "photometric interpretation": lambda page: tifffile.PHOTOMETRIC(page.photometric).name,
+    "predictor": lambda page: page.predictor,
+    "strips or tiles": lambda page: " x ".join(map(str, page.chunks)),
+}
 HYPERSTACK = "if they are slices, say so in Fiji (Image > Hyperstacks > Re-order Hyperstack), else save one of them"
 
 
@@ -319,6 +328,7 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     if file.is_imagej and first.kind not in ("imagej", "ome"):
         # Where an ImageJ hyperstack needs more bytes than there are, tifffile falls back to the pages that it finds.
         raise _truncated(path, f"only {depth} of the slices that ImageJ wrote")
+    _require_every_page(path, file, depth)
     pixels: _Consecutive | _Paged
     if len(series) == 1 and first.dataoffset is not None:
         if not first.dataoffset or len(page.dataoffsets) != len(page.databytecounts):
@@ -366,32 +376,73 @@ def _require_one_file(path: Path, file: tifffile.TiffFile) -> None:
 
 
 def _require_one_stack(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> None:
-    """Refuse colours, channels, time and images of several kinds.
+    """Refuse colours, channels, time, axes in another order than z, y, x, and images of several kinds.
 
     Pages that were appended one by one are as many series to tifffile; where they are alike they are one stack.
     """
     first = series[0]
     shape, axes = first.get_shape(squeeze=False), first.get_axes(squeeze=False)
-    lengths = {axis: length for axis, length in zip(axes, shape, strict=True) if length > 1 and axis not in "YX"}
-    for axis, length in lengths.items():
-        if axis not in STACK_AXES:
+    long = [(axis, length) for axis, length in zip(axes, shape, strict=True) if length > 1 or axis in "YX"]
+    for axis, length in long:
+        if axis not in f"{STACK_AXES}YX":
             what, remedy = f"{length} {AXIS_WORDS.get(axis, f'planes along axis {axis}')}", HYPERSTACK
             if axis == "S":
-                remedy = "convert it to greyscale"
+                is_planar = first.keyframe.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+                remedy = f"convert it to greyscale{NO_COLOURS if is_planar else ''}"
                 if length - len(first.keyframe.extrasamples) == 1:
                     what, remedy = "grey values with alpha", "save it without alpha"
             found = f"{what} (axes {first.axes} of {first.shape})"
             raise InputError(path, found, "greyscale of axes YX or ZYX", remedy)
-    if len(lengths) > 1 or len(first.keyframe.shape) != 2:
+    names = "".join(axis for axis, _ in long)
+    if len(names) > 3 or not names.endswith("YX") or len(first.keyframe.shape) != 2:
         found = f"axes {first.axes} of {first.shape} in pages of {first.keyframe.shape}"
-        raise InputError(path, found, "axes YX or ZYX with one slice a page", "save it as a plain stack")
-    if len(series) > 1 and not all(s.axes == "YX" and s.keyframe.hash == first.keyframe.hash for s in series):
-        if len(shapes := sorted({str(s.shape) for s in series})) > 1:
-            found = f"{len(series)} images of shapes {', '.join(shapes)}"
+        raise InputError(path, found, "axes YX or ZYX with one slice a page", "save the slices as a plain stack")
+    if len(series) > 1:
+        _require_alike(path, series)
+
+
+def _require_alike(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> None:
+    """Refuse several images that are not single pages, stored in one way."""
+    pages = [each.keyframe for each in series]
+    if all(page.hash == pages[0].hash for page in pages):
+        if any(each.axes != "YX" for each in series):
+            found = f"{len(series)} stacks of {' and '.join(str(len(each)) for each in series[:3])} slices"
             raise InputError(path, found, "one stack", "save each as a file")
-        ways = sorted({f"{s.dtype} {tifffile.COMPRESSION(s.keyframe.compression).name}" for s in series})
-        found = f"pages that are stored in different ways ({', '.join(ways)})"
-        raise InputError(path, found, "one pixel type and compression", "save the stack again")
+        return
+    if len(shapes := sorted({str(each.shape[-2:]) for each in series})) > 1:
+        found = f"{len(series)} images of shapes {', '.join(shapes)}"
+        raise InputError(path, found, "one stack", "save each as a file")
+    values = {name: dict.fromkeys(str(read(page)) for page in pages) for name, read in STORED.items()}
+    ways = "; ".join(f"{name} {' and '.join(ways)}" for name, ways in values.items() if len(ways) > 1)
+    found = f"pages that are stored in different ways ({ways or 'order of bits'})"
+    raise InputError(path, found, "pages that are stored alike", "save the stack again")
+
+
+def _require_every_page(path: Path, file: tifffile.TiffFile, depth: int) -> None:
+    """Refuse more pages of slices than the description has, and pages with different palettes.
+
+    Pages of other sizes, and those that say that they are reduced or a mask, are no slices.
+    """
+    first, count = file.pages.first, len(file.pages)
+    if count <= max(depth, 1) and first.colormap is None:
+        return
+    pages = (page for page in _whole_pages(file) if page.shape == first.shape)
+    slices = [page for page in pages if not (page.is_reduced or page.is_mask)]
+    if len(slices) > depth:
+        found = f"{len(slices)} pages with a description of {depth} {'slices' if depth > 1 else 'slice'}"
+        remedy = "if all pages are slices, save them again as one stack, such as in Fiji"
+        raise InputError(path, found, "as many pages as the description says", remedy)
+    for number, page in enumerate(slices):
+        if not np.array_equal(np.asarray(page.colormap), np.asarray(first.colormap)):
+            found = f"another palette in page {number + 1} than in the first"
+            raise InputError(path, found, "pages that show the same grey for a value", "convert the stack to greyscale")
+
+
+def _whole_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    """Yield the pages with all of their tags, one at a time; tifffile takes those of the first for a whole series."""
+    for number, page in enumerate(file.pages):
+        file.filehandle.seek(page.offset)
+        yield tifffile.TiffPage(file, number)
 
 
 def _is_within(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> bool:
