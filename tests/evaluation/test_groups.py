@@ -97,11 +97,48 @@ def test_what_cannot_be_compared_is_one_line(sheet: Path, tmp_path: Path) -> Non
         (f"{head}slice.csv,treated,y\n", "slice.csv: found a table of a single slice, expected tables of stacks alone"),
         (f"{head}other.csv,treated,y\n", "other.csv: found no measures"),
         (f"{head}none.csv,treated,y\n", "none.csv: found no such file"),
+        (f"{head}b1.csv\n", "sheet.csv, line 3: found 1 of 3 cells, expected a cell for each name"),
+        (f"{head}b1.csv,treated,\n", "sheet.csv, line 3: found no animal, expected a name in each column"),
+        (f"{head}./a1.csv,treated,y\n", "line 3: found ./a1.csv, which line 2 names, too, expected each table once"),
+        (
+            f"{head}a\0.csv,treated,y\n",
+            "sheet.csv, line 3: found an .* path|found embedded null byte|found line contains NUL",
+        ),
     ):
         sheet.write_text(text)
         with pytest.raises(InputError, match=line):
             compare_groups(sheet, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "found"),
+    [
+        ("volume_um3", "0,064", "volume_um3 0,064, expected a number; write it with a decimal point"),
+        ("volume_um3", "NA", "volume_um3 NA, expected a number"),
+        ("sphericity", "inf", "sphericity inf, expected a number"),
+        ("touches_border", "True", "touches_border True, expected 0 or 1"),
+    ],
+)
+def test_a_cell_that_is_no_number_is_named_and_nothing_is_written(
+    sheet: Path, tmp_path: Path, column: str, cell: str, found: str
+) -> None:
+    table = rows(tmp_path / "a2.csv")
+    table[1][column] = cell
+    with (tmp_path / "a2.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*table[0]])
+        writer.writeheader()
+        writer.writerows(table)
+    with pytest.raises(InputError, match=rf"a2.csv, line 3: found {found}"):
+        compare_groups(sheet, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_spaces_and_empty_rows_of_a_spreadsheet_make_no_condition(sheet: Path, tmp_path: Path) -> None:
+    text = sheet.read_text().replace("control,a2", " control ,a2 ").replace("treated", "$\\frac{$") + ",,\n\n"
+    sheet.write_text(text)
+    found = {each.measure: each for each in compare_groups(sheet, tmp_path / "out")}["volume_um3"]
+    assert (found.condition, found.reference, found.animals, found.reference_animals) == ("$\\frac{$", "control", 2, 2)
 
 
 @pytest.mark.slow

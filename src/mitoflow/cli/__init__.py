@@ -43,7 +43,7 @@ def _explain(error: click.UsageError) -> Exception:
 
 
 #: Commands that work in any folder. The others act on the project in the current one.
-ANYWHERE = ("predict", "suggest", "score", "measure", "app", "serve", "lineage")
+ANYWHERE = ("predict", "suggest", "score", "measure", "groups", "app", "serve", "lineage")
 
 
 @click.group(cls=OrderedGroup)
@@ -53,7 +53,7 @@ def mitoflow(context: click.Context) -> None:
     """From electron-microscopy stacks with mitochondria masks to a registered, promoted U-Net.
 
     The pipeline itself is run by DVC: `dvc repro`. Commands act on the project in the current folder; predict,
-    suggest, score, measure, app, serve and lineage work in any folder, with the pretrained models.
+    suggest, score, measure, groups, app, serve and lineage work in any folder, with the pretrained models.
     """
     needs_project = context.invoked_subcommand not in ANYWHERE and "--help" not in sys.argv
     if needs_project and not Path("params.yaml").is_file():

@@ -7,7 +7,6 @@ variability in cell biology", Journal of Cell Biology 219).
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,37 +20,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mitoflow.core import files
-from mitoflow.errors import InputError
+from mitoflow.evaluation.group_sheet import Animal, read_sheet
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
-from mitoflow.instances.morphometry import SLICE_MEASURES, VOLUME_MEASURES, median, written
+from mitoflow.instances.morphometry import median, written
 from mitoflow.io import png
 
-SHEET_COLUMNS = ("table", "condition", "animal")
 OUTPUTS = ("mitochondria.csv", "animals.csv", "comparison.csv", "groups.png")
 FIRST_COLUMNS = {"mitochondria.csv": "condition,animal,table,", "animals.csv": "condition,animal,mitochondria,whole,"}
-
-
-@dataclass(frozen=True)
-class Animal:
-    """What was sampled independently of the others: an animal, a patient, a culture or a cell.
-
-    Attributes
-    ----------
-    condition, name
-        As in the sheet.
-    rows
-        The rows of its tables.
-    """
-
-    condition: str
-    name: str
-    rows: Sequence[dict[str, str]]
-
-    def values(self, measure: str) -> NDArray[np.float64]:
-        """Return a measure of its mitochondria without those that the border cuts; NaN where it is blank."""
-        whole = [row[measure] for row in self.rows if row["touches_border"] == "0"]
-        return np.array([float(value or math.nan) for value in whole], np.float64)
 
 
 @dataclass(frozen=True)
@@ -97,8 +73,7 @@ def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> lis
     Parameters
     ----------
     sheet
-        A CSV with the columns `SHEET_COLUMNS`: a table that `mitoflow predict` or `measure` wrote, by its path from the
-        folder of the sheet, and whose it is. An animal may have several tables. The first condition is the reference.
+        See `mitoflow.evaluation.group_sheet.read_sheet`. The first condition is the reference.
     output
         A folder for `OUTPUTS`.
     overwrite
@@ -107,10 +82,9 @@ def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> lis
     Raises
     ------
     InputError
-        A file is missing or is no such table, tables of slices and of stacks are mixed, or an output exists: with
-        `overwrite`, and mitoflow did not write it.
+        As `read_sheet` does, or an output exists: with `overwrite`, and mitoflow did not write it.
     """
-    animals, measures = _read(sheet)
+    animals, measures = read_sheet(sheet)
     output.mkdir(exist_ok=True)
     paths = [output / name for name in OUTPUTS]
     if overwrite:
@@ -143,44 +117,6 @@ def _is_output(path: Path) -> bool:
             return stream.read(len(known)) == known
     except (OSError, ValueError):
         return False
-
-
-def _read(sheet: Path) -> tuple[list[Animal], tuple[str, ...]]:
-    """Return the animals in the order of the sheet, and the measures that their tables have."""
-    entries = _read_csv(sheet, SHEET_COLUMNS)
-    rows: dict[tuple[str, str], list[dict[str, str]]] = {}
-    kinds: dict[tuple[str, ...], Path] = {}
-    for entry in entries:
-        path = sheet.parent / entry["table"]
-        table = _read_csv(path, ("label", "touches_border"))
-        kind = next((each for each in (VOLUME_MEASURES, SLICE_MEASURES) if {*each} <= (table or [{}])[0].keys()), None)
-        if table and kind is None:
-            raise InputError(path, "no measures", "a table of `mitoflow measure`", "measure its labels again")
-        if kind:
-            kinds.setdefault(kind, path)
-        rows.setdefault((entry["condition"], entry["animal"]), []).extend(
-            {"table": entry["table"]} | row for row in table
-        )
-    if len(kinds) > 1:
-        expected = f"tables of stacks alone, or of slices alone; {kinds[VOLUME_MEASURES]} is of a stack"
-        raise InputError(kinds[SLICE_MEASURES], "a table of a single slice", expected, "make a sheet for each")
-    if not kinds:
-        raise InputError(sheet, "no mitochondrion in any table", "at least one", "name other tables")
-    return [Animal(*names, each) for names, each in rows.items()], next(iter(kinds))
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets begin a CSV with a mark
-            reader = csv.DictReader(stream)
-            found, rows = reader.fieldnames or (), list(reader)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "a CSV", "check the path") from None
-    except (UnicodeDecodeError, IsADirectoryError, csv.Error) as error:
-        raise InputError(path, error, "a CSV", "name another file") from None
-    if missing := [column for column in columns if column not in found]:
-        raise InputError(path, f"no column {missing[0]}", f"the columns {', '.join(columns)}", "add it")
-    return rows
 
 
 def _row(animal: Animal, measures: Sequence[str]) -> list[str]:
@@ -238,5 +174,5 @@ def _draw_measure(panel: Axes, animals: Sequence[Animal], measure: str) -> None:
         medians = _medians(animals, measure, condition)
         if len(medians):
             panel.hlines(medians.mean(), place - 0.35, place + 0.35, color="black", zorder=2)
-    panel.set_xticks(range(len(conditions)), conditions)
+    panel.set_xticks(range(len(conditions)), conditions, parse_math=False)  # `$` is no formula in a name
     panel.set_title(measure, fontsize=9)
