@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
 from mitoflow.inference.label_files import read_labels
-from mitoflow.io.volumes import open_volume
+from mitoflow.io.ome import has_lineage
+from mitoflow.io.volumes import open_any_stack, open_volume
 
 from .test_mrc import write as write_mrc
 
@@ -63,6 +65,27 @@ def test_a_copy_is_refused(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind, "s1", "s2", "s2 - Copy")
     with pytest.raises(InputError, match=rf"s2 - Copy.{kind}: found what looks like a copy of s2.{kind}"):
         open_volume(str(tmp_path))
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "mrc", "dm3", "h5", ""])
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(pipe := tmp_path / f"s3.{ending}")
+    line = r"s3\..*: found a pipe or a device, expected a file; save the image in a file first"
+    for read in (lambda: open_volume(str(pipe)), lambda: read_labels(str(pipe)), lambda: open_any_stack(pipe)):
+        with pytest.raises(InputError, match=line):
+            read()
+    assert not has_lineage(pipe)
+
+
+@KINDS
+@pytest.mark.timeout(20)
+def test_a_pipe_among_slices_is_refused(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, kind, "s1", "s2")
+    os.mkfifo(tmp_path / f"s3.{kind}")
+    for source in (tmp_path, tmp_path / "s*"):
+        with pytest.raises(InputError, match=rf"s3\.{kind}: found a pipe or a device"):
+            open_volume(str(source))
 
 
 @KINDS

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -93,6 +94,17 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_no_pipe(path: Path) -> None:
+    """Raise `InputError` where a path is a pipe, a socket or a device, of which reading may wait forever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot be read
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        remedy = "save the image in a file first, and name that file"
+        raise InputError(path, "a pipe or a device", "a file", remedy)
 
 
 def file_digest(*paths: Path) -> str:

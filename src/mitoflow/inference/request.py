@@ -165,7 +165,7 @@ def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is
     known = {".csv": is_table, ".png": png.is_overlay}
     for path in paths:
         found = "something that mitoflow did not write"
-        if path.exists() and known.get(path.suffix.lower(), ome.has_lineage)(path):
+        if (path.is_file() or path.is_dir()) and known.get(path.suffix.lower(), ome.has_lineage)(path):
             if (other := ome.foreign_file(path)) is None:
                 continue
             found = f"{other} in it, which mitoflow did not write"

@@ -24,6 +24,7 @@ from numcodecs import Blosc
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
+from mitoflow.core.files import require_no_pipe
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import open_bounded
@@ -445,6 +446,7 @@ def refuse_outputs(images: Iterable[Location]) -> None:
 
 
 def _tiff_lineage(path: Path) -> dict[str, str]:
+    require_no_pipe(path)
     try:
         with tifffile.TiffFile(path) as file:
             text = file.ome_metadata

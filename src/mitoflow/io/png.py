@@ -41,7 +41,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def is_overlay(path: Path) -> bool:
     """Return whether a file is a PNG that mitoflow drew for a person, such as the contours over slices."""
-    if not is_png(path):
+    if not (is_png(path) and path.is_file()):  # a pipe would wait
         return False
     try:
         with _opened(path) as image:

@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 import zarr
 
+from mitoflow.core.files import require_no_pipe
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, gatan, hdf5, mrc, n5, ome, png, remote
 from mitoflow.io.remote import Location
@@ -110,6 +111,7 @@ def open_volume(
         return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fill_missing), spacing)
     if _is_folder(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
         return FolderVolume(open_folder(path, warn), spacing, fill_missing=fill_missing)
+    require_no_pipe((hdf5.split(path) or (path, ""))[0])
     if hdf5.is_hdf5(path):
         return Hdf5Volume(hdf5.open_hdf5(path, warn), spacing, fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
@@ -165,12 +167,13 @@ def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
     Raises
     ------
     InputError
-        A pattern matches no file; the error begins with `option`. A folder has files of several kinds, or a file and
-        its copy.
+        A pattern matches no file; the error begins with `option`. A match is a pipe or a device. A folder has
+        files of several kinds, or a file and its copy.
     """
     found: dict[Path, Path] = {}  # by resolved folder: a file that was named twice counts once
     for pattern in patterns:
         path = Path(pattern)
+        require_no_pipe(path)
         inside = path.iterdir() if path.is_dir() else file_names.matching(pattern)
         slices = [path] if path.is_file() else _slices_of_one_kind(f"{option} {pattern}", inside)
         matches = sorted(slices, key=lambda match: file_names.natural_order(str(match)))
@@ -180,6 +183,7 @@ def find_files(option: str, patterns: Sequence[str]) -> list[Path]:
             expected = "a file, or a folder or a quoted glob of slices"
             raise InputError(f"{option} {pattern}", what, expected, "check the path")
         for match in matches:
+            require_no_pipe(match)
             found.setdefault(match.parent.resolve() / match.name, match)
     file_names.refuse_copies(list(found))
     return list(found.values())
@@ -463,6 +467,8 @@ def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
     """
     address = path if isinstance(path, remote.Url) else None
     file = Path(path.path) if isinstance(path, remote.Url) else path
+    if not address:
+        require_no_pipe(file)
     if not address and png.is_png(file):
         return open_file(file, is_mask=is_mask)
     if not (address or is_chunked(file) or mrc.is_mrc(file) or gatan.is_gatan(file)):
