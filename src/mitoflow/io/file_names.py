@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,14 +13,21 @@ from pathlib import Path
 
 from mitoflow.errors import InputError
 
-# A point is part of a number after "=" and before a unit of length; a sign after "=" or "_" and where a name begins.
+# A point, a comma and an exponent are part of a number after "=" and before a unit of length; a sign is one after "="
+# or "_", and where a name begins.
+DECIMAL = r"\d+(?:[.,]\d+(?:e[+-]?\d+)?|e[+-]?\d+)"
+UNIT = r"[nu\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}m]m"
 NUMBER = re.compile(
-    r"(?<==)[+-]?\d+\.\d+"
-    r"|(?:(?<=_)[+-])?\d+\.\d+(?=[nu\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}m]m)"
-    r"|(?:(?<=[=_/])|^)[+-]\d+"
-    r"|\d+"
+    rf"(?<==)[+-]?{DECIMAL}|(?:(?<=_)[+-])?{DECIMAL}(?={UNIT})|(?:(?<=[=_/])|^)[+-]\d+|\d+", re.IGNORECASE
 )
-COPY = re.compile(r"([ _-]+copy)?([ _-]*\(\d+\)| \d+)?$", re.IGNORECASE)  # "s2 - Copy", "s2 copy 2", "s2 (1)"
+# What Windows, macOS and GNOME call a copy in several languages: "s2 - Copy", "s2 Kopie 2", "s2 (1)", "Copy of s2".
+# An accent is a character of its own in names of macOS.
+WORD = "copy|kopie|copie|copia|c\u00f3pia|co\u0301pia|kopia|kopi|kopio"
+COPY = re.compile(
+    rf"^(?:{WORD})(?: \(\d+\))?(?: (?:of|von|van|de|di|av|af))? "
+    rf"|(?:[ _-]+\(?(?:{WORD})\)?)?(?:[ _-]*\(\d+\)| \d+)?$",
+    re.IGNORECASE,
+)
 NAMED = 3  # files that are named where there are many
 
 
@@ -37,9 +46,13 @@ def natural_order(name: str) -> Parts:
     parts: list[tuple[str, float]] = []
     place = 0
     for number in NUMBER.finditer(name):
-        parts.append((name[place : number.start()], float(number[0]) if "." in number[0] else int(number[0])))
+        parts.append((name[place : number.start()], _value(number[0])))
         place = number.end()
     return (*parts, (name[place:], float("-inf")))
+
+
+def _value(number: str) -> float:
+    return int(number) if re.fullmatch(r"[+-]?\d+", number) else float(number.replace(",", "."))
 
 
 def refuse_copies(paths: Sequence[Path]) -> None:
@@ -62,7 +75,8 @@ def describe(paths: Sequence[Path]) -> list[str]:
     Raises
     ------
     InputError
-        Names differ in a sign that may be a hyphen, such as ``z-1`` beside ``z1``.
+        Names differ in a sign that may be a hyphen, such as ``z-1`` beside ``z1``, or in several numbers whose
+        combinations all occur, such as those of slice and channel.
     """
     first, last = paths[0], paths[-1]
     notes = [f"note: {first.parent}: {len(paths)} slices, {first.name} to {last.name}"]
@@ -78,9 +92,7 @@ def describe(paths: Sequence[Path]) -> list[str]:
     twice = [places for places, (one, two) in zip(pairwise(paths), pairwise(parts), strict=True) if one == two]
     if twice:
         notes.append(f"warning: {first.parent}: the same numbers in {_named(twice)}")
-    if gaps := _gaps(paths, parts):
-        notes.append(f"warning: {first.parent}: slices are missing between {_named(gaps)}")
-    return notes
+    return [*notes, *_describe_numbers(paths, parts)]
 
 
 def _refuse_unclear_signs(paths: Sequence[Path], parts: Sequence[Parts]) -> None:
@@ -95,12 +107,29 @@ def _refuse_unclear_signs(paths: Sequence[Path], parts: Sequence[Parts]) -> None
             raise InputError(path, found, expected, "rename them, or take those of another stack out")
 
 
-def _gaps(paths: Sequence[Path], parts: Sequence[Parts]) -> list[tuple[Path, Path]]:
-    """Return the files between which numbers are missing; none where names differ in several numbers."""
-    numbers = [column for column in zip(*([n for _, n in each] for each in parts), strict=True) if len({*column}) > 1]
-    if len(numbers) != 1:
+def _describe_numbers(paths: Sequence[Path], parts: Sequence[Parts]) -> list[str]:
+    """Return warnings of numbers that are missing, and of several numbers none of which counts the slices."""
+    columns = list(zip(*([number for _, number in each] for each in parts), strict=True))
+    varying = {place: len({*column}) for place, column in enumerate(columns) if len({*column}) > 1}
+    where = f"warning: {paths[0].parent}"
+    if len(varying) == 1:
+        gaps = _gaps(paths, columns[next(iter(varying))])
+        return [f"{where}: slices are missing between {_named(gaps)}"] if gaps else []
+    if not varying or max(varying.values()) == len(paths):
         return []
-    steps = [round(after - before, 6) for before, after in pairwise(numbers[0])]
+    found = f"names that differ in {len(varying)} numbers, such as {paths[0].name} and {paths[-1].name}"
+    if math.prod(varying.values()) != len({*parts}):
+        return [f"{where}: {found}, become one stack"]
+    counting = max(varying, key=lambda place: varying[place])
+    places = itertools.count()
+    one = NUMBER.sub(lambda number: "*" if next(places) == counting else number[0], paths[0].stem)
+    remedy = f"if they are channels, tiles or several stacks, name one by a glob, such as '{one}{paths[0].suffix}'"
+    raise InputError(paths[0].parent, found, "one number, which counts the slices of one stack", remedy)
+
+
+def _gaps(paths: Sequence[Path], numbers: Sequence[float]) -> list[tuple[Path, Path]]:
+    """Return the files between which numbers are missing."""
+    steps = [round(after - before, 6) for before, after in pairwise(numbers)]
     counts = Counter(steps)
     usual = max(counts, key=lambda step: (counts[step], -step))
     return [places for places, step in zip(pairwise(paths), steps, strict=True) if step > usual]
