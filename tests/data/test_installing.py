@@ -324,7 +324,11 @@ def test_a_voxel_size_that_contradicts_the_file_is_refused(project: Path, lab: P
         InputError, match=r"em/stack\.tif: found voxels of 4 nm along x, expected 5 nm as in --voxel-size"
     ):
         own(lab, description=SetDescription(voxel_size={"z": 30.0, "x": 5.0}))
-    assert own(lab).sets["imported"].voxel_size == pytest.approx({"z": 30.0, "y": 4.0, "x": 4.0})
+    mask = lab / "mito/stack.tif"
+    tifffile.imwrite(mask, tifffile.imread(mask), imagej=True, resolution=(1 / 40, 1 / 40), metadata=metadata)
+    installed = own(lab)
+    assert installed.sets["imported"].voxel_size == pytest.approx({"z": 30.0, "y": 4.0, "x": 4.0})
+    assert f"{mask}: found a voxel of y 40, x 40 nm, expected a voxel of y 4, x 4 nm as in" in installed.notes[0]
 
 
 @pytest.mark.slow

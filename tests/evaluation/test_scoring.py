@@ -25,6 +25,16 @@ def truth(tmp_path: Path) -> np.ndarray:
     return truth
 
 
+def test_a_truth_of_another_voxel_size_is_told(tmp_path: Path, truth: np.ndarray) -> None:
+    paths = [str(tmp_path / name) for name in ("mask.tif", "coarse.tif")]
+    for path, nanometres in zip(paths, (5, 50), strict=True):
+        metadata = {"axes": "ZYX", "unit": "nm", "spacing": nanometres}
+        tifffile.imwrite(path, truth, imagej=True, resolution=(1 / nanometres, 1 / nanometres), metadata=metadata)
+    notes: list[str] = []
+    scoring.score(*paths, notify=notes.append)
+    assert "coarse.tif: found a voxel of z 50, y 50, x 50 nm, expected a voxel of z 5, y 5, x 5 nm" in "".join(notes)
+
+
 def test_a_mask_is_compared_by_voxels_and_mitochondria(tmp_path: Path, truth: np.ndarray) -> None:
     mask = truth.copy()
     mask[2:10, 40:48, 40:54] = 0

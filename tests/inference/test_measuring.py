@@ -57,6 +57,18 @@ def save(kind: str, labels: NDArray[np.uint16]) -> str:
     return "l.tif"
 
 
+def test_an_image_of_another_voxel_size_is_told(labels: NDArray[np.uint16]) -> None:
+    source, notes = save("imagej", labels), list[str]()
+    tifffile.imwrite("grey.tif", labels, imagej=True, resolution=(10, 10), metadata={"axes": "ZYX", "unit": "um"})
+    measure_file(source, Path("t.csv"), criteria=CRITERIA, image="grey.tif", notify=notes.append)
+    found = "grey.tif: found a voxel of y 100, x 100 nm, expected a voxel of y 10, x 10 nm as in l.tif, which is taken"
+    assert found in notes[0]
+    size = {"y": 100.0, "x": 100.0}  # the distance between slices stays that of the file
+    measure_file(source, Path("u.csv"), criteria=CRITERIA, image="grey.tif", spacing=size, notify=notes.append)
+    replaced = "note: l.tif: a voxel of y 10, x 10 nm in the file is replaced by what was given, y 100, x 100 nm"
+    assert replaced in notes
+
+
 @pytest.mark.parametrize("kind", ["zarr", "imagej", "napari", "float"])
 def test_labels_of_any_tool_are_measured(kind: str, labels: NDArray[np.uint16]) -> None:
     notes: list[str] = []

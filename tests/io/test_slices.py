@@ -88,6 +88,20 @@ def test_a_pipe_among_slices_is_refused(tmp_path: Path, kind: str) -> None:
             open_volume(str(source))
 
 
+def test_slices_of_another_voxel_size_are_told(tmp_path: Path) -> None:
+    for z, nanometres in enumerate([5, 5, 50, 50]):
+        resolution = (1 / nanometres, 1 / nanometres)
+        tifffile.imwrite(tmp_path / f"s{z}.tif", STACK[z], imagej=True, resolution=resolution, metadata={"unit": "nm"})
+    notes: list[str] = []
+    volume = open_volume(str(tmp_path), notify=notes.append)
+    assert volume.spacing == pytest.approx({"y": 5, "x": 5})
+    assert len(notes) == 2
+    assert "s2.tif: found a voxel of y 50, x 50 nm, expected a voxel of y 5, x 5 nm as in s0.tif, which" in notes[1]
+    size = {"z": 30.0, "y": 5.0, "x": 5.0}
+    assert open_volume(str(tmp_path), spacing=size, notify=notes.append).spacing == pytest.approx(size)
+    assert len(notes) == 3
+
+
 @KINDS
 def test_slices_of_other_sizes_are_refused(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind, "s1", "s2")

@@ -76,6 +76,36 @@ def test_sides_that_are_a_thousandfold_apart_are_a_warning() -> None:
     assert len(doubts) == 1
 
 
+NM = {"z": 50.0, "y": 5.0, "x": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"z": 50.4, "y": 5.0, "x": 5.0}, ""),
+        ({"x": 5.0}, ""),
+        ({}, ""),
+        ({"z": 5.0, "y": 5.0, "x": 5.0}, "b: found a voxel of z 5 nm, expected a voxel of z 50 nm as in a, which is"),
+        ({"y": 50.0, "x": 50.0}, "b: found a voxel of y 50, x 50 nm, expected a voxel of y 5, x 5 nm as in a, which"),
+    ],
+)
+def test_voxel_sizes_that_contradict_each_other_are_told(other: spacing.Spacing, said: str) -> None:
+    doubts: list[InputError] = []
+    spacing.warn_of_other_size(other, "b", NM, "a", doubts.append)
+    assert len(doubts) == bool(said)
+    assert said in " ".join(map(str, doubts))
+
+
+def test_what_a_person_gives_replaces_what_the_file_states_with_a_note() -> None:
+    notes: list[str] = []
+    assert spacing.replace_stated(NM, None, "a", notes.append) == NM
+    assert spacing.replace_stated({}, NM, "a", notes.append) == NM
+    assert spacing.replace_stated(NM, {"y": 5.0, "x": 5.0}, "a", notes.append) == NM
+    assert notes == []
+    assert spacing.replace_stated(NM, {"y": 5.0, "x": 7.0}, "a", notes.append) == {"z": 50.0, "y": 5.0, "x": 7.0}
+    assert notes == ["note: a: a voxel of x 5 nm in the file is replaced by what was given, x 7 nm"]
+
+
 def test_the_option_is_in_nanometres() -> None:
     assert spacing.parse("30,4,5") == {"z": 30, "y": 4, "x": 5}
     assert spacing.parse("4, 5") == {"y": 4, "x": 5}

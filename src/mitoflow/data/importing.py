@@ -21,9 +21,9 @@ from mitoflow.errors import InputError
 from mitoflow.io import file_names, ome
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.remote import Location, Url, is_url
-from mitoflow.io.spacing import ome_metadata
+from mitoflow.io.spacing import as_warnings, ome_metadata
 from mitoflow.io.tiff import Array, Stack, joined, needs_bigtiff
-from mitoflow.io.volumes import find_files, is_chunked, read_spacing
+from mitoflow.io.volumes import find_files, is_chunked, read_common_spacing, read_spacing
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def find_pairs(
     pairs.sort(key=lambda pair: natural_order(pair.name))
     notes: list[str] = []
     if consecutive:
-        notes = file_names.describe([pair.image.path for pair in pairs])
+        paths = [pair.image.path for pair in pairs]
+        notes = file_names.describe(paths)
+        read_common_spacing(paths, as_warnings(notes.append))
         image, mask = (joined([getattr(pair, kind) for pair in pairs]) for kind in ("image", "mask"))
         pairs = [Pair(pairs[0].name, image, mask)]
     return Sources(pairs, by_order=len(shared) < len(matches), notes=tuple(notes))

@@ -32,7 +32,8 @@ from mitoflow.data.validation import PARTS, Findings, check_dataset
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.remote import is_url
-from mitoflow.io.spacing import as_warnings
+from mitoflow.io.spacing import as_warnings, warn_of_other_size
+from mitoflow.io.volumes import read_spacing
 
 SEVERAL = "general"  # the preset for several sets
 UNDESCRIBED = SetDescription()
@@ -170,6 +171,9 @@ def install_own(
     places = [pair.image.location for source in sources for pair in source.pairs]
     notes = [note for source in sources for note in (*source.notes, *_matches(source))]
     voxel_size = agree_on_voxel_size(places, description.voxel_size, "--voxel-size", as_warnings(notes.append))
+    for pair in (pair for source in sources for pair in source.pairs):
+        of_mask = read_spacing(pair.mask.location)
+        warn_of_other_size(of_mask, pair.mask.location, voxel_size, pair.image.location, as_warnings(notes.append))
     described = description.model_copy(update={"voxel_size": voxel_size})
     train, test = _divide(found, tests, test_fraction, gap, unrelated=description.unrelated)
     prefix = "--test-" if tests else "--"

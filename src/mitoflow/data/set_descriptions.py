@@ -14,11 +14,10 @@ from mitoflow.config.sections import Section, validated
 from mitoflow.core.files import read_yaml, write_yaml
 from mitoflow.errors import InputError
 from mitoflow.io.remote import Location
-from mitoflow.io.spacing import Spacing, Warn
+from mitoflow.io.spacing import TOLERANCE, Spacing, Warn
 from mitoflow.io.volumes import read_spacing
 
 FILE = "sets.yaml"
-TOLERANCE = 0.01  # by which two voxel sizes may differ that mean the same
 
 
 def _along_axes(sizes: Spacing) -> Spacing:

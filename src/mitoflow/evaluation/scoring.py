@@ -13,7 +13,15 @@ from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.inference.label_files import is_mask, is_partial, read_labels, warn_of_dense_mask
 from mitoflow.instances.separation import fewest_voxels, separate
-from mitoflow.io.spacing import Notify, Size, Spacing, known_voxel_size
+from mitoflow.io.spacing import (
+    Notify,
+    Size,
+    Spacing,
+    as_warnings,
+    known_voxel_size,
+    replace_stated,
+    warn_of_other_size,
+)
 
 
 def score(
@@ -35,7 +43,7 @@ def score(
     criteria
         What counts as a mitochondrion; labels that are too small do not either. The defaults where it is None.
     spacing
-        The voxel size, in place of that of the prediction or, where that does not state it, of the truth.
+        The voxel size, in place of that of the prediction or, along axes where that does not state it, of the truth.
     notify
         See `mitoflow.inference.label_files.read_labels`; also called where a mask may be inverted.
 
@@ -61,7 +69,10 @@ def score(
         predicted, true = (np.where(looked_at, voxels, 0) for voxels in (predicted, true))
     for path, voxels in ((prediction, predicted), (truth, true)):
         warn_of_dense_mask(voxels[looked_at], path, notify)
-    voxel_size = known_voxel_size(spacing or its_spacing or other_spacing, len(true))
+    if not spacing:
+        warn_of_other_size(other_spacing, truth, its_spacing, prediction, as_warnings(notify))
+    stated = replace_stated({**other_spacing, **its_spacing}, spacing, prediction, notify)
+    voxel_size = known_voxel_size(stated, len(true))
     labels = (_labels(each, criteria or Instances(), voxel_size) for each in (true, predicted))
     matching = instance_scores.match(*labels)
     half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))

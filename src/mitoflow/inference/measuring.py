@@ -19,7 +19,14 @@ from mitoflow.instances.labelling import label_instances, measure_labels
 from mitoflow.instances.morphometry import Measurements
 from mitoflow.instances.separation import fewest_voxels
 from mitoflow.io import hdf5, n5, remote, volumes
-from mitoflow.io.spacing import Spacing, known_voxel_size, name_unknown
+from mitoflow.io.spacing import (
+    Spacing,
+    as_warnings,
+    known_voxel_size,
+    name_unknown,
+    replace_stated,
+    warn_of_other_size,
+)
 
 NEEDED = "give --voxel-size, or --image with an image that states it"
 
@@ -75,12 +82,14 @@ def measure_file(
     if image is not None:
         grey, of_image = _read_image(image)
         _require_shape(image, grey, source, voxels)
+        if not spacing:
+            warn_of_other_size(of_image, image, stated, source, as_warnings(notify))
         stated = {**of_image, **stated}
     areas = None
     if regions is not None:
         areas, _ = read_labels(regions)
         _require_shape(regions, areas, source, voxels)
-    known = spacing or stated
+    known = replace_stated(stated, spacing, source, notify)
     voxel_size = known_voxel_size(known, len(voxels))
     if voxel_size is None:
         notify(f"note: {source}: {name_unknown(known)} is unknown, so sizes are in voxels alone; {NEEDED}")

@@ -47,6 +47,7 @@ NANOMETRES = {
 LARGE = ("Mm", "Pm")  # mega- and petametres, which in lower case would be something else
 NO_UNIT = ("", "pixel", "pixels", "px", "inch", "reference frame", "none", "null")  # the voxel size is unknown
 NEEDED = "give --voxel-size, or correct the file"
+TOLERANCE = 0.01  # by which two files may differ in the size of the same voxels
 APART = 100  # longest side of a voxel over its shortest, from which on a unit is more likely to be wrong
 
 
@@ -148,6 +149,36 @@ def _of_imagej(metadata: Mapping[str, Any], tags: tifffile.TiffTags) -> Sizes:
     return {"z": (metadata.get("spacing"), units.get("z", units.get("x", ""))), **sizes}
 
 
+def warn_of_other_size(spacing: Spacing, where: object, taken: Spacing, source: object, warn: Warn) -> None:
+    """Report a voxel size, that of the file `where`, that contradicts the one that is taken, that of `source`."""
+    if axes := _unlike(spacing, taken):
+        found, expected = (f"a voxel of {_in_words(size, axes)}" for size in (spacing, taken))
+        warn(InputError(where, found, f"{expected} as in {source}, which is taken", NEEDED))
+
+
+def replace_stated(stated: Spacing, given: Spacing | None, where: object, notify: Notify) -> Spacing:
+    """Return the voxel size as a person gave it, and along other axes as the file `where` states it.
+
+    `notify` is called with a note where the two contradict each other.
+    """
+    given = given or {}
+    if axes := _unlike(given, stated):
+        own = f"a voxel of {_in_words(stated, axes)}"
+        notify(f"note: {where}: {own} in the file is replaced by what was given, {_in_words(given, axes)}")
+    both = {**stated, **given}
+    return {axis: both[axis] for axis in "zyx" if axis in both}
+
+
+def _unlike(one: Spacing, other: Spacing) -> str:
+    """Return the axes along which two voxel sizes are known and differ."""
+    both = (axis for axis in "zyx" if axis in one and axis in other)
+    return "".join(axis for axis in both if not math.isclose(one[axis], other[axis], rel_tol=TOLERANCE))
+
+
+def _in_words(spacing: Spacing, axes: str) -> str:
+    return ", ".join(f"{axis} {spacing[axis]:g}" for axis in axes) + " nm"
+
+
 def known_voxel_size(spacing: Spacing, depth: int) -> Size | None:
     """Return the voxel size of a volume of so many slices, or None where it is not known along each axis.
 
@@ -183,10 +214,6 @@ def in_nanometres(sizes: Sizes, where: object, warn: Warn = lambda _: None, give
     for unit in sorted(unknown):
         warn(InputError(where, f"a voxel size in {unit!r}", "a unit of length, such as nm or micron", NEEDED))
     if spacing and max(spacing.values()) >= APART * min(spacing.values()):
-        sides = ", ".join(f"{axis} {size:g}" for axis, size in spacing.items())
-        warn(
-            InputError(
-                where, f"a voxel of {sides} nm", "sides of one order of magnitude", f"if a unit is wrong, {NEEDED}"
-            )
-        )
+        found = f"a voxel of {_in_words(spacing, ''.join(spacing))}"
+        warn(InputError(where, found, "sides of one order of magnitude", f"if a unit is wrong, {NEEDED}"))
     return spacing

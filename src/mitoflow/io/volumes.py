@@ -17,7 +17,15 @@ from mitoflow.core.files import require_no_pipe
 from mitoflow.errors import InputError
 from mitoflow.io import file_names, gatan, hdf5, mrc, n5, ome, png, remote
 from mitoflow.io.remote import Location
-from mitoflow.io.spacing import Notify, Spacing, Warn, as_warnings, read_tiff_spacing
+from mitoflow.io.spacing import (
+    Notify,
+    Spacing,
+    Warn,
+    as_warnings,
+    read_tiff_spacing,
+    replace_stated,
+    warn_of_other_size,
+)
 from mitoflow.io.tiff import (
     Array,
     Box,
@@ -95,7 +103,7 @@ def open_volume(
         Where it is; for a dataset of an HDF5 file see `mitoflow.io.hdf5`, for one of an N5 `mitoflow.io.n5`, for
         addresses `mitoflow.io.remote`.
     spacing
-        The voxel size, in place of what the file says.
+        The voxel size, in place of what the file says; along axes that it lacks, that of the file.
     fill_missing
         Whether chunks that are missing in a Zarr or HDF5 are empty, as the specifications say; otherwise they are lost.
     notify
@@ -106,20 +114,27 @@ def open_volume(
     InputError
         It does not exist, cannot be read, its server does not answer, or it is no greyscale stack with axes YX or ZYX.
     """
-    path, warn = Path(source), as_warnings(notify if spacing is None else lambda _: None)
+    volume = _open(source, fill_missing, notify, notify if spacing is None else lambda _: None)
+    volume.spacing = replace_stated(volume.spacing, spacing, source, notify)
+    return volume
+
+
+def _open(source: str, fill_missing: bool, notify: Notify, doubt: Notify) -> Volume:
+    """Open a stack with the voxel size that it states; `doubt` is called with the doubts about that."""
+    path, warn = Path(source), as_warnings(doubt)
     if remote.is_url(source):
-        return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fill_missing), spacing)
+        return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fill_missing))
     if _is_folder(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return FolderVolume(open_folder(path, warn), spacing, fill_missing=fill_missing)
+        return FolderVolume(open_folder(path, warn), fill_missing=fill_missing)
     require_no_pipe((hdf5.split(path) or (path, ""))[0])
     if hdf5.is_hdf5(path):
-        return Hdf5Volume(hdf5.open_hdf5(path, warn), spacing, fill_missing=fill_missing)
+        return Hdf5Volume(hdf5.open_hdf5(path, warn), fill_missing=fill_missing)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
     files = find_files("INPUT", [source])
     for line in file_names.describe(files) if len(files) > 1 else []:
         notify(line)
-    return StackVolume([open_file(file) for file in files], spacing, notify)
+    return StackVolume([open_file(file) for file in files], doubt)
 
 
 def is_chunked(path: Path) -> bool:
@@ -228,10 +243,8 @@ class StackVolume:
     ----------
     stacks
         One stack, or single pages in their order.
-    spacing
-        The voxel size, in place of what the first file says.
     notify
-        See `open_volume`.
+        Called with doubts about the voxel size, which is that of the first file.
 
     Raises
     ------
@@ -239,9 +252,7 @@ class StackVolume:
         Of several files one has more than a page, or they differ in size or pixel type.
     """
 
-    def __init__(
-        self, stacks: Sequence[Stack], spacing: Spacing | None = None, notify: Notify = lambda _: None
-    ) -> None:
+    def __init__(self, stacks: Sequence[Stack], notify: Notify = lambda _: None) -> None:
         first = stacks[0]
         for stack in stacks[1:]:
             try:
@@ -254,7 +265,7 @@ class StackVolume:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.origin = (0.0,) * len(self.axes)
-        self.spacing = spacing or read_spacing(first.path, as_warnings(notify))
+        self.spacing = read_common_spacing([stack.path for stack in stacks], as_warnings(notify))
         self.files = [stack.path.resolve() for stack in stacks]
         # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)
@@ -317,8 +328,6 @@ class ChunkedVolume:
     ----------
     image
         Its axes are in the order t, c, z, y, x.
-    spacing
-        The voxel size, in place of what the image says.
 
     Raises
     ------
@@ -326,7 +335,7 @@ class ChunkedVolume:
         It holds no numbers, it is empty, or it has several channels or time points.
     """
 
-    def __init__(self, image: ome.Multiscale | n5.N5Image | hdf5.Hdf5Image, spacing: Spacing | None) -> None:
+    def __init__(self, image: ome.Multiscale | n5.N5Image | hdf5.Hdf5Image) -> None:
         array, axes, path = image.array, image.axes, image.path
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
@@ -342,7 +351,7 @@ class ChunkedVolume:
         self.axes = "".join(axis for axis in axes if axis in "zyx")
         lengths = dict(zip(axes, array.shape, strict=True))
         self.shape: tuple[int, int, int] = (lengths.get("z", 1), lengths["y"], lengths["x"])
-        self.spacing = spacing or image.spacing
+        self.spacing = image.spacing
         self._slab = _Slab(0, (0, 0, 0, 0), np.empty((0, 0, 0), self.dtype))
 
     def read(self, z: int, box: Box) -> Array:
@@ -370,7 +379,7 @@ class FolderVolume(ChunkedVolume):
     ----------
     image
         See `open_folder`.
-    spacing, fill_missing
+    fill_missing
         See `open_volume`.
 
     Raises
@@ -379,10 +388,8 @@ class FolderVolume(ChunkedVolume):
         As for `ChunkedVolume`, or chunks are missing; those on a server are missed when they are read.
     """
 
-    def __init__(
-        self, image: ome.Multiscale | n5.N5Image, spacing: Spacing | None, *, fill_missing: bool = False
-    ) -> None:
-        super().__init__(image, spacing)
+    def __init__(self, image: ome.Multiscale | n5.N5Image, *, fill_missing: bool = False) -> None:
+        super().__init__(image)
         self._path = image.path
         self._lost = image.missing_chunks(MISSING if fill_missing else SHOWN)
         count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
@@ -410,7 +417,7 @@ class Hdf5Volume(ChunkedVolume):
     ----------
     image
         See `mitoflow.io.hdf5.open_hdf5`.
-    spacing, fill_missing
+    fill_missing
         See `open_volume`.
 
     Raises
@@ -419,8 +426,8 @@ class Hdf5Volume(ChunkedVolume):
         As for `ChunkedVolume`, or chunks are missing.
     """
 
-    def __init__(self, image: hdf5.Hdf5Image, spacing: Spacing | None, *, fill_missing: bool = False) -> None:
-        super().__init__(image, spacing)
+    def __init__(self, image: hdf5.Hdf5Image, *, fill_missing: bool = False) -> None:
+        super().__init__(image)
         _require_chunks(image.path, image.missing, f"{image.missing} missing chunks", fill_missing=fill_missing)
         self.origin = (0.0,) * len(self.axes)
         self._file = image.file
@@ -453,6 +460,18 @@ def read_spacing(path: Location, warn: Warn = lambda _: None, given: Container[s
     if gatan.is_gatan(path):
         return gatan.read_spacing(path, warn)
     return {} if png.is_png(path) else read_tiff_spacing(path, warn, given)
+
+
+def read_common_spacing(paths: Sequence[Path], warn: Warn) -> Spacing:
+    """Return the voxel size of slices, that of the first file, and report the first one that states another."""
+    spacing = read_spacing(paths[0], warn)
+    doubts: list[InputError] = []
+    for path in paths[1:] if spacing else []:
+        warn_of_other_size(read_spacing(path), path, spacing, paths[0].name, doubts.append)
+        if doubts:
+            warn(doubts[0])
+            break
+    return spacing
 
 
 def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
