@@ -94,6 +94,7 @@ def damaged(path: Path, start: int, value: int) -> None:
         (8, -5, "at least one voxel"),  # slices
         (12, 4, "integers or floating-point"),  # complex numbers
         (12, 77, "cannot be read"),
+        (64, 3, "columns, rows and slices along the axes 3, 2, 3, expected 1, 2, 3, which are x, y and z"),
         (88, 450, "several volumes"),
         (92, 2**31 - 1, "truncated"),  # bytes of the extended header
         (92, -2000, "truncated"),

@@ -110,6 +110,8 @@ SIZES: list[tuple[dict[str, Any], dict[str, float]]] = [
         {"z": 30, "y": 4, "x": 5},
     ),
     ({"pixelWidth": 0.005, "pixelHeight": 0.004, "pixelDepth": 0.03, "pixelUnit": "um"}, {"z": 30, "y": 4, "x": 5}),
+    ({"axes": ["z", "y", "x"], "resolution": [30, 4, 5], "units": ["nm"] * 3}, {"z": 30, "y": 4, "x": 5}),
+    ({"axes": ["x", "y", "z"], "resolution": [5, 4, 30], "units": ["nm"] * 3}, {"z": 30, "y": 4, "x": 5}),
     ({"pixelResolution": [1, 1, 1]}, {}),
     ({}, {}),
 ]
@@ -265,6 +267,7 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
         "packed by xz": {"compression": {"type": "xz"}},
         "string voxels": {"dataType": "string"},
         "KeyError": {"pixelResolution": {}},
+        "axes c, y, x, and not x, y, z": {"axes": ["c", "y", "x"], "resolution": [1, 1, 1]},
     }
     for said, attributes in lines.items():
         write(tmp_path / "a.n5", attributes=attributes)

@@ -139,6 +139,28 @@ def test_an_unknown_voxel_size_has_no_unit(tmp_path: Path) -> None:
     assert (image.axes, image.spacing) == ("yx", {})
 
 
+@pytest.mark.parametrize(
+    "transformations",
+    [
+        [],
+        [{"type": "identity"}],
+        [{"type": "scale", "path": "scale"}],
+        [{"type": "affine", "affine": [[30, 0, 0, 0], [0, 4, 0, 0], [0, 0, 5, 0]]}],
+        [{"type": "scale", "scale": [30, 4, 5]}, {"type": "rotation", "rotation": [[1, 0], [0, 1]]}],
+    ],
+)
+def test_a_scale_that_cannot_be_read_is_unknown_and_told(tmp_path: Path, transformations: list[dict[str, Any]]) -> None:
+    path, doubts = tmp_path / "o.ome.zarr", list[InputError]()
+    stored(path, VOXELS[:, :64, :64])
+    ome.finish_multiscale(path, KNOWN)
+    group = zarr.open_group(path, mode="r+")
+    (multiscale,) = group.attrs["multiscales"]
+    datasets = [{"path": "0", "coordinateTransformations": transformations}]
+    group.attrs["multiscales"] = [multiscale | {"datasets": datasets}]
+    assert ome.open_multiscale(path, doubts.append).spacing == {}
+    assert "found no scale that can be read for its unit of length" in str(doubts[0])
+
+
 def version_05(path: Path, axes: str = "tczyx", **shards: Any) -> Path:
     group = zarr.open_group(path, mode="w", zarr_format=3)
     voxels = VOXELS[None, None]

@@ -50,7 +50,8 @@ def open_mrc(path: Path) -> Stack:
     Raises
     ------
     InputError
-        The file is missing, no MRC, truncated, of complex numbers, or has several volumes.
+        The file is missing, no MRC, truncated, of complex numbers, has several volumes, or its columns, rows and slices
+        are not along x, y and z.
     """
     header, stored = _read_header(path)
     shape = (int(header.nz), int(header.ny), int(header.nx))
@@ -58,6 +59,9 @@ def open_mrc(path: Path) -> Stack:
         raise InputError(path, f"an array of shape {shape}", "at least one voxel", "export the stack again")
     if int(header.ispg) in VOLUMES:
         raise InputError(path, "several volumes in one file", "one stack", "save each as a file")
+    if (order := (int(header.mapc), int(header.mapr), int(header.maps))) not in ((1, 2, 3), (0, 0, 0)):
+        found = f"columns, rows and slices along the axes {', '.join(map(str, order))}"
+        raise InputError(path, found, "1, 2, 3, which are x, y and z", "export the stack with its axes in this order")
     if stored.kind not in "uif":
         raise InputError(
             path, f"{stored} voxels", "integers or floating-point numbers", "save the image as 8- or 16-bit"

@@ -260,7 +260,7 @@ def _find_dataset(place: Location) -> tuple[dict[str, Any], Location]:
 
 def _inherited(around: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return what a folder says of the voxel size of its levels, of which one is named."""
-    found = {key: around[key] for key in ("pixelResolution", "resolution", "units") if key in around}
+    found = {key: around[key] for key in ("pixelResolution", "resolution", "units", "axes") if key in around}
     factors, level = around.get("scales", around.get("downsamplingFactors")), _level(name)
     if isinstance(factors, list) and level < len(factors):
         found["downsamplingFactors"] = factors[level]
@@ -288,7 +288,10 @@ def _datasets(folder: Path) -> Iterator[Path]:
 
 
 def _sizes(attributes: Mapping[str, Any], axes: str, level: int) -> Sizes:
-    """Return the voxel size with its units, as far as the attributes say; `axes` are those of the array on disk."""
+    """Return the voxel size with its units, as far as the attributes say; `axes` are those of the array on disk.
+
+    Sizes and units are in the order of ``axes`` where the attributes have it: programs of Python write z first.
+    """
     if transform := attributes.get("transform"):  # of COSEM, which names the axes
         sizes = zip(transform["scale"], map(str, transform["units"]), strict=True)
         return dict(zip(transform["axes"], sizes, strict=True))
@@ -302,6 +305,9 @@ def _sizes(attributes: Mapping[str, Any], axes: str, level: int) -> Sizes:
     factors = attributes.get("downsamplingFactors", None if level else [1] * len(axes))
     if sides is None or factors is None:
         return {}
+    named = [str(axis["name"] if isinstance(axis, dict) else axis).lower() for axis in attributes.get("axes", axes)]
+    if sorted(named) != sorted(axes):
+        raise ValueError(f"axes {', '.join(named)}, and not {', '.join(axes)}")
     each = [str(unit) for unit in (units if isinstance(units, list) else [units] * len(axes))]
     scaled = [float(side) * float(factor) for side, factor in zip(sides, factors, strict=True)]
-    return dict(zip(axes, zip(scaled, each, strict=True), strict=True))
+    return dict(zip(named, zip(scaled, each, strict=True), strict=True))

@@ -325,6 +325,7 @@ def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bo
             for each in (dataset, multiscale)
         )
         sides = [a * b for a, b in zip(scale, more, strict=True)]
+        is_scaled = _states_scale(dataset, multiscale)
         origin = tuple((t * b + u) / side for t, b, u, side in zip(shift, more, further, sides, strict=True))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         found = f"no image of OME-Zarr 0.4 or 0.5 ({type(error).__name__}: {error})"
@@ -338,6 +339,11 @@ def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bo
         for axis, side, unit in zip(axes, sides, units, strict=True)
         if axis in "zyx"
     }
+    if not is_scaled:
+        if any(unit for _, unit in sizes.values()):
+            found, expected = "no scale that can be read for its unit of length", "a scale in its metadata"
+            warn(InputError(path, found, expected, spacing.NEEDED))
+        sizes = {}
     return Multiscale(place, array, names, spacing.in_nanometres(sizes, path, warn), origin)
 
 
@@ -394,6 +400,13 @@ def _transformation(described: Mapping[str, Any], kind: str, axes: int) -> list[
                 raise ValueError(f"a {kind} of {len(values)} axes and not {axes}")
             return values
     return [1.0 if kind == "scale" else 0.0] * axes
+
+
+def _states_scale(*described: Mapping[str, Any]) -> bool:
+    """Return whether the scale of an image is in its metadata: not in a file, an affine transformation or nowhere."""
+    each = [found for one in described for found in one.get("coordinateTransformations", [])]
+    scales = [found for found in each if found["type"] not in ("identity", "translation")]
+    return bool(scales) and all(found["type"] == "scale" and "scale" in found for found in scales)
 
 
 def corners(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
