@@ -105,7 +105,7 @@ def test_version() -> None:
         (["promote"], "promote: Missing argument 'VERSION'"),
         (["promote", "1", "--force"], "promote: --force needs --reason TEXT; see `mitoflow promote --help`"),
         (["compare", "1", "2", "--html", "page.txt"], "--html: found page.txt, expected a name that ends with .html"),
-        (["lineage"], "lineage: Missing argument 'VERSION|FILE'"),
+        (["lineage"], "lineage: Missing argument 'MODEL|FILE'"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments: list[str], said: str, run_here: Here) -> None:
@@ -159,6 +159,8 @@ def test_the_lineage_of_a_released_file_is_the_one_beside_it(folder: Path, run_h
     made = YAML(typ="safe", pure=True).load(model / "lineage.yaml")
     assert shown["git_commit"] == made["code"]["git_commit"]
     assert shown["model_sha256"] == made["run"]["model_sha256"]
+    assert shown["released_version"] == made["run"]["version"]
+    assert not {"version", "run"} & shown.keys()  # which would be those of this registry
     assert shown["params.recipe.seed"] == made["params"]["recipe.seed"]
     assert not (folder / "mlflow.db").exists()
 
@@ -194,6 +196,8 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
     lineage = dict(line.split(maxsplit=1) for line in run_here("lineage", "1")[1].splitlines())
     assert (lineage["version"], lineage["run"], lineage["git_commit"]) == ("1", run_id, "abc")
     assert lineage["params.train.epochs"] == "3"
+    for name in ("champion", "models:/mitoflow/1", run_id):
+        assert json.loads(run_here("lineage", name, "--json")[1]) == lineage
     assert run_here("promote", "1")[1] == "version 1 is the champion: it is the champion already\n"
 
     client.create_model_version("mitoflow", folder.as_uri())

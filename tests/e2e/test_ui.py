@@ -84,6 +84,17 @@ def experiment(client: MlflowClient) -> str:
     return str(client.get_experiment_by_name("mitoflow").experiment_id)
 
 
+def test_the_address_that_is_printed_opens_the_view_for_model_training(
+    browser: WebDriver, address: str, project: Project
+) -> None:
+    (line,) = [line for line in project.read("ui.log").splitlines() if line.startswith("MLflow: ")]
+    page = line.removeprefix("MLflow: ")
+    assert page.startswith(f"{address}/#/experiments/")
+    browser.get(page)
+    shown(browser, "validate phantom", "train phantom", "Run Name")
+    assert "workflowType=machine_learning" in browser.current_url
+
+
 def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, experiment: str) -> None:
     browser.get(f"{address}/#/experiments/{experiment}/runs")
     page = shown(browser, "validate phantom", "patch phantom", "tune phantom", "train phantom")

@@ -120,7 +120,10 @@ def test_a_renamed_model_is_one_line_and_no_new_one(
     register(800)
     client.rename_registered_model("mitoflow", "kept")
     line = "model mitoflow: found renamed to kept, expected the name mitoflow; rename it back in MLflow"
-    for ask in (registry.models, registry.champion, registry.history, lambda: registry.find_version("champion")):
+    for ask in (
+        *(registry.models, registry.champion, registry.history, lambda: registry.find_version("champion")),
+        *(lambda: registry.find_version("1"), lambda: registry.promote(1), lambda: lineage.origin("1")),
+    ):
         with pytest.raises(InputError) as refused:
             ask()
         assert str(refused.value) == line
@@ -214,7 +217,7 @@ def test_a_run_that_is_gone_for_good_leaves_what_the_version_knows(client: Mlflo
     client.delete_run(run_id)
     client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
     known = lineage.origin("1")
-    assert known["run"] == f"{run_id}, which was deleted from MLflow for good"
+    assert (known["run"], known["run_status"]) == (run_id, "deleted from MLflow for good")
     assert known["model_sha256"] == provenance.file_sha256(WEIGHTS)
     assert registry.model_file(1).read_bytes() == b"weights"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -112,6 +113,21 @@ def test_an_evaluation_that_finds_the_same_again_makes_no_version(here: Path) ->
     assert [row.version for row in registry.models()] == [1, 2]
     assert len(all_runs("evaluate")) == 3
     assert lineage.origin("1")["git_commit"] == TRAINED["git_commit"]
+
+
+@pytest.mark.slow
+def test_what_was_evaluated_before_its_changes_were_committed_becomes_a_version_again_after(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_folder(tmp_path, monkeypatch)
+    for file in (MODEL, SETTINGS):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(evaluated / file, file)
+    with runs.start("train", "train cortex", made_from=TRAINED) as run:
+        run.produced(MODEL)
+    for dirty in ("true", "true", "false", "true", "false"):
+        evaluate(9, 1, {**LATER, "git_dirty": dirty})
+    assert [lineage.origin(str(row.version))["git_dirty"] for row in registry.models()] == ["true", "false"]
 
 
 def test_the_runs_of_training_and_evaluation_name_its_versions(here: Path) -> None:

@@ -77,7 +77,8 @@ def _list_pretrained(as_json: bool) -> None:
 def compare(a: str, b: str, html: Path | None, as_json: bool) -> None:
     """Compare two models: parameters, scores, slices.
 
-    A and B are versions, aliases, runs, git revisions, DVC experiments, pretrained, pretrained:NAME or .keras files.
+    A and B are versions, aliases, models:/NAME/VERSION, runs, git revisions, DVC experiments, pretrained,
+    pretrained:NAME or .keras files.
     Models that were not evaluated on the same slices are evaluated on those of data/test. The intervals of the
     differences are paired: both models are scored on the same draws of the same slices.
     """
@@ -135,18 +136,26 @@ def _print_comparison(compared: Comparison) -> None:
 
 
 @click.command()
-@click.argument("what", metavar="VERSION|FILE")
-def lineage(what: str) -> None:
-    """Show where a version, a .keras file or a mask comes from."""
+@click.argument("what", metavar="MODEL|FILE")
+@json_option
+def lineage(what: str, as_json: bool) -> None:
+    """Show where a model or a mask comes from.
+
+    MODEL is what `predict --model` takes: a version, an alias, a run, models:/NAME/VERSION, pretrained:NAME or a .keras
+    file.
+    """
     if what.lower().endswith((".tif", ".tiff", ".zarr")):
         from mitoflow.io import ome
 
         facts = ome.read_lineage(Path(what))
     else:
-        from mitoflow.tracking import pretrained
+        from mitoflow.tracking import model_lookup
 
-        facts = pretrained.origin(what)
-    print_table([], [[key, value] for key, value in facts.items()])
+        facts = model_lookup.origin(what)
+    if as_json:
+        print_json(facts)
+    else:
+        print_table([], [[key, value] for key, value in facts.items()])
 
 
 @click.command()

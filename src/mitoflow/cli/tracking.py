@@ -16,7 +16,7 @@ from mitoflow.errors import InputError
 @click.option("--port", default=5000, show_default=True)
 def ui(port: int) -> None:
     """Open MLflow: runs, artifacts and the model registry."""
-    from mitoflow.tracking import local_store, store
+    from mitoflow.tracking import local_store, runs, store
 
     place = store.uri()
     if not store.is_database(place):
@@ -24,6 +24,10 @@ def ui(port: int) -> None:
         return
     local_store.require_usable(place)
     store.configure()
+    experiment = store.client(place).get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or runs.EXPERIMENT)
+    # Without the last part MLflow opens its view for language models, whatever the experiment says of itself.
+    page = f"/#/experiments/{experiment.experiment_id}?workflowType=machine_learning" if experiment else ""
+    echo(f"MLflow: http://127.0.0.1:{port}{page}")
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
     # One worker serves one person. MLflow's four take four times the memory, and are killed and started again without
     # end where a busy machine takes seconds to start them.

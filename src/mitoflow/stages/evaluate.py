@@ -265,7 +265,7 @@ def _write_results(results: Results) -> None:
 
 def _headline(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of ``metrics.json`` that tables of experiments show."""
-    chosen = {name: summary["whole_slice"][name] for name in ("dice", "dice_low", "dice_high", "iou")}
+    chosen = {name: summary["whole_slice"][name] for name in ("dice", "iou")}
     return chosen | {name: summary[name] for name in ("boundary_f1", "instance_f1_50")}
 
 

@@ -24,7 +24,7 @@ from mitoflow.tracking.naming import run_name
 from mitoflow.training import fitting
 from mitoflow.training.callbacks import Logs
 
-HEADLINE = ("best_epoch", "best_val_dice", "epochs")  # in metrics.json; MLflow has all of the best epoch
+HEADLINE = ("best_epoch", "best_val_dice")  # in metrics.json; MLflow has all of the best epoch
 DELIVERED = "delivered"  # beside the checkpoints: DVC's hash of the model that they led to
 
 
@@ -109,8 +109,9 @@ class Curves:
         self._history[epoch:] = [dict(logs)]
         files.write_json(self._kept, {"epochs": self._history})
         write_curves(self._history)
-        # Not training Dice comes first: MLflow's comparison of runs opens on the metric that was logged first.
-        self._run.metrics({"val_dice": logs["val_dice"], **logs}, step=epoch)
+        # MLflow's comparison of runs opens on the metric that was logged first: that of the weights that are kept.
+        best = max(each["val_dice"] for each in self._history)
+        self._run.metrics({"best_val_dice": best, "val_dice": logs["val_dice"], **logs}, step=epoch)
 
 
 def write_curves(history: Sequence[Logs]) -> None:

@@ -57,7 +57,7 @@ def _origin(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
         raise InputError(f"version {version.version}", "no run", expected, "look at it in the MLflow UI")
     known = {"version": str(version.version)}
     if (run := store.find_run(client, version.run_id)) is None:
-        return known | {"run": f"{version.run_id}, which was deleted from MLflow for good"} | _of_tags(version.tags)
+        return known | {"run": version.run_id, "run_status": "deleted from MLflow for good"} | _of_tags(version.tags)
     return known | _facts(client, run, run.data.tags | version.tags)
 
 

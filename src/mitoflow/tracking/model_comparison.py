@@ -192,7 +192,7 @@ def find(what: str) -> Side:
 
 
 def _is_registered(what: str) -> bool:
-    if what.isdecimal() or registry.RUN_ID.fullmatch(what):
+    if what.isdecimal() or registry.RUN_ID.fullmatch(what) or what.startswith("models:/"):
         return True
     try:
         return not registry.is_missing() and registry.find_version(what) is not None

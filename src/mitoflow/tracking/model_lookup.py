@@ -45,13 +45,26 @@ def find(wanted: str | None = None) -> TrainedModel:
         return _pretrained(rest)
     if wanted.endswith(".keras"):
         return _of_file(Path(wanted))
-    name, what = _split(wanted)
-    if Path(wanted).is_file() or not what or ":" in what:
-        raise InputError("--model", wanted, EXPECTED, "a file must be a .keras model; `mitoflow models` lists versions")
-    version = _find_version(what, name)
-    if version is None:
-        raise InputError("--model", f"{wanted}, which names no version", EXPECTED, "`mitoflow models` lists them")
-    return _of_registry(name, version)
+    return _of_registry(*_version("--model", wanted))
+
+
+def origin(wanted: str) -> dict[str, str]:
+    """Return where a model comes from, by any name that `find` takes; see `mitoflow.tracking.lineage.origin`.
+
+    Raises
+    ------
+    InputError
+        There is no such model, MLflow does not know the file, or the registry does not answer.
+    """
+    kind, _, rest = wanted.partition(":")
+    if kind == "pretrained":
+        return pretrained.find(rest).origin
+    if wanted.endswith(".keras"):
+        return pretrained.origin(wanted)
+    from mitoflow.tracking import lineage
+
+    name, version = _version("MODEL", wanted)
+    return lineage.origin(str(version), name)
 
 
 def names() -> list[str]:
@@ -102,6 +115,17 @@ def _split(wanted: str) -> tuple[str, str]:
         return params.load_registry().model, wanted.removeprefix("runs:/").partition("/")[0]
     name, _, what = wanted.removeprefix("models:/").replace("@", "/", 1).partition("/")
     return name, what.partition("/")[0]
+
+
+def _version(where: str, wanted: str) -> tuple[str, int]:
+    """Return the name of a registered model and the version that is meant; an error begins with `where`."""
+    name, what = _split(wanted)
+    if Path(wanted).is_file() or not what or ":" in what:
+        raise InputError(where, wanted, EXPECTED, "a file must be a .keras model; `mitoflow models` lists versions")
+    version = _find_version(what, name)
+    if version is None:
+        raise InputError(where, f"{wanted}, which names no version", EXPECTED, "`mitoflow models` lists them")
+    return name, version
 
 
 def _find_version(what: str, name: str) -> int | None:

@@ -65,9 +65,14 @@ class Pretrained:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the model comes from, by the keys of `mitoflow.tracking.lineage.origin`; raises like `evaluation`."""
+        """Where the model comes from, by the keys of `mitoflow.tracking.lineage.origin`; raises like `evaluation`.
+
+        The version and the run, which are of another store, are ``released_version`` and so on.
+        """
         made = self.lineage
-        facts = {**made.get("run", {}), **made["code"]}
+        run = {key: value for key, value in made.get("run", {}).items() if key != "model_sha256"}
+        facts = {f"released_{key}": value for key, value in run.items()}
+        facts |= made["code"]
         for group in ("dataset", "params"):
             facts |= {f"{group}.{key}": str(value) for key, value in made[group].items()}
         return facts | {"model_sha256": self.evaluation.model_sha256}

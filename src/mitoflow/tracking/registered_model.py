@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from mitoflow.config import params
 from mitoflow.errors import InputError
-from mitoflow.tracking import store
+from mitoflow.tracking import promotion_log, store
 
 NAME_TAG = "mitoflow.registered_model"  # of a version, and of what waits to become one
 
@@ -46,11 +46,12 @@ def opened(called: str = "") -> Iterator[Registered]:
 
 
 def get_version(model: Registered, version: int) -> ModelVersion:
-    """Return a version; raises `InputError` where there is no such one."""
+    """Return a version; raises `InputError` where there is no such one, or where the model was renamed in MLflow."""
     try:
         return model.client.get_model_version(model.name, str(version))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+        promotion_log.require_not_renamed(model.client, model.name)
         remedy = "`mitoflow models` lists them"
         raise InputError(f"version {version}", "no such version", f"a version of model {model.name}", remedy) from None

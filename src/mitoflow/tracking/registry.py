@@ -93,6 +93,8 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
 def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing.
 
+    A model that was evaluated with changes that were not committed becomes another version once they are.
+
     Raises
     ------
     InputError
@@ -101,9 +103,10 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
     model = _named(client, tags)
     with workspace.exclusive("registry"):
         ChampionState.read(model)  # raises where the model has another name now, before one is made beside it
-        version = _find(model, tags) or _create(model, run_id, folder, tags)
-        called = client.get_run(run_id).info.run_name
-        client.update_run(run_id, name=naming.with_version(called, int(version.version)))
+        version, run = _find(model, tags), client.get_run(run_id)
+        if version is None or (_git_dirty(version.tags), _git_dirty(run.data.tags)) == ("true", "false"):
+            version = _create(model, run, folder, tags)
+        client.update_run(run_id, name=naming.with_version(run.info.run_name, int(version.version)))
         if VERDICT_TAG in version.tags:
             return
         client.set_registered_model_alias(model.name, CHALLENGER, version.version)
@@ -324,9 +327,15 @@ def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[st
 
 
 def _find(model: Registered, tags: Mapping[str, str]) -> ModelVersion | None:
-    """Return the version that this evaluation of this training made, in whichever run it was first."""
+    """Return the version that this evaluation of this training made, of several one without uncommitted changes."""
     same = _equal(tags, store.TRAINING_KEY_TAG, version_tags.EVALUATION_SHA256)
-    return next(iter(store.search_versions(model.client, model.name, *same)), None)
+    versions = store.search_versions(model.client, model.name, *same)
+    return min(versions, key=lambda version: _git_dirty(version.tags) == "true", default=None)
+
+
+def _git_dirty(tags: Mapping[str, str]) -> str:
+    """Return whether a run or version has uncommitted changes: true or false, and nothing where that is unknown."""
+    return provenance.from_tags(tags).get("git_dirty", "")
 
 
 def _equal(tags: Mapping[str, str], *names: str) -> list[str]:
@@ -343,8 +352,8 @@ def _of_run(model: Registered, run_id: str) -> list[ModelVersion]:
     return store.search_versions(model.client, model.name, f"tags.`{store.TRAINING_KEY_TAG}` = '{key}'") if key else []
 
 
-def _create(model: Registered, run_id: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
-    run = model.client.get_run(run_id)
+def _create(model: Registered, run: Run, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+    run_id = run.info.run_id
     logged = _logged_model(model.client, run, tags)
     packed = Model.load(str(folder))
     packed.run_id, packed.model_id, packed.model_uuid = run_id, logged.model_id, logged.model_id
