@@ -165,7 +165,7 @@ class Log:
 
 
 def require_not_renamed(client: MlflowClient, name: str) -> None:
-    """Raise where a registered model that has a log is missing because it has another name now.
+    """Raise where a registered model that has a log has another name now.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def require_not_renamed(client: MlflowClient, name: str) -> None:
     """
     births = {entry.tags.get(f"{_TAG}registry") for entry in store.search_versions(client, log_name(name))}
     for model in store.search_registered_models(client) if births else ():
-        if str(model.creation_timestamp) in births:
+        if str(model.creation_timestamp) in births and model.name != name:
             raise _renamed(f"model {name}", model.name, name)
 
 
