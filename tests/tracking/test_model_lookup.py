@@ -220,7 +220,7 @@ def test_without_a_champion_the_pretrained_model_is_taken(
         model = model_lookup.find(name)
         assert model.name == "pretrained:phantom"
         assert model.domain is not None
-        assert (model.lineage["run"], model.lineage["git_commit"]) == ("abc", "def")
+        assert (model.lineage["released_run"], model.lineage["git_commit"]) == ("abc", "def")
         assert "python" not in model.lineage
     assert model_lookup.names() == ["pretrained:phantom"]
     assert not Path("mlflow.db").exists(), "no registry is made to ask it"
