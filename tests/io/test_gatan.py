@@ -150,7 +150,8 @@ def test_what_is_no_stack_of_grey_values_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "empty.dm4", STACK[:0])
     write(tmp_path / "colours.dm3", STACK, images=[PREVIEW, image(STACK[0].astype(np.int32), (1, 1), "nm", 23)])
     write(tmp_path / "two.dm3", STACK, images=[PREVIEW, *2 * [image(STACK, (1, 1, 1), "nm")]])
-    write(tmp_path / "series.dm4", STACK, images=[PREVIEW, image(STACK, (1, 1, 1), "s")])
+    for unit in ("s", "sec", "Time", "eV"):
+        write(tmp_path / f"{unit}.dm4", STACK, images=[PREVIEW, image(STACK, (1, 1, 1), unit)])
     write(tmp_path / "none.dm4", STACK, images=[])
     (tmp_path / "text.dm3").write_text("no DM3")
     (tmp_path / "nothing.dm3").write_bytes(b"")
@@ -165,7 +166,7 @@ def test_what_is_no_stack_of_grey_values_is_one_line(tmp_path: Path) -> None:
         "empty.dm4": r"an array of shape \(0, 70, 90\)",
         "colours.dm3": "found colours",
         "two.dm3": "2 images",
-        "series.dm4": "5 images along an axis in s",
+        **{f"{unit}.dm4": f"5 images along an axis in {unit}," for unit in ("s", "sec", "Time", "eV")},
         "none.dm4": "no image",
         "text.dm3": "no DM3 or DM4 that can be read",
         "nothing.dm3": "no DM3 or DM4 that can be read",

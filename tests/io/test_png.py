@@ -54,6 +54,13 @@ def test_colours_are_refused(tmp_path: Path, mode: str, said: str) -> None:
         open_volume(str(tmp_path / "a.png"))
 
 
+def test_an_animation_is_refused_and_not_read_as_its_first_image(tmp_path: Path) -> None:
+    pages = [Image.fromarray(STACK[0] + z) for z in range(3)]
+    pages[0].save(tmp_path / "a.png", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match="found an animation of 3 images, expected one slice a file"):
+        open_volume(str(tmp_path / "a.png"))
+
+
 def test_a_file_that_says_it_is_larger_than_it_can_be(tmp_path: Path) -> None:
     Image.fromarray(STACK[0]).save(tmp_path / "a.png")
     content = bytearray((tmp_path / "a.png").read_bytes())

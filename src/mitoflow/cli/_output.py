@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +19,21 @@ from mitoflow.errors import printable
 def echo(line: str = "", *, err: bool = False) -> None:
     """Print a line; control characters in names from elsewhere become escapes."""
     click.echo(printable(line), err=err)
+
+
+def shell_word(path: Path | str) -> str:
+    """Return a path as a word of a command that a person copies into a shell."""
+    text = f"./{path}" if str(path).startswith("-") else str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    # `echo` prints control characters as escapes, which Bash and Zsh understand in this kind of quotes alone.
+    return f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    return character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

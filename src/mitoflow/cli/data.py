@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mitoflow.cli._click import OrderedGroup
-from mitoflow.cli._output import echo, print_changes, print_table
+from mitoflow.cli._output import echo, print_changes, print_table, shell_word
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def _report(installed: Installed) -> None:
         echo(note)
     print_changes(installed.changed)
     if installed.replaced:
-        archive = shlex.quote(os.path.relpath(installed.replaced))
+        archive = shell_word(os.path.relpath(installed.replaced))
         echo(f"to go back to the data before: tar xf {archive} && dvc checkout data.dvc")
     echo("next: git add data.dvc params.yaml .gitignore && dvc repro")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mitoflow.cli._click import model_option
-from mitoflow.cli._output import echo
+from mitoflow.cli._output import echo, shell_word
 from mitoflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def export(
     if bioimageio:
         parity = bioimageio_export.write_package(bioimageio, model, authors or ("The mitoflow authors",), licence)
         _report(bioimageio, model.name, parity)
-        echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shlex.quote(str(bioimageio))}")
+        echo(f"next: KERAS_BACKEND=tensorflow bioimageio test {shell_word(bioimageio)}")
 
 
 def _report(target: Path, model: str, parity: Parity) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mitoflow.cli._click import instance_options, model_option
-from mitoflow.cli._output import echo, print_table
+from mitoflow.cli._output import echo, print_table, shell_word
 from mitoflow.errors import InputError
 
 
@@ -88,7 +87,7 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
         echo(f"{output}: masks of {len(outcomes)} files by {model.name}; {output / collection.SUMMARY} lists them")
         return
     prediction.predict(request, model, notify)
-    echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shlex.quote(str(output))}`")
+    echo(f"{output}: mask by {model.name}; its origin: `mitoflow lineage {shell_word(output)}`")
 
 
 @click.command()
@@ -127,7 +126,7 @@ def suggest(
     ]
     print_table(["box", "slice", "y", "x", "disagreement", "file"], rows)
     shown, images, masks = (
-        shlex.quote(str(folder / name)) for name in (correction.PICTURE, correction.IMAGES, correction.MASKS)
+        shell_word(folder / name) for name in (correction.PICTURE, correction.IMAGES, correction.MASKS)
     )
     echo(f"{shown}: the boxes with the contours by {model.name}, and where it disagrees with itself")
     echo(f"next: correct {masks}, then mitoflow data add --name NAME --images {images} --masks {masks} --unrelated")

@@ -26,7 +26,11 @@ OTHERS = {
     8: "colours",
     23: "colours",
 }  # previews are in colours
-NO_LENGTHS = ("s", "ms", "min", "h", "eV", "keV")  # units along z of what is no stack of slices
+#: Units, in lower case, along z of what is no stack of slices.
+NO_LENGTHS = (
+    *("s", "sec", "secs", "second", "seconds", "ms", "min", "minutes", "h", "hr", "hours", "time", "frame", "frames"),
+    *("ev", "kev", "energy"),
+)
 #: The value of a tag.
 Tag = str | float
 MOST_READS = 2_000_000  # numbers and texts of the tags; files have up to some hundred thousand
@@ -72,7 +76,7 @@ def open_gatan(path: Path) -> Stack:
         found, expected = OTHERS.get(kind, f"voxels of the type {kind}"), "integers or floating-point numbers"
         raise InputError(path, found, expected, "save the image as 8- or 16-bit greyscale")
     unit = _units(image)[2] if len(lengths) == 3 else ""
-    if unit in NO_LENGTHS:
+    if unit.strip().lower() in NO_LENGTHS:
         remedy = "if they are slices, correct the unit of the third axis in DigitalMicrograph, else save one of them"
         raise InputError(path, f"{lengths[2]} images along an axis in {unit}", "greyscale of axes yx or zyx", remedy)
     width, height, depth = (*lengths, 1)[:3]

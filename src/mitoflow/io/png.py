@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ OTHERS = {2: "colours", 4: "grey values with alpha", 6: "colours with alpha"}
 LARGEST_RATIO = 1032  # bytes of pixels for each byte of the file, which is what zlib reaches
 REMEDY = "save it as 8- or 16-bit greyscale"
 CHECKSUM = 4  # bytes after each chunk
+BEGINNING = 4  # bytes of a chunk; of that of an animation the number of images
 OVERLAY = ("Software", "mitoflow")  # the text in a picture that mitoflow drew for a person
 
 
@@ -73,12 +73,13 @@ def open_png(path: Path) -> Stack:
     Raises
     ------
     InputError
-        The file is missing, no PNG, has colours or transparency, or says that it is far larger than it can be.
+        The file is missing, no PNG, has colours, transparency or several images, or says that it is far larger
+        than it can be.
     """
     try:
         with path.open("rb") as stream:
             head = stream.read(26)
-            is_whole = _reaches_end(stream)
+            parts = dict(_read_parts(stream))
     except FileNotFoundError:
         raise InputError(path, "no such file", "a PNG", "check the path") from None
     if len(head) < 26 or not head.startswith(SIGNATURE):
@@ -87,22 +88,27 @@ def open_png(path: Path) -> Stack:
     if kind not in (GREY, PALETTE):
         raise InputError(path, OTHERS.get(kind, f"pixels of kind {kind}"), "grey values", REMEDY)
     size = path.stat().st_size
-    if not (is_whole and 0 < width * height * bits // 8 <= LARGEST_RATIO * size):
+    if (frames := int.from_bytes(parts.get(b"acTL", b"")[:4])) > 1:
+        raise InputError(
+            path, f"an animation of {frames} images", "one slice a file", "save each as a file, or as TIFF"
+        )
+    if not (b"IEND" in parts and 0 < width * height * bits // 8 <= LARGEST_RATIO * size):
         found = f"a truncated file ({width} x {height} pixels in {size} bytes)"
         raise InputError(path, found, "a whole PNG", "copy or export the file again")
     dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
     return Stack(path, (1, height, width), dtype, _Decoded(), palette=_palette(path) if kind == PALETTE else None)
 
 
-def _reaches_end(stream: BinaryIO) -> bool:
-    """Return whether the chunks lead to the last one; Pillow takes memory for as many bytes as each says it has."""
+def _read_parts(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind of each chunk and how it begins; Pillow takes memory for as many bytes as each says it has."""
     stream.seek(len(SIGNATURE))
     while len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        place = stream.tell()
+        yield kind, stream.read(min(length, BEGINNING))
         if kind == b"IEND":
-            return True
-        stream.seek(length + CHECKSUM, os.SEEK_CUR)
-    return False
+            return
+        stream.seek(place + length + CHECKSUM)
 
 
 def _palette(path: Path) -> Array:
