@@ -16,6 +16,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from mitoflow import cli
 from mitoflow.config import params, presets
@@ -127,6 +128,22 @@ def test_the_summary_of_an_import(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_an_import_reports_inverted_masks_and_absent_chunks(project: Path, lab: Path) -> None:
+    stored = tifffile.imread(lab / "mito/stack.tif")
+    array = zarr.create_array(lab / "m.zarr/0", shape=(12, 64, 80), dtype="u1", chunks=(4, 64, 80), zarr_format=2)
+    zarr.open_group(lab / "m.zarr", zarr_format=2).attrs["multiscales"] = [
+        {"version": "0.4", "axes": [{"name": axis} for axis in "zyx"], "datasets": [{"path": "0"}]}
+    ]
+    array[4:] = 255 - stored[4:]  # the first chunk is empty, and left out
+    notes = install_own([str(lab / "em")], [str(lab / "m.zarr")], gap=1, test_fraction=0.5).notes
+    assert any(note.startswith(f"note: {lab / 'm.zarr'}: 1 chunk is not there and read as empty") for note in notes)
+    dense = (
+        "warning: --masks: found more than half of the pixels mitochondrion in stack.tif, expected less, as in tissue"
+    )
+    assert [note.partition(";")[0] for note in notes if note.startswith("warning: --masks")] == [dense]
+
+
 def test_single_pages_are_one_stack(project: Path, tmp_path: Path) -> None:
     for n in range(1, 13):
         write_pair(tmp_path / "lab", f"p{n}", depth=1, seed=n)

@@ -301,7 +301,7 @@ def test_an_inverted_mask_is_a_warning(data: Path) -> None:
     assert findings.errors == []
     said = only(findings.warnings)
     assert "train/lab/masks: found more than half of the pixels mitochondrion in a.tif, expected less" in said
-    assert said.endswith("look at the masks in the report; if they are black on mitochondria, invert them")
+    assert said.endswith("look at the masks; if they are black on mitochondria, invert them")
 
 
 def test_antialiased_masks_of_16_bits_are_cut_at_half_range(data: Path) -> None:
@@ -359,3 +359,10 @@ def test_correlation_is_pearsons(seed: int, dtype: type) -> None:
 
 def test_finding_reads_as_the_error_it_becomes() -> None:
     assert str(Finding("w", "f", "e", "r")) == str(InputError("w", "f", "e", "r"))
+
+
+def test_a_mask_of_1_and_2_names_the_likely_cause(data: Path) -> None:
+    write(data, "train", "a", pictures(0), 1 + (marks() > 0).astype(np.uint8))
+    (error,) = map(str, check(data).errors)
+    assert "found no background in a.tif" in error
+    assert error.endswith("where 1 is background, as ilastik exports it, subtract 1 from all values")

@@ -196,3 +196,15 @@ def test_the_threshold_is_that_of_the_mean_over_sets(small_dataset: Path, tmp_pa
         for z in held:
             pooled.add(validation.mask(stack, z), predictor.probabilities(validation.image(stack, z)[None])[0])
     assert choice.threshold != curves.best_threshold([pooled])
+
+
+def test_slices_between_those_that_nobody_looked_at_have_profiles() -> None:
+    """Two balls, seen in two slices each; as 3-D objects all would be too small to count, and any mask perfect."""
+    truth = balls((6, 12, 12), (6, 12, 40), radius=5)
+    truth[[z for z in range(len(truth)) if z not in (5, 7)]] = 2
+    mask = np.where(truth == 2, 0, balls((6, 12, 12), (6, 36, 20), radius=5)).astype(np.uint8)
+    matching = protocols.compare_shapes(truth, mask, Instances(smallest_voxels=200), None).matching
+    assert (matching.true_instances, matching.predicted_instances, len(matching.iou)) == (4, 4, 2)
+    truth[6] = balls((6, 12, 12), (6, 12, 40), radius=5)[6]
+    box = protocols.compare_shapes(truth, mask, Instances(smallest_voxels=100), None).matching
+    assert box.true_instances == 2, "what was looked at is a box of three slices"

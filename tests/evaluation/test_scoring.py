@@ -81,7 +81,7 @@ def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None
 
 
 def test_what_predict_writes_can_be_scored(tmp_path: Path, truth: np.ndarray) -> None:
-    """Labels of 64 bits with gaps, axes t and c, TIFF labels of 32 bits; and a lost chunk is no background."""
+    """Labels of 64 bits with gaps, axes t and c, TIFF labels of 32 bits; and a chunk that is lost is reported."""
     labels = np.where(truth > 0, 2**40, 0).astype(np.uint64)
     labels[2:10, 8:16, 8:16] = 2**41
     array = ome.create_multiscale(tmp_path / "l.ome.zarr", labels.shape, labels.dtype, 8)
@@ -92,8 +92,10 @@ def test_what_predict_writes_can_be_scored(tmp_path: Path, truth: np.ndarray) ->
         scores = scoring.score(str(tmp_path / name), str(tmp_path / "truth.tif"))
         assert (scores["dice"], scores["instances"], scores["instance_f1_75"]) == (1, 2, 1)
     (tmp_path / "l.ome.zarr/0/0/0/0").unlink()
-    with pytest.raises(InputError, match="found missing chunks, the first 0/0/0, expected every chunk"):
-        scoring.score(str(tmp_path / "l.ome.zarr"), str(tmp_path / "truth.tif"))
+    notes: list[str] = []
+    scoring.score(str(tmp_path / "l.ome.zarr"), str(tmp_path / "truth.tif"), notify=notes.append)
+    (note,) = notes
+    assert "l.ome.zarr: 1 chunk is not there and read as empty; if the mask is not empty there, copy it again" in note
 
 
 def test_antialiased_edges_are_cut_at_half_as_the_pipeline_does(tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_damaged_chunk_is_one_line(tmp_path: Path, truth: np.ndarray) -> None:
     ome.finish_multiscale(tmp_path / "m.ome.zarr", ome.Description("zyx"))
     chunk = tmp_path / "m.ome.zarr/0/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(InputError, match="voxels that cannot be read .z 0 to 15"):
+    with pytest.raises(InputError, match="voxels that cannot be read .z 0 to 7"):
         scoring.score(str(tmp_path / "m.ome.zarr"), str(tmp_path / "truth.tif"))
 
 
@@ -242,3 +244,48 @@ def test_probabilities_are_refused(tmp_path: Path, truth: np.ndarray) -> None:
     ome.finish_multiscale(tmp_path / "p.ome.zarr", ome.Description("zyx"))
     with pytest.raises(InputError, match="found float32 voxels of 3 axes, expected a mask or labels"):
         scoring.score(str(tmp_path / "p.ome.zarr"), str(tmp_path / "truth.tif"))
+
+
+def test_slices_that_were_looked_at_are_scored_by_their_profiles(tmp_path: Path, truth: np.ndarray) -> None:
+    """One slice of a cube is far below the smallest volume: 0 of 0 instances would be a perfect score for any mask."""
+    partial = np.full_like(truth, 128)
+    partial[[4, 8]] = truth[[4, 8]]
+    wrong = np.zeros_like(truth)
+    wrong[:, 24:32, 24:32] = 255
+    half = truth.copy()
+    half[:, :, 32:] = 0
+    for name, mask in (("partial", partial), ("wrong", wrong), ("half", half)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", mask)
+    paths = {name: str(tmp_path / f"{name}.tif") for name in ("partial", "wrong", "half", "truth")}
+    notes: list[str] = []
+
+    def score(prediction: str, truth: str) -> dict[str, float]:
+        nm = {"z": 20.0, "y": 20.0, "x": 20.0}
+        return scoring.score(paths[prediction], paths[truth], spacing=nm, notify=notes.append)
+
+    found = score("wrong", "partial")
+    assert (found["dice"], found["instance_f1_50"], found["instances"], found["true_instances"]) == (0, 0, 2, 4)
+    assert notes[1].endswith("wrong.tif: what was looked at is no box, so instances are the profiles of single slices")
+    found = score("half", "partial")
+    assert (found["instance_precision_50"], found["instance_recall_50"]) == (1, 0.5)
+    found = score("partial", "truth")
+    assert (found["dice"], found["instance_f1_75"], found["instances"]) == (1, 1, 4)
+    assert found["volume_fraction"] == 128 / 64**2
+    other = np.full_like(truth, 128)
+    other[5] = truth[5]
+    tifffile.imwrite(tmp_path / "wrong.tif", other)
+    with pytest.raises(InputError, match=r"wrong.tif: found no voxel that was looked at, as in .*partial.tif"):
+        score("wrong", "partial")
+
+
+def test_where_no_object_counts_instances_have_no_score(tmp_path: Path, truth: np.ndarray) -> None:
+    for name, place in (("a", 8), ("b", 40)):
+        speck = np.zeros_like(truth)
+        speck[4, place, place : place + 2] = 255
+        tifffile.imwrite(tmp_path / f"{name}.tif", speck)
+    notes: list[str] = []
+    scores = scoring.score(str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), notify=notes.append)
+    blank = {name for name, value in scores.items() if np.isnan(value)}
+    assert blank == {name for name in scores if name.startswith(("instance_", "panoptic"))}
+    assert scores["dice"] == 0
+    assert notes[0].endswith("all objects of both are too small to count, so scores of instances are blank")

@@ -179,3 +179,27 @@ def test_slices_at_an_unknown_distance_are_no_cubes(labels: NDArray[np.uint16]) 
     assert (totals["density_per_um3"], totals["why_blank"]) == ("", "voxel size unknown")
     measure_file("slices", Path("known.csv"), criteria=CRITERIA, spacing=NM)
     assert [float(row["volume_um3"]) for row in rows("known.csv")] == pytest.approx([0.006, 0.009, 0.006])
+
+
+def test_what_nobody_looked_at_is_not_measured(labels: NDArray[np.uint16]) -> None:
+    """The box that was looked at is measured as if the stack ended there; slices between others are refused."""
+    mask = np.where(labels > 0, 255, 0).astype(np.uint8)
+    mask[:, 30:] = 128
+    tifffile.imwrite("box.tif", mask)
+    tifffile.imwrite("image.tif", np.where(labels > 0, 7, 3).astype(np.uint8))
+    notes: list[str] = []
+    measured = measure_file(
+        "box.tif", Path("t.csv"), criteria=CRITERIA, spacing=NM, image="image.tif", notify=notes.append
+    )
+    assert measured.summary == "1 mitochondrion, 10.4 per cubic micrometre; 12.50% of the volume"  # 6000 of 48000
+    assert [(row["volume_voxels"], row["grey_mean"]) for row in rows("t.csv")] == [("6000", "7")]
+    assert notes == [
+        "note: box.tif: 50% of the voxels are 128, which nobody looked at",
+        "note: box.tif: the box that was looked at is measured (z 0:20, y 0:30, x 0:80), "
+        "and places count from its corner",
+    ]
+    mask[1:19:2] = 128
+    tifffile.imwrite("slices.tif", mask)
+    with pytest.raises(InputError, match="128, which nobody looked at, between parts .*cut out one of these parts"):
+        measure_file("slices.tif", Path("s.csv"), criteria=CRITERIA)
+    assert not Path("s.csv").exists()

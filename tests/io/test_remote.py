@@ -143,6 +143,11 @@ def test_a_chunk_that_is_missing_is_an_error_unless_it_is_empty(served: HTTPFold
     with pytest.raises(InputError, match=r"1/0/2 is missing.*--fill-missing"):
         volume.read(4, WHOLE)
     assert not open_volume(f"{served.url}/s.zarr", fill_missing=True).read(4, (0, 32, 64, 90)).any()
+    notes: list[str] = []
+    write_zarr(served.folder / "m.zarr", (STACK > 127).astype(np.uint8))
+    (served.folder / "m.zarr/0/1/0/2").unlink()
+    assert not read_labels(f"{served.url}/m.zarr", notes.append)[0][4, :32, 64:].any()
+    assert [note for note in notes if "m.zarr: 1 chunk is not there and read as empty" in note]
 
 
 def test_an_array_outside_of_the_image_is_refused(served: HTTPFolder) -> None:

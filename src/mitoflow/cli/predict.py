@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -198,5 +199,8 @@ def score(prediction: str, truth: str, voxel_size: str | None, **options: float 
     known = spacing.parse(voxel_size) if voxel_size else None
     criteria = params.load_instances(options)
     scores = scoring.score(prediction, truth, criteria, known, lambda line: echo(line, err=True))
-    rows = [[name, str(value) if isinstance(value, int) else f"{value:.4f}"] for name, value in scores.items()]
+    rows = [
+        [name, str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.4f}"]
+        for name, value in scores.items()
+    ]
     print_table([], rows)

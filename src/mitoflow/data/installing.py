@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,12 @@ from mitoflow.data.importing import (
     write_excerpts,
 )
 from mitoflow.data.set_descriptions import SetDescription, agree_on_voxel_size, read_sets, write_sets
-from mitoflow.data.validation import PARTS, Findings, check_dataset
+from mitoflow.data.validation import PARTS, Finding, Findings, check_dataset
 from mitoflow.errors import InputError
 from mitoflow.io.file_names import natural_order
 from mitoflow.io.remote import is_url
 from mitoflow.io.spacing import as_warnings, warn_of_other_size
-from mitoflow.io.volumes import read_spacing
+from mitoflow.io.volumes import describe_absent, read_spacing
 
 SEVERAL = "general"  # the preset for several sets
 UNDESCRIBED = SetDescription()
@@ -70,7 +70,7 @@ class Installed:
     sets
         The sets by their names, which ``data.name`` in ``params.yaml`` joins by ``+``.
     findings
-        What `check_dataset` found; no errors.
+        What `check_dataset` found; no errors. Warnings name the files and options that the new set came from.
     changed
         Keys of ``params.yaml`` with their old and new values.
     replaced
@@ -183,10 +183,16 @@ def install_own(
         folders |= {test_folder / "images": f"{prefix}images", test_folder / "masks": f"{prefix}masks"}
         if any(is_url(source) for source in (*images, *masks, *test_images, *test_masks)):
             _say(f"copying {sum(excerpt.size for excerpt in (*train, *test)) / 1e6:.1f} MB, from servers too")
-        return write_excerpts({train_folder: train, test_folder: test}) | folders
+        origins = write_excerpts({train_folder: train, test_folder: test}) | folders
+        for source in sources:  # after the masks were read, since only reading tells what a server lacks
+            for mask in (pair.mask for pair in source.pairs):
+                notes.extend(describe_absent(mask.location, mask.absent_chunks()))
+        return origins
 
     notes += _notes(found, None if tests else train + test, unrelated=description.unrelated)
-    return install(NewSet(name, described, write), notes=notes, add=add, overwrite=overwrite)
+    installed = install(NewSet(name, described, write), notes=notes, add=add, overwrite=overwrite)
+    doubts = [f"warning: {each}" for each in installed.findings.warnings if each.where in ("--masks", "--test-masks")]
+    return replace(installed, notes=(*installed.notes, *dict.fromkeys(doubts)))
 
 
 def _require_options(
@@ -344,13 +350,17 @@ def _require_project() -> params.Params:
 
 def _check(data: Path, near_duplicate: float, origins: Mapping[Path, str]) -> Findings:
     findings = check_dataset(data, near_duplicate)
-    for error in findings.errors:
-        words = [error.where, error.found, error.expected, error.remedy]
+
+    def name(finding: Finding) -> Finding:
+        words = [finding.where, finding.found, finding.expected, finding.remedy]
         # The longer paths first: a file before its folder, and what remains lies in data/ for the user.
         for path, origin in [*origins.items(), (data, str(DATA))]:
             words = [word.replace(str(path), origin) for word in words]
-        raise InputError(*words)
-    return findings
+        return Finding(*words)
+
+    for error in map(name, findings.errors):
+        raise InputError(error.where, error.found, error.expected, error.remedy)
+    return replace(findings, warnings=[*map(name, findings.warnings)])
 
 
 @contextmanager

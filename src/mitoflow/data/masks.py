@@ -21,6 +21,8 @@ KINDS: dict[Rule, str] = {
     "half": "antialiased edges",
     "nonzero": "labels",
 }
+#: What to do with a mask without 0.
+SUBTRACT_1 = "where 1 is background, as ilastik exports it, subtract 1 from all values"
 BYTE, WORD = 255, 65535  # what masks with antialiased edges store for mitochondrion, in 8 and in 16 bits
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mitoflow.config.params import Normalization
 from mitoflow.data.conventions import Conventions, one_bit_depth
-from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, WORD, MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, SUBTRACT_1, WORD, MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
@@ -338,11 +338,13 @@ def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSum
     remedy = "look at the masks, or give --mask-rule"
     full = [summary.name for summary in known if sum(summary.foreground[rule]) == summary.labelled(rule)]
     if full:
-        findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", remedy))
+        several = any(len(summary.mask_values.values) > 1 for summary in known if summary.name in full)
+        to_do = SUBTRACT_1 if several else remedy
+        findings.errors.append(Finding(str(folder), f"no background in {_counted(full)}", "0 somewhere", to_do))
     dense = [s.name for s in known if s.labelled(rule) / 2 < sum(s.foreground[rule]) < s.labelled(rule)]
     if dense:
         found, expected = f"more than half of the pixels mitochondrion in {_counted(dense)}", "less, as in tissue"
-        look = "look at the masks in the report; if they are black on mitochondria, invert them"
+        look = "look at the masks; if they are black on mitochondria, invert them"
         findings.warnings.append(Finding(str(folder), found, expected, look))
     empty = [summary.name for summary in known if not any(summary.foreground[rule])]
     if empty:

@@ -6,11 +6,17 @@ a few voxels thick. Who counts mitochondria or measures each of them needs to kn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mitoflow.io.blocks import full_box
+
+#: A function of voxels ``(Z, Y, X)`` to the labels of their instances, unsigned integers of the same shape.
+Label = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -92,3 +98,42 @@ def match(truth: NDArray[Any], prediction: NDArray[Any]) -> Matching:
         predicted=predicted[same],
         iou=iou[same],
     )
+
+
+def match_looked_at(
+    truth: NDArray[Any], prediction: NDArray[Any], looked_at: NDArray[np.bool_], label_truth: Label, label: Label
+) -> Matching:
+    """Find the instances of what was looked at that are the same: in 3-D, or slice by slice.
+
+    Where all was looked at, or a box, instances are mitochondria, as in a stack that ends there. Between other parts,
+    such as single slices of a stack, nobody knows what is connected: instances are then profiles, those of each slice
+    by itself, with the smallest size of a profile.
+
+    Parameters
+    ----------
+    truth, prediction
+        ``(Z, Y, X)``, 0 for background.
+    looked_at
+        ``(Z, Y, X)`` bool; what lies outside does not count.
+    label_truth, label
+        Return the instances of a part of the truth, and of the prediction.
+
+    Raises
+    ------
+    ValueError
+        ``truth`` and ``prediction`` differ in shape.
+    """
+    if (box := full_box(looked_at)) is not None:
+        return match(label_truth(truth[box]), label(prediction[box]))
+    both = ((truth, label_truth), (prediction, label))
+    return match(*(_label_slices(np.where(looked_at, voxels, 0), function) for voxels, function in both))
+
+
+def _label_slices(voxels: NDArray[Any], label: Label) -> NDArray[np.uint32]:
+    """Return the profiles of all slices, which have labels of their own in each."""
+    labels, used = np.zeros(voxels.shape, np.uint32), 0
+    for z, one in enumerate(voxels):
+        named = label(one[None])[0].astype(np.uint32)
+        labels[z] = np.where(named, named + used, 0)
+        used += int(named.max())
+    return labels

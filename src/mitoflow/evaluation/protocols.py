@@ -130,7 +130,7 @@ class Shapes:
     off_boundary
         (slices, 4) counts by `boundary.count_off_boundary`.
     matching
-        The 3-D instances, and which of them are the same.
+        The instances, and which of them are the same; see `instance_scores.match_looked_at`.
     """
 
     boundary: Counts
@@ -253,7 +253,7 @@ def _measure_stack(
         mask=mask,
         patch_wise=np.array(patch_wise),
         single_slice=np.array(single_slice) if single_slice else None,
-        shapes=compare_shapes(truth == 1, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
+        shapes=compare_shapes(truth, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
     )
 
 
@@ -299,14 +299,15 @@ def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, 
 
 
 def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, voxel_size: Size | None) -> Shapes:
-    """Compare boundaries, slice by slice, and 3-D instances of ``truth`` and ``mask``: (Z, Y, X) bool or {0, 1}.
+    """Compare boundaries, slice by slice, and instances of ``truth`` and ``mask``.
 
-    Instances are those of `mitoflow predict --instances`, of the truth as of the mask.
+    Instances are those of `mitoflow predict --instances`, of the truth as of the mask; where parts were not looked at
+    see `mitoflow.evaluation.instance_scores.match_looked_at`.
 
     Parameters
     ----------
     truth, mask
-        Of one shape.
+        (Z, Y, X) bool or {0, 1}, and the truth `network_input.UNLABELLED` where nobody looked, where the mask is 0.
     criteria
         What counts as a mitochondrion.
     voxel_size
@@ -317,6 +318,8 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, vox
     ValueError
         They differ in shape.
     """
-    true, predicted = (separate(each, criteria, voxel_size) for each in (truth, mask))
+    looked_at, truth = truth != UNLABELLED, truth == 1
+    label = partial(separate, criteria=criteria, voxel_size=voxel_size)
     off_boundary = boundary.count_off_boundary(truth, mask)
-    return Shapes(boundary.count(truth, mask), off_boundary, instance_scores.match(true, predicted))
+    matching = instance_scores.match_looked_at(truth, mask, looked_at, label, label)
+    return Shapes(boundary.count(truth, mask), off_boundary, matching)

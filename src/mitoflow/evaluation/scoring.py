@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mitoflow.config.params import Instances
-from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.inference.label_files import is_mask, is_partial, read_labels, warn_of_dense_mask
+from mitoflow.inference.label_files import is_mask, read_mitochondria
 from mitoflow.instances.separation import fewest_voxels, separate
+from mitoflow.io.blocks import full_box
 from mitoflow.io.spacing import (
     Notify,
     Size,
@@ -36,45 +38,47 @@ def score(
     Parameters
     ----------
     prediction, truth
-        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; of a TIFF with
+        Files as `mitoflow predict` reads and writes them, of one size. What is not 0 is mitochondrion; where there are
         antialiased edges, what is above half (see `mitoflow.data.masks`). Where there are more values than one
-        besides, each is an instance; else the mask is taken apart as `evaluate` and `predict` do. In a truth of 0, 128
-        and 255, what nobody looked at is 128 and does not count.
+        besides, each is an instance; else the mask is taken apart as `evaluate` and `predict` do. In a mask of 0, 128
+        and 255, what nobody looked at is 128 and does not count; see `instance_scores.match_looked_at`.
     criteria
         What counts as a mitochondrion; labels that are too small do not either. The defaults where it is None.
     spacing
         The voxel size, in place of that of the prediction or, along axes where that does not state it, of the truth.
     notify
-        See `mitoflow.inference.label_files.read_labels`; also called where a mask may be inverted.
+        See `mitoflow.inference.label_files.read_mitochondria`; also called where instances are those of slices, or
+        have no scores.
 
     Returns
     -------
     scores
         All of `mitoflow.evaluation.metrics.SCORES`; precision and recall of instances at an IoU of 0.5 and 0.75;
-        ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances.
+        ``volume_fraction`` and ``true_volume_fraction``; the numbers of instances. Scores of instances are NaN where
+        there are objects, and all are too small to count.
 
     Raises
     ------
     InputError
-        A file cannot be read, or they differ in size.
+        A file cannot be read, they differ in size, or no voxel was looked at in both.
     """
-    (predicted, its_spacing), (true, other_spacing) = (read_labels(path, notify) for path in (prediction, truth))
+    of_prediction, of_truth = (read_mitochondria(path, notify) for path in (prediction, truth))
+    predicted, true = of_prediction.voxels, of_truth.voxels
     if predicted.shape != true.shape:
         found, expected = (" x ".join(map(str, each.shape)) for each in (predicted, true))
         raise InputError(prediction, f"{found} voxels", f"{expected}, as in {truth}", "name the truth of this stack")
-    looked_at = np.ones(true.shape, bool)
-    if is_partial(true):
-        looked_at = true != NOT_LOOKED_AT
-        notify(f"note: {truth}: {1 - looked_at.mean():.0%} of the voxels are {NOT_LOOKED_AT}, which nobody looked at")
-        predicted, true = (np.where(looked_at, voxels, 0) for voxels in (predicted, true))
-    for path, voxels in ((prediction, predicted), (truth, true)):
-        warn_of_dense_mask(voxels[looked_at], path, notify)
     if not spacing:
-        warn_of_other_size(other_spacing, truth, its_spacing, prediction, as_warnings(notify))
-    stated = replace_stated({**other_spacing, **its_spacing}, spacing, prediction, notify)
+        warn_of_other_size(of_truth.spacing, truth, of_prediction.spacing, prediction, as_warnings(notify))
+    stated = replace_stated({**of_truth.spacing, **of_prediction.spacing}, spacing, prediction, notify)
     voxel_size = known_voxel_size(stated, len(true))
-    labels = (_labels(each, criteria or Instances(), voxel_size) for each in (true, predicted))
-    matching = instance_scores.match(*labels)
+    looked_at = of_prediction.looked_at & of_truth.looked_at
+    if not looked_at.any():
+        raise InputError(prediction, f"no voxel that was looked at, as in {truth}", "some", "name masks of one part")
+    label_truth, label = (_labelling(each, criteria or Instances(), voxel_size) for each in (true, predicted))
+    predicted, true = (np.where(looked_at, voxels, 0) for voxels in (predicted, true))
+    matching = instance_scores.match_looked_at(true, predicted, looked_at, label_truth, label)
+    if full_box(looked_at) is None:
+        notify(f"note: {prediction}: what was looked at is no box, so instances are the profiles of single slices")
     half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))
     counts: dict[metrics.Counted, NDArray[Any]] = {
         "pixels": metrics.count(true > 0, predicted > 0, looked_at).sum(axis=0),
@@ -83,12 +87,18 @@ def score(
         "instances_50": half,
         "instances_75": strict,
     }
-    return {
-        **{name: float(score(counts[score.counted])) for name, score in metrics.SCORES.items()},
+    of_instances = {
         "instance_precision_50": float(metrics.precision(half)),
         "instance_recall_50": float(metrics.recall(half)),
         "instance_precision_75": float(metrics.precision(strict)),
         "instance_recall_75": float(metrics.recall(strict)),
+    }
+    scores = {name: float(score(counts[score.counted])) for name, score in metrics.SCORES.items()} | of_instances
+    if (predicted.any() or true.any()) and not matching.predicted_instances + matching.true_instances:
+        notify(f"note: {prediction}: all objects of both are too small to count, so scores of instances are blank")
+        scores |= dict.fromkeys([*metrics.scores_of("instances_50", "instances_75"), *of_instances], math.nan)
+    return {
+        **scores,
         "volume_fraction": float((predicted > 0)[looked_at].mean()),
         "true_volume_fraction": float((true > 0)[looked_at].mean()),
         "instances": matching.predicted_instances,
@@ -96,10 +106,15 @@ def score(
     }
 
 
-def _labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:
-    """Return the instances that count, numbered without large gaps; what has one value only is taken apart."""
+def _labelling(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> instance_scores.Label:
+    """Return what finds the instances in a part of a mask, which is taken apart, or of labels."""
     if is_mask(voxels):
-        return separate(voxels > 0, criteria, voxel_size)
+        return lambda part: separate(part > 0, criteria, voxel_size)
+    return partial(_large_labels, criteria=criteria, voxel_size=voxel_size)
+
+
+def _large_labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:
+    """Return the labels that are large enough to count, numbered without large gaps."""
     values, places, sizes = np.unique(voxels, return_inverse=True, return_counts=True)
     counts = (values > 0) & (sizes >= fewest_voxels(criteria, voxels.shape, voxel_size))
     return np.asarray((np.cumsum(counts) * counts)[places].reshape(voxels.shape), np.uint32)

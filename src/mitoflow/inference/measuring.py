@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from mitoflow.config.params import Instances
 from mitoflow.core.progress import progress_bar
+from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import is_mask, read_labels, warn_of_dense_mask
+from mitoflow.inference.label_files import Labelled, is_mask, read_labels, read_mitochondria
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import refuse_foreign
 from mitoflow.instances.labelling import label_instances, measure_labels
 from mitoflow.instances.morphometry import Measurements
 from mitoflow.instances.separation import fewest_voxels
 from mitoflow.io import hdf5, n5, remote, volumes
+from mitoflow.io.blocks import full_box
 from mitoflow.io.spacing import (
     Spacing,
     as_warnings,
@@ -46,7 +48,8 @@ def measure_file(
 
     Where the file has one value besides 0, it is a mask, which is taken apart as `mitoflow predict --instances` does.
     Where it has several, each is the label of a mitochondrion, also where its parts do not touch; labels that are too
-    small do not count. Files are read into memory.
+    small do not count. Where the mask marks what nobody looked at, all is that of the box that was looked at, as if the
+    stack ended there. Files are read into memory.
 
     Parameters
     ----------
@@ -71,13 +74,13 @@ def measure_file(
     Raises
     ------
     InputError
-        A file cannot be read, or has another size than the labels; a table exists, or is no CSV, or with `overwrite`
-        mitoflow did not write it.
+        A file cannot be read, or has another size than the labels; what was looked at is no box; a table exists, or is
+        no CSV, or with `overwrite` mitoflow did not write it.
     """
     totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
     _require_free([table, totals, *([of_regions] if regions else [])], overwrite=overwrite)
-    voxels, stated = read_labels(source, notify)
-    warn_of_dense_mask(voxels, source, notify)
+    labelled = read_mitochondria(source, notify)
+    voxels, stated = labelled.voxels, labelled.spacing
     grey = None
     if image is not None:
         grey, of_image = _read_image(image)
@@ -89,6 +92,8 @@ def measure_file(
     if regions is not None:
         areas, _ = read_labels(regions)
         _require_shape(regions, areas, source, voxels)
+    box = _require_box(labelled, source, notify)
+    voxels, grey, areas = voxels[box], None if grey is None else grey[box], None if areas is None else areas[box]
     known = replace_stated(stated, spacing, source, notify)
     voxel_size = known_voxel_size(known, len(voxels))
     if voxel_size is None:
@@ -124,6 +129,22 @@ def _require_free(tables: Sequence[Path], *, overwrite: bool) -> None:
         refuse_foreign(tables)
     else:
         refuse_existing(table, tables)
+
+
+def _require_box(labelled: Labelled, source: str, notify: Callable[[str], object]) -> tuple[slice, ...]:
+    """Return the box that was looked at, which is all where nothing says otherwise; raises `InputError` for no box.
+
+    Mitochondria between parts that nobody looked at are of unknown number and size.
+    """
+    box = full_box(labelled.looked_at)
+    if box is None:
+        found = f"{NOT_LOOKED_AT}, which nobody looked at, between parts that were looked at"
+        remedy = "correct all slices, or cut out one of these parts"
+        raise InputError(source, found, "a stack, or a box in it, where all was looked at", remedy)
+    if not labelled.looked_at.all():
+        place = ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip("zyx", box, strict=True))
+        notify(f"note: {source}: the box that was looked at is measured ({place}), and places count from its corner")
+    return box
 
 
 def table_of(source: str) -> Path:

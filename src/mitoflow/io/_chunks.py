@@ -100,10 +100,16 @@ class BoundedStore(WrapperStore[Store]):
         The bytes of a shard that are its index, where there are shards.
     is_whole
         Whether a chunk that is missing is an error.
+    missed
+        The names of the chunks, or shards, that were to be read and are missing.
     """
 
     packing, most, is_whole = "", LARGE, False
     index: slice | None = None
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.missed: set[str] = set()
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a file or a part of it.
@@ -117,6 +123,8 @@ class BoundedStore(WrapperStore[Store]):
         found = await super().get(key, prototype, byte_range)
         if found is not None and key.endswith(METADATA):
             json.loads(found.to_bytes(), object_pairs_hook=_require_lengths)
+        if found is None and not key.endswith(METADATA):
+            self.missed.add(key)
         if found is None and self.is_whole and not key.endswith(METADATA):
             raise ValueError(f"{key} is missing, which `predict --fill-missing` takes for empty")
         if found is None or not self.packing or key.endswith(METADATA):

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
 Shape = tuple[int, int, int]
 Region = tuple[slice, slice, slice]
 
@@ -90,3 +94,11 @@ def within(region: Region, other: Region) -> Region:
     """Return where ``region`` is in an array that holds the voxels of ``other``."""
     z, y, x = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, other, strict=True))
     return z, y, x
+
+
+def full_box(inside: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Return the box that the true voxels of an array fill, or None where they have another shape or there are none."""
+    for box in ndimage.find_objects(inside.astype(np.uint8)):
+        if inside[box].all():
+            return tuple(box)
+    return None

@@ -85,6 +85,7 @@ class N5Image:
     _packing: str = field(repr=False)  # the codec of the blocks, or ""
     _store: Store = field(repr=False)
     _is_whole: bool = field(repr=False)
+    _missed: set[str] = field(default_factory=set, repr=False)
 
     def read(self, place: tuple[slice, ...]) -> np.ndarray:
         """Return a box of the array; where blocks are missing it is 0.
@@ -104,7 +105,9 @@ class N5Image:
                 if block is not None:
                     starts = [at * side for at, side in zip(corner, sides, strict=True)]
                     _copy(self._unpack(corner, block), starts, voxels, place)
-                elif self._is_whole:
+                    continue
+                self._missed.add(_name(corner))
+                if self._is_whole:
                     raise ValueError(f"{_name(corner)} is missing, which `predict --fill-missing` takes for empty")
         except (InputError, MemoryError):
             raise
@@ -117,9 +120,9 @@ class N5Image:
         return voxels
 
     def missing_chunks(self, most: int = 1000) -> list[str]:
-        """Return the names of the blocks that have no file, and at most so many; on a server reading tells."""
+        """Return the names of the blocks that have no file, and at most so many; on a server of those read so far."""
         if isinstance(self.path, Url):
-            return []
+            return sorted(self._missed)[:most]
         folder = self.path
         grid = [-(-length // side) for length, side in zip(self.array.shape, self.array.chunks, strict=True)]
         names = (_name(corner) for corner in corners(grid))

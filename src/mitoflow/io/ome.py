@@ -27,7 +27,7 @@ from zarr.storage import LocalStore
 from mitoflow.core.files import require_no_pipe
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
-from mitoflow.io._chunks import open_bounded
+from mitoflow.io._chunks import BoundedStore, open_bounded
 from mitoflow.io.remote import Location, Url
 from mitoflow.io.spacing import Spacing, Warn
 
@@ -285,10 +285,14 @@ class Multiscale:
             raise InputError(self.path, found, "intact chunks", remedy) from None
 
     def missing_chunks(self, most: int = 1000) -> list[str]:
-        """Return the names of the chunks, or shards, that have no file, and at most so many."""
+        """Return the names of the chunks, or shards, that have no file, and at most so many.
+
+        Of an image on a server these are the ones that reading has missed so far: a request for each chunk would take
+        hours.
+        """
         array, path = self.array, self.path
         if isinstance(path, Url):
-            return []  # a request for each of them would take hours: reading tells
+            return sorted(array.store.missed)[:most] if isinstance(array.store, BoundedStore) else []
         sides = array.shards or array.chunks
         grid = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
         keys = (array.metadata.encode_chunk_key(corner) for corner in corners(grid))

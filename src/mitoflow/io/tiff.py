@@ -64,6 +64,8 @@ class Stack:
         palette that is looked up when a slice is read; None where values are shown as they are.
     address
         Of a stack on a server.
+    absent_chunks
+        Returns how many chunks are missing and read as empty; see `mitoflow.io.volumes.open_volume`.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Stack:
     black: int = 0
     palette: Array | None = field(default=None, repr=False, compare=False)
     address: Url | None = None
+    absent_chunks: Callable[[], int] = field(default=lambda: 0, repr=False, compare=False)
 
     @property
     def location(self) -> Location:
@@ -158,7 +161,13 @@ def joined(pages: Sequence[Stack]) -> Stack:
     first = pages[0]
     for page in pages:
         require_page_like(first, page)
-    return Stack(first.path, (len(pages), *first.shape[1:]), first.dtype, _Pages(tuple(pages)))
+    return Stack(
+        first.path,
+        (len(pages), *first.shape[1:]),
+        first.dtype,
+        _Pages(tuple(pages)),
+        absent_chunks=lambda: sum(page.absent_chunks() for page in pages),
+    )
 
 
 def require_page_like(first: Stack, other: Stack) -> None:

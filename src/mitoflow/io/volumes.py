@@ -93,8 +93,13 @@ class Volume(Protocol):
 
 
 def open_volume(
-    source: str, *, spacing: Spacing | None = None, fill_missing: bool = False, notify: Notify = lambda _: None
-) -> Volume:
+    source: str,
+    *,
+    spacing: Spacing | None = None,
+    fill_missing: bool = False,
+    is_mask: bool = False,
+    notify: Notify = lambda _: None,
+) -> StackVolume | FolderVolume | Hdf5Volume:
     """Open a stack of any format: a file, a folder or glob of slices, an OME-Zarr, a dataset of an N5 or HDF5.
 
     Parameters
@@ -106,6 +111,9 @@ def open_volume(
         The voxel size, in place of what the file says; along axes that it lacks, that of the file.
     fill_missing
         Whether chunks that are missing in a Zarr or HDF5 are empty, as the specifications say; otherwise they are lost.
+    is_mask
+        Whether it is a mask or labels: missing chunks are empty, for most programs leave empty ones out, and values
+        are read as they are stored; true is 1. `absent_chunks` of the volume says how many are missing.
     notify
         Called with what the user should know: doubts about the voxel size, and which of several files are the stack.
 
@@ -114,27 +122,30 @@ def open_volume(
     InputError
         It does not exist, cannot be read, its server does not answer, or it is no greyscale stack with axes YX or ZYX.
     """
-    volume = _open(source, fill_missing, notify, notify if spacing is None else lambda _: None)
+    doubt = notify if spacing is None else lambda _: None
+    volume = _open(source, notify, doubt, fill_missing=fill_missing, is_mask=is_mask)
     volume.spacing = replace_stated(volume.spacing, spacing, source, notify)
     return volume
 
 
-def _open(source: str, fill_missing: bool, notify: Notify, doubt: Notify) -> Volume:
+def _open(
+    source: str, notify: Notify, doubt: Notify, *, fill_missing: bool, is_mask: bool
+) -> StackVolume | FolderVolume | Hdf5Volume:
     """Open a stack with the voxel size that it states; `doubt` is called with the doubts about that."""
-    path, warn = Path(source), as_warnings(doubt)
+    path, warn, fills = Path(source), as_warnings(doubt), fill_missing or is_mask
     if remote.is_url(source):
-        return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fill_missing))
+        return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fills), is_mask=is_mask)
     if _is_folder(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
-        return FolderVolume(open_folder(path, warn), fill_missing=fill_missing)
+        return FolderVolume(open_folder(path, warn), fill_missing=fills, is_mask=is_mask)
     require_no_pipe((hdf5.split(path) or (path, ""))[0])
     if hdf5.is_hdf5(path):
-        return Hdf5Volume(hdf5.open_hdf5(path, warn), fill_missing=fill_missing)
+        return Hdf5Volume(hdf5.open_hdf5(path, warn), fill_missing=fills)
     if not path.exists() and not set(source) & set("*?["):
         raise InputError(path, "no such file", KINDS, "check the path")
     files = find_files("INPUT", [source])
     for line in file_names.describe(files) if len(files) > 1 else []:
         notify(line)
-    return StackVolume([open_file(file) for file in files], doubt)
+    return StackVolume([open_file(file, is_mask=is_mask) for file in files], doubt)
 
 
 def is_chunked(path: Path) -> bool:
@@ -288,6 +299,10 @@ class StackVolume:
         """See `Volume`."""
         return [_state(stack.path) for stack in self._stacks]
 
+    def absent_chunks(self) -> int:
+        """Return 0: a file that lacks a part of its voxels is refused."""
+        return 0
+
 
 def _state(path: Path) -> list[Any]:
     about = path.stat()
@@ -328,6 +343,8 @@ class ChunkedVolume:
     ----------
     image
         Its axes are in the order t, c, z, y, x.
+    is_mask
+        Whether it may hold true and false, which are read as 1 and 0.
 
     Raises
     ------
@@ -335,13 +352,15 @@ class ChunkedVolume:
         It holds no numbers, it is empty, or it has several channels or time points.
     """
 
-    def __init__(self, image: ome.Multiscale | n5.N5Image | hdf5.Hdf5Image) -> None:
+    def __init__(self, image: ome.Multiscale | n5.N5Image | hdf5.Hdf5Image, *, is_mask: bool = False) -> None:
         array, axes, path = image.array, image.axes, image.path
         for axis, length in zip(axes, array.shape, strict=True):
             if axis in "tc" and length > 1:
                 found = f"{length} {'time points' if axis == 't' else 'channels'}"
                 raise InputError(path, found, "greyscale of axes yx or zyx", "save one of them")
         self.dtype: np.dtype[Any] = array.dtype.newbyteorder("=")
+        if is_mask and self.dtype == bool:
+            self.dtype = np.dtype(np.uint8)
         if self.dtype.kind not in "uif":
             expected = "integers or floating-point numbers"
             raise InputError(path, f"{array.dtype} voxels", expected, "save the image as 8- or 16-bit")
@@ -379,7 +398,7 @@ class FolderVolume(ChunkedVolume):
     ----------
     image
         See `open_folder`.
-    fill_missing
+    fill_missing, is_mask
         See `open_volume`.
 
     Raises
@@ -388,9 +407,12 @@ class FolderVolume(ChunkedVolume):
         As for `ChunkedVolume`, or chunks are missing; those on a server are missed when they are read.
     """
 
-    def __init__(self, image: ome.Multiscale | n5.N5Image, *, fill_missing: bool = False) -> None:
-        super().__init__(image)
+    def __init__(
+        self, image: ome.Multiscale | n5.N5Image, *, fill_missing: bool = False, is_mask: bool = False
+    ) -> None:
+        super().__init__(image, is_mask=is_mask)
         self._path = image.path
+        self._missing_chunks = image.missing_chunks
         self._lost = image.missing_chunks(MISSING if fill_missing else SHOWN)
         count = f"{SHOWN} or more" if len(self._lost) == SHOWN else len(self._lost)
         found = f"{count} missing chunks, the first {next(iter(self._lost), '')}"
@@ -408,6 +430,10 @@ class FolderVolume(ChunkedVolume):
         chunks = [each.stat() for each in path.rglob("*") if each.is_file()]
         latest = max((about.st_mtime_ns for about in chunks), default=0)
         return [*files, self._lost, len(chunks), sum(about.st_size for about in chunks), latest]
+
+    def absent_chunks(self) -> int:
+        """Return how many chunks are missing and read as empty; on a server, of those that were read so far."""
+        return len(self._lost if isinstance(self._path, Path) else self._missing_chunks(MISSING))
 
 
 class Hdf5Volume(ChunkedVolume):
@@ -431,11 +457,16 @@ class Hdf5Volume(ChunkedVolume):
         _require_chunks(image.path, image.missing, f"{image.missing} missing chunks", fill_missing=fill_missing)
         self.origin = (0.0,) * len(self.axes)
         self._file = image.file
+        self._absent = image.missing
         self.files = [image.file.resolve()]
 
     def state(self) -> list[Any]:
         """See `Volume`."""
         return [*_state(self._file), str(self._image.path)]
+
+    def absent_chunks(self) -> int:
+        """Return how many chunks were never written and are read as empty."""
+        return self._absent
 
 
 def _require_chunks(path: object, missing: int, found: str, *, fill_missing: bool) -> None:
@@ -447,6 +478,14 @@ def _require_chunks(path: object, missing: int, found: str, *, fill_missing: boo
     if missing and not fill_missing:
         remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
         raise InputError(path, found, "every chunk", remedy)
+
+
+def describe_absent(where: object, absent: int) -> list[str]:
+    """Return what the user should know of the chunks that a mask lacks: nothing, or one line."""
+    if not absent:
+        return []
+    chunks = "1 chunk is" if absent == 1 else f"{absent} chunks are"
+    return [f"note: {where}: {chunks} not there and read as empty; if the mask is not empty there, copy it again"]
 
 
 def read_spacing(path: Location, warn: Warn = lambda _: None, given: Container[str] = ()) -> Spacing:
@@ -492,11 +531,11 @@ def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
         return open_file(file, is_mask=is_mask)
     if not (address or is_chunked(file) or mrc.is_mrc(file) or gatan.is_gatan(file)):
         return open_mask(file) if is_mask else open_stack(file)
-    volume = open_volume(str(path))
+    volume = open_volume(str(path), is_mask=is_mask)
     if volume.dtype.kind not in "ui" if is_mask else volume.dtype not in (np.uint8, np.uint16):
         expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
         raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
-    return Stack(file, volume.shape, volume.dtype, _Slices(volume), address=address)
+    return Stack(file, volume.shape, volume.dtype, _Slices(volume), address=address, absent_chunks=volume.absent_chunks)
 
 
 @dataclass(frozen=True)
