@@ -162,3 +162,15 @@ def test_what_nobody_looked_at_is_no_mitochondrion() -> None:
     assert np.count_nonzero(found.voxels) == 2 * 6 * 6
     assert np.count_nonzero(found.looked_at) == 3 * 32 * 32
     assert notes == ["note: m.tif: 40% of the voxels are 128, which nobody looked at"]
+
+
+@pytest.mark.parametrize("value", [1, 254])
+def test_128_beside_another_value_than_255_is_reported(value: int) -> None:
+    """It is read as a mitochondrion, which would be larger than all others."""
+    mask = draw(value)
+    mask[3:] = 128
+    tifffile.imwrite("m.tif", mask)
+    warning = (
+        "m.tif: 128, 40% of the voxels, is read as mitochondrion; if nobody looked there, give all mitochondria 255"
+    )
+    assert f"warning: {warning}" in notes_of("m.tif")

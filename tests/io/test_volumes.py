@@ -221,7 +221,9 @@ def test_a_given_voxel_size_comes_first(tmp_path: Path) -> None:
 def test_chunks_that_are_missing_are_an_error_unless_they_are_empty(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "s.zarr", STACK)
     (path / "0/1/0/2").unlink()
-    with pytest.raises(InputError, match=r"s.zarr/0: found 1 missing chunks, the first 1/0/2.*give --fill-missing"):
+    with pytest.raises(
+        InputError, match=r"s.zarr/0: found 1 missing chunks, the first 1/0/2.*save all chunks, or give --fill"
+    ):
         open_volume(str(path))
     volume = open_volume(str(path), fill_missing=True)
     assert not volume.read(4, (0, 32, 64, 90)).any()

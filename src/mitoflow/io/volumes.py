@@ -476,7 +476,9 @@ def _require_chunks(path: object, missing: int, found: str, *, fill_missing: boo
             path, f"{MISSING} missing chunks or more", "most chunks", "export the image again, with larger chunks"
         )
     if missing and not fill_missing:
-        remedy = "copy them again, or give --fill-missing where they were left out because they are empty"
+        remedy = (
+            "copy them again; where they are empty, save all chunks, or give --fill-missing to `predict` or `suggest`"
+        )
         raise InputError(path, found, "every chunk", remedy)
 
 
