@@ -46,7 +46,7 @@ class Results:
     shapes
         Boundary and instance scores of the whole-slice masks, by the names of `metrics.SCORES`.
     true_instances, predicted_instances
-        How many mitochondria there are, in 3-D.
+        How many mitochondria there are, in 3-D; where parts with gaps between them were looked at, profiles.
     curve, reliability
         Of the whole-slice probabilities; of several sets see `mitoflow.evaluation.curves`.
     sets
