@@ -44,6 +44,14 @@ def test_inverted_contrast_is_reported(trained: Fingerprint, patches: list[np.nd
     assert "contrast is inverted" in found[0]
 
 
+def test_a_small_slice_shows_too_little_to_say_that_its_contrast_is_inverted(
+    trained: Fingerprint, patches: list[np.ndarray]
+) -> None:
+    seen = measure([1 - patch for patch in patches], {})
+    assert not any("inverted" in line for line in differences(trained, seen, area=96 * 128))
+    assert any("inverted" in line for line in differences(trained, seen, area=256 * 256))
+
+
 def test_coarser_pixels_are_reported(trained: Fingerprint) -> None:
     coarse = [draw(seed, scale=1 / 3) for seed in range(100, 116)]
     (found,) = [line for line in differences(trained, measure(coarse, {})) if "pixels are" in line]

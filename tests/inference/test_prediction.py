@@ -494,6 +494,16 @@ def test_what_was_filled_in_is_not_kept_when_it_comes_back(say: Say) -> None:
     np.testing.assert_array_equal(tifffile.imread("mask.tif"), tifffile.imread("expected.tif"))
 
 
+@pytest.mark.parametrize("pixels", [np.full((26, 80, 90), 90, np.uint8), np.full((26, 80, 90), np.nan, np.float32)])
+def test_of_a_blank_stack_nothing_is_said_but_that_it_is_blank(say: Say, pixels: np.ndarray) -> None:
+    tifffile.imwrite("blank.tif", pixels, photometric="minisblack")
+    code, _, err = say("blank.tif", "mask.tif")
+    line = "note: blank.tif: no mitochondria in slices that have a single grey value: 0, 1, 2, ... (26 in all)\n"
+    assert (code, err) == (0, line)
+    assert not tifffile.imread("mask.tif").any()
+    assert not {"differs", "judgement"} & ome.read_lineage(Path("mask.tif")).keys()
+
+
 def test_images_unlike_those_of_training_are_told(say: Say) -> None:
     tifffile.imwrite("dark.tif", STACK // 4)
     code, _, err = say("dark.tif", "mask.tif")

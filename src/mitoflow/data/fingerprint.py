@@ -18,6 +18,9 @@ from mitoflow.errors import InputError
 
 BINS = 64  # of the histogram of grey values
 SMALLEST = 32  # pixels of a side of the smallest patch that is measured
+# Pixels of a slice from which on its polarity is sure: of the crops of EPFL, 10 % look inverted where they have 96 x
+# 128 pixels, and 2 % where they have 192 x 192.
+SURE = 192**2
 DETAILS = (1, 2, 4)  # pixels: from each of these blurs to one twice as strong, detail is looked at
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
@@ -188,13 +191,14 @@ def _skewness(values: np.ndarray) -> float:
     return float((deviation * deviation * deviation).mean() / spread**3) if spread > 0 else 0.0
 
 
-def differences(trained: Fingerprint, seen: Fingerprint) -> list[str]:
+def differences(trained: Fingerprint, seen: Fingerprint, area: float = math.inf) -> list[str]:
     """Say in plain words in what images differ from those of training; nothing where they look alike.
 
-    The typical patch is compared with 90 % of the training patches.
+    The typical patch is compared with 90 % of the training patches. `area` is that of a slice, in pixels: on small ones
+    nothing is said of inverted contrast.
     """
     found = []
-    if _inverted(trained, seen):
+    if area >= SURE and _inverted(trained, seen):
         found.append(INVERTED)
     found += _pixel_size(trained, seen)
     low, _, high = trained.brightness

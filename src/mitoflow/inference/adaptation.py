@@ -57,11 +57,16 @@ def find_levels(
 
 
 def compare(
-    volume: Volume, request: Request, model: TrainedModel, notify: Notify, blank: Container[int] = ()
+    volume: Volume,
+    request: Request,
+    model: TrainedModel,
+    notify: Notify,
+    blank: Container[int] = (),
+    area: float = math.inf,
 ) -> list[str]:
     """Report and return in what a volume, as the model sees it, differs from the training images.
 
-    Padding at the sides of patches and slices that are `blank` do not count.
+    Padding at the sides of patches and slices that are `blank` do not count. `area` is that of a slice in its file.
     """
     known = model.domain
     if known is None:
@@ -73,7 +78,8 @@ def compare(
         within = [patch for patch in map(without_padding, patches) if min(patch.shape) >= fingerprint.SMALLEST]
         bit_depth = model.predictor.settings.bit_depth
         seen = [network_input.to_unit(patch, bit_depth) for patch in within or patches]
-        if found := fingerprint.differences(known, fingerprint.measure(seen, volume.spacing)):
+        area = min(area, math.prod(volume.shape[1:]))
+        if found := fingerprint.differences(known, fingerprint.measure(seen, volume.spacing), area):
             notify(f"warning: {request.source} looks unlike the training images: {'; '.join(found)}")
             return found
     return []

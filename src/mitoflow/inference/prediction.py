@@ -153,11 +153,13 @@ def plan(
         The part that is asked for does not lie within the stack, or as in `adaptation.adapt`.
     """
     settings, blank = model.predictor.settings, blank_slices(whole)
+    is_blank = len(blank) == whole.shape[0]  # there is nothing to compare with the training images, or to judge
+    say = (lambda _: None) if is_blank else notify
     job = Job(
         source=volumes.absolute(request.source),
         spacing=whole.spacing,
         part=parse_roi(request.roi, whole),
-        levels=adaptation.find_levels(whole, request, model, notify, blank),
+        levels=adaptation.find_levels(whole, request, model, say, blank),
         scale=None,
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
@@ -167,19 +169,20 @@ def plan(
         blank=blank,
         fill_missing=request.fill_missing,
     )
-    adapted = adaptation.adapt(job.seen(whole), request, model, notify, advance)
+    adapted = adaptation.adapt(job.seen(whole), request, model, say, advance)
     job = replace(job, scale=adapted.scale, settings=replace(job.settings, threshold=adapted.threshold))
     volume = job.seen(whole)
-    differs = adaptation.compare(volume, request, model, notify, blank)
+    area = math.prod(whole.shape[1:])
+    differs = [] if is_blank else adaptation.compare(volume, request, model, notify, blank, area)
     decision = decide(job.settings, volume, request.neighbours)
-    notes = [*decision.notes, *_explain_blank(sorted(blank.intersection(job.part.slices)))]
+    notes = [*([] if is_blank else decision.notes), *_explain_blank(sorted(blank.intersection(job.part.slices)))]
     for note in notes:
         notify(f"note: {request.source}: {note}")
     decided = {
         "scale": ", ".join(f"{axis} x {times:g}" for axis, times in zip("yx", job.scale or (), strict=False)),
         "decisions": "; ".join(notes),
         "differs": "; ".join(differs),
-        "judgement": adaptation.judge(volume, request, model, adapted, notify),
+        "judgement": "" if is_blank else adaptation.judge(volume, request, model, adapted, notify),
     }
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 
