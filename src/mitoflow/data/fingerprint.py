@@ -18,9 +18,7 @@ from mitoflow.errors import InputError
 
 BINS = 64  # of the histogram of grey values
 SMALLEST = 32  # pixels of a side of the smallest patch that is measured
-# Pixels of a slice from which on its polarity is sure: of the crops of EPFL, 10 % look inverted where they have 96 x
-# 128 pixels, and 2 % where they have 192 x 192.
-SURE = 192**2
+SURE = 192**2  # pixels of a slice from which on it shows enough to tell inverted contrast
 DETAILS = (1, 2, 4)  # pixels: from each of these blurs to one twice as strong, detail is looked at
 REMEDY = "run `dvc repro evaluate` or `dvc pull`"
 
