@@ -236,6 +236,25 @@ def test_what_is_too_large_is_split_on_a_coarser_grid_and_named(block, largest):
     assert separate(mask, block=block, largest=largest, criteria=Instances(smallest_voxels=10_000))[0].max() == 2
 
 
+def test_components_that_are_too_large_have_labels_of_their_own():
+    shape = (30, 30, 100)
+    balls = [ball(shape, (15, 15, at), 12) for at in (15, 45, 75)]
+    labels, coarse = separate(np.logical_or.reduce(balls), block=(30, 30, 40), largest=10_000)
+    assert coarse == [1, 2, 3]
+    assert {tuple(np.unique(labels[one])) for one in balls} == {(1,), (2,), (3,)}
+
+
+def test_of_three_parts_the_one_that_is_too_small_joins_its_neighbour():
+    small, left, right = (6, 12, 6), (12, 12, 17), (12, 12, 36)
+    balls = [ball((24, 24, 60), centre, radius) for centre, radius in ((small, 4), (left, 10), (right, 10))]
+    chain = np.logical_or.reduce(balls)
+    parts = split_at_necks(chain, 0.8)
+    assert (parts[small], parts[left], parts[right]) == (1, 2, 3)
+    parts = split_at_necks(chain, 0.8, smallest=1000)
+    assert (parts[small], parts[left], parts[right]) == (1, 1, 2)
+    assert np.array_equal(parts > 0, chain)
+
+
 def test_what_is_too_large_and_thin_is_left_out_where_it_has_too_few_voxels():
     mask = np.zeros((30, 30, 30), bool)
     mask[range(30), range(30), range(30)] = True
