@@ -262,6 +262,12 @@ def test_system_metrics_go_through_the_journal(checkout: Path, monkeypatch: pyte
     assert found(without.key).data.metrics == {}
 
 
+def test_what_ends_within_the_first_interval_has_one_measurement(checkout: Path) -> None:
+    with runs.start("train", "unet") as run, system_metrics.measured(run, after_scores=True):
+        run.metrics({"val_dice": 0.5})
+    assert len(curve(run.key, "system/cpu_utilization_percentage")) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scored", [True, False])
 def test_system_metrics_of_a_training_wait_for_its_scores(

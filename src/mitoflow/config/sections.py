@@ -92,6 +92,8 @@ def _explain(model: type[Section], path: Path, error: ValidationError) -> InputE
             return InputError(where, "no such key", "a value", "add it; git has the file as it was")
         case "value_error":
             found = first["msg"].removeprefix("Value error, ")
+            if isinstance(first["input"], str | int | float):
+                return InputError(where, found, "another value", "change it")
             return InputError(where.removesuffix(": "), found, "values that fit together", "change one of them")
         case _:
             # A key of several types has one complaint for each of them.

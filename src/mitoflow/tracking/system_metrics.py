@@ -61,7 +61,7 @@ def _measure(run: runs.Run, over: threading.Event, after_scores: bool) -> None:
     waiting: list[tuple[dict[str, float], int, float]] = []
     for step in itertools.count():
         ended = over.wait(interval)
-        if not ended:
+        if not ended or step == 0:  # what ends within the first interval has one measurement
             waiting.append(({f"system/{name}": value for name, value in _read(monitors).items()}, step, time.time()))
         if ended or run.has_metrics or not after_scores:
             for values, measured_step, when in waiting:
