@@ -33,9 +33,9 @@ def forget(project: Project, stage: str) -> None:
     """Make DVC and the project forget that a stage was run."""
     yaml, path = YAML(), project.folder / "dvc.lock"
     lock = yaml.load(path)
-    del lock["stages"][stage]
+    lock["stages"].pop(stage, None)  # a stage that was run by itself is not there
     yaml.dump(lock, path)
-    shutil.rmtree(project.folder / ".dvc/cache/runs")
+    shutil.rmtree(project.folder / ".dvc/cache/runs", ignore_errors=True)
     shutil.rmtree(project.folder / ".mitoflow/checkpoints", ignore_errors=True)
     (project.folder / ".mitoflow/optuna.db").unlink(missing_ok=True)
 

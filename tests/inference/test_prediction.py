@@ -609,8 +609,8 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "no number": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "nan"], "--threshold: found nan, expected"),
     "rescale far": (
-        nothing,
-        ["cell.ome.tif", "mask.tif", "--rescale", "training", "--voxel-size", "4000"],
+        lambda folder: tifffile.imwrite(folder / "plain.tif", STACK),
+        ["plain.tif", "mask.tif", "--rescale", "training", "--voxel-size", "4000"],
         "--rescale: found 4000 nm along y, expected about 4",
     ),
     "roi": (nothing, ["cell.ome.tif", "mask.tif", "--roi", "1:2"], "--roi: found 1:2, expected z0:z1,y0:y1,x0:x1"),

@@ -11,8 +11,9 @@ from PIL import Image
 
 from mitoflow.core import files
 from mitoflow.errors import InputError
+from mitoflow.inference import overlay
 from mitoflow.inference.request import refuse_foreign
-from mitoflow.instances import morphometry, overlay
+from mitoflow.instances import morphometry
 from mitoflow.io import ome
 
 SLICE = np.zeros((64, 64), np.uint8)

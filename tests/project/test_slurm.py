@@ -51,11 +51,11 @@ def test_a_worker_of_a_job_script_fits_trials(tmp_path: Path, monkeypatch: pytes
     assert len(optuna_study.finished_trials(study)) == 6
 
 
-# SLURM on one machine: the first job waits in the queue for 15 seconds, and ends after three.
+# SLURM on one machine: the first job waits in the queue for 15 seconds, and ends after one.
 SBATCH = """#!/bin/sh
 number=$(ls jobs | wc -l)
 cp "$1" "jobs/$number"
-[ "$number" -gt 0 ] || sed -i 's/--lifetime 55m/--lifetime 3s/; 1a sleep 15' "jobs/$number"
+[ "$number" -gt 0 ] || sed -i 's/--lifetime 55m/--lifetime 1s/; 1a sleep 15' "jobs/$number"
 setsid bash "jobs/$number" <&- >>log 2>&1 &
 echo $! >>pids
 echo "Submitted batch job $!"
