@@ -15,7 +15,7 @@ slice by slice:
 What is labelled and what is measured after it never lie side by side: the last slices of each stack are measured, and a
 gap before them is left out. Only the training part of the project is used; its test part stays closed.
 
-Results are lines of JSON. What is there is not done again, so that the protocol may run in several sittings; fits go on
+Results are lines of JSON. What is there is not done again, so that the protocol may be interrupted; fits go on
 from their checkpoints. `--without` leaves one augmentation out, for the rows of an ablation. After a change of the
 code, remove the folder of `--work`: its models are found by their recipe and their patches.
 """
