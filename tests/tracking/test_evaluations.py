@@ -204,7 +204,7 @@ def test_pictures_have_the_names_by_which_mlflow_compares_them(here: Path) -> No
         assert run.data.tags["mlflow.note.content"].startswith(f"Dice {row.dice}")
 
 
-def test_the_experiment_opens_as_one_of_model_training(here: Path) -> None:
+def test_the_experiment_says_that_it_is_one_of_model_training(here: Path) -> None:
     (experiment,) = store.client(store.uri()).search_experiments(filter_string="name = 'mitoflow'")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best_val_dice"

@@ -81,7 +81,7 @@ def run_study(settings: Params) -> None:
                 (each.number + 1, each.state.name, *_searched(trial.recipe(each.params)), each.value, each.last_step)
                 for each in finished
             ]
-            _write(study.best_params, rows, summary)
+            _write(study.best_params, rows, {"study_val_dice": study.best_value, "trials": len(finished)})
             optuna_study.write_plots(study, PLOTS, tune.seed)
             run.metrics({**summary, "seconds": sum(each.user_attrs["seconds"] for each in finished)})
             run.params({"best": study.best_params})
@@ -116,12 +116,11 @@ def _searched(recipe: Recipe) -> list[float]:
     return [getattr(recipe, key) for key in SAMPLED]
 
 
-def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], summary: Mapping[str, float]) -> None:
+def _write(best: dict[str, Any], rows: Sequence[tuple[Any, ...]], shown: Mapping[str, float]) -> None:
+    """Write the results; DVC's tables show some, beside those of the training, whose names are others."""
     files.write_yaml(BEST_PARAMS, best)
     files.write_csv(TUNE_REPORTS / "trials.csv", ("trial", "state", *SAMPLED, "val_dice", "crops"), rows)
-    # DVC's tables show these beside those of the training, whose name for the same score is another one.
-    shown = {"study_val_dice": summary["best_val_dice"]} if "best_val_dice" in summary else {}
-    files.write_json(TUNE_REPORTS / "metrics.json", {**shown, "trials": summary["trials"]})
+    files.write_json(TUNE_REPORTS / "metrics.json", shown)
 
 
 class Tracked:

@@ -25,8 +25,8 @@ from mitoflow.errors import InputError
 from mitoflow.tracking import local_store, naming, places, registry, store
 from mitoflow.tracking.journal import Event, Journal
 
-#: Of an experiment that has none of its own. Without the first one MLflow guesses, and may open its view for language
-#: models.
+#: Of an experiment that has none of its own. The first one says of what kind it is; which view MLflow opens depends on
+#: the address, too, see `mitoflow ui`.
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "best_val_dice",  # the objective of a study: comparisons open on it

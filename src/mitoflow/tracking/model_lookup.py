@@ -60,7 +60,7 @@ def origin(wanted: str) -> dict[str, str]:
     if kind == "pretrained":
         return pretrained.find(rest).origin
     if wanted.endswith(".keras"):
-        return pretrained.origin(wanted)
+        return _origin_of_file(Path(wanted))
     from mitoflow.tracking import lineage
 
     name, version = _version("MODEL", wanted)
@@ -161,8 +161,17 @@ def _of_file(path: Path) -> TrainedModel:
     known: dict[str, str] = {}
     with suppress(InputError):  # MLflow does not know the file, or does not answer; the file is all that is needed
         if pretrained.of_file(path) or not places.is_missing(places.uri()):
-            known = pretrained.origin(str(path))
+            known = _origin_of_file(path)
     return TrainedModel(path.stem, path, folder, {"model": str(path), **known, "model_sha256": digest})
+
+
+def _origin_of_file(path: Path) -> dict[str, str]:
+    """Return where a ``.keras`` file comes from: what was released with it, or else what MLflow knows of it."""
+    if path.is_file() and (released := pretrained.of_file(path)):
+        return released.origin
+    from mitoflow.tracking import lineage  # imports MLflow
+
+    return lineage.origin(str(path))
 
 
 def _is_of(place: Path, digest: str) -> bool:

@@ -118,22 +118,6 @@ def of_file(path: Path) -> Pretrained | None:
     return model if provenance.file_sha256(path) == model.evaluation.model_sha256 else None
 
 
-def origin(what: str) -> dict[str, str]:
-    """Return where a model comes from: a version, or a ``.keras`` file that was released or that MLflow knows.
-
-    Raises
-    ------
-    InputError
-        As `mitoflow.tracking.lineage.origin` does.
-    """
-    path = Path(what)
-    if path.is_file() and (released := of_file(path)):
-        return released.origin
-    from mitoflow.tracking import lineage  # imports MLflow
-
-    return lineage.origin(what)
-
-
 def card(model: TrainedModel) -> Path | None:
     """Return the model card in Markdown; None where the model was not released."""
     path = model.folder / CARD
