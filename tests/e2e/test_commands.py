@@ -31,7 +31,7 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
     new = [run for run in stages_in(finished) if run.info.run_id not in before]
     stages = {run.data.tags["mitoflow.stage"]: run for run in new}
     assert stages.keys() == {"tune", "train", "evaluate"}  # the study searches the other values with this one
-    assert stages["train"].data.params["recipe.learning_rate"] == "0.0005"
+    assert stages["train"].data.params["train.learning_rate"] == "0.0005"
     for run in new:
         assert run.data.tags["mitoflow.lineage.dvc_experiment"] == "slower"
         assert run.info.artifact_uri.startswith((finished.folder / "mlruns").as_uri())
@@ -39,7 +39,8 @@ def test_experiments_in_a_copy_land_in_the_same_store(finished: Project) -> None
     shown = json.loads(finished.run("dvc", "exp", "show", "--json").stdout)
     assert "slower" in json.dumps(shown)
     compared = finished.run("mitoflow", "compare", "main", "slower", "--html", "compared.html").stdout
-    assert re.search(r"^train.learning_rate +tuned +0.0005$", compared, re.MULTILINE)
+    assert re.search(r"^train.learning_rate +0\.\d+ +0.0005$", compared, re.MULTILINE)
+    assert re.search(r"^tuned +learning_rate, depth, .* +depth, augment_strength$", compared, re.MULTILINE)
     assert re.search(r"^dice .* [+-]0\.\d{4} \[", compared, re.MULTILINE)
     assert "data:image/png;base64" in finished.read("compared.html")
 
@@ -72,7 +73,7 @@ def test_a_version_of_an_uncommitted_experiment_is_made_again(fresh: Project, tm
         kept.unlink()
     refused = fresh.run("mitoflow", "checkout", "1", str(tmp_path / "third"), check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "expected the changes with which it was made; restore the artifacts of the run" in refused.stderr
+    assert "expected the changes with which it was made; restore the artifacts of the model" in refused.stderr
     assert not (tmp_path / "third").exists()
 
 
@@ -122,7 +123,7 @@ def test_mlflow_run_of_a_git_address_takes_the_data_from_the_remote(fresh: Proje
     assert "the code of the clone" in ran.stdout
     client, trained = store(elsewhere), "tags.`mitoflow.stage` = 'train'"
     (run,) = client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id], trained)
-    assert (run.info.status, run.data.params["recipe.epochs"]) == ("FINISHED", "1")
+    assert (run.info.status, run.data.params["train.epochs"]) == ("FINISHED", "1")
     assert run.info.artifact_uri.startswith((elsewhere.folder / "mlruns").as_uri())
 
 

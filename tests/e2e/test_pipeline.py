@@ -25,8 +25,8 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
     assert scores(finished)["whole_slice"]["dice"] > 0.3
     top = [run for run in runs(finished) if "mlflow.parentRunId" not in run.data.tags]
     by_stage = {run.data.tags["mitoflow.stage"]: run for run in top}
-    assert sorted(by_stage) == ["patch", "train", "tune", "validate"]
-    trained, trials = by_stage["train"], children(finished, by_stage["tune"])
+    assert sorted(by_stage) == ["evaluate", "patch", "train", "tune", "validate"]
+    trained, evaluated, trials = by_stage["train"], by_stage["evaluate"], children(finished, by_stage["tune"])
     assert len(trials) == 4
     for trial in trials:
         # The keys of a training, and so one plot of both.
@@ -41,7 +41,7 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
     assert {trial.data.metrics["crops"] for trial in trials if trial not in pruned} == {24 + 48}
     longest = max(trial.data.metrics["best_val_dice"] for trial in trials if trial not in pruned)
     assert json.loads(finished.read("reports/tune/metrics.json")) == {"study_val_dice": longest, "trials": 4}
-    (evaluated,) = children(finished, trained)
+    assert evaluated.data.tags["mitoflow.training_run"] == trained.info.run_id
     for run in (trained, evaluated):
         for key in ("git_commit", "git_dirty", "data_md5", "patches_md5", "requirements_sha256"):
             assert run.data.tags[f"mitoflow.lineage.{key}"], key

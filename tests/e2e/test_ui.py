@@ -97,7 +97,7 @@ def test_the_address_that_is_printed_opens_the_view_for_model_training(
 
 def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, experiment: str) -> None:
     browser.get(f"{address}/#/experiments/{experiment}/runs")
-    page = shown(browser, "validate phantom", "patch phantom", "tune phantom", "train phantom")
+    page = shown(browser, "validate phantom", "patch phantom", "tune phantom", "train phantom", "evaluate phantom")
     assert "trial 1" not in page
     row = browser.find_element(By.XPATH, "//div[@role='row'][.//a[normalize-space()='tune phantom']]")
     row.find_element(By.XPATH, ".//button[contains(@class, 'expander') or .//*[name()='svg']]").click()
@@ -105,12 +105,24 @@ def test_trials_nest_under_the_tuning_run(browser: WebDriver, address: str, expe
 
 
 def test_runs_compare(browser: WebDriver, address: str, experiment: str, client: MlflowClient) -> None:
-    trials = [run for run in client.search_runs([experiment]) if run.info.run_name in ("trial 1", "trial 2")]
+    trials = [run for run in client.search_runs([experiment]) if run.info.run_name[:8] in ("trial 1:", "trial 2:")]
     assert len(trials) == 2
     ids = ",".join(f'"{run.info.run_id}"' for run in trials)
     browser.get(f'{address}/#/compare-runs?runs=[{ids}]&experiments=["{experiment}"]')
     rates = [run.data.params["train.learning_rate"] for run in trials]
     shown(browser, "Comparing 2 Runs", "trial 1", "trial 2", "learning_rate", "augment_strength", *rates)
+
+
+def test_the_description_of_an_evaluation_leads_to_its_training_and_on_to_the_study(
+    browser: WebDriver, address: str, experiment: str, client: MlflowClient
+) -> None:
+    champion = client.get_model_version_by_alias("mitoflow", "champion")
+    browser.get(f"{address}/#/experiments/{experiment}/runs/{champion.run_id}")
+    shown(browser, "Training: train phantom")
+    browser.find_element(By.LINK_TEXT, "train phantom").click()
+    shown(browser, "validation Dice", "Study: tune phantom")
+    browser.find_element(By.LINK_TEXT, "tune phantom").click()
+    shown(browser, "best of 4 trials")
 
 
 def test_the_registry_shows_the_champion(browser: WebDriver, address: str) -> None:

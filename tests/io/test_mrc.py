@@ -92,6 +92,7 @@ def damaged(path: Path, start: int, value: int) -> None:
         (0, 2**31 - 1, "truncated"),  # columns
         (4, 0, "at least one voxel"),  # rows
         (8, -5, "at least one voxel"),  # slices
+        (8, 3, "5 slices in the file, expected 3, as its header says"),
         (12, 4, "integers or floating-point"),  # complex numbers
         (12, 77, "cannot be read"),
         (64, 3, "columns, rows and slices along the axes 3, 2, 3, expected 1, 2, 3, which are x, y and z"),

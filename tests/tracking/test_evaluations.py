@@ -66,7 +66,7 @@ def evaluate(right: int, tta: int, made_from: Mapping[str, str]) -> None:
     name = f"evaluate cortex: tta {tta}"
     with runs.start("evaluate", name, training=runs.producer(MODEL), made_from=made_from) as run:
         recipe = {"network": "unet_strided", "depth": 1}
-        run.params({"recipe": recipe, "evaluate": {"tta": tta}, "data": {"name": "cortex/2+vnc"}})
+        run.params({"train": recipe, "evaluate": {"tta": tta}, "data": {"name": "cortex/2+vnc"}})
         run.metrics({"test/dice": found.interval("dice").value, "best_val_dice": 0.9})
         run.dataset("phantom", "data/test", "e" * 32, "test", {})
         run.image("epfl+vnc: worst slice", PICTURE.getvalue())
@@ -105,7 +105,9 @@ def test_a_run_has_the_figures_of_its_own_evaluation(here: Path) -> None:
         assert row.dice is not None
         assert run.data.metrics == {"test/dice": row.dice.value, "best_val_dice": 0.9}
         assert len(client.get_metric_history(row.run_id, "test/dice")) == 1
-        assert run.data.tags["mlflow.parentRunId"] == training.info.run_id
+        assert run.data.tags["mitoflow.training_run"] == training.info.run_id
+        # MLflow's table of runs hides those below another one, and with them their scores.
+        assert "mlflow.parentRunId" not in run.data.tags
         assert (run.info.status, training.info.status) == ("FINISHED", "FINISHED")
 
 
@@ -201,7 +203,11 @@ def test_pictures_have_the_names_by_which_mlflow_compares_them(here: Path) -> No
         assert [file.partition("+step+0+")[0] for file in files] == ["images/epfl_vnc_ worst slice"] * 2
         run = client.get_run(row.run_id)
         assert run.data.tags["mlflow.loggedImages"] == "True"
-        assert run.data.tags["mlflow.note.content"].startswith(f"Dice {row.dice}")
+        described, link = run.data.tags["mlflow.note.content"].split("\n\n")
+        assert described.startswith(f"Dice {row.dice}")
+        (training,) = all_runs("train")
+        page = f"#/experiments/{training.info.experiment_id}/runs/{training.info.run_id}"
+        assert link == f"Training: [{training.info.run_name}]({page})"
 
 
 def test_the_experiment_says_that_it_is_one_of_model_training(here: Path) -> None:

@@ -94,7 +94,7 @@ def train(rate: float) -> None:
     )
     measured.write(REPORTS / "evaluation.json")
     with runs.start("train", "unet") as training:
-        training.params({"train": {"learning_rate": rate}, "recipe": {"learning_rate": rate}})
+        training.params({"train": {"learning_rate": rate}})
         training.produced(MODEL)
         assert registration.register(training, measured, MODEL, REPORTS / "inference.yaml")
     run(sys.executable, "-m", "dvc", "add", "-q", str(MODEL))
@@ -111,7 +111,7 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_two_versions(here: Path) -> None:
     comparison = compare("1", "2", PART, CONVENTIONS, pictures=True)
     assert comparison.names == ("mitoflow version 1", "mitoflow version 2")
-    assert comparison.params == dict.fromkeys(("recipe.learning_rate", "train.learning_rate"), ("0.001", "0.002"))
+    assert comparison.params == {"train.learning_rate": ("0.001", "0.002")}
     first, second = (Evaluation.read(registry.model_file(version).with_name("evaluation.json")) for version in (1, 2))
     assert list(comparison.scores) == list(metrics.scores_of("pixels"))
     for score, (ours, theirs, gain) in comparison.scores.items():

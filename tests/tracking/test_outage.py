@@ -179,6 +179,7 @@ def test_killed_in_the_middle_and_down_at_the_end(
     server.start()
     synced = runs.sync()
     assert (synced.left, synced.reason) == (0, "")
+    assert synced.outcomes == ("model mitoflow version 1: there was no champion",)
     assert journal.folders() == []
     there = found(run.key)
     assert epochs_of(run.key) == list(range(EPOCHS))

@@ -192,7 +192,7 @@ def test_sync_leaves_a_living_run_alone(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_a_run_of_its_own_below_its_training(checkout: Path) -> None:
+def test_an_evaluation_is_a_run_of_its_own_that_names_its_training(checkout: Path) -> None:
     model = checkout / "unet.keras"
     model.write_bytes(b"weights")
     assert runs.producer(model) is None
@@ -208,8 +208,8 @@ def test_an_evaluation_is_a_run_of_its_own_below_its_training(checkout: Path) ->
     assert (trained.info.status, trained.data.metrics) == ("FINISHED", {"val_dice": 0.8})
     assert (measured.info.status, measured.data.metrics) == ("FAILED", {"test_dice": 0.7})
     assert trained.data.tags["mitoflow.model_sha256"] == provenance.file_sha256(model)
-    for tag in ("mlflow.parentRunId", "mitoflow.training_run"):
-        assert measured.data.tags[tag] == trained.info.run_id
+    assert measured.data.tags["mitoflow.training_run"] == trained.info.run_id
+    assert "mlflow.parentRunId" not in measured.data.tags
 
 
 def test_an_evaluation_does_not_overtake_its_training(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,18 +220,22 @@ def test_an_evaluation_does_not_overtake_its_training(checkout: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri())
     with runs.start("evaluate", "evaluate", training=run.key) as measuring:
         assert measuring.flush()
-        assert found(measuring.key).data.tags["mlflow.parentRunId"] == found(run.key).info.run_id
+        assert found(measuring.key).data.tags["mitoflow.training_run"] == found(run.key).info.run_id
     assert found(run.key).data.metrics == {"val_dice": 0.8}
 
 
 def test_a_training_names_the_study_that_found_its_values(checkout: Path) -> None:
     found_values = checkout / "best_params.yaml"
     found_values.write_text("depth: 3")
-    with runs.start("tune", "tune") as study:
+    with runs.start("tune", "tune [of] it") as study:
         study.produced(found_values)
     with runs.start("train", "unet", study=runs.producer(found_values)) as run:
-        pass
-    assert found(run.key).data.tags["mitoflow.study_run"] == found(study.key).info.run_id
+        run.describe("early")
+        run.describe("done")
+    there = found(study.key).info
+    assert found(run.key).data.tags["mitoflow.study_run"] == there.run_id
+    link = f"Study: [tune \\[of\\] it](#/experiments/{there.experiment_id}/runs/{there.run_id})"
+    assert found(run.key).data.tags["mlflow.note.content"] == f"done\n\n{link}"
     assert "mlflow.parentRunId" not in found(run.key).data.tags
     assert "mitoflow.model_sha256" not in found(study.key).data.tags
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 
 from mitoflow.cli._output import echo, json_option, print_json, print_table
@@ -46,7 +49,7 @@ def history(as_json: bool) -> None:
 
     promotions = registry.history()
     if as_json:
-        print_json(promotions)
+        print_json([{**asdict(entry), "verdict": json.loads(entry.verdict or "null")} for entry in promotions])
         return
     rows = [
         [

@@ -44,6 +44,8 @@ def sync() -> None:
     if synced.live:
         echo(f"{synced.live} running stages send for themselves")
     echo(f"{synced.sent} events sent")
+    for outcome in synced.outcomes:
+        echo(outcome)
     errors = list({str(error): error for error in synced.errors}.values())
     if synced.reason:
         found, remedy = f"{synced.left} events that it did not take", f"{synced.reason}; then run `mitoflow sync` again"

@@ -414,6 +414,23 @@ class Params(Section):
         return self
 
 
+def as_trained(sections: Mapping[str, Any], recipe: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections of ``params.yaml`` as a training used them.
+
+    Parameters
+    ----------
+    sections
+        The sections as they are written.
+    recipe
+        Of the training; in ``train`` its numbers take the place of ``tuned``, and ``tuned`` names their keys.
+    initial
+        The model that the training began with, as the section ``initial``; empty for random weights.
+    """
+    train = sections.get("train", {})
+    tuned = ", ".join(key for key in SAMPLED if train.get(key) == "tuned") or "none"
+    return {**sections, "train": {**train, **recipe}, "tuned": tuned, "initial": dict(initial)}
+
+
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and validate ``params.yaml``, which holds every key: DVC does not see a default that changes.
 

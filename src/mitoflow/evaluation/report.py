@@ -121,7 +121,7 @@ class Origin:
     lineage
         What the model was made from, by name: commit, digest of the data and so on.
     params
-        The sections of ``params.yaml``.
+        The sections of ``params.yaml``, with the recipe of the training as ``train``.
     """
 
     dataset: str

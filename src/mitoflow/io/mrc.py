@@ -50,8 +50,8 @@ def open_mrc(path: Path) -> Stack:
     Raises
     ------
     InputError
-        The file is missing, no MRC, truncated, of complex numbers, has several volumes, or its columns, rows and slices
-        are not along x, y and z.
+        The file is missing, no MRC, truncated, longer than its header says, of complex numbers, has several volumes, or
+        its columns, rows and slices are not along x, y and z.
     """
     header, stored = _read_header(path)
     shape = (int(header.nz), int(header.ny), int(header.nx))
@@ -67,10 +67,14 @@ def open_mrc(path: Path) -> Stack:
             path, f"{stored} voxels", "integers or floating-point numbers", "save the image as 8- or 16-bit"
         )
     start = HEADER + int(header.nsymbt)
-    needed, size = start + shape[0] * shape[1] * shape[2] * stored.itemsize, path.stat().st_size
+    of_slice, size = shape[1] * shape[2] * stored.itemsize, path.stat().st_size
+    needed = start + shape[0] * of_slice
     if start < HEADER or needed > size:
         found = f"a truncated file ({shape[0]} slices need {needed} bytes, it has {size})"
         raise InputError(path, found, "a whole MRC", "copy or export the file again")
+    if more := (size - needed) // of_slice:
+        expected = f"{shape[0]}, as its header says"
+        raise InputError(path, f"{shape[0] + more} slices in the file", expected, "export the stack again")
     return Stack(path, shape, stored.newbyteorder("="), _Rows(start, stored, shape))
 
 

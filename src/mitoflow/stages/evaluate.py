@@ -63,7 +63,7 @@ class Published:
     Attributes
     ----------
     params
-        The sections of ``params.yaml``, the recipe of the training and its initial weights.
+        The sections of ``params.yaml`` as the training used them, and its initial weights.
     history
         For each epoch of the training its loss, dice, val_loss and val_dice.
     summary
@@ -103,7 +103,7 @@ def main() -> None:
             dataset=settings.data.name,
             history=history,
             lineage=provenance.current() | {"model_sha256": evaluation.model_sha256},
-            params=settings.model_dump(by_alias=True) | {"recipe": facts["recipe"]},
+            params=settings.model_dump(by_alias=True) | {"train": facts["recipe"]},
         )
         report.write_evaluation_report(REPORT, results, origin, shown, verdict)
         run.artifact(REPORT, "evaluate")
@@ -240,7 +240,7 @@ def _read_history() -> list[dict[str, float]]:
 
 
 def _all_params(settings: params.Params, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return settings.model_dump(by_alias=True) | {"recipe": facts["recipe"], "initial": facts.get("initial", {})}
+    return params.as_trained(settings.model_dump(by_alias=True), facts["recipe"], facts.get("initial", {}))
 
 
 def _write_results(results: Results) -> None:

@@ -50,11 +50,7 @@ def main() -> None:
         study = runs.producer(BEST_PARAMS) if settings.train.tuned else None
         started = runs.start("train", name, key=_run_key(checkpoints), study=study)
         with started as run, system_metrics.measured(run, after_scores=True):
-            values = settings.model_dump(by_alias=True)
-            # The numbers in place of `tuned`, so that one plot shows trainings and trials.
-            values["train"] |= recipe.model_dump()
-            values["tuned"] = ", ".join(settings.train.tuned) or "none"
-            run.params(values | {"recipe": recipe.model_dump(), "initial": origin})
+            run.params(params.as_trained(settings.model_dump(by_alias=True), recipe.model_dump(), origin))
             for each in inputs.of_patches(settings.data.name, PATCHES, store):
                 run.dataset(*each)
             curves = Curves(run, checkpoints / "history.json")

@@ -132,7 +132,8 @@ class Tracked:
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None:
         """Start or resume the run of a trial, which ends with the study at the latest."""
-        run = self._run.child(f"trial {number + 1}", key=f"{self._run.key}-{number}")
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
+        run = self._run.child(f"trial {number + 1}: {shown}", key=f"{self._run.key}-{number}")
         self._runs[number] = self._open.enter_context(run)
         keys = {*SharedWithTrials.model_fields, *SAMPLED}
         run.params({"train": self._trial.recipe(values).model_dump(include=keys)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +31,8 @@ EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": "best_val_dice",  # the objective of a study: comparisons open on it
     MLFLOW_RUN_NOTE: (  # which is the tag of an experiment's description, too
-        "Mitochondria in electron-microscopy stacks. Each time a stage of `dvc.yaml` runs is a run here. The trials of "
-        "a study are below it, and evaluations below their training. The scores of an evaluation begin with `test/`."
+        "Mitochondria in electron-microscopy stacks. Each time a stage of `dvc.yaml` runs is a run here, and the "
+        "trials of a study are below it. The scores of an evaluation begin with `test/`."
     ),
 }
 
@@ -61,9 +61,16 @@ class _Remote:
 
 
 class Delivery:
-    """Sends the events of a journal to MLflow, in order."""
+    """Sends the events of a journal to MLflow, in order.
+
+    Attributes
+    ----------
+    outcomes
+        A line about each model that was sent: its version, and what was decided about it.
+    """
 
     def __init__(self, journal: Journal) -> None:
+        self.outcomes: list[str] = []
         self._journal = journal
         self._remotes: dict[str, _Remote] = {}
 
@@ -118,6 +125,9 @@ class Delivery:
                     run.points.get(point.key, {})[point.step] = point.value
             case "tags":
                 client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
+            case "description":
+                described = "\n\n".join([event["text"], *_links(client, run)])
+                client.log_batch(run.run_id, tags=[RunTag(MLFLOW_RUN_NOTE, described)])
             case "artifact":
                 client.log_artifact(run.run_id, str(self._journal.folder / event["path"]), event["folder"] or None)
             case "image":
@@ -125,7 +135,8 @@ class Delivery:
             case "dataset":
                 client.log_inputs(run.run_id, datasets=[_dataset(event)])
             case "model":
-                registry.admit(client, run.run_id, self._journal.folder / event["path"], event["tags"])
+                folder = self._journal.folder / event["path"]
+                self.outcomes.append(registry.admit(client, run.run_id, folder, event["tags"]))
             case "end":
                 client.set_terminated(run.run_id, event["status"], event["time"])
 
@@ -142,17 +153,28 @@ class Delivery:
             tags[store.TRAINING_RUN_TAG] = training.run_id
         if study:
             tags[store.STUDY_RUN_TAG] = study.run_id
-        parent = self._remote(client, start["parent"]) if "parent" in start else training
-        if parent:
+        parent_id = start.get("parent_run_id")
+        if "parent" in start:
+            parent = self._remote(client, start["parent"])
             experiment_id, parent_id = parent.experiment_id, parent.run_id
+        elif training:
+            experiment_id = training.experiment_id
         else:
             experiment_id = _experiment(client, start["experiment_id"], start["experiment"])
-            parent_id = start["parent_run_id"]
         if parent_id:
             tags[MLFLOW_PARENT_RUN_ID] = parent_id
         name = naming.of_training(start["name"], training.name) if training else start["name"]
         run = client.create_run(experiment_id, start["time"], tags, name)
         return _Remote(run.info.run_id, experiment_id, name, resumed=False)
+
+
+def _links(client: MlflowClient, run: _Remote) -> Iterator[str]:
+    """Yield links to the training and the study that a run belongs to, for its description on MLflow's page."""
+    tags = client.get_run(run.run_id).data.tags
+    for what, tag in (("Training", store.TRAINING_RUN_TAG), ("Study", store.STUDY_RUN_TAG)):
+        if tag in tags and (other := store.find_run(client, tags[tag])):
+            name = re.sub(r"([\[\]])", r"\\\1", other.info.run_name or "a run")
+            yield f"{what}: [{name}](#/experiments/{other.info.experiment_id}/runs/{other.info.run_id})"
 
 
 def _find(client: MlflowClient, key: str) -> _Remote | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
+from mitoflow.config.params import as_trained
 from mitoflow.core import files, workspace
 from mitoflow.data.conventions import read_conventions
 from mitoflow.data.masks import Rule, binarise
@@ -179,6 +180,8 @@ def find(what: str) -> Side:
     elif _is_registered(what):
         model = model_lookup.find(what)
         params = {key.removeprefix("params."): v for key, v in model.origin.items() if key.startswith("params.")}
+        for key in [key for key in params if key.startswith("recipe.")]:  # where earlier versions had what was tuned
+            params[key.replace("recipe.", "train.")] = params.pop(key)
         name = model.name
     else:
         commit = _commit(what)
@@ -186,7 +189,7 @@ def find(what: str) -> Side:
         model = model_lookup.find(str(folder / OF_REVISION[0] / model_files.WEIGHTS))
         settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
         facts = files.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
-        params = runs.dotted(settings | {"recipe": facts["recipe"], "initial": facts.get("initial", {})})
+        params = runs.dotted(as_trained(settings, facts["recipe"], facts.get("initial", {})))
         name = f"{what} ({commit[:8]})"
     return Side(name, model, params, Evaluation.of(model))
 

@@ -100,4 +100,4 @@ def outcome(verdict: Verdict | None) -> str:
     """Return a line about what `register` came to."""
     if verdict is None:
         return f"model {registered_model.name()}: MLflow has not taken it yet; `mitoflow sync` registers it and decides"
-    return f"model {registered_model.name()} version {verdict.version}: {verdict.reason}"
+    return registry.outcome(registered_model.name(), verdict)

@@ -90,10 +90,11 @@ def prepare(evaluation: Evaluation, weights: Path) -> None:
         gate.prepare(Candidate(0, lambda: evaluation, lambda: weights), champion)
 
 
-def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> None:
+def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, str]) -> str:
     """Make the packed model in ``folder`` a version of the run and decide about it; doing so again changes nothing.
 
-    A model that was evaluated with changes that were not committed becomes another version once they are.
+    A model that was evaluated with changes that were not committed becomes another version once they are. Returns a
+    line about what was decided.
 
     Raises
     ------
@@ -108,12 +109,18 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
             version = _create(model, run, folder, tags)
         client.update_run(run_id, name=naming.with_version(run.info.run_name, int(version.version)))
         if VERDICT_TAG in version.tags:
-            return
+            return outcome(model.name, Verdict.from_tags(int(version.version), version.tags))
         client.set_registered_model_alias(model.name, CHALLENGER, version.version)
     weights = folder / "artifacts" / model_files.WEIGHTS
     evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
     lineage = provenance.from_tags(version.tags)
-    _decide(model, Candidate(int(version.version), lambda: evaluation, lambda: weights, lineage))
+    challenger = Candidate(int(version.version), lambda: evaluation, lambda: weights, lineage)
+    return outcome(model.name, _decide(model, challenger))
+
+
+def outcome(name: str, verdict: Verdict) -> str:
+    """Return a line about what was decided about a version of the registered model with that name."""
+    return f"model {name} version {verdict.version}: {verdict.reason}"
 
 
 def _named(client: MlflowClient, tags: Mapping[str, str]) -> Registered:
@@ -121,14 +128,15 @@ def _named(client: MlflowClient, tags: Mapping[str, str]) -> Registered:
     return Registered(client, tags.get(registered_model.NAME_TAG) or registered_model.name())
 
 
-def _decide(model: Registered, challenger: Candidate) -> None:
-    """Promote a new version, or record why not; does nothing where that was recorded already."""
+def _decide(model: Registered, challenger: Candidate) -> Verdict:
+    """Promote a new version, or record why not; changes nothing where that was recorded already."""
     gate = Gate.load()
     state = promotion.settle(model)
-    while VERDICT_TAG not in registered_model.get_version(model, challenger.version).tags:
+    while VERDICT_TAG not in (tags := registered_model.get_version(model, challenger.version).tags):
         with suppress(PromotionConflict):  # then there is another champion to beat
             _judge(model, gate, challenger, state)
         state = promotion.settle(model)
+    return Verdict.from_tags(challenger.version, tags)
 
 
 def _judge(model: Registered, gate: Gate, challenger: Candidate, state: ChampionState) -> None:
@@ -355,6 +363,7 @@ def _of_run(model: Registered, run_id: str) -> list[ModelVersion]:
 def _create(model: Registered, run: Run, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
     run_id = run.info.run_id
     logged = _logged_model(model.client, run, tags)
+    _take_changes(model.client, run, folder)
     packed = Model.load(str(folder))
     packed.run_id, packed.model_id, packed.model_uuid = run_id, logged.model_id, logged.model_id
     packed.artifact_path = logged.artifact_location
@@ -377,13 +386,24 @@ def _create(model: Registered, run: Run, folder: Path, tags: Mapping[str, str]) 
     return version
 
 
+def _take_changes(client: MlflowClient, run: Run, folder: Path) -> None:
+    """Put the changes that were not committed into the packed model: `mlflow gc` may remove the run and its files."""
+    digest = provenance.from_tags(run.data.tags).get("git_diff_sha256")
+    if digest is None:
+        return
+    place, name = f"{run.info.artifact_uri}/{store.CHANGES}", store.changes_file(digest)
+    if name in store.list_artifacts(client, place):  # they stay where a released model was made
+        (folder / store.CHANGES).mkdir(exist_ok=True)
+        store.download(client, f"{place}/{name}", str(folder / store.CHANGES))
+
+
 def _logged_model(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> LoggedModel:
     """Return the logged model of this evaluation in this run, with the parameters of the run."""
     params, experiment_id = run.data.params, run.info.experiment_id
     same = _equal(tags, store.KEY_TAG, version_tags.EVALUATION_SHA256)
     for logged in client.search_logged_models([experiment_id], " AND ".join(same)):
         return logged
-    called = "-".join(filter(None, (params.get("recipe.network", "unet"), params.get("data.name"))))
+    called = "-".join(filter(None, (params.get("train.network", "unet"), params.get("data.name"))))
     name = re.sub(r"[^\w+-]", "_", called)  # MLflow allows no dots and slashes
     return client.create_logged_model(experiment_id, name, run.info.run_id, dict(tags), params)
 

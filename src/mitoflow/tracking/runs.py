@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from tqdm import tqdm
 
 from mitoflow.config import sections
@@ -52,8 +51,8 @@ def start(
     """Start the run of a stage, or resume the run ``key``.
 
     Returns at once, whether MLflow can be reached or not. With a known ``key`` the events join that run, which runs
-    again. A new run has its lineage as tags. It becomes a child of the ``training`` run where the store has that one,
-    and else, if ``mlflow run`` started the process, a child of the project's run.
+    again. A new run has its lineage as tags. If ``mlflow run`` started the process, it becomes a child of the project's
+    run.
 
     Parameters
     ----------
@@ -66,7 +65,7 @@ def start(
     made_from
         The lineage of a new run; without it, that of this process: `mitoflow.core.provenance.current`.
     training
-        Of an evaluation: the key of the run that trained the model.
+        Of an evaluation: the key of the run that trained the model. Both are in one experiment.
     study
         Of a training: the key of the study that found its values.
     """
@@ -139,8 +138,8 @@ class Run:
         self.has_metrics = True
 
     def describe(self, text: str) -> None:
-        """Set the description, in Markdown; the last one stays."""
-        self.tags({MLFLOW_RUN_NOTE: text})
+        """Set the description, in Markdown; the last one stays. Links to training and study are added to it."""
+        self._record("description", text=text)
 
     def image(self, name: str, png: bytes) -> None:
         """Log a picture, which MLflow's charts show beside those of the same name in other runs.
@@ -264,6 +263,8 @@ class Synced:
         Journals of stages that are running now, which send for themselves.
     reason
         Why MLflow did not take what is left; empty where it took all, or where `errors` say why.
+    outcomes
+        A line about each model that was registered: its version, and what was decided about it.
     errors
         What a person must put right first: journals that cannot be read, and deleted or renamed things in MLflow.
     """
@@ -272,6 +273,7 @@ class Synced:
     left: int
     live: int
     reason: str
+    outcomes: tuple[str, ...] = ()
     errors: tuple[InputError, ...] = ()
 
 
@@ -280,6 +282,7 @@ def sync() -> Synced:
     sent = left = live = 0
     reasons: dict[str, str] = {}  # by run: neither its later events nor its evaluation must overtake its earlier ones
     away: set[str] = set()
+    outcomes: list[str] = []
     errors: list[InputError] = []
     for folder in journal.folders():
         try:
@@ -305,9 +308,11 @@ def sync() -> Synced:
                     reasons[key] = str(store.as_user_error(delivery.uri, error))
                     if not store.is_refusal(error):
                         away.add(delivery.uri)
+            outcomes += delivery.outcomes
             after = journal.waiting(folder)
         sent, left = sent + before - after, left + after
-    return Synced(sent, left, live, "; ".join(dict.fromkeys(filter(None, reasons.values()))), tuple(errors))
+    reason = "; ".join(dict.fromkeys(filter(None, reasons.values())))
+    return Synced(sent, left, live, reason, tuple(outcomes), tuple(errors))
 
 
 class _Sender(threading.Thread):

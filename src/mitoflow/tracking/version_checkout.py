@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
-from mitoflow.tracking import lineage, store
+from mitoflow.tracking import lineage, registered_model, store
 
 LOCAL = Path(".dvc/config.local")  # DVC's settings for this machine, such as credentials of a remote
 
@@ -58,7 +58,7 @@ def check_out(version: int, worktree: Path) -> Restored:
     if _run("git", "cat-file", "-e", f"{commit}^{{commit}}").returncode:
         found = f"commit {commit}, which is not here"
         raise InputError(where, found, "a commit of this repository", "`git fetch` from where it was made")
-    changes = _changes(where, facts)
+    changes = _changes(version, facts)
     with ExitStack() as undo:
         _require(where, "git", "worktree", "add", "--quiet", "--detach", str(worktree), commit)
         undo.callback(_run, "git", "worktree", "remove", "--force", str(worktree))
@@ -70,23 +70,30 @@ def check_out(version: int, worktree: Path) -> Restored:
     return Restored(project, commit, bool(changes), facts.get("training_threads") or facts.get("threads", ""))
 
 
-def _changes(where: str, facts: Mapping[str, str]) -> bytes:
-    """Return the changes that were not committed when the version was made, as ``git apply`` takes them."""
+def _changes(version: int, facts: Mapping[str, str]) -> bytes:
+    """Return the changes that were not committed when the version was made, as ``git apply`` takes them.
+
+    They are with the model, and those of an earlier mitoflow with its run alone.
+    """
     if facts.get("git_dirty") != "true":
         return b""
+    where = f"version {version}"
     digest, expected = facts.get("git_diff_sha256"), "the changes with which it was made"
     if digest is None:
         found = "changes that were not committed, and not kept"
         raise InputError(where, found, expected, "take a version of mitoflow 0.2 or newer")
-    path = f"{store.CHANGES}/{store.changes_file(digest)}"
-    with tempfile.TemporaryDirectory() as folder:
+    name, remedy = store.changes_file(digest), "restore the artifacts of the model"
+    with registered_model.opened() as model, tempfile.TemporaryDirectory() as folder:
+        place = f"{registered_model.get_version(model, version).source}/{store.CHANGES}"
         try:
-            kept = Path(store.client(store.uri()).download_artifacts(facts["run"], path, folder))
+            if name in store.list_artifacts(model.client, place):
+                kept = store.download(model.client, f"{place}/{name}", folder)
+            else:
+                kept = Path(model.client.download_artifacts(facts["run"], f"{store.CHANGES}/{name}", folder))
         except store.ERRORS as error:
-            found, remedy = f"{path}: {store.reason(error)}", "restore the artifacts of the run"
-            raise InputError(f"{where}, run {facts['run']}", found, expected, remedy) from None
+            raise InputError(f"{where}: {name}", store.reason(error), expected, remedy) from None
         if (found := provenance.file_sha256(kept)) != digest:
-            raise InputError(f"{where}: {path}", f"SHA-256 {found}", digest, "restore the artifacts of the run")
+            raise InputError(f"{where}: {name}", f"SHA-256 {found}", digest, remedy)
         return kept.read_bytes()
 
 

@@ -68,7 +68,8 @@ def _paragraphs(version: ModelVersion, verdict: Verdict, params: Mapping[str, st
 
 
 def _what_it_is(params: Mapping[str, str]) -> str:
-    network, depth = params.get("recipe.network", "unet"), params.get("recipe.depth")
+    network = params.get("train.network", "unet")
+    depth = params.get("recipe.depth") or params.get("train.depth")  # earlier versions had what was tuned in `recipe`
     built = f"`{network}`" + (f" of depth {depth}" if depth else "")
     *sets, last = params.get("data.name", "unnamed data").split("+")
     trained_on = f"{', '.join(sets)} and {last}" if sets else last
