@@ -119,10 +119,11 @@ def test_the_description_of_an_evaluation_leads_to_its_training_and_on_to_the_st
     champion = client.get_model_version_by_alias("mitoflow", "champion")
     browser.get(f"{address}/#/experiments/{experiment}/runs/{champion.run_id}")
     shown(browser, "Training: train phantom")
-    browser.find_element(By.LINK_TEXT, "train phantom").click()
+    browser.get(browser.find_element(By.LINK_TEXT, "train phantom").get_attribute("href"))  # a click opens another tab
     shown(browser, "validation Dice", "Study: tune phantom")
-    browser.find_element(By.LINK_TEXT, "tune phantom").click()
+    browser.get(browser.find_element(By.LINK_TEXT, "tune phantom").get_attribute("href"))
     shown(browser, "best of 4 trials")
+    assert "workflowType=machine_learning" in browser.current_url
 
 
 def test_the_registry_shows_the_champion(browser: WebDriver, address: str) -> None:

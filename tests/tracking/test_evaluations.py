@@ -206,7 +206,7 @@ def test_pictures_have_the_names_by_which_mlflow_compares_them(here: Path) -> No
         described, link = run.data.tags["mlflow.note.content"].split("\n\n")
         assert described.startswith(f"Dice {row.dice}")
         (training,) = all_runs("train")
-        page = f"#/experiments/{training.info.experiment_id}/runs/{training.info.run_id}"
+        page = f"#/experiments/{training.info.experiment_id}/runs/{training.info.run_id}?workflowType=machine_learning"
         assert link == f"Training: [{training.info.run_name}]({page})"
 
 

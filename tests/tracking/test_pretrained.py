@@ -172,7 +172,7 @@ def test_a_release_is_complete_and_states_its_scores(finished: Path) -> None:
     assert made["code"]["git_commit"] in card
     assert made["run"]["model_sha256"] == digest
     assert made["dataset"].keys() == {"training", "validation", "test"}
-    assert made["params"]["recipe.learning_rate"] == "0.003"
+    assert made["params"]["train.learning_rate"] == "0.003"
     assert made["metrics"] == measured
 
 

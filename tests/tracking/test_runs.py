@@ -234,8 +234,8 @@ def test_a_training_names_the_study_that_found_its_values(checkout: Path) -> Non
         run.describe("done")
     there = found(study.key).info
     assert found(run.key).data.tags["mitoflow.study_run"] == there.run_id
-    link = f"Study: [tune \\[of\\] it](#/experiments/{there.experiment_id}/runs/{there.run_id})"
-    assert found(run.key).data.tags["mlflow.note.content"] == f"done\n\n{link}"
+    page = f"#/experiments/{there.experiment_id}/runs/{there.run_id}?workflowType=machine_learning"
+    assert found(run.key).data.tags["mlflow.note.content"] == f"done\n\nStudy: [tune \\[of\\] it]({page})"
     assert "mlflow.parentRunId" not in found(run.key).data.tags
     assert "mitoflow.model_sha256" not in found(study.key).data.tags
 

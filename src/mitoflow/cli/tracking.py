@@ -25,8 +25,7 @@ def ui(port: int) -> None:
     local_store.require_usable(place)
     store.configure()
     experiment = store.client(place).get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or runs.EXPERIMENT)
-    # Without the last part MLflow opens its view for language models, whatever the experiment says of itself.
-    page = f"/#/experiments/{experiment.experiment_id}?workflowType=machine_learning" if experiment else ""
+    page = f"/#/experiments/{experiment.experiment_id}{store.TRAINING_VIEW}" if experiment else ""
     echo(f"MLflow: http://127.0.0.1:{port}{page}")
     os.environ["MLFLOW_BACKEND_STORE_URI"] = place  # command lines are for everybody to see, and it may hold a password
     # One worker serves one person. MLflow's four take four times the memory, and are killed and started again without

@@ -174,7 +174,8 @@ def _links(client: MlflowClient, run: _Remote) -> Iterator[str]:
     for what, tag in (("Training", store.TRAINING_RUN_TAG), ("Study", store.STUDY_RUN_TAG)):
         if tag in tags and (other := store.find_run(client, tags[tag])):
             name = re.sub(r"([\[\]])", r"\\\1", other.info.run_name or "a run")
-            yield f"{what}: [{name}](#/experiments/{other.info.experiment_id}/runs/{other.info.run_id})"
+            page = f"#/experiments/{other.info.experiment_id}/runs/{other.info.run_id}{store.TRAINING_VIEW}"
+            yield f"{what}: [{name}]({page})"
 
 
 def _find(client: MlflowClient, key: str) -> _Remote | None:

@@ -51,6 +51,8 @@ STUDY_RUN_TAG = "mitoflow.study_run"
 
 #: The folder among the artifacts of a run with the changes of its code that were not committed.
 CHANGES = "changes"
+#: Ends an address of MLflow's pages: without it they open in the view for language models, whatever an experiment says.
+TRAINING_VIEW = "?workflowType=machine_learning"
 
 #: What `client` and a client raise where their store does not answer, refuses, or answers something else.
 ERRORS = (MlflowException, SQLAlchemyError, OSError, ParseError, InputError)
