@@ -103,7 +103,7 @@ def main() -> None:
             dataset=settings.data.name,
             history=history,
             lineage=provenance.current() | {"model_sha256": evaluation.model_sha256},
-            params=settings.model_dump(by_alias=True) | {"train": facts["recipe"]},
+            params=settings.model_dump(by_alias=True) | {"train": settings.train.model_dump() | facts["recipe"]},
         )
         report.write_evaluation_report(REPORT, results, origin, shown, verdict)
         run.artifact(REPORT, "evaluate")
