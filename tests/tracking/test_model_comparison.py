@@ -94,7 +94,9 @@ def train(rate: float) -> None:
     )
     measured.write(REPORTS / "evaluation.json")
     with runs.start("train", "unet") as training:
-        training.params({"train": {"learning_rate": rate}})
+        # The first one as earlier versions did, which had what was tuned in a section of its own.
+        old = {"train": {"learning_rate": "tuned"}, "recipe": {"learning_rate": rate}}
+        training.params(old if rate == 0.001 else {"train": {"learning_rate": rate}})
         training.produced(MODEL)
         assert registration.register(training, measured, MODEL, REPORTS / "inference.yaml")
     run(sys.executable, "-m", "dvc", "add", "-q", str(MODEL))

@@ -87,7 +87,7 @@ def run_study(settings: Params) -> None:
             run.params({"best": study.best_params})
             run.artifact(TUNE_REPORTS)
             run.produced(BEST_PARAMS)
-            values = ", ".join(f"{key} {value:.3g}" for key, value in study.best_params.items())
+            values = _named(study.best_params)
             found = f"best of {len(finished)} trials: validation Dice {study.best_value:.4f} with {values}"
             run.describe(found)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -112,6 +112,10 @@ def _common_to_trials(settings: Params) -> Trial:
     return Trial.of(PATCHES, {**shared, "seed": settings.tune.seed}, *started_from)
 
 
+def _named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.3g}" for key, value in values.items())
+
+
 def _searched(recipe: Recipe) -> list[float]:
     return [getattr(recipe, key) for key in SAMPLED]
 
@@ -132,8 +136,7 @@ class Tracked:
 
     def trial_started(self, number: int, values: dict[str, Any]) -> None:
         """Start or resume the run of a trial, which ends with the study at the latest."""
-        shown = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
-        run = self._run.child(f"trial {number + 1}: {shown}", key=f"{self._run.key}-{number}")
+        run = self._run.child(f"trial {number + 1}: {_named(values)}", key=f"{self._run.key}-{number}")
         self._runs[number] = self._open.enter_context(run)
         keys = {*SharedWithTrials.model_fields, *SAMPLED}
         run.params({"train": self._trial.recipe(values).model_dump(include=keys)})

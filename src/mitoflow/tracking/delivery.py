@@ -96,6 +96,7 @@ class Delivery:
                 if not self._is_deleted(event["run"]):
                     raise
                 self._remotes.clear()
+                self.outcomes.clear()
                 self._journal.mark_sent(0)
                 return self.send()
             self._journal.mark_sent(position)
