@@ -219,6 +219,8 @@ def test_a_version_in_the_table_and_its_lineage(folder: Path, run_here: Here) ->
         (1, 2, "forced"),
         (2, 1, "rolled back"),
     ]
+    forced, back = (entry["verdict"] for entry in entries)
+    assert (forced["version"], forced["promoted"], back) == (2, True, None)  # nobody asked the gate to roll back
 
 
 @pytest.mark.slow

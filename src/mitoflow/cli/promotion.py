@@ -45,11 +45,17 @@ def rollback(reason: str) -> None:
 @json_option
 def history(as_json: bool) -> None:
     """List who made which version the champion, and why."""
+    from mitoflow.evaluation.verdict import Verdict
     from mitoflow.tracking import registry
 
     promotions = registry.history()
     if as_json:
-        print_json([{**asdict(entry), "verdict": json.loads(entry.verdict or "null")} for entry in promotions])
+        verdicts = [
+            Verdict.from_tags(entry.version, json.loads(entry.verdict)) if entry.verdict else None
+            for entry in promotions
+        ]
+        shown = zip(promotions, verdicts, strict=True)
+        print_json([{**asdict(entry), "verdict": verdict} for entry, verdict in shown])
         return
     rows = [
         [
