@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 #: What can happen to a request.
 TROUBLES = {
@@ -34,13 +34,41 @@ class Proxy:
         self.trouble: str | None = None
         self.share, self.chance = 0.5, random.Random(0)
         handler = type("Handler", (_Handler,), {"proxy": self, "server_port": port})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def wait_until_idle(self) -> None:
+        """Return once the server is done with every request made before, also with those of clients that died."""
+        own = http.client.HTTPConnection("127.0.0.1", self._server.server_port, timeout=60)
+        own.request("GET", "/health")  # answered: connections made before this one were accepted, and are counted
+        own.getresponse().read()
+        own.close()
+        with self._server.changed:
+            assert self._server.changed.wait_for(lambda: self._server.requests == 0, timeout=60)
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """Counts the requests that are not done; each comes by a connection of its own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.requests, self.changed = 0, threading.Condition()
+
+    def process_request(self, *arguments: Any) -> None:
+        with self.changed:
+            self.requests += 1
+        super().process_request(*arguments)
+
+    def process_request_thread(self, *arguments: Any) -> None:
+        super().process_request_thread(*arguments)
+        with self.changed:
+            self.requests -= 1
+            self.changed.notify_all()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -50,9 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _hand_on(self) -> None:
         proxy = self.proxy
         trouble = proxy.trouble if proxy.chance.random() < proxy.share else None
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
         self.close_connection = True
-        if trouble == "unheard":
+        if trouble == "unheard" or len(body) < length:  # the client died
             return
         if trouble == "refusing":
             self.send_error(500, "Internal Server Error")

@@ -85,6 +85,14 @@ def test_a_chunk_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, name: str)
         read(tmp_path / "i.zarr")
 
 
+def test_a_chunk_of_blosc_that_is_shorter_than_it_says_is_refused(tmp_path: Path) -> None:
+    """Blosc itself would read on behind it, and may end the process."""
+    array = write_image(tmp_path / "i.zarr", VOXELS, compressors=CODECS["blosc"])
+    (array / "0.0.0").write_bytes((array / "0.0.0").read_bytes()[:-1])
+    with pytest.raises(InputError, match="a chunk of Blosc that is cut off"):
+        read(tmp_path / "i.zarr")
+
+
 def test_a_frame_of_unknown_size_is_measured_by_its_blocks(tmp_path: Path) -> None:
     """Zstandard, RFC 8878: a header without a size and two blocks of one byte, 2048 times and 128 KiB times."""
     head, run = bytes.fromhex("28b52ffd 00 58"), lambda count, last: (count << 3 | 1 << 1 | last).to_bytes(3, "little")

@@ -84,6 +84,18 @@ def test_slices_and_voxel_size(tmp_path: Path, compression: dict[str, Any]) -> N
         np.testing.assert_array_equal(read(tmp_path / f"{dtype.__name__}.n5"), stack)
 
 
+def test_a_block_of_blosc_that_states_a_larger_size_is_refused(tmp_path: Path) -> None:
+    """Blosc itself would read on behind it, and end the process."""
+    compression = {"type": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1}
+    block = write(tmp_path / "a.n5", compression=compression) / "0/0/0"
+    content = bytearray(block.read_bytes())
+    place = 16 + 12  # behind the header of the block with its three lengths: the size in the header of Blosc
+    content[place : place + 4] = struct.pack("<I", 2**31)
+    block.write_bytes(content)
+    with pytest.raises(InputError, match="a chunk of Blosc that is cut off"):
+        read(tmp_path / "a.n5")
+
+
 def test_the_axes_on_disk_are_x_y_z(tmp_path: Path) -> None:
     """Blocks by hand: a header of 16-bit and 32-bit numbers, then x fastest, high bytes first, cut off at the edge."""
     path = tmp_path / "a.n5"

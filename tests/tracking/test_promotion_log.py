@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mlflow import MlflowClient
 
 from mitoflow.errors import InputError
 from mitoflow.tracking import registry, store
+from tests.faults.proxy import Proxy
 from tests.services import PostgreSQL, TrackingServer
 
 pytestmark = pytest.mark.e2e
@@ -53,9 +55,9 @@ for line in sys.stdin:
 class Person:
     """A user with a checkout and a name."""
 
-    def __init__(self, name: str, folder: Path, server: TrackingServer) -> None:
+    def __init__(self, name: str, folder: Path, uri: str) -> None:
         folder.mkdir()
-        about = {"MLFLOW_TRACKING_URI": server.uri, "LOGNAME": name, "DVC_ROOT": str(folder)}
+        about = {"MLFLOW_TRACKING_URI": uri, "LOGNAME": name, "DVC_ROOT": str(folder)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PERSON],
             cwd=folder,
@@ -87,13 +89,21 @@ def server(postgresql: PostgreSQL) -> Iterator[TrackingServer]:
 
 
 @pytest.fixture(scope="module")
-def people(server: TrackingServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Person, Person]]:
+def proxy(server: TrackingServer) -> Iterator[Proxy]:
+    with closing(Proxy(server.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def people(
+    server: TrackingServer, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Person, Person]]:
     client = MlflowClient(server.uri)
     client.create_registered_model("mitoflow")
     for _ in range(4):
         client.create_model_version("mitoflow", "s3://nowhere/model")
     folder = tmp_path_factory.mktemp("people")
-    ann, bob = (Person(name, folder / name, server) for name in ("ann", "bob"))
+    ann, bob = (Person(name, folder / name, proxy.uri) for name in ("ann", "bob"))
     yield ann, bob
     for person in (ann, bob):
         person.process.kill()
@@ -143,7 +153,7 @@ def test_of_two_promotions_at_once_exactly_one_counts(client: MlflowClient, peop
 
 
 def test_a_process_killed_in_a_promotion_leaves_nothing_open(
-    client: MlflowClient, people: tuple[Person, Person]
+    client: MlflowClient, proxy: Proxy, people: tuple[Person, Person]
 ) -> None:
     ann, bob = people
     ann.begin(1)
@@ -157,6 +167,7 @@ def test_a_process_killed_in_a_promotion_leaves_nothing_open(
         before, version = champion(client), 3 + turn % 2
         ann.begin(version, killed_after=chance.uniform(0, latest))
         answer = ann.end()
+        proxy.wait_until_idle()  # the server carries out what it was asked for last
         entries = registry.history()
         stored = client.get_model_version_by_alias("mitoflow", "champion")
         states.append((entries[-1].version == version, int(stored.version) == version, answer != ""))

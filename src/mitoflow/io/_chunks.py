@@ -37,7 +37,10 @@ RAW, RUN = 0, 1  # kinds of blocks: as they are, and one byte many times
 
 
 def _blosc(packed: memoryview, _: int) -> int:
-    return int(struct.unpack_from("<I", packed, 4)[0])
+    unpacked, size = struct.unpack_from("<I4xI", packed, 4)
+    if size > len(packed):  # Blosc would read on behind the chunk
+        raise ValueError("a chunk of Blosc that is cut off")
+    return int(unpacked)
 
 
 def _lz4(packed: memoryview, _: int) -> int:
