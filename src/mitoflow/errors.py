@@ -47,7 +47,7 @@ REFUSED = {
     errno.ETIMEDOUT: ("no answer of a network share", "one that answers", "look at the network, and run it again"),
 }
 REFUSED |= {errno.EPERM: REFUSED[errno.EACCES], errno.EROFS: REFUSED[errno.EACCES], errno.ENFILE: REFUSED[errno.EMFILE]}
-REFUSED |= {errno.EDQUOT: REFUSED[errno.ENOSPC]}
+REFUSED |= {errno.EDQUOT: REFUSED[errno.ENOSPC], errno.EEXIST: REFUSED[errno.ENOTDIR]}
 
 
 class InputError(Exception):

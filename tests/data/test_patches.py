@@ -149,8 +149,10 @@ def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[Pair]) -> Non
     settings = SETTINGS.model_copy(update={"gap": 50})
     with pytest.raises(InputError) as raised:
         write_store(tmp_path / "patches", pairs, settings, {"lab": Conventions(8, "nonzero")})
-    found = "data/train: found 21 slices, no stack longer than patch.gap 50 + 2, expected enough consecutive slices"
-    assert str(raised.value) == f"{found} to hold some out for validation; add slices or lower patch.gap"
+    found = "data/train: found stacks of at most 12 slices, expected one that is long enough"
+    for_what = "for patch.validation_fraction 0.25 behind patch.gap 50"
+    remedy = "add slices, or lower patch.gap or patch.validation_fraction"
+    assert str(raised.value) == f"{found} {for_what}; {remedy}"
     assert not (tmp_path / "patches").exists()
 
 
@@ -162,7 +164,7 @@ def test_slices_that_nobody_looked_at_cannot_validate(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), SETTINGS, {"lab": Conventions(8, "partial")})
     found = "data/train/lab/masks: found no pixel that was looked at in the slices for validation"
-    remedy = "label some of the last slices of a stack too, which validate, and more of the others"
+    remedy = "label slices on both sides: the last ones of each stack validate, the others train"
     assert str(raised.value) == f"{found}, expected some labels on both sides of the split; {remedy}"
     assert not (tmp_path / "patches").exists()
 

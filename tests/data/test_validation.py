@@ -174,7 +174,8 @@ def test_labels_are_read_and_reported(data: Path) -> None:
     mask[:, 40:50, 40:50] = 300
     write(data, "train", "a", pictures(0), mask)
     findings = check(data)
-    assert "more than two values in a.tif, expected masks that mean mitochondrion above 0" in only(findings.warnings)
+    expected = "masks in which every value above 0 is mitochondrion"
+    assert f"more than two values in a.tif, expected {expected}" in only(findings.warnings)
     assert findings.facts["train"]["stacks"][0]["mask_values"] == "many"
     assert findings.facts["train"]["stacks"][0]["foreground"] == (16 * 18 + 100) / (64 * 72)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from scipy import stats
 
+from mitoflow.cli.predict import groups
 from mitoflow.config.params import Instances
-from mitoflow.errors import InputError
+from mitoflow.errors import InputError, as_user_error
 from mitoflow.evaluation.groups import OUTPUTS, compare_groups
 from mitoflow.instances.labelling import measure_labels
 
@@ -109,6 +111,14 @@ def test_what_cannot_be_compared_is_one_line(sheet: Path, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=line):
             compare_groups(sheet, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(sheet: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("something")
+    done = CliRunner().invoke(groups, [str(sheet), str(tmp_path / "out")])
+    assert done.exception
+    line = as_user_error(done.exception)
+    assert line and str(line).startswith(f"{tmp_path / 'out'}: found a file in the place of a folder")
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,25 @@ def test_a_median_is_chosen_on_what_it_is_in_use(small_dataset: Path, tmp_path: 
     assert choice.dice == metrics.dice(histogram.counts_at(wanted).sum(0))
 
 
+def test_blank_slices_count_as_empty_where_the_threshold_is_chosen(tmp_path: Path) -> None:
+    """A network that marks everything, and a stack whose last slices are padding: in use their masks are empty."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 64, 64), np.uint8)
+    images[6:] = 0
+    masks = np.ones_like(images)
+    masks[6:] = 0
+    for kind, array in (("images", images), ("masks", masks)):
+        tiff.write_stack(tmp_path / "train/set" / kind / "s.tif", array)
+    cut = Patch(size=64, step=64, validation_fraction=0.5, gap=2, normalization="range")
+    pairs = read_pairs(tmp_path / "train")
+    validation = write_store(tmp_path / "patches", pairs, cut, {"set": Conventions(8, "nonzero")}).validation
+    inputs = keras.Input((None, None, 1))
+    sure = keras.layers.Conv2D(1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(0.9))
+    settings = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
+    predictor = Predictor(keras.Model(inputs, sure(inputs)), settings)
+    assert protocols.choose(predictor, validation, [1], [pair.image for pair in pairs]).dice == 1
+
+
 @pytest.mark.parametrize("medians", [[1, 3, 5], [5, 3, 1]])
 def test_of_equal_medians_the_first_is_chosen(tmp_path: Path, medians: list[int]) -> None:
     """In a stack whose slices are all the same, no median changes anything."""

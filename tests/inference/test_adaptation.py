@@ -61,6 +61,12 @@ def test_a_calibrated_model_takes_what_it_agrees_on_most(model: TrainedModel, tm
     assert (lineage.get("scale"), lineage["threshold"]) == (None, "0.5")
 
 
+def test_a_whole_number_is_a_ratio_too(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    _, _, lineage = predicted(model, tmp_path, RADIUS, rescale=2)
+    assert lineage["scale"] == "y x 2, x x 2"
+
+
 def test_a_threshold_that_is_given_is_kept(model: TrainedModel, tmp_path: Path) -> None:
     Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
     _, notes, lineage = predicted(model, tmp_path, 2 * RADIUS, threshold=0.6)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +129,32 @@ def test_a_broken_file_keeps_no_other_from_its_mask(folder: Path) -> None:
     assert (broken["file"], broken["mask"]) == ("cells/s3.tif", "")
     assert "found no TIFF" in broken["error"]
     assert Path("masks/s10.tif").is_file()
+
+
+def test_a_file_that_the_machine_does_not_read_keeps_no_other_from_its_mask(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite("cells/s3.tif", SLICE)
+    whole = prediction.predict
+
+    def predict(request: Request, *arguments: Any) -> None:
+        if request.source.endswith("s3.tif"):
+            raise PermissionError(errno.EACCES, "Permission denied", request.source)
+        whole(request, *arguments)
+
+    monkeypatch.setattr(prediction, "predict", predict)
+    assert "1 of 4 files without a mask" in str(run("cells", "masks").exception)
+    assert rows()[1]["error"].startswith("cells/s3.tif: found no permission")
+    assert Path("masks/s10.tif").is_file()
+
+
+def test_a_full_disk_ends_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prediction, "predict", predict)
+    error = run("cells", "masks").exception
+    assert isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 @pytest.mark.slow

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mitoflow.evaluation import metrics
 from mitoflow.inference import operating_point
 from mitoflow.inference.adaptation import enlarged
-from mitoflow.inference.agreement import HALF_OCTAVE, Agreement
+from mitoflow.inference.agreement import HALF_OCTAVE, Agreement, for_windows
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.operating_point import CLEARLY, OperatingPoint, OperatingPoints
 from mitoflow.inference.predictor import Predictor
@@ -69,6 +71,11 @@ def test_the_usual_operating_point_is_left_only_for_one_that_is_clearly_better(
 ) -> None:
     points = OperatingPoints({OperatingPoint(*point): Agreement(agreed, 1) for point, agreed in agreement.items()})
     assert points.chosen(USUAL) == chosen
+
+
+def test_a_mean_over_symmetries_is_no_agreement(finder: Predictor) -> None:
+    averaged = finder.with_settings(replace(finder.settings, tta=8))
+    assert for_windows(averaged).settings == for_windows(finder).settings
 
 
 def test_clearly_is_more_than_a_little() -> None:

@@ -244,6 +244,26 @@ def test_lineage_comes_with_every_output(say: Say, threshold: float) -> None:
         assert len(told["model_sha256"]) == 64
         assert (told["threshold"], told["input"], told["roi"]) == ("0.25", "cell.ome.tif", "0:8,0:80,0:100")
         assert told["mitoflow"]
+        assert (told["tta"], told["orthoplanes"]) == ("1", "False")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mask.tif", "mask.ome.zarr"])
+def test_a_mask_is_no_image(say: Say, name: str) -> None:
+    assert say("cell.ome.tif", name)[0] == 0
+    code, _, error = say(name, "again.tif")
+    assert code == 2
+    assert f"{name}: found an output of `mitoflow predict` among the input, expected images" in error
+    assert not Path("again.tif").exists()
+
+
+@pytest.mark.slow
+def test_lineage_says_which_predictions_were_averaged(say: Say) -> None:
+    assert say("cell.ome.tif", "plain.tif")[0] == 0
+    assert say("cell.ome.tif", "averaged.tif", "--tta", "--neighbours", "none")[0] == 0
+    plain, averaged = (ome.read_lineage(Path(name)) for name in ("plain.tif", "averaged.tif"))
+    assert (plain["tta"], averaged["tta"]) == ("1", "8")
+    assert averaged["context_step"] == "0"
 
 
 @pytest.mark.slow
@@ -286,7 +306,10 @@ def test_mitochondria_are_told_apart_and_measured(say: Say, ending: str) -> None
 
 @pytest.mark.slow
 def test_a_part_of_a_part_lies_where_it_is(say: Say) -> None:
-    assert say("cell.ome.tif", "a.ome.zarr", "--roi", "4:20,10:74,6:90", "--voxel-size", "30,4,5")[0] == 0
+    part = STACK[4:20, 10:74, 6:90]
+    ome.create_multiscale(Path("a.ome.zarr"), part.shape, part.dtype, len(part))[:] = part
+    spacing = {"z": 30.0, "y": 4.0, "x": 5.0}
+    ome.finish_multiscale(Path("a.ome.zarr"), ome.Description("zyx", spacing, (4, 10, 6)))
     assert say("a.ome.zarr", "b.ome.zarr", "--roi", "2:9,1:60,3:70")[0] == 0
     assert ome.open_multiscale(Path("b.ome.zarr")).origin == (6, 11, 9)
 
@@ -607,6 +630,8 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["s*.tif", "mask.tif"],
         "s1_mask.tif: found an output of `mitoflow predict` among the input, expected images; name the images alone",
     ),
+    "no size": (nothing, ["cell.ome.tif", "mask.tif", "--smallest-um3", "inf"], "--smallest-um3': inf is no number"),
+    "no ratio": (nothing, ["cell.ome.tif", "mask.tif", "--neck", "nan"], "--neck': nan is no number"),
     "no number": (nothing, ["cell.ome.tif", "mask.tif", "--threshold", "nan"], "--threshold: found nan, expected"),
     "rescale far": (
         lambda folder: tifffile.imwrite(folder / "plain.tif", STACK),

@@ -236,6 +236,20 @@ def test_crops_on_foreground_hold_some(store: PatchStore) -> None:
     assert masks.any(axis=(1, 2, 3)).all()
 
 
+def test_crops_on_foreground_are_not_placed_on_what_nobody_looked_at(tmp_path: Path) -> None:
+    mask = np.zeros((8, 256, 256), np.uint8)
+    mask[:, :, 64:] = 128
+    mask[:, 8, 8] = 255
+    tiff.write_stack(tmp_path / "train/partly/images/s.tif", np.zeros_like(mask))
+    tiff.write_stack(tmp_path / "train/partly/masks/s.tif", mask)
+    settings = Patch(size=256, step=256, validation_fraction=0.25, gap=2, normalization="range")
+    conventions = {"partly": Conventions(8, "partial")}
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), settings, conventions)
+    dataset = TrainPatches(store.train, 8, RECIPE.replace(foreground_fraction=1.0))
+    corners = np.array([dataset.place(0, np.random.default_rng(seed), (64, 64))[2] for seed in range(50)])
+    assert ((corners <= 8) & (corners > 8 - 64)).all()
+
+
 def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
     dataset = TrainPatches(store.train, 8, RECIPE.replace(foreground_fraction=0.0))
     corners = np.array([dataset.place(0, np.random.default_rng(seed))[2] for seed in range(400)])

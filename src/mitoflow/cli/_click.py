@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,23 @@ model_option = click.option(
 )
 
 
+class NumberRange(click.FloatRange):
+    """A range of numbers; ``nan``, which no comparison excludes, and ``inf`` are in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; a usage error where it is none, or out of the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
 def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each key of the section ``instances`` of params.yaml."""
     options = (
         click.option(
             "--smallest-um3",
-            type=click.FloatRange(min=0),
+            type=NumberRange(min=0),
             metavar="SIZE",
             help="Smaller objects do not count, in cubic micrometres; in place of params.yaml, as the next two.",
         ),
@@ -29,7 +41,7 @@ def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--neck",
-            type=click.FloatRange(0, 1, max_open=True),
+            type=NumberRange(0, 1, max_open=True),
             metavar="RATIO",
             help="Split an object where it is thinner than RATIO times the thinner part; 0 splits nothing.",
         ),

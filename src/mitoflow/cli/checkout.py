@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mitoflow.cli._output import echo, shell_word
 from mitoflow.errors import InputError
 
 
@@ -27,7 +28,8 @@ def checkout(version: str, folder: Path | None) -> None:
     here = Path.cwd()
     restored = version_checkout.check_out(number, folder or here.with_name(f"{here.name}-version-{number}"))
     changed = " with the changes that were not committed" if restored.changed else ""
-    click.echo(f"{restored.project}: version {number}, commit {restored.commit[:8]}{changed}")
+    echo(f"{restored.project}: version {number}, commit {restored.commit[:8]}{changed}")
     if restored.threads:
-        click.echo(f"the same weights, bit for bit, need {restored.threads} threads: TF_NUM_INTRAOP_THREADS")
-    click.echo(f"next: cd {restored.project} && make repro, which installs the locked dependencies of that version")
+        echo(f"the same weights, bit for bit, need {restored.threads} threads: TF_NUM_INTRAOP_THREADS")
+    follow = f"cd {shell_word(restored.project)} && make repro"
+    echo(f"next: {follow}, which installs the locked dependencies of that version")

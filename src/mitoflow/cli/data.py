@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mitoflow.cli._click import OrderedGroup
+from mitoflow.cli._click import NumberRange, OrderedGroup
 from mitoflow.cli._output import echo, print_changes, print_table, shell_word
 from mitoflow.errors import InputError
 
@@ -113,7 +113,7 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--test-fraction",
-            type=click.FloatRange(0, 1, max_open=True),
+            type=NumberRange(0, 1, max_open=True),
             default=0.25,
             show_default=True,
             help="Share of each stack that tests, at its end in z, unless there are test images; 0: none.",
@@ -196,16 +196,15 @@ def data_verify(store: Path | None, delete: bool) -> None:
 
     STORE is another cache, or a remote that is a folder. DVC itself trusts what is there.
     """
+    from mitoflow.core import process
     from mitoflow.data import dvc_cache
 
     if store is None:
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            message = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
-            raise InputError(
-                Path.cwd(), f"no cache of DVC: {message}", "a project under DVC", "name STORE, or `dvc init`"
-            )
+            none = f"no cache of DVC: {process.failure(done.stderr)}"
+            raise InputError(Path.cwd(), none, "a project under DVC", "name STORE, or `dvc init`")
         store = Path(done.stdout.strip())
     found = list(dvc_cache.damaged(store))
     for damage in found:

@@ -13,7 +13,7 @@ from mitoflow.errors import InputError
 
 
 @click.command()
-@click.option("--port", default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def ui(port: int) -> None:
     """Open MLflow: runs, artifacts and the model registry."""
     from mitoflow.tracking import local_store, runs, store
@@ -65,6 +65,6 @@ def relocate() -> None:
 
     before = local_store.relocate()
     for checkout in before:
-        click.echo(f"mlflow.db: artifacts in {checkout / 'mlruns'} are in {Path.cwd() / 'mlruns'} now")
+        echo(f"mlflow.db: artifacts in {checkout / 'mlruns'} are in {Path.cwd() / 'mlruns'} now")
     if not before:
-        click.echo("mlflow.db: nothing to change")
+        echo("mlflow.db: nothing to change")

@@ -20,6 +20,7 @@ from mitoflow.core import files
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Resamples = Annotated[int, Field(ge=100)]  # draws of a bootstrap: with few, the bounds of its interval are noise
 Depth = Annotated[int, Field(ge=1, le=6)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Tuned = Literal["tuned"]
@@ -189,7 +190,7 @@ class DamagedSlices(Section):
 
 
 class DroppedSlices(Section):
-    """Neighbouring slices further apart in a share of the crops: up to `limit` of the stack's are left out between."""
+    """Neighbouring slices further apart in a share of the crops: up to `limit` slices between them are skipped."""
 
     share: Fraction = 0.0
     limit: Positive = 3
@@ -280,7 +281,7 @@ class Bootstrap(Section):
     """The block bootstrap behind 95 % intervals; see `mitoflow.evaluation.bootstrap.bootstrap_interval`."""
 
     block: Positive = 10
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Resamples = 2000
     seed: Seed = 1
 
 
@@ -296,7 +297,7 @@ class Evaluate(Section):
     orthoplanes: bool = False
     medians: Annotated[list[Odd], Field(min_length=1)] = [1, 3, 5, 7]  # noqa: RUF012
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["chosen"] = "chosen"
-    bootstrap_resamples: Positive = 2000
+    bootstrap_resamples: Resamples = 2000
     bootstrap_block: Positive = 6
     seed: Seed = 1
 
@@ -450,7 +451,7 @@ def load_instances(
     Parameters
     ----------
     options
-        Values that take the place of those of the file, by key; None for no other value.
+        Values that take the place of those of the file, by key, each in the range of its key; None for no other value.
     path
         The file; other sections are not looked at.
 
@@ -464,7 +465,7 @@ def load_instances(
     return Instances.model_validate(section.model_dump() | given)
 
 
-def load_registry(path: Path = Path("params.yaml")) -> Registry:
+def load_registry() -> Registry:
     """Return the section ``registry`` of ``params.yaml``, or the default where the folder has none.
 
     Raises
@@ -472,7 +473,7 @@ def load_registry(path: Path = Path("params.yaml")) -> Registry:
     InputError
         The section is wrong; others are not looked at.
     """
-    return _load_section("registry", path).registry
+    return _load_section("registry", Path("params.yaml")).registry
 
 
 def _load_section(name: str, path: Path) -> Params:

@@ -58,7 +58,7 @@ def apply(path: Path, preset: str, **data: str) -> dict[str, tuple[str, str]]:
     path
         The file.
     preset
-        A section of ``presets.yaml``: ``phantom``, ``epfl``, ``epfl-quick``, ``finetune`` or ``imported``.
+        A section of ``presets.yaml``.
     data
         The key ``name`` of the section ``data``, with its value; none to keep it.
 

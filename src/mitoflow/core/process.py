@@ -177,3 +177,10 @@ def _end(_: int, frame: FrameType | None) -> None:
     # On a line of its own below the progress bar, and not by `print`, which the signal may have interrupted.
     os.write(sys.stderr.fileno(), b"\nmitoflow: stopped by SIGTERM; run `dvc repro` to resume\n")
     raise SystemExit(128 + signal.SIGTERM)
+
+
+def failure(stderr: str) -> str:
+    """Return why a command of git or DVC failed: DVC's line that begins with ERROR, or else the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    message = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "an error")
+    return message.removeprefix("ERROR: ").strip()

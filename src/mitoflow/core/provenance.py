@@ -16,11 +16,16 @@ from mitoflow.core import files, process
 from mitoflow.errors import InputError
 
 PREFIX = "mitoflow.lineage."
+BEFORE_PATCHES, REGISTER = ("validate", "patch"), "register"  # stages, by the names of their runs
+MACHINE = ("python", "platform", "threads")
 UNTRACKED = ("src", "data.dvc")  # what decides a result also where git does not have it yet
 
 
-def current() -> dict[str, str]:
+def current(stage: str = "") -> dict[str, str]:
     """Return the lineage of what runs now in this folder; what cannot be known is left out.
+
+    The stages of `BEFORE_PATCHES` have no ``patches_md5``, and one that registers what was computed elsewhere has none
+    of `MACHINE`.
 
     Keys
     ----
@@ -41,10 +46,10 @@ def current() -> dict[str, str]:
     """
     lock, diff = Path("requirements.lock"), changes()
     known = {
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": None if diff is None else "true" if diff else "false",
         "git_diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
-        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
+        "git_branch": git("rev-parse", "--abbrev-ref", "HEAD"),
         "data_md5": data_md5(Path()),
         "patches_md5": recorded_md5("patch", Path("patches")),
         "requirements_sha256": file_sha256(lock) if lock.is_file() else None,
@@ -54,7 +59,8 @@ def current() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": str(process.threads()),
     }
-    return {key: value for key, value in known.items() if value}
+    left_out = ("patches_md5",) if stage in BEFORE_PATCHES else MACHINE if stage == REGISTER else ()
+    return {key: value for key, value in known.items() if value and key not in left_out}
 
 
 def changes() -> bytes | None:
@@ -66,11 +72,11 @@ def changes() -> bytes | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
-        if _git("read-tree", "HEAD", **index) is None:
+        if git("read-tree", "HEAD", **index) is None:
             return None
         for path in UNTRACKED:
-            _git("add", "--intent-to-add", "--", path, **index)
-        _git("update-index", "-q", "--refresh", **index)
+            git("add", "--intent-to-add", "--", path, **index)
+        git("update-index", "-q", "--refresh", **index)
         return _output("diff-index", "-p", "--binary", "HEAD", "--", ".", ":!dvc.lock", ":!reports", **index)
 
 
@@ -125,7 +131,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _git(*arguments: str, **environment: str) -> str | None:
+def git(*arguments: str, **environment: str) -> str | None:
+    """Return what a git command prints, run with more variables of the environment; None where it fails."""
     printed = _output(*arguments, **environment)
     return None if printed is None else printed.decode().strip()
 

@@ -58,6 +58,11 @@ def read_conventions(path: Path) -> dict[str, Conventions]:
     return {name: Conventions(**entry) for name, entry in entries.items()}
 
 
+def mask_rules(sets: Mapping[str, Conventions]) -> dict[str, Rule]:
+    """Return how the masks of each set are read."""
+    return {name: conventions.mask_rule for name, conventions in sets.items()}
+
+
 def mean_pixel_size(sets: Collection[Conventions]) -> Spacing:
     """Return the geometric mean along y and x of the pixel sizes that are known, in nanometres; empty for none."""
     known = [each.spacing for each in sets if {"y", "x"} <= each.spacing.keys()]

@@ -120,9 +120,10 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
     if not sides["validation"]:
         raise InputError(
             "data/train",
-            f"{len(sides['train'])} slices, no stack longer than patch.gap {settings.gap} + 2",
-            "enough consecutive slices to hold some out for validation",
-            "add slices or lower patch.gap",
+            f"stacks of at most {max(pair.image.shape[0] for pair in pairs)} slices",
+            f"one that is long enough for patch.validation_fraction {settings.validation_fraction:g} behind patch.gap "
+            f"{settings.gap}",
+            "add slices, or lower patch.gap or patch.validation_fraction",
         )
     digests = {}
     with files.replacing(folder) as beside:
@@ -193,7 +194,7 @@ def _write_side(
     for dataset in dict.fromkeys(pairs[stack].dataset for stack, _ in slices):
         if dataset not in labelled:
             found = f"no pixel that was looked at in the slices for {folder.name}"
-            remedy = "label some of the last slices of a stack too, which validate, and more of the others"
+            remedy = "label slices on both sides: the last ones of each stack validate, the others train"
             raise InputError(f"data/train/{dataset}/masks", found, "some labels on both sides of the split", remedy)
     rows = np.concatenate(index).astype(np.int32)
     np.save(folder / "index.npy", rows)

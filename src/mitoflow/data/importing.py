@@ -267,8 +267,8 @@ def hold_out(pairs: Sequence[Pair], fraction: float, gap: int) -> tuple[list[Exc
     sides = split(depths, fraction, gap)
     if not sides["validation"]:
         found = f"at most {max(*depths, depths.count(1))} consecutive slices"
-        expected = f"more than --gap {gap} and one for each part"
-        remedy = "give a smaller --gap, --test-images and --test-masks, or --test-fraction 0 for a set that only trains"
+        expected = f"enough for --test-fraction {fraction:g} behind --gap {gap}, and for training before it"
+        remedy = "lower one of them, give --test-images and --test-masks, or --test-fraction 0 to train alone"
         raise InputError("--images", found, expected, remedy)
     return _excerpts(pairs, sides["train"]), _excerpts(pairs, sides["validation"])
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from mitoflow.config import params, presets
-from mitoflow.core import files, workspace
+from mitoflow.core import files, process, workspace
 from mitoflow.data.datasets import DATASETS
 from mitoflow.data.importing import (
     Excerpt,
@@ -419,7 +419,5 @@ def _dvc(*arguments: str) -> None:
     _say(f"dvc {' '.join(arguments)}")
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        message = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "an error")
-        found = message.removeprefix("ERROR: ")
-        raise InputError(f"dvc {' '.join(arguments)}", found, "success", "correct that, then run this again")
+        remedy = "correct that, then run this again"
+        raise InputError(f"dvc {' '.join(arguments)}", process.failure(done.stderr), "success", remedy)

@@ -206,7 +206,7 @@ class Patches:
     def with_neighbours(self, rows: np.ndarray, context: int, step: int) -> np.ndarray:
         """Return the images at `rows` with those of neighbouring slices, (n, size, size, 2 context + 1) as stored.
 
-        See `volumes.neighbours`; a neighbour that this side does not hold is replaced by the nearest one that it does.
+        See `network_input.neighbours`; in place of a neighbour that this side does not hold, it is the nearest one.
         """
         places = []
         for row in rows:

@@ -175,7 +175,7 @@ def is_elongated(spacing: Mapping[str, float]) -> bool:
 
 
 def neighbour_step(context_step: int, learned: SliceDistance | None, seen: SliceDistance) -> int:
-    """Return from how many slices to the next a network sees neighbours in a stack; 0 for copies of the slice itself.
+    """Return the distance, in slices, between the neighbours that a network sees in a stack; 0 where it sees copies.
 
     Neighbours are as far away as in training, so a stack of thinner slices skips some. They are copies where even the
     next slice is more than `FARTHEST` times as far away, where slices show different things, and where nothing says

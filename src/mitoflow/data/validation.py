@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mitoflow.config.params import Normalization
-from mitoflow.data.conventions import Conventions, one_bit_depth
+from mitoflow.data.conventions import Conventions, mask_rules, one_bit_depth
 from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, SUBTRACT_1, WORD, MaskValues, Rule, agree_on_rule, binarise
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
@@ -121,7 +121,7 @@ def check_dataset(
         if normalization == "range":
             with findings.collecting():
                 one_bit_depth(findings.conventions)
-        rules = {name: conventions.mask_rule for name, conventions in findings.conventions.items()}
+        rules = mask_rules(findings.conventions)
         findings.facts = {part: _facts(found, rules, near_duplicate) for part, found in summaries.items() if found}
     return findings
 
@@ -324,8 +324,8 @@ def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSum
     many = [summary.name for summary in known if len(summary.mask_values.values) > 2]
     if many and rule != "partial":
         reading = "above 0" if rule == "nonzero" else "from half range on"
-        found, remedy = f"more than two values in {_counted(many)}", "give --mask-rule if that is not so"
-        expected = f"masks that mean mitochondrion {reading}"
+        found, remedy = f"more than two values in {_counted(many)}", "otherwise give --mask-rule"
+        expected = f"masks in which every value {reading} is mitochondrion"
         findings.warnings.append(Finding(str(folder), found, expected, remedy))
     ways: dict[int, str] = {}
     for summary in summaries:

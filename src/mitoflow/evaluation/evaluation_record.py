@@ -21,7 +21,7 @@ from mitoflow.evaluation.bootstrap import Interval, bootstrap_interval, paired_d
 from mitoflow.inference import model_files
 
 if TYPE_CHECKING:
-    from mitoflow.inference.trained_model import TrainedModel  # imports Keras
+    from mitoflow.inference.trained_model import TrainedModel  # imports what predicts
 
 
 RECORDED: tuple[metrics.Counted, ...] = ("pixels", "boundaries")  # of the scores that two models are compared by

@@ -237,7 +237,7 @@ def _svg(figure: Figure) -> str:
 
 
 def grey_png(image: NDArray[np.uint8 | np.uint16]) -> str:
-    """Return an image ``(Y, X)`` of any range as a PNG data URI, stretched so that all but 0.5 % of both ends show."""
+    """Return an image ``(Y, X)`` of any range as a PNG data URI, stretched between its 1st and 99th percentile."""
     return _data_uri(Image.fromarray(overlay.shown(image), "L"))
 
 

@@ -82,7 +82,7 @@ def compare_groups(sheet: Path, output: Path, *, overwrite: bool = False) -> lis
     Raises
     ------
     InputError
-        As `read_sheet` does, or an output exists: with `overwrite`, and mitoflow did not write it.
+        As `read_sheet` does, or an output exists; with `overwrite`, only where mitoflow did not write it.
     """
     animals, measures = read_sheet(sheet)
     output.mkdir(exist_ok=True)

@@ -77,7 +77,7 @@ def choose(
         The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
         does in use. Without them it sees the validation slices alone.
     threshold
-        The one to take, to the next of `curves.THRESHOLDS`; None chooses it.
+        A fixed threshold, rounded to the nearest of `curves.THRESHOLDS`; None lets validation choose.
     """
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     longest = predictor.with_settings(replace(predictor.settings, median=max(medians)))
@@ -89,7 +89,7 @@ def choose(
             fitted, whole = longest, held
             read: Read = partial(validation.image, stack)
             if stacks is not None:
-                fitted, read = longest.prepared(StackVolume([stacks[stack]]))
+                fitted, read = longest.for_volume(StackVolume([stacks[stack]]))
                 whole = range(stacks[stack].shape[0])
             sizes = medians if fitted.settings.median > 1 else [1] * len(medians)  # as in use
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
@@ -98,6 +98,8 @@ def choose(
             for z, candidates in zip(near, zip(*filtered, strict=True), strict=True):
                 if z not in held:  # its map is in the medians of those that are
                     continue
+                if z in fitted.blank:  # as in use
+                    candidates = [np.zeros_like(probability) for probability in candidates]
                 truth = validation.mask(stack, z)
                 for histogram, probability in zip(of_set, candidates, strict=True):
                     histogram.add(truth, probability)
@@ -231,7 +233,7 @@ def _measure_stack(
     bar: tqdm[Any],
     pair: Pair,
 ) -> MeasuredStack:
-    predictor, read = predictor.prepared(StackVolume([pair.image]))
+    predictor, read = predictor.for_volume(StackVolume([pair.image]))
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     patch_wise, single_slice = [], []
@@ -266,7 +268,7 @@ def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) ->
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
     stacks, counts = [], []
     for pair in pairs:
-        fitted, read = predictor.prepared(StackVolume([pair.image]))
+        fitted, read = predictor.for_volume(StackVolume([pair.image]))
         maps = fitted.stream(read, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             found = probability >= predictor.settings.threshold

@@ -24,7 +24,7 @@ from mitoflow.evaluation.metrics import Counts
 from mitoflow.evaluation.verdict import Verdict
 
 if TYPE_CHECKING:
-    from mitoflow.evaluation.results import Results  # loads Keras, which the report on a data set does without
+    from mitoflow.evaluation.results import Results  # imports what predicts, which a report on data does without
 
 LONGEST_SIDE = 1600
 ZOOM_SIDE = 224
@@ -161,7 +161,7 @@ def write_validation_report(path: Path, findings: Findings, samples: Mapping[str
     path
         The file.
     findings
-        What `checks.check_dataset` found.
+        What `mitoflow.data.validation.check_dataset` found.
     samples
         Slices of each part to look at, by its name; none where errors keep them from being read.
     """

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Return `Predictor`, which imports Keras: models that mitoflow 0.1 registered import it from here."""
+    """Return `Predictor`, which imports much: models that mitoflow 0.1 registered import it from here."""
     if name == "Predictor":
         from mitoflow.inference.predictor import Predictor
 

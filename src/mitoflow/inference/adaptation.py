@@ -92,7 +92,7 @@ class Adaptation:
     Attributes
     ----------
     scale
-        By how much slices are enlarged along y and x; None for not.
+        Factors by which slices are enlarged along y and x; None where they are not resampled.
     threshold
         Probability from which a pixel is mitochondrion.
     agreement
@@ -113,8 +113,8 @@ def adapt(
 ) -> Adaptation:
     """Return at which scale and threshold a stack is predicted.
 
-    A model of many tissues, which comes with a calibration, finds both by itself. As usual it takes the scale that the
-    voxel size suggests, or 1 where that is unknown, and its own threshold, unless the network agrees with itself
+    A model of many tissues, which comes with a calibration, finds both by itself. By default it takes the scale that
+    the voxel size suggests, or 1 where that is unknown, and its own threshold, unless the network agrees with itself
     clearly more elsewhere. On a single slice an agreement of `ENOUGH` there ends the search, which would take several
     times as long as the mask. Other models see slices as they are. What the request says is not searched.
 
@@ -127,7 +127,7 @@ def adapt(
         `LARGEST_CHANGE`.
     """
     own = model.predictor.settings.threshold if request.threshold is None else request.threshold
-    if isinstance(request.rescale, float):
+    if not isinstance(request.rescale, str):
         return Adaptation((request.rescale, request.rescale), own)
     if request.rescale == "training":
         return Adaptation(_to_training(volume, model), own)

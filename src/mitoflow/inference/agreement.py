@@ -73,8 +73,11 @@ def agreements(predictor: Predictor, at_scale: AtScale, scale: float, thresholds
 
 
 def for_windows(predictor: Predictor) -> Predictor:
-    """Return a predictor for windows of slices: each by itself, with grey values that are already as in training."""
-    settings = replace(predictor.settings, context_step=0, median=1, orthoplanes=False, normalization="range")
+    """Return a predictor for windows of slices: each by itself, with grey values that are already as in training.
+
+    It takes no mean over symmetries, with which the masks of mirrored windows would be the same by themselves.
+    """
+    settings = replace(predictor.settings, context_step=0, tta=1, median=1, orthoplanes=False, normalization="range")
     return predictor.with_settings(settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mitoflow.core import files
-from mitoflow.errors import InputError
+from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
@@ -17,6 +18,7 @@ from mitoflow.io import file_names, n5, ome, png, remote, volumes
 from mitoflow.io.spacing import Notify
 
 SUMMARY = "summary.csv"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what ends all: no other file would fit either
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
     """Predict each file of a folder or glob by itself, with its own grey values, decisions and messages.
 
     Files whose outputs exist are left as they are, unless these may be replaced: the same request continues where an
-    earlier one stopped. A file that cannot be predicted is reported, and does not keep the others from it.
+    earlier one stopped. A file that cannot be predicted is reported, and the others are predicted all the same.
 
     Parameters
     ----------
@@ -80,6 +82,8 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
     ------
     InputError
         There is no file, two would have the same mask, or the request or the model cannot be used.
+    OSError
+        The disk is full.
     """
     request.require_valid()
     asked = _requests(request)
@@ -95,9 +99,12 @@ def predict_each(request: Request, model: TrainedModel, notify: Notify) -> list[
                 if not is_done:
                     prediction.predict(each, model, notify)
                 outcomes.append(_outcome(each))
-            except InputError as error:
-                notify(f"error: {error}")
-                outcomes.append(Outcome(each.source, error=str(error)))
+            except Exception as error:
+                line = as_user_error(error)
+                if line is None or (isinstance(error, OSError) and error.errno in FULL):
+                    raise
+                notify(f"error: {line}")
+                outcomes.append(Outcome(each.source, error=str(line)))
     finally:
         files.write_csv(request.output / SUMMARY, COLUMNS, (asdict(each).values() for each in outcomes))
     return outcomes

@@ -186,7 +186,7 @@ class Work:
         return sum(math.prod(block.shape) for block in task) / (3 if self.sums else 1)
 
     def do(self, task: Task, advance: Callable[[float], object]) -> None:
-        """Predict that of a task which is not done; `advance` is called with voxels, see `voxels`."""
+        """Predict the parts of a task that are not done yet; `advance` is called with voxels, see `voxels`."""
         if isinstance(task, Slab):
             self._predict_planes(task, advance)
             return

@@ -48,8 +48,8 @@ def measure_file(
 
     Where the file has one value besides 0, it is a mask, which is taken apart as `mitoflow predict --instances` does.
     Where it has several, each is the label of a mitochondrion, also where its parts do not touch; labels that are too
-    small do not count. Where the mask marks what nobody looked at, all is that of the box that was looked at, as if the
-    stack ended there. Files are read into memory.
+    small do not count. If the mask has voxels that nobody looked at (128), only the box that was looked at is measured,
+    as if the stack ended there. Files are read into memory.
 
     Parameters
     ----------
@@ -83,14 +83,14 @@ def measure_file(
     voxels, stated = labelled.voxels, labelled.spacing
     grey = None
     if image is not None:
-        grey, of_image = _read_image(image)
+        grey, of_image = _read_image(image, notify if spacing is None else lambda _: None)
         _require_shape(image, grey, source, voxels)
         if not spacing:
             warn_of_other_size(of_image, image, stated, source, as_warnings(notify))
         stated = {**of_image, **stated}
     areas = None
     if regions is not None:
-        areas, _ = read_labels(regions)
+        areas, _ = read_labels(regions, notify)
         _require_shape(regions, areas, source, voxels)
     box = _require_box(labelled, source, notify)
     voxels, grey, areas = voxels[box], None if grey is None else grey[box], None if areas is None else areas[box]
@@ -156,8 +156,8 @@ def table_of(source: str) -> Path:
     return path.with_name(f"{path.name.removesuffix(path.suffix).removesuffix('.ome')}.csv")
 
 
-def _read_image(source: str) -> tuple[NDArray[Any], Spacing]:
-    volume = volumes.open_volume(source)
+def _read_image(source: str, notify: Callable[[str], object]) -> tuple[NDArray[Any], Spacing]:
+    volume = volumes.open_volume(source, notify=notify)
     whole = (0, volume.shape[1], 0, volume.shape[2])
     return np.stack([volume.read(z, whole) for z in range(volume.shape[0])]), volume.spacing
 

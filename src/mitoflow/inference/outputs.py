@@ -55,7 +55,7 @@ class PendingOutput:
         (self._done / block).touch()
 
     def discard(self) -> None:
-        """Forget all blocks: what raises after it leaves nothing behind."""
+        """Delete the marks of blocks that are done, so that an exception after it removes the folder."""
         shutil.rmtree(self._done)
 
     @property

@@ -41,7 +41,7 @@ class Slab:
 
     @property
     def planes(self) -> int:
-        """How many they are."""
+        """Number of planes."""
         return self.part.shape[self.axis]
 
     @property

@@ -26,6 +26,7 @@ from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Notify, name_unknown
 from mitoflow.io.volumes import Volume
 
+AVERAGED = ("context_step", "tta", "median", "orthoplanes")  # settings that the lineage states as they were used
 DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
@@ -203,6 +204,7 @@ def describe(
         "threshold": str(job.settings.threshold),
         "input": request.name or volumes.name_of(request.source),
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
+        **{name: str(getattr(job.settings, name)) for name in AVERAGED},
         "mitoflow": __version__,
         **_counted(request),
         **decided,

@@ -154,20 +154,20 @@ class Predictor:
         InputError
             The images are no slices, or their bit depth is not that of the training images.
         """
-        predictor, read = self.prepared(model_input.ArrayVolume(images))
+        predictor, read = self.for_volume(model_input.ArrayVolume(images))
         probabilities = np.empty(images.shape, np.float32)
         for z, probability in enumerate(predictor.stream(read, range(len(images)))):
             probabilities[z] = probability
         return probabilities
 
-    def prepared(self, volume: Volume, neighbours: str = "auto") -> tuple[Predictor, Read]:
+    def for_volume(self, volume: Volume) -> tuple[Predictor, Read]:
         """Return the predictor with the settings for a stack, and what reads whole slices of it as the network does.
 
         See `mitoflow.inference.model_input`.
         """
         seen = model_input.normalized(volume, self.settings)
         whole = (0, volume.shape[1], 0, volume.shape[2])
-        settings = model_input.decide(self.settings, seen, neighbours).settings
+        settings = model_input.decide(self.settings, seen).settings
         return self.with_settings(settings, model_input.blank_slices(volume)), lambda z: seen.read(z, whole)
 
     def region(self, shape: tuple[int, ...], box: Box | None = None) -> TileRegion:

@@ -50,7 +50,8 @@ class Request:
     overlay
         A picture of a few slices with the contours of the mask.
     roi
-        The part to predict, ``z0:z1,y0:y1,x0:x1``, as what it is in the whole.
+        The part to predict, as ``z0:z1,y0:y1,x0:x1`` in voxels with the ends excluded; it gets the values that a
+        prediction of the whole stack gives it.
     rescale
         What is done to the slices before the network sees them: resampled to the pixel size of training (``training``),
         enlarged by a ratio (0.5 gives half as many pixels along y and x), nothing (``none``), or what
@@ -130,8 +131,8 @@ class Request:
         Raises
         ------
         InputError
-            A name has the wrong ending, its folder is missing, it is that of an input, or it exists: with `overwrite`,
-            and mitoflow did not write it.
+            A name has the wrong ending, its folder is missing, it is that of an input, or it exists; with `overwrite`,
+            only where mitoflow did not write it.
         """
         if not (ome.is_tiff(self.output) or ome.is_zarr(self.output)):
             expected = "a name that ends with .tif, .ome.tif or .ome.zarr"

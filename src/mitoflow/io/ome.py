@@ -441,10 +441,10 @@ def read_lineage(path: Location) -> dict[str, str]:
 
 
 def has_lineage(path: Location) -> bool:
-    """Return whether an image is one that mitoflow wrote."""
+    """Return whether an image is one that mitoflow wrote; False where it cannot be read."""
     try:
         return bool(read_lineage(path))
-    except InputError:
+    except (InputError, OSError):
         return False
 
 
@@ -455,8 +455,16 @@ def foreign_file(image: Path) -> str | None:
 
 
 def refuse_outputs(images: Iterable[Location]) -> None:
-    """Raise `InputError` where one of the images is an output of an earlier prediction."""
-    for path in images:
+    """Raise `InputError` where one of the images is an output of an earlier prediction.
+
+    Parameters
+    ----------
+    images
+        Files, folders of arrays in an OME-Zarr, or addresses.
+    """
+    for image in images:
+        around = (image, *image.parents) if isinstance(image, Path) else ()
+        path = next((place for place in around if is_zarr(place)), image)
         if has_lineage(path):
             remedy = "name the images alone, such as 'FOLDER/s*.tif', or move it away"
             raise InputError(path, "an output of `mitoflow predict` among the input", "images", remedy)

@@ -428,7 +428,7 @@ def _require_alike(path: Path, series: Sequence[tifffile.TiffPageSeries]) -> Non
 
 
 def _require_every_page(path: Path, file: tifffile.TiffFile, depth: int) -> None:
-    """Refuse more pages of slices than the description has, and pages with different palettes.
+    """Raise `InputError` where there are more pages of slices than the description states, or different palettes.
 
     Pages of other sizes, and those that say that they are reduced or a mask, are no slices.
     """

@@ -135,7 +135,7 @@ def _open(
     path, warn, fills = Path(source), as_warnings(doubt), fill_missing or is_mask
     if remote.is_url(source):
         return FolderVolume(open_folder(remote.Url(source), warn, is_whole=not fills), is_mask=is_mask)
-    if _is_folder(path) or any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
+    if _is_folder(path):
         return FolderVolume(open_folder(path, warn), fill_missing=fills, is_mask=is_mask)
     require_no_pipe((hdf5.split(path) or (path, ""))[0])
     if hdf5.is_hdf5(path):
@@ -154,7 +154,8 @@ def is_chunked(path: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    return ome.is_zarr(path) or n5.is_n5(path)
+    """Return whether a path is that of a Zarr or N5, by its name or by what is in it."""
+    return ome.is_zarr(path) or n5.is_n5(path) or any((path / name).is_file() for name in ZARR_FILES)
 
 
 def open_folder(place: Location, warn: Warn = lambda _: None, *, is_whole: bool = False) -> ome.Multiscale | n5.N5Image:
@@ -538,6 +539,9 @@ def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
         expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
         raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
     return Stack(file, volume.shape, volume.dtype, _Slices(volume), address=address, absent_chunks=volume.absent_chunks)
+
+
+ZARR_FILES = (".zgroup", ".zarray", "zarr.json")  # one of them is in the folder of a Zarr
 
 
 @dataclass(frozen=True)

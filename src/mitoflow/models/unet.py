@@ -73,7 +73,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
 
 def sharing_devices() -> int:
-    """Return how many devices share each batch of what is built now; see `training.Strategy`."""
+    """Return how many devices share each batch of what is built now; see `mitoflow.training.fitting.Strategy`."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

@@ -13,7 +13,7 @@ import numpy as np
 from mitoflow.config import params
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
-from mitoflow.data.conventions import Conventions, mean_pixel_size, read_conventions
+from mitoflow.data.conventions import Conventions, mask_rules, mean_pixel_size, read_conventions
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.data.set_descriptions import FILE, read_sets
@@ -82,7 +82,6 @@ def main() -> None:
     settings = params.load()
     Gate.load()  # raises where promotion.yaml is wrong, before anything is computed
     conventions = read_conventions(CONVENTIONS)
-    rules = {name: each.mask_rule for name, each in conventions.items()}
     facts, history = _read_facts(), _read_history()
     store, pairs = PatchStore.open(PATCHES), read_pairs(DATA / "test")
     predictor = _load(facts, settings.evaluate)
@@ -92,7 +91,7 @@ def main() -> None:
         measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
         results = score(measured, choice, wanted.bootstrap_block, wanted.bootstrap_resamples, wanted.seed)
-        evaluation = _record(results, hash_sets(DATA / "test", rules), wanted)
+        evaluation = _record(results, hash_sets(DATA / "test", mask_rules(conventions)), wanted)
         predictor.settings.write(INFERENCE)
         _look_at_training(store, conventions).write(DOMAIN)
         evaluation.write(EVALUATED)
@@ -150,13 +149,19 @@ def register() -> Verdict | None:
     for path in (MODEL, MODEL_FACTS, CURVES, *PUBLISHED):
         if not path.is_file():
             raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
+    recorded, present = provenance.compared_params("evaluate")
+    for key, value in recorded.items():
+        if present[key] != value:
+            remedy = "run `dvc repro evaluate`, or take the value back"
+            raise InputError(f"params.yaml: {key}", present[key], f"{value}, with which it was evaluated", remedy)
     published = Published(
         params=_all_params(params.load(), _read_facts()),
         history=_read_history(),
         summary=files.read_json(METRICS, "run `dvc repro evaluate`", PROTOCOLS),
         evaluation=Evaluation.read(EVALUATED),
     )
-    with runs.start("register", f"register {published.params['data']['name']}", training=runs.producer(MODEL)) as run:
+    name = f"register {published.params['data']['name']}"
+    with runs.start(provenance.REGISTER, name, training=runs.producer(MODEL)) as run:
         return publish(run, published)
 
 

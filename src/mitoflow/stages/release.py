@@ -32,8 +32,6 @@ def main(licence: str | None = None, calibration: Path | None = None, name: str 
         expected = f"{evaluated.model_sha256}, which was evaluated"
         raise InputError(MODEL, f"SHA-256 {digest}", expected, "run `dvc repro evaluate` or `dvc pull`")
     network = files.read_yaml(MODEL_FACTS, outputs, ("parameters",))
-    # The newest version of a model may be of another evaluation than this one.
-    measured_with = {f"params.evaluate.{key}": str(value) for key, value in settings.evaluate.model_dump().items()}
     trained = release.Trained(
         model=MODEL,
         settings=Settings.read(INFERENCE),
@@ -42,7 +40,7 @@ def main(licence: str | None = None, calibration: Path | None = None, name: str 
         parameters=network["parameters"],
         data=data,
         parts=files.read_json(FINDINGS, outputs, ("facts",))["facts"],
-        origin=lineage.origin(str(MODEL)) | measured_with,
+        origin=lineage.of_evaluation(evaluated.sha256),
         domain=Fingerprint.read(DOMAIN),
         calibration=Calibration.read(calibration) if calibration else None,
     )

@@ -39,7 +39,8 @@ def main() -> None:
     if initial:
         initial.require_normalization(store.normalization)
     slices = (initial and initial.slices) or store.slices()
-    decides = [recipe.model_dump(), origin.get("sha256"), store.digest, fitting.code_digest()]
+    learned = dataclasses.asdict(slices) if slices else None
+    decides = [recipe.model_dump(), origin.get("sha256"), learned, store.digest, fitting.code_digest()]
     fingerprint = files.short_digest(decides)
     checkpoints = workspace.state_dir() / "checkpoints" / fingerprint
 
@@ -138,7 +139,7 @@ def _facts(
 
 
 def _learned_step(store: PatchStore, recipe: params.Recipe, slices: SliceDistance | None) -> int:
-    """Return from how many slices to the next the network knows neighbours; 0 where it saw none in training."""
+    """Return the distance, in slices, between the neighbours that the network knows; 0 where it saw none."""
     steps = store.with_context_steps(recipe.context_step, slices).train.context_steps
     return recipe.context_step if any(steps[stack] for stack in store.train.ranges) else 0
 
@@ -153,8 +154,9 @@ def _remove_recorded(checkpoints: Path) -> None:
     is_forced = provenance.has_recorded_params("train")
     recorded = provenance.recorded_md5("train", MODEL) if is_forced else None
     for delivered in checkpoints.parent.glob(f"*/{DELIVERED}"):
-        if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
-            shutil.rmtree(delivered.parent)
+        with suppress(FileNotFoundError):  # another training removes it
+            if delivered.parent != checkpoints or delivered.read_text(encoding="utf-8") == recorded:
+                shutil.rmtree(delivered.parent)
 
 
 def _run_key(checkpoints: Path) -> str:

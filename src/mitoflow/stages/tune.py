@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mitoflow.config import params
@@ -48,7 +49,8 @@ def run_study(settings: Params) -> None:
     # Forced, a study that ended is searched again; for other parameters that decide nothing in it, it serves as it is.
     is_forced = provenance.has_recorded_params("tune")
     recorded = provenance.recorded_md5("tune", BEST_PARAMS) if is_forced else None
-    name = "tune-" + files.short_digest([tune.model_dump(), tuned, trial.digest])
+    code = sorted(Path(halving.__file__).parent.glob("*.py"))
+    name = "tune-" + files.short_digest([tune.model_dump(), tuned, trial.digest], *code)
     checkpoints = workspace.state_dir() / "checkpoints" / name
     with optuna_study.owned_study(name, recorded) as study:
         key = study.user_attrs.get("run") or f"tune-{uuid.uuid4().hex}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mitoflow.config import params
 from mitoflow.core import files
 from mitoflow.data import validation
-from mitoflow.data.conventions import write_conventions
+from mitoflow.data.conventions import mask_rules, write_conventions
 from mitoflow.errors import InputError, printable
 from mitoflow.evaluation import report
 from mitoflow.stages.paths import CONVENTIONS, DATA, FINDINGS, VALIDATE_REPORTS
@@ -26,7 +26,7 @@ def main() -> None:
             remedy = "add one: `mitoflow data add` with --test-images or --test-fraction"
             findings.errors.append(validation.Finding(str(DATA / "test"), "no set", "a set that tests", remedy))
         page = VALIDATE_REPORTS / "report.html"
-        rules = {name: conventions.mask_rule for name, conventions in findings.conventions.items()}
+        rules = mask_rules(findings.conventions)
         samples = {part: report.sample_slices(DATA / part, rules) for part in findings.facts}
         report.write_validation_report(page, findings, samples)
         files.write_json(FINDINGS, findings.as_dict())

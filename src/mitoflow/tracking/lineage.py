@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mitoflow.core import provenance
 from mitoflow.errors import InputError
-from mitoflow.tracking import inputs, places, registered_model, store
+from mitoflow.tracking import inputs, places, registered_model, store, version_tags
 from mitoflow.tracking.registered_model import Registered
 
 
@@ -37,6 +37,22 @@ def origin(what: str, name: str = "") -> dict[str, str]:
                 return found
     remedy = "look in the store where it was trained, or register it with `mitoflow register`"
     raise InputError(path, f"SHA-256 {digest}, which is unknown", "a model that MLflow knows", remedy)
+
+
+def of_evaluation(digest: str) -> dict[str, str]:
+    """Return where the version that an evaluation made comes from, by the SHA-256 of the evaluation; see `origin`.
+
+    Raises
+    ------
+    InputError
+        No version of the registered model of this project has that evaluation.
+    """
+    with registered_model.opened() as model:
+        same = f"tags.`{version_tags.EVALUATION_SHA256}` = '{digest}'"
+        for version in store.search_versions(model.client, model.name, same):
+            return _origin(model.client, version)
+    remedy = "run `mitoflow register`, or `mitoflow sync` if MLflow was away"
+    raise InputError(f"model {model.name}", f"no version with the evaluation {digest}", "one that has it", remedy)
 
 
 def _origin_of_file(model: Registered, digest: str) -> dict[str, str]:

@@ -12,9 +12,9 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from mitoflow.config.params import as_trained
-from mitoflow.core import files, workspace
-from mitoflow.data.conventions import read_conventions
-from mitoflow.data.masks import Rule, binarise
+from mitoflow.core import files, process, provenance, workspace
+from mitoflow.data.conventions import mask_rules, read_conventions
+from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
@@ -126,7 +126,7 @@ def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tu
 
 def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
     """Return what a model did on the test part that is here: as it was recorded, or else measured now."""
-    rules, bootstrap = _rules(conventions), Gate.load().bootstrap.model_dump()
+    rules, bootstrap = mask_rules(read_conventions(conventions)), Gate.load().bootstrap.model_dump()
     hashes = hash_sets(part, rules)
     recorded = side.evaluation
     if recorded and {each.test_hash for each in recorded.sets.values()} == {*hashes.values()}:
@@ -187,7 +187,7 @@ def find(what: str) -> Side:
         commit = _commit(what)
         folder = _checked_out(what, commit)
         model = model_lookup.find(str(folder / OF_REVISION[0] / model_files.WEIGHTS))
-        settings = YAML(typ="safe", pure=True).load(_git("show", f"{commit}:params.yaml") or "{}")
+        settings = YAML(typ="safe", pure=True).load(provenance.git("show", f"{commit}:params.yaml") or "{}")
         facts = files.read_yaml(model.weights.with_suffix(".yaml"), "run `dvc repro train`", ("recipe",))
         params = runs.dotted(as_trained(settings, facts["recipe"], facts.get("initial", {})))
         name = f"{what} ({commit[:8]})"
@@ -205,9 +205,9 @@ def _is_registered(what: str) -> bool:
 
 def _commit(what: str) -> str:
     """Return the commit of a git revision, or of a DVC experiment, which is a git reference of its own kind."""
-    if commit := _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}"):
+    if commit := provenance.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}"):
         return commit
-    references = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    references = provenance.git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
     found = {line.split()[0] for line in references.splitlines() if line.rpartition("/")[2] == what}
     if len(found) != 1:
         remedy = "`mitoflow models`, `git log` and `dvc exp show` list them"
@@ -226,15 +226,10 @@ def _checked_out(what: str, commit: str) -> Path:
             command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", commit, "-o", str(beside / path), "."]
             done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
             if done.returncode:
-                message = (done.stderr.strip().splitlines() or ["an error"])[-1].removeprefix("ERROR: ")
+                message = process.failure(done.stderr)
                 remedy = "`dvc pull`, or `dvc fetch --all-commits`, brings what others computed"
                 raise InputError(what, f"{path} that cannot be had: {message}", "its outputs in DVC's cache", remedy)
     return folder
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _wrong(evaluation: Evaluation) -> list[int]:
@@ -273,17 +268,12 @@ def _folders(part: Path, conventions: Path, wanted: Mapping[str, str]) -> tuple[
     for path in (part, conventions):
         if not path.exists():
             return {}, f"{path} is not here; `dvc pull` brings it"
-    here = {found: name for name, found in hash_sets(part, _rules(conventions)).items()}
+    here = {found: name for name, found in hash_sets(part, mask_rules(read_conventions(conventions))).items()}
     for expected in wanted.values():
         if expected not in here:
             return {}, f"{part} is {', '.join(each[:12] for each in here)}, and they were evaluated on {expected[:12]}"
     folders = {name: part / here[expected] for name, expected in wanted.items()}
     return folders if len(folders) > 1 else {"": next(iter(folders.values()))}, ""
-
-
-def _rules(conventions: Path) -> dict[str, Rule]:
-    """Return how the masks of each set are read."""
-    return {name: each.mask_rule for name, each in read_conventions(conventions).items()}
 
 
 def _look(
@@ -294,7 +284,7 @@ def _look(
     conventions: Path,
 ) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
-    rules = _rules(conventions)
+    rules = mask_rules(read_conventions(conventions))
     pairs = {(name, pair.name): pair for name, folder in folders.items() for pair in read_set(folder, folder.name)}
     places = [_place(evaluation, row) for row in rows]
     masks: dict[tuple[str, str, int], list[np.ndarray]] = {place: [] for place in places}
@@ -316,7 +306,7 @@ def _look(
 
 def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    predictor, read = predictor.prepared(StackVolume([image]))
+    predictor, read = predictor.for_volume(StackVolume([image]))
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
     once = predictor.settings.uses_orthoplanes(image.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]

@@ -38,10 +38,15 @@ def create(client: MlflowClient, name: str) -> str:
 
 @contextmanager
 def opened(called: str = "") -> Iterator[Registered]:
-    """Give the registered model of that name, or else of this project; raises `InputError` where MLflow is away."""
+    """Give the registered model of that name, or else of this project; raises `InputError` where MLflow is away.
+
+    What this machine refuses is no fault of MLflow: such an OSError, which names its file, stays what it is.
+    """
     try:
         yield Registered(store.client(store.uri()), called or name())
     except store.ERRORS as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise store.as_user_error(store.uri(), error) from None
 
 

@@ -76,7 +76,7 @@ def register_pretrained(name: str) -> Verdict | None:
     model = pretrained.find(name)
     made, evaluation = model.lineage, model.evaluation
     key = f"pretrained-{evaluation.model_sha256[:32]}"
-    with runs.start("register", f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
+    with runs.start(provenance.REGISTER, f"pretrained {model.name}", key=key, made_from=made["code"]) as run:
         run.params(made["params"])
         for context, datasets in made["dataset"].items():
             for dataset in datasets.split(", "):  # of several sets

@@ -35,7 +35,7 @@ from mitoflow.tracking.promotion import ChampionState
 from mitoflow.tracking.promotion_log import Promotion, PromotionConflict
 from mitoflow.tracking.registered_model import Registered
 
-CHAMPION, CHALLENGER = places.CHAMPION, places.CHALLENGER
+CHALLENGER = places.CHALLENGER
 
 RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -311,8 +311,9 @@ def model_file(version: int, name: str = "") -> Path:
             remedy = "take another version; `mitoflow models` lists them"
             raise InputError(f"version {version}", "no model of mitoflow", "one that mitoflow registered", remedy)
         folder = workspace.state_dir() / "weights" / files.short_digest(chosen.source)
-        if folder.is_dir() and provenance.file_sha256(folder / model_files.WEIGHTS) == digest:
-            return folder / model_files.WEIGHTS
+        weights = folder / model_files.WEIGHTS
+        if weights.is_file() and provenance.file_sha256(weights) == digest:
+            return weights
         with files.replacing(folder) as beside:
             beside.mkdir()
             required = (model_files.WEIGHTS, model_files.SETTINGS, model_files.EVALUATION)
@@ -325,7 +326,7 @@ def model_file(version: int, name: str = "") -> Path:
             if (found := provenance.file_sha256(beside / model_files.WEIGHTS)) != digest:
                 remedy = "register the model again, or take another version"
                 raise InputError(f"version {version}: {model_files.WEIGHTS}", f"SHA-256 {found}", digest, remedy)
-    return folder / model_files.WEIGHTS
+    return weights
 
 
 def _listed(client: MlflowClient, version: ModelVersion, *names: str) -> list[str]:

@@ -109,6 +109,7 @@ def release(folder: Path, trained: Trained) -> Pretrained:
             made=made,
             parts=trained.parts,
             settings=trained.settings,
+            finds_scale=trained.calibration is not None,
             parameters=trained.parameters,
             megabytes=megabytes,
             scores={protocol: _scores(trained.measured[protocol]) for protocol in ("whole_slice", "patch_wise")},

@@ -82,7 +82,7 @@ def start(
         parent_run_id=given("MLFLOW_RUN_ID"),
         training=training,
         study=study,
-        tags={**store.context(), **provenance.tags(made_from or provenance.current()), **(tags or {})},
+        tags={**store.context(), **provenance.tags(made_from or provenance.current(stage)), **(tags or {})},
     )
     if not made_from:
         run._keep_changes()

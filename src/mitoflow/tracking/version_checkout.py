@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mitoflow.core import provenance
+from mitoflow.core import process, provenance
 from mitoflow.errors import InputError
 from mitoflow.tracking import lineage, registered_model, store
 
@@ -121,8 +121,7 @@ def _require(where: str, *command: str, cwd: Path | None = None, given: bytes = 
     """Return what a command prints; raises `InputError` with its last line where it fails."""
     done = _run(*command, cwd=cwd, given=given)
     if done.returncode:
-        message = (done.stderr.decode(errors="replace").strip().splitlines() or ["an error"])[-1]
         called = " ".join("dvc" if part == sys.executable else part for part in command if part not in ("-m", "dvc"))
-        found = f"`{called}` that fails: {message.removeprefix('ERROR: ')}"
+        found = f"`{called}` that fails: {process.failure(done.stderr.decode(errors='replace'))}"
         raise InputError(where, found, "its code and data", "correct that, then run this again")
     return done.stdout

@@ -78,8 +78,8 @@ class TrainPatches(keras.utils.PyDataset):
     A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
     one would have seen; `begin` says which epoch it is.
 
-    A batch is images (N, Y, X, 2 context + 1) float32 in [0, 1] and masks (N, Y, X, 1) float32 in {0, 1}; of slices,
-    N is the batch size, and Y and X are that of a patch.
+    A batch is images (N, Y, X, 2 context + 1) float32 in [0, 1] and masks (N, Y, X, 1) float32 in {0, 1}, and 2
+    where nobody looked (`network_input.UNLABELLED`); of slices, N is the batch size, and Y and X are that of a patch.
 
     Raises
     ------
@@ -175,7 +175,7 @@ class TrainPatches(keras.utils.PyDataset):
             row = rows[rng.integers(len(rows))]
         stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
         owned = self.patches.masks[row, y0:y1, x0:x1]
-        places = np.flatnonzero(owned) if on_foreground else range(owned.size)
+        places = np.flatnonzero(owned == 1) if on_foreground else range(owned.size)
         inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
         voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
         place, lengths = voxel.pop(axis), np.array(sides or self._sides[axis > 0])

@@ -27,7 +27,7 @@ def add_myelin(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) ->
     image
         (Y, X, C) float32 in [0, 1], where C are neighbouring slices; all get the same sheaths.
     mask
-        (Y, X, 1) in {0, 1}.
+        (Y, X, 1) in {0, 1}, and 2 where nobody looked (`network_input.UNLABELLED`).
     rng
         Source of the random numbers.
 

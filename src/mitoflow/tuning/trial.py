@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class Trial:
     def digest(self) -> str:
         """Identifies what decides a fit besides the values and the crops."""
         initial = provenance.file_sha256(self.initial) if self.initial else None
-        return files.short_digest([self.shared, initial, *self.digests])
+        learned = asdict(self.learned) if self.learned else None
+        return files.short_digest([self.shared, initial, learned, *self.digests])
 
     def recipe(self, values: dict[str, Any], crops: int = EPOCH, rung: int = 0) -> Recipe:
         """Return the recipe of a rung with those values: its schedule fits its crops, and its crops are new ones."""

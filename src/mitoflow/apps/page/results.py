@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -251,6 +252,9 @@ class Result:
 
     def _forget_versions(self, folder: Path) -> None:
         """Remove the files of the masks that were asked for longest ago."""
-        known = sorted(folder.glob("*"), key=lambda version: version.stat().st_mtime)
-        for version in known[: 1 - VERSIONS]:
+        known = []
+        for version in folder.glob("*"):
+            with suppress(FileNotFoundError):  # another request removes it
+                known.append((version.stat().st_mtime, version))
+        for _, version in sorted(known)[: 1 - VERSIONS]:
             shutil.rmtree(version, ignore_errors=True)

@@ -76,8 +76,10 @@ class Shelf:
         return result
 
     def remove(self, key: str) -> None:
-        """Forget a result; one that is being predicted stops as soon as it can."""
-        result = self._results.pop(key)
+        """Forget a result where there is one; if it is being predicted, it stops as soon as it can."""
+        result = self._results.pop(key, None)
+        if result is None:  # another request removed it
+            return
         result.cancel()
         shutil.rmtree(result.folder, ignore_errors=True)
 
