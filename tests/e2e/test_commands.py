@@ -139,9 +139,16 @@ def test_a_clone_that_pulled_registers_without_running(finished: Project, tmp_pa
     finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
     clone.run("dvc", "pull")
     assert stages_run(clone.run("dvc", "repro").stdout) == []
+    before = clone.read("params.yaml")
+    clone.set(evaluate__overlap="32")
+    refused = clone.run("mitoflow", "register", check=False)
+    assert refused.returncode == 2
+    assert "params.yaml: evaluate.overlap: found 32, expected " in refused.stderr
+    (clone.folder / "params.yaml").write_text(before)
     assert "version 1" in clone.run("mitoflow", "register").stdout
     champion = store(clone).get_model_version_by_alias("mitoflow", "champion")
     assert champion.tags["mitoflow.lineage.data_md5"]
+    assert "mitoflow.lineage.threads" not in champion.tags  # of the machine that trained it, which is not known here
     table = clone.run("mitoflow", "models").stdout
     assert "champion" in table
     lineage = clone.run("mitoflow", "lineage", "models/unet.keras").stdout

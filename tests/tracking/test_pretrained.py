@@ -380,8 +380,22 @@ def test_a_model_that_is_too_large_or_unknown_to_mlflow(project: Path, monkeypat
     with pytest.raises(InputError, match=r"unet\.keras: found 0\.\d MB, expected at most"):
         release.main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/empty.db")
-    with pytest.raises(InputError, match="which is unknown, expected a model that MLflow knows; .*`mitoflow register`"):
+    with pytest.raises(InputError, match="model mitoflow: found no version with the evaluation .*`mitoflow register`"):
         release.main()
+
+
+def test_a_release_states_what_its_evaluation_was_made_with(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither parameters that were changed since, nor a later evaluation of the same model."""
+    of_first = Path("reports/evaluate/evaluation.json").read_bytes()
+    first = {path: path.read_bytes() for path in Path("reports/evaluate").iterdir() if path.is_file()}
+    presets.change(Path("params.yaml"), {"evaluate.overlap": "32"})
+    evaluate.main()
+    assert Path("reports/evaluate/evaluation.json").read_bytes() != of_first
+    for path, content in first.items():
+        path.write_bytes(content)
+    made = release.main().lineage
+    assert made["params"]["evaluate.overlap"] == "16"
+    assert made["run"]["version"] == "1"
 
 
 def test_a_lab_releases_its_own_model_with_its_terms(project: Path) -> None:

@@ -430,6 +430,10 @@ def test_lineage_has_code_data_and_lock(checkout: Path, monkeypatch: pytest.Monk
     assert (lineage["data_md5"], lineage["patches_md5"]) == ("abc.dir", "fed.dir")
     assert lineage["requirements_sha256"] == hashlib.sha256(b"numpy==1.26.4\n").hexdigest()
     assert provenance.from_tags(provenance.tags(lineage)) == lineage
+    for stage in ("validate", "patch"):  # those in dvc.lock are the patches of before
+        assert provenance.current(stage) == {key: value for key, value in lineage.items() if key != "patches_md5"}
+    of_another_machine = {"python", "platform", "threads"}
+    assert provenance.current("register").keys() == lineage.keys() - of_another_machine
     Path("requirements.lock").write_text("numpy==1.26.5\n")
     assert provenance.current()["git_dirty"] == "true"
 

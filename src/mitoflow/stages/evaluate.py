@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mitoflow.config import params
+from mitoflow.config.sections import dotted
 from mitoflow.core import files, provenance
 from mitoflow.data import fingerprint, network_input
 from mitoflow.data.conventions import Conventions, mask_rules, mean_pixel_size, read_conventions
@@ -149,11 +150,11 @@ def register() -> Verdict | None:
     for path in (MODEL, MODEL_FACTS, CURVES, *PUBLISHED):
         if not path.is_file():
             raise InputError(path, "no such file", "the outputs of a pipeline", "run `dvc pull` or `dvc repro`")
-    recorded, present = provenance.compared_params("evaluate")
+    recorded, present = map(dotted, provenance.compared_params("evaluate"))
     for key, value in recorded.items():
-        if present[key] != value:
+        if present.get(key) != value:
             remedy = "run `dvc repro evaluate`, or take the value back"
-            raise InputError(f"params.yaml: {key}", present[key], f"{value}, with which it was evaluated", remedy)
+            raise InputError(f"params.yaml: {key}", present.get(key), f"{value}, with which it was evaluated", remedy)
     published = Published(
         params=_all_params(params.load(), _read_facts()),
         history=_read_history(),

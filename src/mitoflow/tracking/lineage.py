@@ -40,7 +40,7 @@ def origin(what: str, name: str = "") -> dict[str, str]:
 
 
 def of_evaluation(digest: str) -> dict[str, str]:
-    """Return where the version that an evaluation made comes from, by the SHA-256 of the evaluation; see `origin`.
+    """Return where the newest version with an evaluation comes from, by the evaluation's SHA-256; see `origin`.
 
     Raises
     ------
@@ -49,8 +49,8 @@ def of_evaluation(digest: str) -> dict[str, str]:
     """
     with registered_model.opened() as model:
         same = f"tags.`{version_tags.EVALUATION_SHA256}` = '{digest}'"
-        for version in store.search_versions(model.client, model.name, same):
-            return _origin(model.client, version)
+        if versions := store.search_versions(model.client, model.name, same):
+            return _origin(model.client, max(versions, key=lambda version: int(version.version)))
     remedy = "run `mitoflow register`, or `mitoflow sync` if MLflow was away"
     raise InputError(f"model {model.name}", f"no version with the evaluation {digest}", "one that has it", remedy)
 
