@@ -184,7 +184,7 @@ def _plain_name(_: click.Context, __: click.Parameter, name: str | None) -> str 
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="How its Dice follows from its agreement with itself, as the benchmark leave-one-set-out writes it.",
+    help="Calibration file from the benchmark leave-one-set-out; with it, predict states the Dice to expect.",
 )
 @click.option("--name", callback=_plain_name, help="What it is called; without it as the data.")
 def release(licence: str | None, calibration: Path | None, name: str | None) -> None:

@@ -13,7 +13,7 @@ from mitoflow.cli._click import model_option
     "--host", default="127.0.0.1", show_default=True, help="Where to listen; by default for this machine alone."
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
-@click.option("--largest", type=click.IntRange(min=1), default=100, show_default=True, help="MiB of a request.")
+@click.option("--largest", type=click.IntRange(min=1), default=100, show_default=True, help="Largest request, in MiB.")
 def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
     """Answer HTTP requests with masks: JSON or TIFF to /invocations.
 
@@ -28,7 +28,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 @model_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for other machines too.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
-@click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="MiB of an upload.")
+@click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="Largest upload, in MiB.")
 def app(wanted: str | None, host: str, port: int, largest: int) -> None:
     """Open a page that shows masks of dropped images.
 
