@@ -64,7 +64,7 @@ def tune(dask: str | None) -> None:
 
 @click.command()
 def summary() -> None:
-    """Show the scores of the evaluated model, and whether it was promoted."""
+    """Show the scores of the model, and whether it was promoted."""
     from mitoflow.core import files, provenance
     from mitoflow.evaluation import metrics
     from mitoflow.evaluation.bootstrap import Interval
