@@ -175,7 +175,7 @@ def pictures(
     shown: Mapping[str, tuple[PredictedSlice, PredictedSlice]],
 ) -> dict[str, bytes]:
     """Return the pictures of the report as PNG files by their names; the arguments are those of the report."""
-    best_epoch = int(np.argmax([logs["val_dice"] for logs in history]))
+    best_epoch = _best_epoch(history)
     slices = {
         f"{f'{dataset} ' if len(shown) > 1 else ''}{which} slice": figures.panels_png(
             each.image, each.truth, each.prediction
@@ -189,6 +189,10 @@ def pictures(
         "precision and recall": figures.precision_recall_png(results.curve, results.whole_slice.threshold),
         "learning curves": figures.learning_png(history, best_epoch),
     }
+
+
+def _best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    return int(np.argmax([logs["val_dice"] for logs in history]))
 
 
 def _slice_scores(results: Results) -> dict[str, figures.SliceScores]:
@@ -233,7 +237,7 @@ def write_evaluation_report(
     verdict
         Without it the report says that none was reached.
     """
-    best_epoch = int(np.argmax([logs["val_dice"] for logs in origin.history]))
+    best_epoch = _best_epoch(origin.history)
     _write(
         path,
         "evaluation.html",

@@ -87,16 +87,33 @@ class Settings:
     @classmethod
     def for_recipe(cls, recipe: Recipe, wanted: Evaluate, bit_depth: int) -> Settings:
         """Return the settings of a network that was fitted by a recipe, before validation chooses a threshold."""
-        return cls(
+        return cls.for_network(
+            wanted,
             bit_depth=bit_depth,
             divisor=2**recipe.depth,
             context=recipe.context,
             context_step=recipe.context_step,
+        )
+
+    @classmethod
+    def for_network(cls, wanted: Evaluate, **facts: Any) -> Settings:
+        """Return the settings of a network, before validation chooses a threshold.
+
+        Parameters
+        ----------
+        wanted
+            How it predicts.
+        facts
+            What it learned from, by the names of the attributes here: `bit_depth`, `divisor`, `context`,
+            `context_step`, and `normalization` and `slices` where they are not the defaults.
+        """
+        return cls(
             tile=wanted.tile,
             overlap=wanted.overlap,
             tta=wanted.tta,
             orthoplanes=wanted.orthoplanes,
             threshold=0.5,
+            **facts,
         )
 
     def write(self, path: Path) -> None:

@@ -168,16 +168,12 @@ def register() -> Verdict | None:
 
 def _load(facts: Mapping[str, Any], wanted: params.Evaluate) -> Predictor:
     """Return the model, with the settings that are known before validation."""
-    settings = Settings(
+    settings = Settings.for_network(
+        wanted,
         bit_depth=facts["bit_depth"],
         divisor=facts["divisor"],
         context=facts["recipe"]["context"],
         context_step=facts.get("context_step", facts["recipe"]["context_step"]),  # models of 0.1 do not say
-        tile=wanted.tile,
-        overlap=wanted.overlap,
-        tta=wanted.tta,
-        orthoplanes=wanted.orthoplanes,
-        threshold=0.5,
         normalization=facts.get("normalization", "range"),
         slices=SliceDistance(**facts["slices"]) if facts.get("slices") else None,
     )
