@@ -67,15 +67,13 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERA
     return np.array([_count_slice(*masks, disk) for masks in slices], np.int64).reshape(-1, len(COLUMNS))
 
 
-def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERANCE) -> Counts:
-    """Count the pixels of each slice that agree and disagree, without those near the true boundary, as `count` has it.
+def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any]) -> Counts:
+    """Count the pixels of each slice that agree and disagree, without those within `TOLERANCE` of the true boundary.
 
     Parameters
     ----------
     truth, prediction
         ``(Z, Y, X)`` bool or {0, 1}.
-    tolerance
-        In pixels.
 
     Returns
     -------
@@ -87,7 +85,7 @@ def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any], tolerance:
     ValueError
         ``truth`` and ``prediction`` differ in shape.
     """
-    disk = _disk(tolerance)
+    disk = _disk(TOLERANCE)
     far = np.array([~_near(mask, disk) for mask in truth.astype(bool, copy=False)], bool).reshape(truth.shape)
     return metrics.count(truth, prediction, far)
 

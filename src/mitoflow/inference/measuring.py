@@ -15,7 +15,7 @@ from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
 from mitoflow.inference.label_files import Labelled, is_mask, read_labels, read_mitochondria
 from mitoflow.inference.outputs import refuse_existing
-from mitoflow.inference.request import refuse_foreign
+from mitoflow.inference.request import beside, refuse_foreign
 from mitoflow.instances.labelling import label_instances, measure_labels
 from mitoflow.instances.morphometry import Measurements
 from mitoflow.instances.separation import fewest_voxels
@@ -77,7 +77,7 @@ def measure_file(
         A file cannot be read, or has another size than the labels; what was looked at is no box; a table exists, or is
         no CSV, or with `overwrite` mitoflow did not write it.
     """
-    totals, of_regions = (table.with_name(f"{table.stem}_{what}.csv") for what in ("totals", "regions"))
+    totals, of_regions = (beside(table, what) for what in ("totals", "regions"))
     _require_free([table, totals, *([of_regions] if regions else [])], overwrite=overwrite)
     labelled = read_mitochondria(source, notify)
     voxels, stated = labelled.voxels, labelled.spacing

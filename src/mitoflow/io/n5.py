@@ -24,13 +24,12 @@ from numcodecs.registry import get_codec
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from mitoflow.errors import InputError
 from mitoflow.io._chunks import LARGE, OVERHEAD, SMALL, UNPACKED
 from mitoflow.io.hdf5 import Layout
 from mitoflow.io.ome import corners, require_inside
-from mitoflow.io.remote import Location, Url
+from mitoflow.io.remote import Location, Url, open_store
 from mitoflow.io.spacing import NEEDED, Sizes, Spacing, Warn, in_nanometres
 
 ENDING = ".n5"
@@ -213,7 +212,7 @@ def open_n5(place: Location, warn: Warn = lambda _: None, *, is_whole: bool = Fa
         spacing=in_nanometres({axis: sizes[axis] for axis in "zyx" if axis in sizes}, place, warn),
         origin=(0.0,) * len(shape),
         _packing="zlib" if compression.get("useZlib") else PACKINGS[compression["type"]],
-        _store=_open(place),
+        _store=open_store(place),
         _is_whole=is_whole,
     )
 
@@ -224,17 +223,13 @@ def _length(value: object) -> int:
     return value
 
 
-def _open(place: Location) -> Store:
-    return place.open() if isinstance(place, Url) else LocalStore(place, read_only=True)
-
-
 def _attributes(place: Location) -> dict[str, Any]:
     """Return the attributes of a folder, none where there are none."""
     file = place / ATTRIBUTES
     if isinstance(file, Path):
         content = file.read_bytes() if file.is_file() else None
     else:
-        (content,) = sync(_fetch(_open(place), [ATTRIBUTES]))
+        (content,) = sync(_fetch(open_store(place), [ATTRIBUTES]))
     try:
         found = json.loads(content or b"{}")
     except ValueError as error:

@@ -21,14 +21,12 @@ import numpy as np
 import tifffile
 import zarr
 from numcodecs import Blosc
-from zarr.abc.store import Store
-from zarr.storage import LocalStore
 
 from mitoflow.core.files import require_no_pipe
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import BoundedStore, open_bounded
-from mitoflow.io.remote import Location, Url
+from mitoflow.io.remote import Location, Url, open_store
 from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
@@ -323,7 +321,7 @@ def open_multiscale(path: Location, warn: Warn = lambda _: None, *, is_whole: bo
         dataset = multiscale["datasets"][0]
         place = path / str(dataset["path"])
         require_inside(path, place)
-        array = open_bounded(_store(place), group.metadata.zarr_format, is_whole=is_whole)
+        array = open_bounded(open_store(place), group.metadata.zarr_format, is_whole=is_whole)
         (scale, shift), (more, further) = (
             [_transformation(each, kind, array.ndim) for kind in ("scale", "translation")]
             for each in (dataset, multiscale)
@@ -370,10 +368,6 @@ def require_inside(folder: Location, array: Location) -> None:
         raise InputError(folder, f"{outside[0]}, which is outside of it", "an image in one folder", remedy)
 
 
-def _store(place: Location) -> Store:
-    return place.open() if isinstance(place, Url) else LocalStore(place, read_only=True)
-
-
 def _open_group(path: Location) -> zarr.Group:
     """Open the folder of an image.
 
@@ -381,7 +375,7 @@ def _open_group(path: Location) -> zarr.Group:
     """
     if isinstance(path, Path) and not path.exists():
         raise InputError(path, "no such folder", "an OME-Zarr image", "check the path")
-    store = _store(path)
+    store = open_store(path)
     formats: tuple[Literal[2, 3] | None, ...] = (2, 3) if isinstance(path, Url) else (None,)
     failures: list[Exception] = []
     for zarr_format in formats:

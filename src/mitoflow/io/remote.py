@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
-from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore
+from zarr.storage import FsspecStore, LocalStore
 
 from mitoflow.errors import InputError
 
@@ -119,6 +119,11 @@ def _options(scheme: str) -> dict[str, Any]:
 
 #: Where a file or a folder is.
 Location = Path | Url
+
+
+def open_store(place: Location) -> Store:
+    """Open a folder, on this machine or on a server, as Zarr reads it."""
+    return place.open() if isinstance(place, Url) else LocalStore(place, read_only=True)
 
 
 def locate(source: str) -> Location:
