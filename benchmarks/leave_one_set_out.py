@@ -359,16 +359,9 @@ def resized_volume(volume: Volume, ratio: float) -> Volume:
 
 def probability(predictor: Predictor, image: np.ndarray, ratio: float) -> np.ndarray:
     """Return the map of a slice by itself, (Y, X) float32 in [0, 1], predicted on a grid that is finer by a ratio."""
-    sides = [max(predictor.settings.divisor, round(length * ratio)) for length in image.shape]
-
-    def resized(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        if array.shape == tuple(shape):
-            return array
-        rows, columns = (resampling.weights(old, new, 0, new) for old, new in zip(array.shape, shape, strict=True))
-        return resampling.resample(array, rows, columns)
-
-    seen = np.rint(resized(image, sides)).astype(image.dtype)
-    return np.clip(resized(next(predictor.stream(lambda z: seen, range(1))), image.shape), 0, 1)
+    sides = tuple(max(predictor.settings.divisor, round(length * ratio)) for length in image.shape)
+    seen = np.rint(resampling.resized(image, sides)).astype(image.dtype)
+    return np.clip(resampling.resized(next(predictor.stream(lambda z: seen, range(1))), image.shape), 0, 1)
 
 
 def write_patches(folder: Path, sets: Mapping[str, Mapping[str, list[Slice]]], settings: Patch) -> PatchStore:

@@ -60,7 +60,7 @@ def agreements(predictor: Predictor, at_scale: AtScale, scale: float, thresholds
     images = list(windows(at_scale(scale), scale))
     maps = [predictor.probabilities(image[None])[0] for image in images]
     mirrored = [predictor.probabilities(image[None, :, ::-1])[0, :, ::-1] for image in images]
-    rescaled = [_shrunk(predictor.probabilities(_enlarged(image)[None])[0], image.shape) for image in images]
+    rescaled = [resampling.resized(predictor.probabilities(_enlarged(image)[None])[0], image.shape) for image in images]
     return [
         Agreement(
             *(
@@ -99,17 +99,8 @@ def windows(volume: Volume, scale: float = 1.0) -> Iterator[np.ndarray]:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    height, width = (round(side * HALF_OCTAVE) for side in image.shape)
-    return np.asarray(np.rint(_resampled(image, (height, width))), image.dtype)
-
-
-def _shrunk(probability: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return _resampled(probability, (shape[0], shape[1]))
-
-
-def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    rows, columns = (resampling.weights(length, size, 0, size) for length, size in zip(image.shape, shape, strict=True))
-    return resampling.resample(image, rows, columns)
+    sides = tuple(round(side * HALF_OCTAVE) for side in image.shape)
+    return np.asarray(np.rint(resampling.resized(image, sides)), image.dtype)
 
 
 def _dice(ones: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:

@@ -51,6 +51,12 @@ def weights(length: int, size: int, low: int, high: int) -> Weights:
     return Weights(first, last, sparse.csr_array((values, (rows, used - first)), (high - low, last - first)))
 
 
+def resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return all of an image, (Y, X), on a grid of `shape`, as float32."""
+    rows, columns = (weights(length, size, 0, size) for length, size in zip(image.shape, shape, strict=True))
+    return resample(image, rows, columns)
+
+
 def resample(image: np.ndarray, rows: Weights, columns: Weights) -> np.ndarray:
     """Return pixels of the new grid, (Y, X) float32, from those of the old grid that they are made of, (Y, X)."""
     return np.asarray((columns.matrix @ (rows.matrix @ image.astype(np.float32)).T).T)
