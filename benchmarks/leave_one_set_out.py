@@ -164,14 +164,10 @@ def quarters(whole: Slice) -> list[Slice]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and its settings, as files: a `.keras` file, and beside it what `Settings.write` writes."""
+    """A model and its settings, as files: a `.keras` file, and what `Settings.write` writes."""
 
     model: Path
-
-    @property
-    def settings(self) -> Path:
-        """The settings; they are written last."""
-        return self.model.with_suffix(".yaml")
+    settings: Path
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -206,22 +202,25 @@ class Protocol:
     start: Path | None = None
 
     def fitted(self, left_out: str, variant: str, recipe: Recipe) -> Trained:
-        """Fit a model on the other sets, unless there is one; validation chooses its threshold."""
+        """Fit a model on the other sets, unless there is one; validation chooses its threshold, unless it is given."""
         store = self._store_without(left_out)
         start = self.start_of(left_out)
         key = files.short_digest([recipe.model_dump(), store.digest], *start)
-        trained = Trained(self.work / "models" / f"{key}.keras")
-        if not trained.settings.exists():
+        models, wanted = self.work / "models", self.preset.evaluate
+        models.mkdir(parents=True, exist_ok=True)
+        trained = Trained(models / f"{key}.keras", models / f"{key}-{files.short_digest(wanted.model_dump())}.yaml")
+        if not trained.model.exists():
             checkpoints = self.work / "checkpoints" / key
             checkpoints.mkdir(parents=True, exist_ok=True)
-            trained.model.parent.mkdir(exist_ok=True)
             title = f"{variant}, without {left_out}"
             initial = unet.load_model(start[0]) if start else None
             fitted = fitting.fit(
                 store, recipe, initial=initial, loaders=self.loaders, checkpoints=checkpoints, title=title
             )
             unet.save_model(fitted.model, trained.model)
-            self._predictor(fitted.model, recipe, store, self.preset.evaluate).settings.write(trained.settings)
+        if not trained.settings.exists():
+            model = unet.load_model(trained.model)
+            self._predictor(model, recipe, store, wanted).settings.write(trained.settings)
         return trained
 
     def start_of(self, left_out: str) -> list[Path]:
@@ -470,7 +469,8 @@ def run(protocol: Protocol, results: Results, options: argparse.Namespace) -> No
     for variant, recipe in recipes.items():
         for name in options.sets or protocol.sets:
             for job in jobs(protocol, name, recipe, options):
-                decides = [recipe.model_dump(), protocol.finetune.model_dump() if job.key.get("labels") else None]
+                of_labels = protocol.finetune.model_dump() if job.key.get("labels") else None
+                decides = [recipe.model_dump(), protocol.preset.evaluate.model_dump(), of_labels]
                 recipe_digest = files.short_digest(decides, *protocol.start_of(name))[:12]
                 key = {"set": name, "variant": variant, "recipe": recipe_digest, **job.key}
                 if results.lacks(key):

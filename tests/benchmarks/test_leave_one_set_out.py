@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def write_set(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
         tiff.write_stack(folder / kind / "stack.tif", array.astype(np.uint8))
 
 
-def run(project: Path, *options: str) -> list[dict[str, Any]]:
+def run(project: Path, *options: str, changes: Sequence[str] = ()) -> list[dict[str, Any]]:
     into = project / "rows.jsonl"
     arguments = ["--data", str(project), "--into", str(into), "--figure", str(project / "labels.svg")]
-    arguments += ["--set", *SMALL, *NETWORK, "evaluate.overlap=64", "--set-finetune", *SMALL, *options]
+    arguments += ["--set", *SMALL, *NETWORK, "evaluate.overlap=64", *changes, "--set-finetune", *SMALL, *options]
     leave_one_set_out.main(arguments)
     return [json.loads(line) for line in into.read_text().splitlines()]
 
@@ -102,6 +103,17 @@ def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
     rows = run(project, "--sets", "deep", "--only", "zero-shot", "--without", "scale")
     assert [row["variant"] for row in rows[-4:]] == ["without scale"] * 4
     assert "| without scale |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_another_threshold_is_measured_with_the_model_that_is_there(project: Path) -> None:
+    options = ("--sets", "flat", "--only", "zero-shot")
+    run(project, *options)
+    models = project / ".leave-one-set-out/models"
+    before = {path: path.stat().st_mtime_ns for path in models.glob("*.keras")}
+    rows = run(project, *options, changes=["evaluate.threshold=0.25"])
+    assert [row["threshold"] for row in rows[-4:-1]] == [pytest.approx(0.25, abs=1 / 256)] * 3
+    assert {path: path.stat().st_mtime_ns for path in models.glob("*.keras")} == before
 
 
 @pytest.mark.slow

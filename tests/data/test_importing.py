@@ -348,5 +348,6 @@ def test_test_slices_come_last_and_keep_their_distance(
 
 
 def test_too_few_slices_are_refused(pairs: dict[int, Pair]) -> None:
-    with pytest.raises(InputError, match="found at most 5 consecutive slices, expected more than --gap 4 and one for"):
+    expected = "enough for --test-fraction 0.25 behind --gap 4, and for training before it"
+    with pytest.raises(InputError, match=f"found at most 5 consecutive slices, expected {expected}; lower one of them"):
         hold_out([pairs[5], pairs[1]], 0.25, 4)
