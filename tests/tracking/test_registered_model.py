@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from mitoflow.errors import InputError
+from mitoflow.errors import InputError, as_user_error
 from mitoflow.tracking import registered_model, registry, runs
 from tests.tracking.tiny_model import measured, register, report
 
@@ -35,6 +36,22 @@ def test_each_model_has_its_own_champion_and_history(client: MlflowClient) -> No
     assert [entry.version for entry in registry.history()] == [1]
     assert registry.find_version("champion", "mitoflow-liver") == 1
     assert int(client.get_model_version_by_alias("mitoflow-liver", "champion").version) == 1
+
+
+def test_what_this_machine_refuses_is_no_fault_of_mlflow(client: MlflowClient) -> None:
+    with pytest.raises(OSError, match="No space left") as full, registered_model.opened():
+        raise OSError(errno.ENOSPC, "No space left on device", ".mitoflow/weights")
+    assert str(as_user_error(full.value)).startswith(".mitoflow/weights: found no space left on the disk")
+    with pytest.raises(InputError, match="expected an MLflow registry that answers"), registered_model.opened():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+def test_weights_that_are_gone_from_the_cache_are_fetched_again(client: MlflowClient) -> None:
+    register(800)
+    kept = registry.model_file(1)
+    content = kept.read_bytes()
+    kept.unlink()
+    assert registry.model_file(1).read_bytes() == content
 
 
 def test_a_model_that_waits_keeps_its_name(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ rescale_option = click.option(
     default="auto",
     show_default=True,
     callback=_read_rescale,
-    help="auto finds the best scale, none leaves slices as they are, training gives them the pixels of training, and "
-    "RATIO enlarges them along y and x.",
+    help="auto finds the best scale, none leaves slices as they are, training gives them the pixel size of training, "
+    "and RATIO resizes them along y and x.",
 )
 
 

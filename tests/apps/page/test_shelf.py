@@ -28,6 +28,13 @@ def finish(shelf: Shelf, key: str, size: int = 0) -> None:
     (result.input / "cell.tif").write_bytes(bytes(size))
 
 
+def test_a_result_may_be_removed_by_two_at_once(shelf: Shelf) -> None:
+    key = add(shelf)
+    shelf.remove(key)
+    shelf.remove(key)
+    assert not [*shelf]
+
+
 def test_the_oldest_result_makes_room(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelves, "KEPT", 3)
     keys = [add(shelf) for _ in range(3)]
