@@ -21,12 +21,13 @@ from mitoflow.inference.model_input import blank_slices, decide
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
 from mitoflow.inference.request import Request, parse_roi
+from mitoflow.inference.settings import Settings
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Notify, name_unknown
 from mitoflow.io.volumes import Volume
 
-AVERAGED = ("context_step", "tta", "median", "orthoplanes")  # settings that the lineage states as they were used
+AVERAGED = ("tta", "median", "orthoplanes")  # settings that the lineage states as they were used
 DECIDED = ("scale", "decisions", "differs", "judgement")  # keys of the lineage that say how a stack was predicted
 SHOWN, LARGEST_SHOWN = 4, 1024  # slices on an overlay, and pixels of a side of them
 
@@ -204,6 +205,7 @@ def describe(
         "threshold": str(job.settings.threshold),
         "input": request.name or volumes.name_of(request.source),
         "roi": ",".join(f"{place.start}:{place.stop}" for place in places),
+        "neighbours": _neighbours(job.settings),
         **{name: str(getattr(job.settings, name)) for name in AVERAGED},
         "mitoflow": __version__,
         **_counted(request),
@@ -211,6 +213,13 @@ def describe(
     }
     begin = tuple(first + place.start for first, place in zip(whole.origin, places, strict=True))
     return ome.Description(whole.axes, whole.spacing, begin, lineage)
+
+
+def _neighbours(settings: Settings) -> str:
+    """Say which neighbouring slices the network saw, for the lineage."""
+    if not (settings.context and settings.context_step):
+        return "none"
+    return f"{settings.context} on each side, {settings.context_step} apart"
 
 
 def _counted(request: Request) -> dict[str, str]:
