@@ -40,6 +40,7 @@ from mitoflow.io.tiff import (
     shown_grey,
 )
 
+ZARR_FILES = (".zgroup", ".zarray", "zarr.json")  # one of them is in the folder of a Zarr
 KINDS = "a TIFF, a folder or a quoted glob of slices, an MRC, a DM3 or DM4, an HDF5, an OME-Zarr or an N5"
 #: What the files of slices may be, each by its name.
 SLICES: dict[str, Callable[[Path], bool]] = {
@@ -539,9 +540,6 @@ def open_any_stack(path: Location, *, is_mask: bool = False) -> Stack:
         expected = "a mask or labels, of integers" if is_mask else "uint8 or uint16, which have no sign"
         raise InputError(path, f"{volume.dtype} voxels", expected, "save it as one of them")
     return Stack(file, volume.shape, volume.dtype, _Slices(volume), address=address, absent_chunks=volume.absent_chunks)
-
-
-ZARR_FILES = (".zgroup", ".zarray", "zarr.json")  # one of them is in the folder of a Zarr
 
 
 @dataclass(frozen=True)
