@@ -28,7 +28,7 @@ from PIL import Image
 from mitoflow.core.process import silence_libraries
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
-from mitoflow.inference.label_files import read_labels
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import gatan, hdf5, n5, ome, png, volumes
 from tests.io.test_gatan import write as write_gatan
 from tests.io.test_mrc import write as write_mrc

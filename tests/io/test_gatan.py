@@ -12,7 +12,7 @@ import pytest
 
 from mitoflow.data.importing import find_pairs, whole
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import gatan, volumes
 from mitoflow.io.spacing import read_tiff_spacing
 

@@ -12,8 +12,8 @@ import pytest
 
 from mitoflow.data.importing import find_pairs, whole
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels
-from mitoflow.inference.measuring import table_of
+from mitoflow.evaluation.measuring import table_of
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import hdf5, volumes
 from mitoflow.io.spacing import read_tiff_spacing
 

@@ -8,7 +8,7 @@ import pytest
 
 from mitoflow.data.pairs import open_pair
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import volumes
 from mitoflow.io.mrc import IMOD_SIGNED, IMOD_STAMP
 

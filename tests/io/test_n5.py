@@ -15,9 +15,9 @@ import tensorstore
 
 from mitoflow.data.importing import find_pairs, whole
 from mitoflow.errors import InputError
+from mitoflow.evaluation.measuring import table_of
 from mitoflow.inference.collection import find_images
-from mitoflow.inference.label_files import read_labels
-from mitoflow.inference.measuring import table_of
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import volumes
 from mitoflow.io.spacing import read_tiff_spacing
 from mitoflow.io.volumes import open_volume

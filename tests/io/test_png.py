@@ -9,7 +9,7 @@ from PIL import Image
 
 from mitoflow.data.pairs import open_pair
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io.volumes import open_volume
 
 STACK = np.random.default_rng(0).integers(0, 256, (1, 70, 90)).astype(np.uint8)

@@ -13,8 +13,8 @@ import zarr
 from s3fs import S3FileSystem
 
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels
-from mitoflow.inference.measuring import table_of
+from mitoflow.evaluation.measuring import table_of
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io import remote, volumes
 from mitoflow.io.volumes import open_volume
 from tests.io.test_ome import version_05

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay
-from mitoflow.inference.label_files import read_labels
+from mitoflow.instances.label_files import read_labels
 from mitoflow.io.ome import has_lineage
 from mitoflow.io.volumes import open_any_stack, open_volume
 

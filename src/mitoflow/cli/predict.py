@@ -150,7 +150,7 @@ def measure(labels: str, table: Path | None, voxel_size: str | None, **options: 
     are separated as by `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
     """
     from mitoflow.config import params
-    from mitoflow.inference import measuring
+    from mitoflow.evaluation import measuring
     from mitoflow.io import spacing
 
     criteria = params.load_instances({key: options.pop(key) for key in params.Instances.model_fields})

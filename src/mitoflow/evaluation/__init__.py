@@ -1,1 +1,1 @@
-"""What a model is worth: metrics, intervals, scores of boundaries and instances, reports and figures."""
+"""What a model is worth, and what masks hold: metrics, intervals, scores, measurements, reports and figures."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
-from mitoflow.inference.label_files import is_mask, read_mitochondria
+from mitoflow.instances.label_files import is_mask, read_mitochondria
 from mitoflow.instances.separation import fewest_voxels, separate
 from mitoflow.io.blocks import full_box
 from mitoflow.io.spacing import (
@@ -47,7 +47,7 @@ def score(
     spacing
         The voxel size, in place of that of the prediction or, along axes where that does not state it, of the truth.
     notify
-        See `mitoflow.inference.label_files.read_mitochondria`; also called where instances are those of slices, or
+        See `mitoflow.instances.label_files.read_mitochondria`; also called where instances are those of slices, or
         have no scores.
 
     Returns

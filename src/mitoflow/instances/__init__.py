@@ -1,1 +1,1 @@
-"""From a mask to its mitochondria: components, the separation of those that touch, their morphometry."""
+"""From a mask to its mitochondria: reading, components, the separation of those that touch, their morphometry."""

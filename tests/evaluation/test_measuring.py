@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
-from mitoflow.inference.measuring import measure_file, table_of
+from mitoflow.evaluation.measuring import measure_file, table_of
 from mitoflow.io import ome
 
 CRITERIA = Instances()

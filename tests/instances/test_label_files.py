@@ -13,7 +13,7 @@ import tifffile
 import zarr
 
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import read_labels, read_mitochondria
+from mitoflow.instances.label_files import read_labels, read_mitochondria
 from mitoflow.io import ome
 
 CUBES = [np.s_[1:4, 2:8, 2:8], np.s_[1:4, 2:8, 20:26], np.s_[1:4, 20:26, 2:8]]

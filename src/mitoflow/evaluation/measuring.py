@@ -13,9 +13,9 @@ from mitoflow.config.params import Instances
 from mitoflow.core.progress import progress_bar
 from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.errors import InputError
-from mitoflow.inference.label_files import Labelled, is_mask, read_labels, read_mitochondria
 from mitoflow.inference.outputs import refuse_existing
 from mitoflow.inference.request import beside, refuse_foreign
+from mitoflow.instances.label_files import Labelled, is_mask, read_labels, read_mitochondria
 from mitoflow.instances.labelling import label_instances, measure_labels
 from mitoflow.instances.morphometry import Measurements
 from mitoflow.instances.separation import fewest_voxels
@@ -54,7 +54,7 @@ def measure_file(
     Parameters
     ----------
     source
-        See `mitoflow.inference.label_files.read_labels`.
+        See `mitoflow.instances.label_files.read_labels`.
     table
         A CSV of the mitochondria; ``TABLE_totals.csv`` is written beside it, and ``TABLE_regions.csv`` with `regions`.
     criteria
