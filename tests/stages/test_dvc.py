@@ -54,6 +54,7 @@ KEYS = {
     "train.epochs": ["train"],
     "train.patches_per_epoch": ["train"],
     "train.patience": ["train"],
+    "train.average_epochs": ["train"],
     "train.seed": ["train"],
     "evaluate.*": ["evaluate"],
     "instances.*": ["evaluate"],

@@ -114,6 +114,32 @@ def test_the_model_has_the_weights_of_the_best_epoch(store: PatchStore) -> None:
         assert not np.array_equal(mine, last)
 
 
+def test_the_mean_over_epochs_is_validated_and_kept_and_training_goes_on_without_it(
+    store: PatchStore, tmp_path: Path
+) -> None:
+    own: list[list[np.ndarray]] = []
+    keeping = Callback()
+    keeping.on_epoch_end = lambda epoch, logs=None: own.append(keeping.model.get_weights())
+    alone = fitting.fit(store, RECIPE, callbacks=[keeping])
+    averaged = RECIPE.replace(average_epochs=2)
+
+    def cut_off(epoch: int, logs: Logs) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fit(store, averaged, checkpoints=tmp_path, callbacks=[LambdaCallback(on_epoch_end=cut_off)])
+    means: list[list[np.ndarray]] = []
+    watching = LambdaCallback(on_epoch_end=lambda epoch, logs: means.append(watching.model.get_weights()))
+    fitted = fitting.fit(store, averaged, checkpoints=tmp_path, callbacks=[watching])
+    # Each epoch counts half as much as the one after it: 1 : 2 : 4.
+    for mean, *epochs in zip(means[-1], *own, strict=True):
+        np.testing.assert_allclose(mean, np.average(epochs, axis=0, weights=[1, 2, 4]), rtol=1e-5, atol=1e-6)
+    assert [logs["loss"] for logs in fitted.history] == [logs["loss"] for logs in alone.history]
+    assert fitted.history[0] == alone.history[0]
+    assert fitted.history[2]["val_loss"] != alone.history[2]["val_loss"]
+
+
 def test_the_best_epoch_is_that_of_the_mean_over_sets(unequal_sets: PatchStore) -> None:
     fitted = fitting.fit(unequal_sets, RECIPE.replace(epochs=2))
     for logs in fitted.history:

@@ -239,6 +239,7 @@ class OpenRecipe(SharedWithTrials):
     epochs: Positive = 25
     patches_per_epoch: Positive = 120
     patience: Positive = 12
+    average_epochs: Positive = 1
     seed: Seed = 1
 
 

@@ -21,7 +21,7 @@ from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 from mitoflow.models import losses, unet
 from mitoflow.training.batches import TrainPatches, ValidationPatches, loaded
-from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, ValidationBySet, best_epoch
+from mitoflow.training.callbacks import BestEpoch, Checkpoints, Logs, ProgressBar, Validation, WeightAverage, best_epoch
 
 #: Where batches are computed: on the one device that the backend takes, or shared out to all GPUs of the machine. Each
 #: of those holds the network; gradients, batch statistics, loss and metrics are those of the whole batch, so a fit is
@@ -41,7 +41,7 @@ class Fit:
     Attributes
     ----------
     model
-        The U-Net with the weights of the best epoch, not compiled.
+        The U-Net with the weights of the best epoch, or with their mean over the epochs before it, not compiled.
     history
         The `Logs` of every epoch.
     """
@@ -70,7 +70,8 @@ def fit(
 ) -> Fit:
     """Fit a U-Net on the training patches and keep the weights with the best validation Dice.
 
-    Of several sets it is the mean of their validation Dice, and a set without validation patches does not count.
+    Of several sets it is the mean of their validation Dice, and a set without validation patches does not count. With
+    `Recipe.average_epochs` above 1, the weights that are validated and kept are means; see `WeightAverage`.
     AdamW with a linear warm-up and a cosine decay of the learning rate (Loshchilov and Hutter, "Decoupled Weight Decay
     Regularization", ICLR 2019). It stops after `Recipe.patience` epochs without a better validation Dice.
 
@@ -127,10 +128,10 @@ def fit(
             _take_over(model, weights)
         _compile(model, recipe, losses.OfWholeBatch(loss) if devices > 1 else loss, len(source))
     best = BestEpoch(recipe.epochs, recipe.patience)
-    by_set = [ValidationBySet(validation)] if len(validation) > 1 else []
-    called = [*by_set, best, *callbacks]
+    average = WeightAverage(recipe.average_epochs) if recipe.average_epochs > 1 else None
+    called = [*([average] if average else []), Validation(validation), best, *callbacks]
     if checkpoints is not None:
-        saving = Checkpoints(checkpoints, best)
+        saving = Checkpoints(checkpoints, best, average)
         saving.restore(model)
         called.append(saving)
     done, total = len(best.history) * len(source), recipe.epochs * len(source)
@@ -140,7 +141,6 @@ def fit(
                 starting = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: train.begin(epoch))
                 model.fit(
                     train,
-                    validation_data=None if by_set else next(iter(validation.values())),
                     initial_epoch=len(best.history),
                     epochs=recipe.epochs,
                     shuffle=False,  # the batches are shuffled already; Keras would do it in another way after a resume
