@@ -90,6 +90,14 @@ def test_a_key_of_mitoflow_0_1_names_the_new_one(tmp_path: Path, new: str, old: 
         params.load(path)
 
 
+def test_orthogonal_planes_take_a_network_that_was_trained_on_them_or_has_no_neighbours(tmp_path: Path) -> None:
+    path = edited(tmp_path, "orthoplanes: false     # true: mean", "orthoplanes: true     # true: mean")
+    with pytest.raises(InputError, match=r"train.orthoplanes true, or train.context 0"):
+        params.load(path)
+    path.write_text(path.read_text().replace("  context: 1 ", "  context: 0 "), encoding="utf-8")
+    assert params.load(path).evaluate.orthoplanes
+
+
 def test_a_depth_that_is_given_is_that_of_the_trials_too(tmp_path: Path) -> None:
     path = edited(tmp_path, "size: 256", "size: 264")
     path.write_text(path.read_text().replace("  depth: tuned", "  depth: 3"), encoding="utf-8")

@@ -408,8 +408,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _network_is_known(self) -> Self:
-        if self.evaluate.orthoplanes and not self.train.orthoplanes:
-            raise ValueError("evaluate.orthoplanes true needs a network trained on them: train.orthoplanes true")
+        if self.evaluate.orthoplanes and self.train.context and not self.train.orthoplanes:
+            needed = "train.orthoplanes true, or train.context 0: neighbours in other planes are unlike those along z"
+            raise ValueError(f"evaluate.orthoplanes true needs a network that knows such planes, {needed}")
         if self.train.init_from != "none" and self.train.depth == "tuned":
             what = f"train.init_from {self.train.init_from} with train.depth tuned"
             raise ValueError(f"{what}: give the depth of that model")
