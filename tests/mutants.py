@@ -10,6 +10,7 @@ from pathlib import Path
 
 BEGIN, END = "<!-- table: written by make mutants -->\n", "<!-- end of mutants -->\n"
 COUNTED = ("killed", "survived", "no tests", "timeout")
+OTHER = "other"  # what mutmut says besides: suspicious, skipped, segfault, not checked
 
 
 def table(results: Iterable[str]) -> list[str]:
@@ -17,13 +18,15 @@ def table(results: Iterable[str]) -> list[str]:
     found: dict[str, Counter[str]] = {}
     for line in results:
         if named := re.match(r"\s*([\w.]+?)\.[^.]*__mutmut_\d+: (.+)", line):
-            found.setdefault(named[1], Counter())[named[2].strip()] += 1
+            status = named[2].strip()
+            found.setdefault(named[1], Counter())[status if status in COUNTED else OTHER] += 1
     rows = {**found, "all": sum(found.values(), Counter())}
-    lines = [f"| module | mutants | {' | '.join(COUNTED)} | share killed |", "|---|" + "---:|" * (len(COUNTED) + 2)]
+    columns = (*COUNTED, OTHER)
+    lines = [f"| module | mutants | {' | '.join(columns)} | share killed |", "|---|" + "---:|" * (len(columns) + 2)]
     for name, counts in rows.items():
         total = counts.total()
         share = f"{100 * counts['killed'] / total:.1f} %"
-        lines.append(f"| {name} | {total} | {' | '.join(str(counts[each]) for each in COUNTED)} | {share} |")
+        lines.append(f"| {name} | {total} | {' | '.join(str(counts[each]) for each in columns)} | {share} |")
     return lines
 
 
