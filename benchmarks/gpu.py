@@ -69,8 +69,8 @@ class Waiting(keras.callbacks.Callback):
     Attributes
     ----------
     waited, steps
-        Seconds between the end of a step and the beginning of the next, and seconds of the steps, from the second
-        epoch on.
+        Seconds before steps, since the end of the last one or the beginning of the epoch, and seconds of the steps,
+        from the second epoch on.
     epochs
         Seconds of the training of each epoch, without its validation.
     reached
@@ -92,7 +92,7 @@ class Waiting(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Count the time since the last step as waiting."""
         now = time.perf_counter()
-        if self.epochs and batch:
+        if self.epochs:
             self.waited += now - self._last
         self._last = now
 
@@ -217,11 +217,16 @@ def parity(model: keras.Model, settings: Settings, images: np.ndarray) -> dict[s
         command = [sys.executable, "-c", PARITY, *map(str, paths)]
         done = subprocess.run(command, env=os.environ | cpu, capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"parity": None, "parity_error": done.stderr.strip().splitlines()[-1]}
+            return {"parity": None, "parity_error": reason(done)}
         theirs = np.load(paths[3])
     mine = Predictor(model, settings).masks(images)
     counts = metrics.count(theirs, mine).sum(0)
     return {"parity": round(float(metrics.dice(counts)), 5), "parity_backend": done.stdout.split()[-1]}
+
+
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why a process failed: the last line that it wrote, if any, or with what it ended."""
+    return (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

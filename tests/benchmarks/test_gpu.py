@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,25 @@ def test_it_measures_training_prediction_and_parity(tmp_path: Path, monkeypatch:
     assert predicted["voxels"] == 2 * 256 * 256
     assert predicted["megavoxels_per_second"] > 0
     assert predicted["parity"] == pytest.approx(1, abs=1e-3)  # the same processor, in another process
+
+
+def test_every_wait_after_the_first_epoch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
+    waiting = gpu.Waiting()
+    for epoch in range(3):
+        waiting.on_epoch_begin(epoch)
+        for batch, seconds in enumerate((5.0, 1.0)):
+            clock[0] += seconds
+            waiting.on_train_batch_begin(batch)
+            clock[0] += 10
+            waiting.on_train_batch_end(batch)
+        clock[0] += 100  # validation
+        waiting.on_epoch_end(epoch, {"val_dice": 0.5})
+    assert (waiting.waited, waiting.steps) == (2 * 6, 2 * 20)
+    assert waiting.epochs == [26] * 3
+
+
+def test_a_process_that_was_killed_without_a_word_is_a_reason() -> None:
+    assert gpu.reason(subprocess.CompletedProcess([], -9, "", "\n")) == "it ended with -9"
+    assert gpu.reason(subprocess.CompletedProcess([], 1, "", "Traceback\nno such layer\n")) == "no such layer"
