@@ -68,15 +68,15 @@ def measured(run: Callable[[Work], Found], work: Work) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown, one line for each set, tool and budget, with a reason for those without scores."""
+    """Return the rows as Markdown: a line for each set, tool, budget and version, with the reason if it has none."""
     return "\n".join([f"| {HEADER} |", f"|{'---|' * (HEADER.count('|') + 1)}", *_lines(rows)])
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, float, str | None], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["set"], row["tool"], row["minutes"]), []).append(row)
-    for (name, tool, minutes), same in groups.items():
+        groups.setdefault((row["set"], row["tool"], row["minutes"], row.get("version")), []).append(row)
+    for (name, tool, minutes, version), same in groups.items():
         scored = [row for row in same if "dice" in row]
         for reason in dict.fromkeys(row["reason"].replace("|", "/") for row in same if "reason" in row):
             yield f"| {name} | {tool} | {minutes:g} minutes | not run: {reason} |{' |' * (HEADER.count('|') - 3)}"
@@ -86,7 +86,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 np.mean([row[key] for row in scored])
                 for key in ("dice", "iou", "training_minutes", "prediction_minutes", "peak_mib", "lines")
             )
-            length = f"{scored[0]['version']}, {minutes:g} minutes: {'; '.join(row['length'] for row in scored)}"
+            length = f"{version}, {minutes:g} minutes: {'; '.join(row['length'] for row in scored)}"
             cells = (f"{dice:.4f}", f"{iou:.4f}", f"{trained:.1f}", f"{predicted:.1f}", f"{peak:,.0f}", f"{lines:.0f}")
             yield f"| {name} | {tool} | {length} | {each} | {' | '.join(cells)} |"
 

@@ -21,6 +21,8 @@ from mitoflow.data.datasets import DATASETS
 from mitoflow.errors import InputError
 from mitoflow.io import tiff
 
+VERSIONS = [(1, "abc", 0.8), (2, "def", 0.7), (3, "abc", 0.9)]  # seed, version and Dice
+
 
 def write_vnc(folder: Path, slices: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Write slices whose number is their grey value, each with its own mask."""
@@ -184,6 +186,17 @@ def test_a_tool_that_fails_is_a_row_with_the_reason_and_is_not_run_again(
     written = into.read_bytes()
     protocol.main(arguments)
     assert into.read_bytes() == written
+
+
+def test_seeds_of_different_versions_are_not_averaged() -> None:
+    times = {"training_minutes": 20, "prediction_minutes": 1, "peak_mib": 512, "lines": 6, "length": "9 epochs"}
+    about = {"set": "vnc", "tool": "mitoflow", "minutes": 20.0, "iou": 0.8, **times}
+    rows = [{**about, "seed": seed, "version": version, "dice": dice} for seed, version, dice in VERSIONS]
+    lines = protocol.table(rows).splitlines()[2:]
+    assert [line.split(" | ")[2:5] for line in lines] == [
+        ["abc, 20 minutes: 9 epochs; 9 epochs", "0.8000, 0.9000", "0.8500"],
+        ["def, 20 minutes: 9 epochs", "0.7000", "0.7000"],
+    ]
 
 
 def test_environments_are_pinned_and_one_that_is_there_is_not_made_again(tmp_path: Path) -> None:
