@@ -271,15 +271,16 @@ def main() -> None:
     if not options.table:
         store = PatchStore.open(PATCHES)
         base = params.load().train.recipe(BEST_PARAMS).replace(orthoplanes=False, epochs=1, seed=options.seed)
+        digest = files.short_digest([base.model_dump(exclude={"seed"}), store.digest])[:12]
         for name in options.rows or ROWS:
             row = ROWS[name]
-            key = f"{name} / {options.patches} patches / seed {options.seed}"
+            key = f"{name} / {options.patches} patches / recipe {digest} / seed {options.seed}"
             if key in done:
                 continue
             with store_of(row, store) as cut:
                 count = round(options.patches * store.size**2 / cut.size**2 / row.changes.get("epochs", 1))
                 recipe = base.replace(**row.changes, patches_per_epoch=count)
-                done[key] = {"row": name, "patches": options.patches, "seed": options.seed}
+                done[key] = {"row": name, "patches": options.patches, "recipe": digest, "seed": options.seed}
                 done[key] |= measure(cut, recipe, row, name)
             options.into.parent.mkdir(exist_ok=True)
             files.write_json(options.into, done)
@@ -288,16 +289,19 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return Markdown: one line for each row, each figure the mean over its random seeds."""
+    """Return Markdown: one line for each row, number of patches and recipe, with the Dice of each random seed."""
     lines = [
-        "| change | validation Dice | altered validation Dice | CPU seconds | parameters | seeds |",
-        "|---|---|---|---|---|---|",
+        "| change | patches | recipe | validation Dice | altered validation Dice | CPU seconds | parameters | seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(row["row"] for row in rows):
-        same = [row for row in rows if row["row"] == name]
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["row"], row["patches"], row.get("recipe", "")), []).append(row)
+    for (name, patches, recipe), same in groups.items():
         dice, other = (" / ".join(f"{row[key]:.4f}" for row in same) for key in ("validation_dice", "altered_dice"))
         seconds = round(float(np.mean([row["cpu_seconds"] for row in same])))
-        lines.append(f"| {name} | {dice} | {other} | {seconds} | {same[0]['parameters'] / 1e6:.2f} M | {len(same)} |")
+        cells = (name, f"{patches:,}", recipe, dice, other, seconds, f"{same[0]['parameters'] / 1e6:.2f} M", len(same))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
