@@ -1,6 +1,6 @@
 """How much memory does `mitoflow predict` need for a stack of 10 Gvoxel, and does it stay constant?
 
-A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it with the pretrained model
+A phantom, repeated, becomes an OME-Zarr of that size. One command predicts it with the model ``pretrained:epfl``
 while its memory is measured; the same command with a single small slice measures the loaded model alone.
 
     python -m benchmarks.large_stack                    # hours on two cores
@@ -17,11 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import zarr
+
+from mitoflow.core import files
+from mitoflow.errors import InputError, run_as_command
 
 RESULTS = Path(__file__).with_name("results")
+MODEL = "pretrained:epfl"
 SIDE = 2155  # voxels: a cube of 10 Gvoxel
 CHUNK = (32, 512, 512)
 STEP = 1.0  # seconds between two measurements
@@ -34,10 +40,15 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the results (default %(default)s)")
     parser.add_argument("--project", type=Path, help="a folder to work in and to keep: the same command resumes there")
     options = parser.parse_args()
+    run_as_command(lambda: measure(options))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Predict both stacks and report what the large one needed."""
     shape = (options.slices, SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
         project = options.project or Path(folder)
-        prepare(project, shape)
+        prepare(project, {"small": (1, 64, 64), "large": shape})
         watch(project, "small")
         watch(project, "large")
         options.into.mkdir(parents=True, exist_ok=True)
@@ -45,14 +56,25 @@ def main() -> None:
         report(options.into, read(project / "large.csv"), model, shape)
 
 
-def prepare(project: Path, shape: tuple[int, int, int]) -> None:
-    """Make a project with a stack of one small slice and one of `shape` (Z, Y, X), unless they are there."""
+def prepare(project: Path, stacks: Mapping[str, tuple[int, int, int]]) -> None:
+    """Make a project with stacks of these names and shapes (Z, Y, X), each unless it is there.
+
+    Raises
+    ------
+    InputError
+        A stack is there with another shape.
+    """
     project.mkdir(parents=True, exist_ok=True)
-    if not (project / "params.yaml").exists():
+    (project / "params.yaml").touch()
+    if not (project / "pretrained").exists():
         (project / "pretrained").symlink_to(RESULTS.parents[1] / "pretrained")
-        write_stack(project / "small.ome.zarr", (1, 64, 64))
-        write_stack(project / "large.ome.zarr", shape)
-        (project / "params.yaml").touch()
+    for name, shape in stacks.items():
+        path = project / f"{name}.ome.zarr"
+        if not path.exists():
+            with files.replacing(path) as beside:
+                write_stack(beside, shape)
+        elif (found := zarr.open_array(path / "0", mode="r").shape) != shape:
+            raise InputError(path, f"the shape {found}", f"{shape}", "give its --slices, or another folder")
 
 
 def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
@@ -76,7 +98,7 @@ def write_stack(path: Path, shape: tuple[int, int, int]) -> None:
 
 def watch(project: Path, name: str) -> None:
     """Predict a stack and write NAME.csv as it goes: seconds, resident MiB. Time goes on where an earlier run ended."""
-    arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", "pretrained"]
+    arguments = [f"{name}.ome.zarr", f"{name}_mask.ome.zarr", "--model", MODEL]
     if (project / arguments[1]).exists():
         return
     table = project / f"{name}.csv"
