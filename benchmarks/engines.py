@@ -11,16 +11,19 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
 from benchmarks.measure import Candidate, Lap, alternate, quartiles, ratio
+
+if TYPE_CHECKING:
+    from mitoflow.inference.settings import Settings
 
 RESULTS = Path(__file__).with_name("results") / "engines.json"
 SLICES = 8  # that are predicted and scored
@@ -90,30 +93,36 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
         lap(images.size / 1e6)
 
 
+def tiles(volume: np.ndarray, settings: Settings) -> Iterator[np.ndarray]:
+    """Yield middle tiles of slices `CALIBRATING` of `volume` (Z, Y, X) as the network takes them, (1, Y, X, C)."""
+    from mitoflow.data import network_input
+    from mitoflow.inference import model_input
+
+    seen = model_input.normalized(model_input.ArrayVolume(volume), settings)
+    top, left = (length // 2 - TILE // 2 for length in volume.shape[1:])
+    for z in CALIBRATING:
+        near = network_input.neighbours(z, settings.context, settings.context_step, range(len(volume)))
+        tile = np.stack([seen.read(each, (top, top + TILE, left, left + TILE)) for each in near], axis=-1)
+        yield network_input.to_unit(tile[None], settings.bit_depth)
+
+
 def write_networks(folder: Path, model: str, volume: np.ndarray) -> None:
     """Write ``float.onnx`` and ``int8.onnx``; the quantisation is calibrated on `volume` (Z, Y, X)."""
     from onnxruntime import quantization
 
     from mitoflow.apps import onnx_export
-    from mitoflow.data import network_input
     from mitoflow.tracking import model_lookup
 
     predictor = model_lookup.find(model).keras_predictor
-    settings = predictor.settings
-    onnx_export.write_onnx(folder / "float.onnx", onnx_export.plain(predictor.model), settings)
-    top, left = (length // 2 - TILE // 2 for length in volume.shape[1:])
+    onnx_export.write_onnx(folder / "float.onnx", onnx_export.plain(predictor.model), predictor.settings)
 
     class Tiles(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self._places = iter(CALIBRATING)
+            self._tiles = tiles(volume, predictor.settings)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            z = next(self._places, None)
-            if z is None:
-                return None
-            near = network_input.neighbours(z, settings.context, settings.context_step, range(len(volume)))
-            tile = volume[list(near), top : top + TILE, left : left + TILE].transpose(1, 2, 0)
-            return {"image": network_input.to_unit(tile[None], settings.bit_depth)}
+            tile = next(self._tiles, None)
+            return None if tile is None else {"image": tile}
 
     prepared = folder / "prepared.onnx"
     quantization.shape_inference.quant_pre_process(folder / "float.onnx", prepared, skip_symbolic_shape=True)

@@ -11,6 +11,7 @@ import argparse
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,11 +24,12 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import Patches, PatchStore
 from mitoflow.evaluation import curves, metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
+from mitoflow.inference import model_input
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import TTA
 from mitoflow.instances import components
-from mitoflow.io import tiff
+from mitoflow.io.volumes import StackVolume, Volume
 from mitoflow.stages.paths import DATA
 from mitoflow.tracking import model_lookup
 
@@ -38,13 +40,16 @@ SMALLEST = (0, 500, 2_000, 8_000)  # voxels of a component that is kept
 Stack = tuple[np.ndarray, np.ndarray]  # truth {0, 1} and probability, (Z, Y, X)
 
 
-def predict(predictor: Predictor, validation: Patches, images: list[tiff.Stack]) -> list[Stack]:
+def predict(predictor: Predictor, validation: Patches, images: list[Volume]) -> list[Stack]:
     """Return truth and unfiltered probability of each validation stack, the end of one of `images`."""
     stacks = []
     planes = "orthogonal planes" if predictor.settings.orthoplanes else "slices"
     title = f"{planes}, test-time augmentation {predictor.settings.tta}"
     for stack, held in validation.ranges.items():
-        maps = predictor.stream_unfiltered(images[stack].slice, range(images[stack].shape[0]), held)
+        seen = model_input.normalized(images[stack], predictor.settings)
+        depth, height, width = seen.shape
+        read = partial(seen.read, box=(0, height, 0, width))
+        maps = predictor.stream_unfiltered(read, range(depth), held)
         probability = np.stack([*tqdm(maps, desc=title, total=len(held), unit="slice")])
         stacks.append((np.stack([validation.mask(stack, z) for z in held]), probability))
     return stacks
@@ -76,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     validation = PatchStore.open(options.store).validation
     model = model_lookup.find(options.model).predictor
-    images = [pair.image for pair in read_pairs(DATA / "train")]
+    images: list[Volume] = [StackVolume([pair.image]) for pair in read_pairs(DATA / "train")]
     rows = []
     for orthoplanes, tta in [
         *((False, tta) for tta in sorted(TTA)),
