@@ -15,9 +15,10 @@ slice by slice:
 What is labelled and what is measured after it never lie side by side: the last slices of each stack are measured, and a
 gap before them is left out. Only the training part of the project is used; its test part stays closed.
 
-Results are lines of JSON. What is there is not done again, so that the protocol may be interrupted; fits go on
-from their checkpoints. `--without` leaves one augmentation out, for the rows of an ablation. After a change of the
-code, remove the folder of `--work`: its models are found by their recipe and their patches.
+Results are lines of JSON in the project. What is there is not done again, so that the protocol may be interrupted;
+fits go on from their checkpoints. Other parameters, other sets or other models to start from are another recipe, with
+results and tables of its own. `--without` leaves one augmentation out, for the rows of an ablation. After a change of
+the code, remove the folder of `--work`: its models are found by their recipe and their patches.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from benchmarks import leave_one_set_out_report as report
-from benchmarks.result_lines import Results
+from benchmarks.result_lines import Results, path_of_results
 from mitoflow.config import presets
 from mitoflow.config.params import Augmentation, Evaluate, Params, Patch, Recipe
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, mean_pixel_size, read_conventions
 from mitoflow.data.cutting import split, write_store
-from mitoflow.data.masks import binarise
+from mitoflow.data.fingerprint import Fingerprint
+from mitoflow.data.masks import NOT_LOOKED_AT, binarise
 from mitoflow.data.network_input import slice_range, stretched
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import PatchStore
@@ -56,20 +58,24 @@ from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
-from mitoflow.inference import operating_point
-from mitoflow.inference.adaptation import enlarged
+from mitoflow.inference import model_files
+from mitoflow.inference.adaptation import adapt, enlarged
 from mitoflow.inference.agreement import agreements, for_windows
+from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.operating_point import OperatingPoint
 from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
+from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import resampling, tiff
+from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import Volume
 from mitoflow.models import unet
 from mitoflow.stages.paths import CONVENTIONS, DATA
 from mitoflow.training import fitting
 
-RESULTS = Path(__file__).with_name("results") / "leave_one_set_out.jsonl"
+RESULTS = "leave_one_set_out"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "labels.svg"
 PARTS = ("zero-shot", "few-labels")
 JUDGED_SLICES = 8  # of a stack, evenly, whose Dice is compared with the agreement of the model
@@ -77,7 +83,10 @@ MEASURED_SHARE, GAP = 0.3, 2  # of the slices of a stack that are measured after
 ENOUGH = 12  # slices; of a set with fewer to draw from, quarters are labelled
 INTENSITY = "intensity"  # the name in `--without` of what `train.intensity_strength` sets
 
-#: Image, (Y, X) uint8, and mask, (Y, X) uint8 in {0, 1}.
+#: What a mask stores for background, mitochondrion, and pixels that nobody looked at.
+STORED = np.array([0, 255, NOT_LOOKED_AT], np.uint8)
+
+#: Image, (Y, X) uint8, and mask, (Y, X) uint8 as `binarise` returns it.
 Slice = tuple[np.ndarray, np.ndarray]
 
 
@@ -96,6 +105,13 @@ class TissueSet:
     name: str
     pairs: list[Pair]
     conventions: Conventions
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the files of the set, and how they are read."""
+        stacks = [stack for pair in self.pairs for stack in (pair.image, pair.mask)]
+        about = [asdict(self.conventions), [pair.name for pair in self.pairs]]
+        return files.short_digest(about, *(stack.path for stack in stacks))
 
     @cached_property
     def slices(self) -> list[Slice]:
@@ -163,16 +179,26 @@ def quarters(whole: Slice) -> list[Slice]:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model and its settings, as files: a `.keras` file, and what `Settings.write` writes."""
+class Trained(TrainedModel):
+    """A model that was fitted on the other sets, as `mitoflow predict` gets one of many tissues.
 
-    model: Path
-    settings: Path
+    Attributes
+    ----------
+    pixel_size
+        The mean of the sets that it was trained on, where it is known.
+    """
 
-    @cached_property
-    def predictor(self) -> Predictor:
-        """The model, ready to predict."""
-        return Predictor.load(self.model, self.settings)
+    pixel_size: Spacing
+
+    @property
+    def domain(self) -> Fingerprint:
+        """The pixel size of training: the scale of a prediction depends on nothing else of it."""
+        return Fingerprint(0, [], [], [], [], [], [], self.pixel_size)
+
+    @property
+    def calibration(self) -> Calibration:
+        """One that says nothing: models that come with one search their scale, and this protocol is to measure it."""
+        return Calibration(slope=0.0, intercept=0.0, error=1.0, stacks=0)
 
 
 @dataclass(frozen=True)
@@ -201,26 +227,37 @@ class Protocol:
     loaders: int
     start: Path | None = None
 
+    @cached_property
+    def digest(self) -> str:
+        """Identifies what all results have in common: parameters, the content of the sets, and where fits start."""
+        parameters = [
+            [each.starting_recipe().model_dump(), each.model_dump(include={"patch", "evaluate"})]
+            for each in (self.preset, self.finetune)
+        ]
+        starts = sorted(self.start.glob("*.keras")) if self.start else []
+        content = {name: tissue.digest for name, tissue in self.sets.items()}
+        return files.short_digest([parameters, content, [path.name for path in starts]], *starts)[:12]
+
     def fitted(self, left_out: str, variant: str, recipe: Recipe) -> Trained:
         """Fit a model on the other sets, unless there is one; validation chooses its threshold, unless it is given."""
         store = self._store_without(left_out)
         start = self.start_of(left_out)
         key = files.short_digest([recipe.model_dump(), store.digest], *start)
-        models, wanted = self.work / "models", self.preset.evaluate
-        models.mkdir(parents=True, exist_ok=True)
-        trained = Trained(models / f"{key}.keras", models / f"{key}-{files.short_digest(wanted.model_dump())}.yaml")
-        if not trained.model.exists():
+        models, wanted, title = self.work / "models", self.preset.evaluate, f"{variant}, without {left_out}"
+        folder = models / f"{key}-{files.short_digest(wanted.model_dump())}"
+        trained = Trained(title, models / f"{key}.keras", folder, {}, self.pixel_size_without(left_out))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not trained.weights.exists():
             checkpoints = self.work / "checkpoints" / key
             checkpoints.mkdir(parents=True, exist_ok=True)
-            title = f"{variant}, without {left_out}"
             initial = unet.load_model(start[0]) if start else None
             fitted = fitting.fit(
                 store, recipe, initial=initial, loaders=self.loaders, checkpoints=checkpoints, title=title
             )
-            unet.save_model(fitted.model, trained.model)
-        if not trained.settings.exists():
-            model = unet.load_model(trained.model)
-            self._predictor(model, recipe, store, wanted).settings.write(trained.settings)
+            unet.save_model(fitted.model, trained.weights)
+        if not (folder / model_files.SETTINGS).exists():
+            model = unet.load_model(trained.weights)
+            self._predictor(model, recipe, store, wanted).settings.write(folder / model_files.SETTINGS)
         return trained
 
     def start_of(self, left_out: str) -> list[Path]:
@@ -241,11 +278,11 @@ class Protocol:
     def zero_shot(self, left_out: str, pixel_size: str, trained: Trained) -> dict[str, Any]:
         """Measure a model on all slices of the set that it has not seen, as published or as `mitoflow predict` does."""
         tissue = self.sets[left_out]
-        expected = (self.ratio(left_out) or 1.0) if pixel_size == report.KNOWN else 1.0
+        own = tissue.conventions.spacing if pixel_size == report.KNOWN else {}
         points = {
             name: OperatingPoint(1.0, trained.predictor.settings.threshold)
             if pixel_size == report.PUBLISHED
-            else self._found(tissue, name, trained, expected)
+            else found_by(trained, tissue.volume(name), own)
             for name in dict.fromkeys(tissue.stacks)
         }
         found = self._measured(trained.predictor, left_out, range(len(tissue.slices)), points)
@@ -259,7 +296,8 @@ class Protocol:
         tissue, predictor = self.sets[left_out], trained.predictor
         rows = []
         for name in dict.fromkeys(tissue.stacks):
-            found, whole = self._found(tissue, name, trained), tissue.volume(name)
+            whole = tissue.volume(name)
+            found = found_by(trained, whole)
             places = [place for place, stack in enumerate(tissue.stacks) if stack == name]
             shown = [places[each] for each in spread(len(places) - 1, JUDGED_SLICES)]
             as_published = OperatingPoint(1.0, predictor.settings.threshold)
@@ -270,17 +308,9 @@ class Protocol:
                 rows.append({"stack": name, **point._asdict(), "agreement": asdict(agreed), "dice": dice})
         return {"stacks": rows}
 
-    def _found(self, tissue: TissueSet, stack: str, trained: Trained, expected: float = 1.0) -> OperatingPoint:
-        """Return the scale and the threshold that `mitoflow predict` takes where the voxel size suggests a scale."""
-        usual = OperatingPoint(expected, trained.predictor.settings.threshold)
-        at_scale = partial(resized_volume, tissue.volume(stack))
-        return operating_point.search(for_windows(trained.predictor), at_scale, usual).chosen(usual)
-
-    def ratio(self, left_out: str) -> float | None:
-        """Return by how much slices are enlarged to have the mean pixel size of the other sets, where it is known."""
-        others = [tissue.conventions for name, tissue in self.sets.items() if name != left_out]
-        own, known = mean_pixel_size([self.sets[left_out].conventions]), mean_pixel_size(others)
-        return math.sqrt(math.prod(own[axis] / known[axis] for axis in "yx")) if own and known else None
+    def pixel_size_without(self, left_out: str) -> Spacing:
+        """Return the mean pixel size of the other sets, where it is known."""
+        return mean_pixel_size([tissue.conventions for name, tissue in self.sets.items() if name != left_out])
 
     def few_labels(
         self, left_out: str, kind: str, recipe: Recipe, count: int, draw: int, trained: Trained
@@ -288,7 +318,7 @@ class Protocol:
         """Measure a model that was trained on a few slices of the set; with no label, as it is."""
         tissue, started, predictor = self.sets[left_out], time.perf_counter(), trained.predictor
         if count:
-            initial = unet.load_model(trained.model) if kind == report.FINE_TUNED else None
+            initial = unet.load_model(trained.weights) if kind == report.FINE_TUNED else None
             with tempfile.TemporaryDirectory() as folder:
                 pages = {f"{place:02d}": [page] for place, page in enumerate(tissue.labelled(count, draw))}
                 store = write_patches(Path(folder), {left_out: pages}, self.finetune.patch)
@@ -305,12 +335,13 @@ class Protocol:
         return self.finetune.starting_recipe().replace(**{key: getattr(recipe, key) for key in same})
 
     def _store_without(self, left_out: str) -> PatchStore:
-        folder = self.work / f"without-{left_out}"
+        others = {name: tissue.digest for name, tissue in self.sets.items() if name != left_out}
+        folder = self.work / f"without-{left_out}-{files.short_digest([self.preset.patch.model_dump(), others])[:12]}"
         if (folder / "patches").exists():
             return PatchStore.open(folder / "patches")
         sets: dict[str, dict[str, list[Slice]]] = {}
-        for name, tissue in self.sets.items():
-            for stack, page in zip(tissue.stacks, tissue.slices, strict=True) if name != left_out else ():
+        for name in others:
+            for stack, page in zip(self.sets[name].stacks, self.sets[name].slices, strict=True):
                 sets.setdefault(name, {}).setdefault(stack, []).append(page)
         return write_patches(folder, sets, self.preset.patch)
 
@@ -328,7 +359,10 @@ class Protocol:
         places: Sequence[int],
         points: Mapping[str, OperatingPoint] | None = None,
     ) -> dict[str, Any]:
-        """Return the scores of slices, each predicted by itself, with their intervals; `points` are those of stacks."""
+        """Return the scores of slices, each predicted by itself, with their intervals.
+
+        `points` are those of stacks; without them all are predicted as published, with the threshold of the model.
+        """
         tissue, histogram = self.sets[name], ProbabilityHistogram()
         own = OperatingPoint(1.0, predictor.settings.threshold)
         stacks = [tissue.stacks[place] for place in places]
@@ -343,12 +377,19 @@ class Protocol:
         }
         counts = np.stack([counts_at[point.threshold][row] for row, point in enumerate(of_slices)])
         drawn = (self.preset.evaluate.bootstrap_block, self.preset.evaluate.bootstrap_resamples, 1, stacks)
-        found: dict[str, Any] = {"slices": len(places), "threshold": own.threshold}
+        found: dict[str, Any] = {"slices": len(places)} | ({} if points else {"threshold": own.threshold})
         for name, score in (("dice", metrics.dice), ("iou", metrics.iou)):
             interval = bootstrap_interval(counts, score, *drawn).as_dict(name)
             found |= {key: round(value, 4) for key, value in interval.items()}
         best = histogram.counts_at(best_threshold([histogram])).sum(0)
         return {**found, "dice_at_best_threshold": round(float(metrics.dice(best)), 4)}
+
+
+def found_by(trained: Trained, volume: ArrayVolume, pixel_size: Spacing | None = None) -> OperatingPoint:
+    """Return the scale, mean along y and x, and the threshold that `mitoflow predict` takes for a stack."""
+    volume.spacing = pixel_size or {}
+    adapted = adapt(volume, Request("", Path()), trained, lambda _: None)
+    return OperatingPoint(math.sqrt(math.prod(adapted.scale or (1.0, 1.0))), adapted.threshold)
 
 
 def resized_volume(volume: Volume, ratio: float) -> Volume:
@@ -369,11 +410,12 @@ def write_patches(folder: Path, sets: Mapping[str, Mapping[str, list[Slice]]], s
     pairs = []
     for dataset, stacks in sets.items():
         for name, pages in stacks.items():
-            for kind, arrays in zip(("images", "masks"), zip(*pages, strict=True), strict=True):
+            images, masks = map(np.stack, zip(*pages, strict=True))
+            for kind, stack in (("images", images), ("masks", STORED[masks])):
                 (folder / dataset / kind).mkdir(parents=True, exist_ok=True)
-                tiff.write_stack(folder / dataset / kind / f"{name}.tif", np.stack(arrays))
+                tiff.write_stack(folder / dataset / kind / f"{name}.tif", stack)
         pairs += read_set(folder / dataset, dataset)
-    return write_store(folder / "patches", pairs, settings, {name: Conventions(8, "nonzero") for name in sets})
+    return write_store(folder / "patches", pairs, settings, {name: Conventions(8, "partial") for name in sets})
 
 
 def read_project(project: Path) -> dict[str, TissueSet]:
@@ -444,7 +486,8 @@ class Job:
 def jobs(protocol: Protocol, name: str, recipe: Recipe, options: argparse.Namespace) -> Iterator[Job]:
     """Yield the measurements of a set, for one recipe."""
     if "zero-shot" in options.only:
-        known = [report.KNOWN] if protocol.ratio(name) else []
+        own = mean_pixel_size([protocol.sets[name].conventions])
+        known = [report.KNOWN] if own and protocol.pixel_size_without(name) else []
         for pixel_size in (report.PUBLISHED, report.UNKNOWN, *known):
             key = {"kind": report.ZERO_SHOT, "pixel_size": pixel_size}
             yield Job(key, partial(protocol.zero_shot, name, pixel_size))
@@ -468,11 +511,9 @@ def run(protocol: Protocol, results: Results, options: argparse.Namespace) -> No
     lacking = []
     for variant, recipe in recipes.items():
         for name in options.sets or protocol.sets:
+            protocol.start_of(name)  # raises before anything is measured
             for job in jobs(protocol, name, recipe, options):
-                of_labels = protocol.finetune.model_dump() if job.key.get("labels") else None
-                decides = [recipe.model_dump(), protocol.preset.evaluate.model_dump(), of_labels]
-                recipe_digest = files.short_digest(decides, *protocol.start_of(name))[:12]
-                key = {"set": name, "variant": variant, "recipe": recipe_digest, **job.key}
+                key = {"set": name, "variant": variant, "protocol": protocol.digest, **job.key}
                 if results.lacks(key):
                     lacking.append((name, variant, recipe, key, job))
     at, trained = ("", ""), None
@@ -488,7 +529,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     described = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks leave-one-set-out", description=described)
-    parser.add_argument("--data", type=Path, default=Path(), help="folder of a project with two or more sets")
+    parser.add_argument("--data", type=Path, help="folder of a project with two or more sets (default: this one)")
     parser.add_argument("--preset", default="general", help="how models are fitted (default %(default)s)")
     parser.add_argument("--sets", nargs="+", default=[], metavar="SET", help="sets that are left out; all without it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what is measured; both without it")
@@ -500,10 +541,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--loaders", type=int, default=0, help="processes that make batches, for a GPU")
     parser.add_argument("--start", type=Path, help="folder of models, SET.keras, whose weights the fits start from")
     parser.add_argument("--work", type=Path, help="folder for patches and models (default: in the project)")
-    parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
-    parser.add_argument("--figure", type=Path, default=FIGURE, help="Dice against labels (default %(default)s)")
+    parser.add_argument("--into", type=Path, help="the results (default: .mitoflow/benchmarks in the project)")
+    parser.add_argument("--figure", type=Path, help="Dice against labels (default: beside the results)")
     parser.add_argument("--calibration", type=Path, help="where to write how Dice follows from agreement: YAML")
-    parser.add_argument("--table", action="store_true", help="only print the tables and draw the figure")
+    parser.add_argument(
+        "--table", action="store_true", help="only tables and figure; without --data the published ones"
+    )
     return parser.parse_args(arguments)
 
 
@@ -515,27 +558,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_and_report(options: argparse.Namespace) -> None:
     """Run the protocol with these options."""
-    results = Results(options.into)
+    project = options.data or Path()
+    published = path_of_results(RESULTS, None)
+    results = Results(options.into or path_of_results(RESULTS, options.data if options.table else project))
+    digest = None
     if not options.table:
         protocol = Protocol(
-            sets=read_project(options.data),
+            sets=read_project(project),
             preset=changed(presets.load(options.preset), options.set),
             finetune=changed(presets.load("finetune"), options.set_finetune),
-            work=options.work or options.data / ".leave-one-set-out",
+            work=options.work or project / ".leave-one-set-out",
             loaders=options.loaders,
             start=options.start,
         )
         if unknown := set(options.sets) - protocol.sets.keys():
             raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")
         run(protocol, results, options)
+        digest = protocol.digest
     print(report.tables(results.rows))
+    rows = report.of_one_protocol(results.rows, digest)
     if options.calibration:
-        fitted = report.calibration(results.rows)
+        fitted = report.calibration(rows)
         if fitted is None:
             raise InputError("--calibration", "fewer than 3 judged stacks", "more", "measure zero-shot first")
         fitted.write(options.calibration)
-    if any("labels" in row for row in results.rows):
-        report.draw(results.rows, options.figure)
+    if any("labels" in row for row in rows):
+        report.draw(rows, options.figure or (FIGURE if results.path == published else results.path.with_suffix(".svg")))
 
 
 if __name__ == "__main__":

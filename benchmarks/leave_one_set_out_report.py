@@ -24,7 +24,36 @@ SIZES = ("pixel size as published", "pixel size unknown", "pixel size known")
 Row = Mapping[str, Any]
 
 
+def protocols(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows by what they have in common; the protocol of the last row is the last one.
+
+    Older rows do not say it, and the recipes of their sets cannot be compared: of each set, those of its last
+    recipe, with and without labels, are one protocol.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        digest = row.get("protocol", "")
+        found[digest] = [*found.pop(digest, []), row]
+    if unnamed := found.get(""):
+        last = {_part(row): row["recipe"] for row in unnamed}
+        found[""] = [row for row in unnamed if row["recipe"] == last[_part(row)]]
+    return found
+
+
+def of_one_protocol(rows: Sequence[Row], digest: str | None) -> list[Row]:
+    """Return the rows of a protocol, by default of the one that was measured last."""
+    found = protocols(rows)
+    return found.get(digest or next(reversed(found), ""), [])
+
+
 def tables(rows: Sequence[Row]) -> str:
+    """Return Markdown: the tables of each protocol, with its digest before them where there are several."""
+    found = protocols(rows)
+    heading = "Protocol {}:\n\n" if len(found) > 1 else ""
+    return "\n".join(heading.format(digest or "without a name") + _tables(each) for digest, each in found.items())
+
+
+def _tables(rows: Sequence[Row]) -> str:
     """Return Markdown: zero-shot by set, after some labels by set, and by variant where there are several."""
     found = [zero_shot_table(rows), judgement_table(rows), labels_table(rows), variants_table(rows)]
     return "\n".join(table for table in found if table)
@@ -37,15 +66,15 @@ def zero_shot_table(rows: Sequence[Row]) -> str:
     for name in names:
         cells = []
         for pixel_size in (PUBLISHED, UNKNOWN, KNOWN):
-            row = _last(row for row in rows if (row["set"], row["pixel_size"]) == (name, pixel_size))
+            row = next((row for row in rows if (row["set"], row["pixel_size"]) == (name, pixel_size)), None)
             cells += [_interval(row, score) for score in ("dice", "iou")]
         lines.append([name, *cells])
     if not lines:
         return ""
     means = []
     for pixel_size in (PUBLISHED, UNKNOWN):
-        found = [_last(row for row in rows if (row["set"], row["pixel_size"]) == (name, pixel_size)) for name in names]
-        means += [f"{np.mean([row[score] for row in found if row]):.4f}" for score in ("dice", "iou")]
+        found = [row for row in rows if row["pixel_size"] == pixel_size]
+        means += [f"{np.mean([row[score] for row in found]):.4f}" if found else "" for score in ("dice", "iou")]
     header = ["left out", *(f"{what}, {how}" for how in SIZES for what in ("Dice", "IoU"))]
     return _markdown(header, [*lines, ["mean of sets", *means, "", ""]])
 
@@ -156,10 +185,8 @@ def _sets(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["set"] for row in rows))
 
 
-def _last(rows: Any) -> Row | None:
-    """Return the row that was measured last: of several recipes, the present one."""
-    found = list(rows)
-    return found[-1] if found else None
+def _part(row: Row) -> tuple[str, str, bool]:
+    return row["set"], row["variant"], bool(row.get("labels"))
 
 
 def _interval(row: Row | None, score: str) -> str:

@@ -9,6 +9,15 @@ from typing import Any
 
 from mitoflow.core import files
 
+ROOT = Path(__file__).parents[1]
+
+
+def path_of_results(name: str, project: Path | None) -> Path:
+    """Return where the results of a benchmark lie: the published ones, or those of a project that is not this one."""
+    if project is None or project.resolve() == ROOT:
+        return ROOT / "benchmarks" / "results" / f"{name}.jsonl"
+    return project / ".mitoflow" / "benchmarks" / f"{name}.jsonl"
+
 
 class Results:
     """Lines of JSON, each a result with the key that says what was measured.

@@ -7,22 +7,30 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import leave_one_set_out, leave_one_set_out_report
+from benchmarks import leave_one_set_out, leave_one_set_out_report, result_lines
 from mitoflow.config import presets
 from mitoflow.data.conventions import Conventions, write_conventions
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.phantom import make_phantom
 from mitoflow.errors import InputError
+from mitoflow.inference import adaptation
+from mitoflow.inference.agreement import Agreement
 from mitoflow.inference.judgement import Calibration
+from mitoflow.inference.model_input import ArrayVolume
+from mitoflow.inference.operating_point import OperatingPoints
+from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 
 SMALL = ["patch.size=64", "patch.step=64", "train.epochs=1", "train.patches_per_epoch=8", "train.batch_size=4"]
 NETWORK = ["train.depth=2", "train.base_width=4", "train.precision=float32", "evaluate.tile=128"]
+PATCH = {"size": 64, "step": 64}
 FEW = ["--sets", "flat", "--labels", "1", "--draws", "1"]
 
 
@@ -67,9 +75,10 @@ def test_the_protocol_runs_to_its_tables_and_is_not_done_twice(
         ("deep", "zero-shot", "unknown"),
         ("deep", "zero-shot", "known"),
     ]
-    own = zero_shot[0]["threshold"]
+    (scale, own), *_ = zero_shot[0]["points"].values()
+    assert scale == 1
     assert own == pytest.approx(presets.load("general").evaluate.fixed_threshold, abs=1 / 256)
-    assert zero_shot[0]["points"] == {"stack": [1.0, round(own, 4)]}
+    assert not any("threshold" in row for row in zero_shot)  # that of each stack is in its point
     assert all(row["slices"] == 20 and row["dice_low"] <= row["dice"] <= row["dice_high"] for row in zero_shot)
     found, _ = zero_shot[1]["points"]["stack"]
     assert judged["kind"] == "judged"
@@ -112,7 +121,8 @@ def test_another_threshold_is_measured_with_the_model_that_is_there(project: Pat
     models = project / ".leave-one-set-out/models"
     before = {path: path.stat().st_mtime_ns for path in models.glob("*.keras")}
     rows = run(project, *options, changes=["evaluate.threshold=0.25"])
-    assert [row["threshold"] for row in rows[-4:-1]] == [pytest.approx(0.25, abs=1 / 256)] * 3
+    as_published = rows[-4]["points"].values()
+    assert [threshold for _, threshold in as_published] == [pytest.approx(0.25, abs=1 / 256)] * 6
     assert {path: path.stat().st_mtime_ns for path in models.glob("*.keras")} == before
 
 
@@ -125,15 +135,70 @@ def test_fits_go_on_from_the_models_of_an_earlier_run(project: Path, tmp_path: P
     recipe = preset.starting_recipe()
     earlier = protocol.fitted("deep", "earlier", recipe.replace(seed=2))
     (tmp_path / "start").mkdir()
-    shutil.copy(earlier.model, tmp_path / "start/deep.keras")
+    shutil.copy(earlier.weights, tmp_path / "start/deep.keras")
     further = replace(protocol, start=tmp_path / "start")
     weights = [
-        unet.load_model(trained.model).get_weights()[0]
+        unet.load_model(trained.weights).get_weights()[0]
         for trained in (earlier, further.fitted("deep", "further", recipe), protocol.fitted("deep", "anew", recipe))
     ]
     assert np.abs(weights[1] - weights[0]).max() < 1e-3 < np.abs(weights[2] - weights[0]).max()
     with pytest.raises(InputError, match=r"no flat\.keras"):
         further.fitted("flat", "further", recipe)
+
+
+def test_patches_and_results_are_found_by_the_content_of_the_sets(project: Path, tmp_path: Path) -> None:
+    preset = leave_one_set_out.changed(presets.load("general"), SMALL)
+    sets = leave_one_set_out.read_project(project)
+    kept = leave_one_set_out.Protocol(sets=sets, preset=preset, finetune=preset, work=tmp_path, loaders=0)
+    store = kept._store_without("flat")
+    assert kept._store_without("flat").digest == store.digest
+    assert len([*tmp_path.iterdir()]) == 1
+
+    shutil.copytree(project, tmp_path / "shorter", ignore=lambda *_: [".leave-one-set-out"])
+    for kind in ("images", "masks"):
+        path = tmp_path / "shorter/data/train/deep" / kind / "stack.tif"
+        tiff.write_stack(path, np.stack([*tiff.open_stack(path).slices()])[:15])
+    others = [
+        replace(kept, sets=leave_one_set_out.read_project(tmp_path / "shorter")),
+        replace(kept, preset=leave_one_set_out.changed(preset, ["patch.gap=1"])),
+    ]
+    for other in others:
+        assert other.digest != kept.digest
+        assert other._store_without("flat").digest != store.digest
+    (tmp_path / "flat.keras").write_text("a model")
+    assert replace(kept, start=tmp_path).digest != kept.digest
+    assert replace(others[0], work=tmp_path / "elsewhere").digest == others[0].digest
+
+
+@pytest.mark.parametrize(("pixel_size", "depth", "scale"), [(4.0, 3, 0.5), (8.8, 3, 1.0), (16.0, 1, 2.0)])
+def test_scales_are_found_as_predict_finds_them(
+    pixel_size: float, depth: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of less than 1.15 is none, and a single slice is not searched where the network agrees well enough."""
+    searched: list[dict[str, Any]] = []
+
+    def search(predictor: Any, at_scale: Any, usual: Any, thresholds: Any, enough: float) -> OperatingPoints:
+        searched.append({"usual": usual, "enough": enough})
+        return OperatingPoints({usual: Agreement(0.9, 0.9)})
+
+    monkeypatch.setattr(adaptation.operating_point, "search", search)
+    trained = leave_one_set_out.Trained("model", Path(), Path(), {}, {"y": 8.0, "x": 8.0})
+    settings = Settings(8, divisor=2, tile=64, overlap=0, threshold=0.4)
+    vars(trained)["predictor"] = SimpleNamespace(settings=settings, with_settings=lambda _: None)
+    volume = ArrayVolume(np.zeros((depth, 64, 64), np.uint8))
+    found = leave_one_set_out.found_by(trained, volume, {"y": pixel_size, "x": pixel_size})
+    assert found == pytest.approx((scale, 0.4))
+    assert searched[0]["usual"].scale == pytest.approx(pixel_size / 8)
+    assert searched[0]["enough"] == (adaptation.ENOUGH if depth == 1 else 1 - adaptation.CLEARLY)
+    assert leave_one_set_out.found_by(trained, volume) == (1.0, 0.4)
+
+
+def test_pixels_that_nobody_looked_at_are_neither_trained_nor_counted(tmp_path: Path) -> None:
+    image, mask = make_phantom((12, 64, 64), seed=0)
+    masks = np.where(np.arange(64) < 32, UNLABELLED, mask > 0).astype(np.uint8)
+    pages = {"set": {"stack": [*zip(image, masks, strict=True)]}}
+    store = leave_one_set_out.write_patches(tmp_path, pages, presets.load("general").patch.model_copy(update=PATCH))
+    assert (np.asarray(store.train.masks) == masks[: len(store.train)]).all()
 
 
 def test_what_is_labelled_is_not_what_is_measured_nor_beside_it(project: Path) -> None:
@@ -183,6 +248,40 @@ def test_tables_are_means_over_sets_and_draws() -> None:
     assert "| mean of sets | fine-tuned | 0.675 |" in table
     assert "| a | from scratch | 0.600 |" in table
     assert "| mean of sets | from scratch |  |" in table  # b is missing
+
+
+def judged(name: str, dice: float, **about: str) -> dict[str, Any]:
+    agreement = {"mirrored": dice, "rescaled": 1.0}
+    stacks = [{"stack": "stack", "scale": 1.0, "threshold": 0.5, "agreement": agreement, "dice": dice}] * 2
+    return {"set": name, "variant": leave_one_set_out_report.PRESET, "kind": "judged", **about, "stacks": stacks}
+
+
+def test_tables_and_calibration_are_of_one_protocol() -> None:
+    older = [judged("a", 0.1, recipe="1"), judged("a", 0.2, recipe="2"), judged("b", 0.3, recipe="3")]
+    labels = {"variant": leave_one_set_out_report.PRESET, "kind": "fine-tuned", "set": "a", "draw": 0}
+    older += [{**labels, "labels": 4, "recipe": "4", "dice": 0.7}, {**labels, "labels": 0, "recipe": "2", "dice": 0.5}]
+    rows = [*older, judged("a", 0.6, protocol="x"), judged("a", 0.7, protocol="y"), judged("b", 0.8, protocol="x")]
+    found = leave_one_set_out_report.protocols(rows)
+    assert found == {"": older[1:], "y": [rows[6]], "x": [rows[5], rows[7]]}
+    assert leave_one_set_out_report.of_one_protocol(rows, None) == found["x"]
+    assert leave_one_set_out_report.of_one_protocol(rows, "y") == found["y"]
+    assert leave_one_set_out_report.of_one_protocol([], None) == []
+    printed = leave_one_set_out_report.tables(rows)
+    assert [line for line in printed.splitlines() if "Protocol" in line] == [
+        "Protocol without a name:",
+        "Protocol y:",
+        "Protocol x:",
+    ]
+    assert leave_one_set_out_report.calibration(found["x"]).stacks == 4
+    assert "Protocol" not in leave_one_set_out_report.tables(older)
+
+
+def test_results_of_a_project_lie_in_it(tmp_path: Path) -> None:
+    published = result_lines.ROOT / "benchmarks/results/leave_one_set_out.jsonl"
+    assert published.exists()
+    assert result_lines.path_of_results(leave_one_set_out.RESULTS, None) == published
+    assert result_lines.path_of_results(leave_one_set_out.RESULTS, result_lines.ROOT) == published
+    assert result_lines.path_of_results(leave_one_set_out.RESULTS, tmp_path).is_relative_to(tmp_path)
 
 
 def test_a_project_of_one_set_is_one_line(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
