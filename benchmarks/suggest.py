@@ -5,7 +5,8 @@ names in the first slices of its stack, and as many of the same size drawn at ra
 measured on the last 30 % of the stack, behind a gap of two slices, each slice by itself, with the threshold of the
 preset. The seed decides the random boxes and the fit; the suggested boxes are the same for every seed.
 
-Only the training part of the project is used. Results are lines of JSON, and what is there is not done again.
+Only the training part of the project is used. Results are lines of JSON in the project, and what is there is not done
+again; another content of the set, another model or other parameters are another result.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from benchmarks.leave_one_set_out import TissueSet, changed, read_project
-from benchmarks.result_lines import Results
+from benchmarks.leave_one_set_out import STORED, TissueSet, changed, read_project
+from benchmarks.result_lines import Results, path_of_results
 from mitoflow.config import presets
 from mitoflow.config.params import Params
 from mitoflow.core import files
@@ -38,7 +39,7 @@ from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import metrics
 from mitoflow.evaluation.curves import ProbabilityHistogram
-from mitoflow.inference import correction, prediction, suggestion
+from mitoflow.inference import correction, model_files, prediction, suggestion
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
@@ -48,7 +49,7 @@ from mitoflow.models import unet
 from mitoflow.tracking import model_lookup
 from mitoflow.training import fitting
 
-RESULTS = Path(__file__).with_name("results") / "suggest.jsonl"
+RESULTS = "suggest"
 SETS, COUNTS, SEEDS = ("vnc", "cdeep3m"), (4, 8, 12), 3
 MODEL = "pretrained:epfl"  # has seen neither set; pretrained:general has seen both
 #: The network of that model, in place of the one that the preset fine-tunes.
@@ -67,7 +68,7 @@ class Target:
 
     @cached_property
     def stack(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images as stored and their masks in {0, 1}, (Z, Y, X) uint8 both."""
+        """The images as stored and their masks as `binarise` returns them, (Z, Y, X) both."""
         if len(self.tissue.pairs) != 1:
             found = f"{len(self.tissue.pairs)} stacks in {self.tissue.name}"
             raise InputError("--sets", found, "sets of one stack", "leave it out")
@@ -103,7 +104,17 @@ class Target:
             return [(box.slice, box.y0, box.x0) for box in correction.suggest(request, count, model, tqdm.write)]
 
     def crops(self, boxes: Sequence[Place], side: int = suggestion.SIDE) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return images and masks of boxes, in their order in the stack, as files are ordered by their names."""
+        """Return images and masks of boxes, in their order in the stack, as files are ordered by their names.
+
+        Raises
+        ------
+        InputError
+            A box lies in a slice that is measured, or in the gap before it.
+        """
+        slices = self.tissue.sides["train"]
+        if strays := {z for z, _, _ in boxes} - {*slices}:
+            expected = f"boxes in its first {len(slices)} slices"
+            raise InputError(self.tissue.name, f"a box in slice {min(strays)}", expected, "remove the row of its boxes")
         return [
             (image[y : y + side, x : x + side], mask[y : y + side, x : x + side])
             for z, y, x in sorted(boxes)
@@ -126,8 +137,8 @@ class Protocol:
             spacing = target.tissue.conventions.spacing or None
             prediction.predict(Request(str(source), mask, spacing=spacing), self.model, tqdm.write)
             predicted = tifffile.imread(mask) > 0
-        truth = target.stack[1][target.tissue.sides["validation"]] > 0
-        return {"dice": round(float(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())), 4)}
+        counts = metrics.count(target.stack[1][target.tissue.sides["validation"]], predicted)
+        return {"dice": round(float(metrics.dice(counts.sum(0))), 4)}
 
     def fine_tuned(self, target: Target, boxes: Sequence[Place], seed: int) -> dict[str, Any]:
         """Measure the model after it was fine-tuned on boxes."""
@@ -137,11 +148,11 @@ class Protocol:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for number, crop in enumerate(crops):
-                for kind, pixels in zip(("images", "masks"), crop, strict=True):
+                for kind, pixels in (("images", crop[0]), ("masks", STORED[crop[1]])):
                     (folder / kind).mkdir(exist_ok=True)
                     tiff.write_stack(folder / kind / f"{number:02d}.tif", pixels)
             settings = self.finetune.patch.model_copy(update={"normalization": known.normalization})
-            of_set = {target.tissue.name: Conventions(8, "nonzero", unrelated=True)}
+            of_set = {target.tissue.name: Conventions(8, "partial", unrelated=True)}
             store = write_store(folder / "patches", read_set(folder, target.tissue.name), settings, of_set)
             initial, title = unet.load_model(self.model.weights), f"{target.tissue.name}, {len(boxes)}, seed {seed}"
             fitted = fitting.fit(store, recipe, initial=initial, learned=known.slices, title=title)
@@ -152,7 +163,7 @@ class Protocol:
         for z in target.tissue.sides["validation"]:
             histogram.add(target.stack[1][z], predictor.probabilities(target.stack[0][z][None])[0])
         dice = float(metrics.dice(histogram.counts_at(threshold).sum(0)))
-        share = float(np.mean([mask.mean() for _, mask in crops]))
+        share = float(np.mean([mask == 1 for _, mask in crops]))
         return {
             "dice": round(dice, 4),
             "mitochondria": round(share, 4),  # share of the pixels of the boxes
@@ -162,10 +173,11 @@ class Protocol:
 
 def run(targets: Sequence[Target], protocol: Protocol, results: Results, options: argparse.Namespace) -> None:
     """Measure what is not there yet."""
-    model = files.short_digest([], protocol.model.weights)[:12]
+    settings = protocol.model.folder / model_files.SETTINGS
+    model = files.short_digest([], protocol.model.weights, settings)[:12]
     recipe = files.short_digest(protocol.finetune.model_dump())[:12]
     for target in targets:
-        key = {"set": target.tissue.name, "model": model}
+        key = {"set": target.tissue.name, "content": target.tissue.digest[:12], "model": model}
         if results.lacks({**key, "kind": UNTOUCHED}):
             results.add({**key, "kind": UNTOUCHED}, protocol.untouched(target))
         for count in options.boxes:
@@ -192,19 +204,24 @@ def _suggested(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the results as Markdown: the mean over the seeds, and each of them."""
-    untouched = {(row["set"], row["model"]): f"{row['dice']:.3f}" for row in rows if row["kind"] == UNTOUCHED}
+    untouched = {_of(row): f"{row['dice']:.3f}" for row in rows if row["kind"] == UNTOUCHED}
     measured: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         if row["kind"] in (SUGGESTED, RANDOM):
-            of_kind = measured.setdefault((row["set"], row["model"], row["recipe"], row["boxes"]), {})
+            of_kind = measured.setdefault((_of(row), row["recipe"], row["boxes"]), {})
             of_kind.setdefault(row["kind"], []).append(row["dice"])
     lines = ["| set | untouched | boxes | suggested | random | difference |", "|---|---|---|---|---|---|"]
-    for (name, model, _, count), of_kind in measured.items():
+    for (of, _, count), of_kind in measured.items():
         suggested, drawn = (of_kind.get(kind, []) for kind in (SUGGESTED, RANDOM))
         difference = f"{np.mean(suggested) - np.mean(drawn):+.3f}" if suggested and drawn else ""
-        cells = [name, untouched.get((name, model), ""), str(count), _mean(suggested), _mean(drawn), difference]
+        cells = [of[0], untouched.get(of, ""), str(count), _mean(suggested), _mean(drawn), difference]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _of(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the set of a row, its content, which older rows do not say, and the model."""
+    return row["set"], row.get("content", ""), row["model"]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -215,14 +232,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     described = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks suggest", description=described)
-    parser.add_argument("--data", type=Path, default=Path(), help="folder of a project with the sets")
+    parser.add_argument("--data", type=Path, help="folder of a project with the sets (default: this one)")
     parser.add_argument("--sets", nargs="+", default=SETS, metavar="SET", help="default: %(default)s")
     parser.add_argument("--boxes", nargs="+", type=int, default=COUNTS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="default: %(default)s")
     parser.add_argument("--model", default=MODEL, help="one that has not seen the sets (default %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the preset finetune")
-    parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
-    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--into", type=Path, help="the results (default: .mitoflow/benchmarks in the project)")
+    parser.add_argument("--table", action="store_true", help="only the table; without --data the published one")
     return parser.parse_args(arguments)
 
 
@@ -234,9 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Run the protocol with these options."""
-    results = Results(options.into)
+    project = options.data or Path()
+    results = Results(options.into or path_of_results(RESULTS, options.data if options.table else project))
     if not options.table:
-        sets = read_project(options.data)
+        sets = read_project(project)
         if unknown := set(options.sets) - sets.keys():
             raise InputError("--sets", min(unknown), f"some of {', '.join(sets)}", "change it")
         finetune = changed(presets.load("finetune"), [*NETWORK, *options.set])
