@@ -10,9 +10,9 @@ For each seed a training is measured on the test part, by `dvc repro`, with
 The best is chosen on the validation part, as always. Beside it some configurations are fitted for the crops of each
 rung, and for those of a training: do the scores of a rung rank them as the scores of a training do?
 
-Results are lines of JSON. What is there is not done again, and what was interrupted goes on. After each result a line
-says how long the rest will take, by the crops that are left. Values that were trained
-already, with the same seed, come out of DVC's cache.
+Results are lines of JSON in the project. What is there is not done again, and what was interrupted goes on; other data
+or other parameters are another result. After each result a line says how long the rest will take, by the crops that are
+left. Values that were trained already, with the same seed, come out of DVC's cache.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ import numpy as np
 import optuna
 from scipy import stats
 
-from benchmarks.result_lines import Results
+from benchmarks.result_lines import Results, path_of_results
 from mitoflow.config import params, presets
 from mitoflow.config.params import SAMPLED, Params, Recipe, SharedWithTrials
 from mitoflow.core import files, workspace
 from mitoflow.core.progress import progress_bar
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError, run_as_command
-from mitoflow.stages.paths import BEST_PARAMS, EVALUATE_REPORTS, PATCHES, TRAIN_REPORTS
+from mitoflow.stages.paths import BEST_PARAMS, DATA, EVALUATE_REPORTS, PATCHES, TRAIN_REPORTS
 from mitoflow.training import fitting
 from mitoflow.tuning import halving
 from mitoflow.tuning.trial import Trial
 
 PARAMS = Path("params.yaml")
-RESULTS = Path(__file__).with_name("results") / "tuning.jsonl"
+RESULTS = "tuning"
 CONFIGURATION = "configuration"
 
 Values = dict[str, Any]
@@ -131,10 +131,19 @@ def score(trial: Trial, folder: Path, number: int, values: Values, crops: Sequen
     return max(logs["val_dice"] for logs in trial(folder, number, values, crops, lambda: None))
 
 
-def rows(settings: Params, options: argparse.Namespace) -> Iterator[Row]:
+def digest(settings: Params) -> str:
+    """Identify the data of this project, and the parameters that decide its results and are not in their keys."""
+    decides = settings.model_dump(include={"patch", "tune", "train", "evaluate"})
+    for key in ("budget", "budget_unit"):
+        del decides["tune"][key]
+    return files.short_digest(decides, DATA)[:12]
+
+
+def rows(settings: Params, settings_digest: str, options: argparse.Namespace) -> Iterator[Row]:
     """Yield the results of a project, in the order in which they are measured."""
     start = {key: getattr(settings.tune, key).start for key in SAMPLED}
-    training, name = settings.train.epochs * settings.train.patches_per_epoch, settings.data.name
+    training = settings.train.epochs * settings.train.patches_per_epoch
+    of = {"set": settings.data.name, "settings": settings_digest}
     for budget in options.budget or [settings.tune.budget]:
         searches: dict[str, Callable[[int], Values]] = {
             "defaults": lambda seed: start,
@@ -144,22 +153,23 @@ def rows(settings: Params, options: argparse.Namespace) -> Iterator[Row]:
         for seed in options.seeds:
             for kind, find in searches.items():
                 searched = 0 if kind == "defaults" else budget
-                key = {"set": name, "kind": kind, "budget": searched, "seed": seed}
+                key = {**of, "kind": kind, "budget": searched, "seed": seed}
                 yield Row(key, searched + training, partial(trained, find, seed))
         if not options.configurations:
             continue
         crops = sum(rung.crops for rung in halving.rungs(settings.tune, budget)) + training
         wanted = settings.tune.model_copy(update={"trials": options.configurations})
         for number, values in enumerate(halving.starting_points(wanted, halving.distributions(wanted))):
-            key = {"set": name, "kind": CONFIGURATION, "budget": budget, "number": number}
+            key = {**of, "kind": CONFIGURATION, "budget": budget, "number": number}
             yield Row(key, crops, partial(configuration, settings, number, values, budget))
 
 
 def measure(results: Results, options: argparse.Namespace) -> None:
-    """Measure in the project of this folder."""
-    repro("patch", **{f"train__{key}": "tuned" for key in SAMPLED}, train__init_from="none", train__seed=1)
+    """Measure in the project of this folder, whatever an interrupted run left in its ``params.yaml``."""
+    left_open = {f"train__{key}": "tuned" for key in SAMPLED}
+    repro("patch", **left_open, train__init_from="none", train__seed=1, tune__seed=1)
     settings = params.load()
-    measure_rows(results, rows(settings, options), settings.data.name)
+    measure_rows(results, rows(settings, digest(settings), options), settings.data.name)
 
 
 def measure_rows(results: Results, wanted: Iterable[Row], name: str) -> None:
@@ -190,29 +200,35 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _trainings(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "| set | values | crops of the search | test Dice of each seed | mean | validation Dice, mean |"
-    yield "|---|---|---|---|---|---|"
+    yield "| set | values | crops of the search | test Dice of each seed | mean | validation Dice, mean | settings |"
+    yield "|---|---|---|---|---|---|---|"
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["kind"] != CONFIGURATION:
-            groups.setdefault((row["set"], row["kind"], row["budget"]), []).append(row)
-    for (name, kind, budget), same in groups.items():
+            groups.setdefault((row["set"], row["kind"], row["budget"], _settings(row)), []).append(row)
+    for (name, kind, budget, settings), same in groups.items():
         each = ", ".join(f"{row['dice']:.4f} [{row['dice_low']:.4f}, {row['dice_high']:.4f}]" for row in same)
         dice, validation = (np.mean([row[key] for row in same]) for key in ("dice", "val_dice"))
-        yield f"| {name} | {kind} | {budget:,} | {each} | {dice:.4f} | {validation:.4f} |"
+        yield f"| {name} | {kind} | {budget:,} | {each} | {dice:.4f} | {validation:.4f} | {settings} |"
 
 
 def _correlations(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "| set | crops of a trial | configurations | rank correlation with a training |"
-    yield "|---|---|---|---|"
-    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    yield "| set | crops of a trial | configurations | rank correlation with a training | settings |"
+    yield "|---|---|---|---|---|"
+    groups: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["kind"] == CONFIGURATION:
-            groups.setdefault((row["set"], row["budget"]), []).append(row)
-    for (name, _), same in groups.items():
+            groups.setdefault((row["set"], row["budget"], _settings(row)), []).append(row)
+    for (name, _, settings), same in groups.items():
         for crops in same[0]["scores"] if len(same) > 1 else ():
             found = rank_correlation([row["scores"][crops] for row in same], [row["trained"] for row in same])
-            yield f"| {name} | {int(crops):,} | {len(same)} | {found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}] |"
+            rho, low, high = (f"{each:.2f}" for each in found)
+            yield f"| {name} | {int(crops):,} | {len(same)} | {rho} [{low}, {high}] | {settings} |"
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    """Return the digest of the settings of a row, which older rows do not say."""
+    return str(row.get("settings", ""))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -225,19 +241,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--budget", nargs="+", type=int, metavar="CROPS", help="of a search (default: tune.budget of the project)"
     )
     parser.add_argument("--configurations", type=int, default=12, help="for the rank correlation; 0 leaves it out")
-    parser.add_argument("--into", type=Path, default=RESULTS, help="the results (default %(default)s)")
+    parser.add_argument("--into", type=Path, help="the results (default: .mitoflow/benchmarks in each project)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure in each project, and print the tables; without a project the tables of what is done."""
+    """Measure in each project, and print the tables; without a project those of the published results."""
     options = parse(arguments)
-    results = Results(options.into.absolute())
+    paths = [(options.into or path_of_results(RESULTS, each)).absolute() for each in options.projects or [None]]
 
     def measure_all() -> None:
-        for project in options.projects:
+        for project, path in zip(options.projects, paths, strict=False):
             with contextlib.chdir(project):
-                measure(results, options)
-        print(tables(results.rows))
+                measure(Results(path), options)
+        print(tables([row for path in dict.fromkeys(paths) for row in Results(path).rows]))
 
     run_as_command(measure_all)

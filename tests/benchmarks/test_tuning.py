@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import tuning
-from benchmarks.result_lines import Results
+from benchmarks.result_lines import ROOT, Results
+from mitoflow.config import presets
 from mitoflow.config.params import Params
 
 
@@ -34,11 +36,14 @@ def test_the_tables_have_each_search_and_each_rung() -> None:
     for number, (short, whole) in enumerate([(0.1, 0.7), (0.3, 0.8), (0.2, 0.9), (0.4, 1.0)]):
         rows.append({**same, "number": number, "scores": {"666": short, "2666": whole}, "trained": whole})
     table = tuning.tables(rows).splitlines()
-    assert "| epfl | defaults | 0 | 0.8800 [0.8700, 0.8900] | 0.8800 | 0.9000 |" in table
-    assert "| epfl | tuned | 8,000 | 0.9000 [0.8900, 0.9100], 0.8600 [0.8500, 0.8700] | 0.8800 | 0.9000 |" in table
-    assert "| epfl | 2,666 | 4 | 1.00 [1.00, 1.00] |" in table
+    assert "| epfl | defaults | 0 | 0.8800 [0.8700, 0.8900] | 0.8800 | 0.9000 |  |" in table
+    assert "| epfl | tuned | 8,000 | 0.9000 [0.8900, 0.9100], 0.8600 [0.8500, 0.8700] | 0.8800 | 0.9000 |  |" in table
+    assert "| epfl | 2,666 | 4 | 1.00 [1.00, 1.00] |  |" in table
     (first,) = [line for line in table if line.startswith("| epfl | 666 | 4 | 0.80 [")]
     assert first
+    others = [{**row, "settings": "abc"} for row in rows]
+    assert tuning.tables([*rows, *others]).splitlines()[2:4] == table[2:4]
+    assert "| epfl | 2,666 | 4 | 1.00 [1.00, 1.00] | abc |" in tuning.tables([*rows, *others])
 
 
 def test_what_the_measurement_costs_is_known_before_it_starts() -> None:
@@ -46,7 +51,7 @@ def test_what_the_measurement_costs_is_known_before_it_starts() -> None:
     settings = Params.model_validate(
         {"tune": {"trials": 6, "reduction": 3, "budget": 8000}, "train": {"epochs": 10, "patches_per_epoch": 800}}
     )
-    rows = list(tuning.rows(settings, tuning.parse([])))
+    rows = list(tuning.rows(settings, "abc", tuning.parse([])))
     costs: dict[str, int] = {}
     for row in rows:
         costs[row.key["kind"]] = costs.get(row.key["kind"], 0) + row.crops
@@ -57,8 +62,37 @@ def test_what_the_measurement_costs_is_known_before_it_starts() -> None:
         tuning.CONFIGURATION: 12 * (666 + 2000 + 8000),
     }
     assert len({str(row.key) for row in rows}) == len(rows) == 21
-    twice = [str(row.key) for row in tuning.rows(settings, tuning.parse(["--budget", "4000", "8000"]))]
+    twice = [str(row.key) for row in tuning.rows(settings, "abc", tuning.parse(["--budget", "4000", "8000"]))]
     assert len(twice) - len(set(twice)) == 3  # the defaults do not depend on the budget
+
+
+def test_keys_are_those_of_the_settings_of_a_project_and_not_of_an_interrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/images.tif").write_text("12 slices")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.setattr(tuning.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    found: list[list[tuning.Row]] = []
+    monkeypatch.setattr(tuning, "measure_rows", lambda _, wanted, __: found.append(list(wanted)))
+    options = tuning.parse([".", "--budget", "3000", "--configurations", "3"])
+
+    def keys(**changes: str) -> tuple[list[Any], list[Any]]:
+        presets.change(tuning.PARAMS, {key.replace("__", "."): value for key, value in changes.items()})
+        tuning.measure(Results(tmp_path / "rows.jsonl"), options)
+        values = [row.measure.args[2] for row in found[-1] if row.key["kind"] == tuning.CONFIGURATION]  # type: ignore[attr-defined]
+        return [row.key for row in found[-1]], values
+
+    first = keys()
+    left = {"train__learning_rate": "0.001", "train__seed": "3", "tune__seed": "3", "tune__budget": "32"}
+    assert keys(**left) == first
+    digests = {first[0][0]["settings"]}
+    for changes in ({"patch__gap": "2"}, {"train__epochs": "7"}, {"evaluate__tile": "128"}):
+        digests.add(keys(**changes)[0][0]["settings"])
+    (tmp_path / "data/train/images.tif").write_text("20 slices")
+    digests.add(keys()[0][0]["settings"])
+    assert len(digests) == 5
 
 
 def test_an_interrupted_measurement_goes_on_after_its_last_result(tmp_path: Path) -> None:
