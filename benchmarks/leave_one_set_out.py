@@ -16,7 +16,7 @@ What is labelled and what is measured after it never lie side by side: the last 
 gap before them is left out. Only the training part of the project is used; its test part stays closed.
 
 Results are lines of JSON in the project. What is there is not done again, so that the protocol may be interrupted;
-fits go on from their checkpoints. Other parameters, other sets or other models to start from are another recipe, with
+fits go on from their checkpoints. Other parameters, other sets or other models to start from are another protocol, with
 results and tables of its own. `--without` leaves one augmentation out, for the rows of an ablation. After a change of
 the code, remove the folder of `--work`: its models are found by their recipe and their patches.
 """

@@ -276,12 +276,19 @@ def test_tables_and_calibration_are_of_one_protocol() -> None:
     assert "Protocol" not in leave_one_set_out_report.tables(older)
 
 
-def test_results_of_a_project_lie_in_it(tmp_path: Path) -> None:
+def test_results_of_a_project_lie_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     published = result_lines.ROOT / "benchmarks/results/leave_one_set_out.jsonl"
     assert published.exists()
     assert result_lines.path_of_results(leave_one_set_out.RESULTS, None) == published
     assert result_lines.path_of_results(leave_one_set_out.RESULTS, result_lines.ROOT) == published
     assert result_lines.path_of_results(leave_one_set_out.RESULTS, tmp_path).is_relative_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    leave_one_set_out.main(["--table", "--figure", "labels.svg"])
+    assert "| cdeep3m |" in capsys.readouterr().out
+    leave_one_set_out.main(["--table", "--data", "."])
+    assert "| cdeep3m |" not in capsys.readouterr().out
 
 
 def test_a_project_of_one_set_is_one_line(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

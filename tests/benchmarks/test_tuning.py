@@ -95,6 +95,27 @@ def test_keys_are_those_of_the_settings_of_a_project_and_not_of_an_interrupted_r
     assert len(digests) == 5
 
 
+def test_results_of_projects_lie_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"dice": 0.5, "dice_low": 0.4, "dice_high": 0.6, "val_dice": 0.7}
+
+    def measure(results: Results, _: Any) -> None:
+        results.add({"set": Path.cwd().name, "kind": "defaults", "budget": 0, "seed": 1}, figures)
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    tuning.main(["one", "two"])
+    printed = capsys.readouterr().out
+    for name in ("one", "two"):
+        assert f"| {name} | defaults | 0 | 0.5000 [0.4000, 0.6000] |" in printed
+        assert [row["set"] for row in Results(Path(name) / ".mitoflow/benchmarks/tuning.jsonl").rows] == [name]
+    tuning.main([])
+    assert "| vnc | defaults | 0 |" in capsys.readouterr().out  # published
+
+
 def test_an_interrupted_measurement_goes_on_after_its_last_result(tmp_path: Path) -> None:
     measured: list[int] = []
 
