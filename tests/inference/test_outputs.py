@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +166,84 @@ def test_publishing_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pyte
     assert (output / "0").exists()
     with pytest.raises(InputError, match="p.zarr: found an output that exists.*--overwrite"):
         outputs.refuse_existing(tmp_path / "new.zarr", [beside])
+
+
+def publish(output: Path, table: Path) -> None:
+    """Write a mask and a table, or finish publishing those that are written."""
+    with pending_output(output, {}) as work:
+        work.mark_done("0-0-0")
+        if work.is_publishing:
+            work.resume_publishing()
+            return
+        (work.folder / "mask.zarr").mkdir(exist_ok=True)
+        (work.folder / "mask.zarr/0").write_text("new")
+        (work.folder / "t.csv").write_text("new")
+        work.publish({table: "t.csv", output: "mask.zarr"})
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(source: Path, *_: object) -> None:
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["beside it", "on another file system"])
+@pytest.mark.parametrize("fail", [refuse, interrupt, die])
+def test_a_result_outlives_every_step_of_its_publication(
+    fail: Callable[..., None], is_elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rename or copy fails in turn, before it is made or after; the next run publishes the new content."""
+    if is_elsewhere and not Path("/dev/shm").is_dir():
+        pytest.skip("no second file system")
+    steps = 6 if is_elsewhere else 4  # the list of renames; the table; the old mask aside, and the new one
+    for step, is_made in product(range(1, steps + 2), (False, True)):
+        folder = tmp_path / f"{step}-{is_made}"
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if is_elsewhere else tmp_path) as other:
+            output, table = folder / "o.zarr", Path(other) / "t.csv"
+            output.mkdir(parents=True)
+            (output / "0").write_text("old")
+            table.write_text("old")
+            steps_begun = count(1)
+
+            def failing(real: Callable[..., Any], *paths: Path, steps_begun: Iterator[int], at: int, made: bool) -> Any:
+                if next(steps_begun) != at:
+                    return real(*paths)
+                if made:
+                    real(*paths)
+                return fail(*paths)
+
+            process = os.fork()
+            if not process:
+                try:
+                    for module, name in ((os, "rename"), (os, "replace"), (shutil, "copy2")):
+                        real = getattr(module, name)
+                        fault = partial(failing, real, steps_begun=steps_begun, at=step, made=is_made)
+                        monkeypatch.setattr(module, name, fault)
+                    publish(output, table)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            is_published = os.waitpid(process, 0)[1] == 0
+            assert is_published or step <= steps
+            assert table.read_text() in ("old", "new")
+            if not is_published:
+                publish(output, table)
+            assert table.read_text() == (output / "0").read_text() == "new"
+            assert [*folder.iterdir(), *Path(other).iterdir()] == [output, table]
+
+
+def test_a_result_that_is_lost_is_an_error_and_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, table = tmp_path / "o.zarr", tmp_path / "t.csv"
+    monkeypatch.setattr(outputs, "_replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        publish(output, table)
+    monkeypatch.undo()
+    (lost,) = tmp_path.glob(".o.zarr.partial/*/t.csv")
+    lost.unlink()
+    with pytest.raises(InputError, match=r"t.csv: found neither this file nor .*; delete .*/.o.zarr.partial, and run"):
+        publish(output, table)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system")

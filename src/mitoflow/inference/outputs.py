@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,9 @@ class PendingOutput:
     is named by a digest of the request: a worker that still writes for an earlier request writes elsewhere.
 
     Publishing is a series of renames. The list of renames is written first, so that the next process can finish a
-    series that a kill interrupted.
+    series that a kill or an error interrupted. A file leaves the folder only by the rename that puts it in its place;
+    for another file system it is copied and stays. So what is still in the folder is published, once or again, and
+    what is not has its final name.
 
     Attributes
     ----------
@@ -72,26 +75,37 @@ class PendingOutput:
         self.resume_publishing()
 
     def resume_publishing(self) -> None:
-        """Finish the renames of `publish`."""
+        """Finish the renames of `publish`.
+
+        Raises
+        ------
+        InputError
+            A file is neither in this folder nor in its place.
+        """
         names = json.loads(self._publishing.read_text(encoding="utf-8"))
         for target, name in names.items():
             source = self.folder / name
             if source.exists():
                 _replace(source, Path(target), self.folder / "replaced")
+            elif not Path(target).exists():
+                found = f"neither this file nor {source}, from which it is made"
+                raise InputError(target, found, "one of them", f"delete {self.folder.parent}, and run it again")
         self.is_published = True
 
 
 def _replace(source: Path, target: Path, aside: Path) -> None:
-    if target.is_dir():  # folders are not renamed over
+    """Rename a file or a folder to `target`; on an error or a kill it is in one of the two places, whole."""
+    if target.is_dir() or (source.is_dir() and target.exists()):  # a folder is not renamed over
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-    if source.is_dir():
-        if target.exists():
-            target.rename(aside)
+    try:
         source.replace(target)
-        return
-    with files.replacing(target) as beside:
-        shutil.move(source, beside)
+    except OSError as error:
+        if error.errno != errno.EXDEV or source.is_dir():
+            error.filename = str(target)
+            raise
+        with files.replacing(target) as beside:
+            shutil.copy2(source, beside)
 
 
 def partial_folder(output: Path) -> Path:
