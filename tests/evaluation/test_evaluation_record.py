@@ -11,6 +11,7 @@ import pytest
 
 from mitoflow.config.params import Bootstrap
 from mitoflow.evaluation import metrics
+from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
 
 
@@ -50,6 +51,16 @@ def test_a_score_over_sets_is_the_mean_of_theirs(sets: dict[str, Evaluation], sc
     both = Evaluation.of_sets(sets)
     assert both.interval(score).value == np.mean([each.interval(score).value for each in sets.values()])
     assert both.sets["epfl"].interval(score) == sets["epfl"].interval(score)
+
+
+def test_slices_that_nobody_looked_at_do_not_count_and_those_without_boundary_do() -> None:
+    """One slice with boundary F1 1/2 and 40 that nobody looked at; then one without mitochondria, whose F1 is 1."""
+    counts, boundaries = [[8, 1, 1, 0]] + [[0] * 4] * 40, [[10, 5, 10, 5, 2, 2]] + [[0] * 6] * 40
+    one = replace(of_set("e" * 16, 41, 0), counts=counts, boundaries=boundaries)
+    assert one.interval("boundary_f1") == Interval(0.5, 0, 1)
+    assert one.better_by(one, Bootstrap(block=4, resamples=200, seed=1), "boundary_f1") == Interval(0, -1, 1)
+    two = replace(one, counts=[*counts[:1], [0, 0, 0, 10], *counts[2:]])
+    assert two.interval("boundary_f1") == Interval(0.5, 0.5, 1)
 
 
 def test_the_shared_sets_are_found_by_their_test_data(sets: dict[str, Evaluation]) -> None:

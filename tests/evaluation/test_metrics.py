@@ -259,6 +259,28 @@ def test_a_single_slice_has_the_widest_interval():
     assert paired_difference(counts, counts, metrics.dice, 5, 100, 0) == Interval(0, -1, 1)
 
 
+@pytest.mark.parametrize("block", [1, 10])
+def test_slices_that_nobody_looked_at_are_not_drawn(block: int) -> None:
+    """Two are drawn of two: Dice is 16/18 or 8/14 where one is drawn twice, and 24/32 of both."""
+    counts = np.zeros((40, 4), np.int64)
+    counts[[3, 29]] = [8, 1, 1, 0], [4, 3, 3, 0]
+    assert bootstrap_interval(counts, metrics.dice, block, 200, 0) == Interval(24 / 32, 8 / 14, 16 / 18)
+    stacks = ["a"] * 20 + ["b"] * 20  # slices that are alone in their stack count together
+    assert bootstrap_interval(counts, metrics.dice, block, 200, 0, stacks) == Interval(24 / 32, 8 / 14, 16 / 18)
+    worse = counts[:, [1, 0, 2, 3]]  # Dice is 2/11 and 6/13, or 8/24 of both
+    gain = paired_difference(counts, worse, metrics.dice, block, 200, 0)
+    expected = (24 / 32 - 8 / 24, 8 / 14 - 6 / 13, 16 / 18 - 2 / 11)
+    assert (gain.value, gain.low, gain.high) == pytest.approx(expected)
+
+
+def test_where_one_slice_was_looked_at_nothing_is_known() -> None:
+    counts = np.zeros((40, 4), np.int64)
+    assert bootstrap_interval(counts, metrics.dice, 5, 50, 0) == Interval(1, 0, 1)
+    counts[7] = [8, 1, 1, 0]
+    assert bootstrap_interval(counts, metrics.dice, 5, 50, 0) == Interval(16 / 18, 0, 1)
+    assert paired_difference(counts, counts, metrics.dice, 5, 50, 0) == Interval(0, -1, 1)
+
+
 def test_several_sets_count_alike_whatever_their_size():
     """A plain resampling of slices within each of three sets; the mean of their scores is not that of all pixels."""
     sizes = {"large": 40, "small": 8, "other": 20}
@@ -404,7 +426,7 @@ def test_each_draw_has_as_many_slices_as_there_are(block: int, stacks: list[str]
 
 def test_blocks_are_at_most_half_of_a_stack_and_not_less():
     """Two slices that follow each other are a whole and an empty one, so every draw of blocks of two is the same."""
-    counts = np.array([[10], [0], [10], [0]])
+    counts = np.array([[10, 0], [0, 10], [10, 0], [0, 10]])
     assert bootstrap_interval(counts, lambda c: c[..., 0] / 40, 10, 50, 0) == Interval(0.5, 0.5, 0.5)
     assert bootstrap_interval(counts, lambda c: c[..., 0] / 40, 1, 50, 0).low < 0.5
 

@@ -15,6 +15,7 @@ import pytest
 from mitoflow.config.params import Instances
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.masks import binarise
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import Interval
@@ -104,6 +105,27 @@ def test_counts_are_those_of_the_masks(measured: dict[str, Measured], results: R
     assert results.whole_slice.intervals["dice"].value == metrics.dice(counts.sum(0))
     patch_wise = np.concatenate([stack.patch_wise for stack in of_set.stacks])
     np.testing.assert_array_equal(patch_wise, counts)  # each pixel is predicted from itself alone
+
+
+def test_slices_that_nobody_looked_at_change_no_interval(measured: dict[str, Measured]) -> None:
+    (of_set,) = measured.values()
+    stack = of_set.stacks[0]
+    truth, mask = np.full((20, *stack.truth.shape[1:]), UNLABELLED, np.uint8), np.zeros((20, *stack.mask.shape[1:]))
+    truth[4:12], mask[4:12] = stack.truth, stack.mask
+    shapes = protocols.compare_shapes(truth, mask.astype(bool), Instances(), None)
+    within = dataclasses.replace(
+        stack, truth=truth, mask=mask, patch_wise=metrics.count(truth, mask), single_slice=None, shapes=shapes
+    )
+    alone = dataclasses.replace(
+        stack, single_slice=None, shapes=protocols.compare_shapes(stack.truth, stack.mask, Instances(), None)
+    )
+    few, all_ = (
+        score({"phantom": Measured([each], of_set.whole_slice)}, Choice(THRESHOLD, 1, 0.9), **BOOTSTRAP)
+        for each in (within, alone)
+    )
+    assert few.whole_slice == all_.whole_slice
+    assert few.patch_wise == all_.patch_wise
+    assert few.shapes == all_.shapes
 
 
 def test_the_summary_has_each_score_with_its_interval(results: Results) -> None:

@@ -66,6 +66,7 @@ def bootstrap_interval(
     seed: int,
     stacks: Sequence[Any] | None = None,
     datasets: Sequence[Any] | None = None,
+    looked_at: Sequence[bool] | NDArray[np.bool_] | None = None,
 ) -> Interval:
     """Return a score of all slices together, with its 95 % interval from a circular block bootstrap over slices.
 
@@ -81,6 +82,10 @@ def bootstrap_interval(
     Of several sets, the score is the mean of the sets' scores, so that each set counts alike, however many pixels it
     has. A resample draws blocks within each set, scores each set, and takes the mean: the bootstrap of a stratified
     sample (Bickel & Freedman 1984, Ann. Stat. 12:470), whose strata, here the sets, are not drawn.
+
+    Slices in which nobody looked at a pixel are left out before anything is drawn. A block is then of slices that
+    follow each other among those that are left; where there are gaps between them they depend less on each other, so
+    that a block is rather too long than too short.
 
     Parameters
     ----------
@@ -100,14 +105,17 @@ def bootstrap_interval(
     datasets
         ``(slices,)`` labels: to which set each slice belongs; None for one set. Stacks of two sets are two stacks, also
         where they have the same label.
+    looked_at
+        ``(slices,)``: whether anybody looked at a pixel of each slice; None for the rows that are not all 0. Counts of
+        boundaries may all be 0 in a slice that counts.
 
     Returns
     -------
     interval
-        [0, 1] where there is one slice only: nothing else can be drawn, so nothing is known. A set of one slice adds
-        the same doubt to the mean of several.
+        [0, 1] where one slice at most was looked at: nothing else can be drawn, so nothing is known. A set of one slice
+        adds the same doubt to the mean of several.
     """
-    return _interval(counts, score, (0.0, 1.0), block, resamples, seed, stacks, datasets)
+    return _interval(counts, score, (0.0, 1.0), block, resamples, seed, stacks, datasets, looked_at)
 
 
 def paired_difference(
@@ -120,12 +128,13 @@ def paired_difference(
     stacks: Sequence[Any] | None = None,
     datasets: Sequence[Any] | None = None,
     comparisons: int = 1,
+    looked_at: Sequence[bool] | NDArray[np.bool_] | None = None,
 ) -> Interval:
     """Return the score of a minus that of b on the same slices, with its 95 % interval; `bootstrap_interval` says how.
 
     Both are scored on the same draws. What makes a slice hard for both cancels, so the interval is narrower than the
-    intervals of a and b suggest. It is [-1, 1] where there is one slice only. Of several sets it is the mean of their
-    differences.
+    intervals of a and b suggest. It is [-1, 1] where one slice at most was looked at. Of several sets it is the mean of
+    their differences.
 
     Of several ``comparisons`` on the same slices, the best looks better than it is. Each interval therefore holds at
     `simultaneous_level`, so that all of them hold together with at least 95 % (Bonferroni; Dunn 1961, J. Am. Stat.
@@ -146,7 +155,7 @@ def paired_difference(
 
     both = np.concatenate([counts_a, counts_b], axis=-1)
     resamples *= comparisons
-    return _interval(both, difference, (-1.0, 1.0), block, resamples, seed, stacks, datasets, comparisons)
+    return _interval(both, difference, (-1.0, 1.0), block, resamples, seed, stacks, datasets, looked_at, comparisons)
 
 
 def simultaneous_level(comparisons: int) -> float:
@@ -169,12 +178,15 @@ def _interval(
     seed: int,
     stacks: Sequence[Any] | None,
     datasets: Sequence[Any] | None,
+    looked_at: Sequence[bool] | NDArray[np.bool_] | None,
     comparisons: int = 1,
 ) -> Interval:
     """Return the mean of the sets' scores; of a score of which nothing is known, the interval is `bounds`."""
     rng = np.random.default_rng(seed)
     values, lows, highs = [], [], []
-    for rows in _rows_of_sets(len(counts), datasets):
+    seen = counts.any(axis=-1) if looked_at is None else np.asarray(looked_at, bool)
+    for of_all in _rows_of_sets(len(counts), datasets):
+        rows = of_all[seen[of_all]]
         of_set, labels = counts[rows], None if stacks is None else np.asarray(stacks)[rows]
         values.append(float(score(of_set.sum(0))))
         if len(rows) < 2:

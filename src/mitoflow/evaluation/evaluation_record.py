@@ -165,6 +165,7 @@ class Evaluation:
             self.seed,
             self.stacks,
             self.datasets or None,
+            self._looked_at,
         )
 
     def better_by(self, other: Evaluation, bootstrap: Bootstrap, score: str = "dice", comparisons: int = 1) -> Interval:
@@ -184,7 +185,13 @@ class Evaluation:
             self.stacks,
             self.datasets or None,
             comparisons,
+            self._looked_at,
         )
+
+    @property
+    def _looked_at(self) -> list[bool]:
+        """Whether anybody looked at a pixel of each slice."""
+        return [any(row) for row in self.counts]
 
     def _array(self, score: str) -> metrics.Counts:
         of_boundaries = metrics.SCORES[score].counted == "boundaries"

@@ -157,13 +157,14 @@ def _score(
     stacks = [stack.name for _, stack in places for _ in stack.truth]
     histograms = [each.whole_slice for each in measured.values()]
     whole = [metrics.count(stack.truth, stack.mask) for _, stack in places]
+    counts = np.concatenate(whole)
     alone = [stack.single_slice for _, stack in places]
     shapes = [stack.shapes for _, stack in places]
 
     def score_pixels(threshold: float, of_stacks: Sequence[Counts]) -> ProtocolScores:
-        counts, scores = np.concatenate(of_stacks), metrics.scores_of("pixels").items()
+        rows, scores = np.concatenate(of_stacks), metrics.scores_of("pixels").items()
         intervals = {
-            name: bootstrap_interval(counts, score, block, resamples, seed, stacks, datasets) for name, score in scores
+            name: bootstrap_interval(rows, score, block, resamples, seed, stacks, datasets) for name, score in scores
         }
         return ProtocolScores(threshold, intervals)
 
@@ -177,9 +178,9 @@ def _score(
         datasets=datasets,
         stacks=stacks,
         z=[z for _, stack in places for z in range(len(stack.truth))],
-        counts=np.concatenate(whole),
+        counts=counts,
         boundaries=np.concatenate([stack.boundary for stack in shapes]),
-        shapes=score_shapes(shapes, stacks, block, resamples, seed, [name for name, _ in places]),
+        shapes=score_shapes(shapes, stacks, block, resamples, seed, [name for name, _ in places], counts.any(axis=1)),
         true_instances=sum(stack.matching.true_instances for stack in shapes),
         predicted_instances=sum(stack.matching.predicted_instances for stack in shapes),
         curve=mean_precision_recall(histograms),
@@ -195,6 +196,7 @@ def score_shapes(
     resamples: int,
     seed: int,
     datasets: Sequence[str] | None = None,
+    looked_at: NDArray[np.bool_] | None = None,
 ) -> dict[str, Interval]:
     """Return the scores of all stacks together, each with its 95 % interval; of several sets, the mean of theirs.
 
@@ -211,6 +213,8 @@ def score_shapes(
         See `mitoflow.evaluation.bootstrap.bootstrap_interval`.
     datasets
         For each of `shapes` the set of its stack; None for one set.
+    looked_at
+        ``(slices,)``: whether anybody looked at a pixel of each slice; None for all.
 
     Returns
     -------
@@ -223,9 +227,10 @@ def score_shapes(
         "off_boundary": np.concatenate([stack.off_boundary for stack in shapes]),
     }
     of_slices = [name for name, stack in zip(names, shapes, strict=True) for _ in stack.boundary]
+    seen = np.ones(len(of_slices), bool) if looked_at is None else looked_at
     objects = {"instances_50": _objects(shapes, names, 0.5), "instances_75": _objects(shapes, names, 0.75)}
     scores = {
-        name: bootstrap_interval(by_slice[score.counted], score, block, resamples, seed, stacks, of_slices)
+        name: bootstrap_interval(by_slice[score.counted], score, block, resamples, seed, stacks, of_slices, seen)
         for name, score in metrics.scores_of("boundaries", "off_boundary").items()
     }
     for name, score in metrics.scores_of("instances_50", "instances_75").items():
