@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from mitoflow.evaluation import boundary, metrics
@@ -91,6 +92,31 @@ def test_the_frame_of_a_slice_is_no_boundary():
     assert boundary.count(whole, whole)[0].tolist() == [0] * 6
     assert boundary.count(left, left)[0].tolist() == [8, 8, 8, 8, 0, 0]
     assert boundary.count(left, whole)[0].tolist() == [0, 0, 8, 0, 40, 16]
+
+
+def test_the_edge_of_what_was_looked_at_is_no_boundary():
+    """The masks of the test above, in a box of a larger slice that nobody looked at."""
+    box = np.s_[:, 2:10, 3:11]
+    whole, left, looked_at = (np.zeros((1, 12, 14), bool) for _ in range(3))
+    whole[box] = left[:, 2:10, 3:6] = looked_at[box] = True
+    assert boundary.count(whole, whole, looked_at=looked_at)[0].tolist() == [0] * 6
+    assert boundary.count(left, left, looked_at=looked_at)[0].tolist() == [8, 8, 8, 8, 0, 0]
+    assert boundary.count(left, whole, looked_at=looked_at)[0].tolist() == [0, 0, 8, 0, 40, 16]
+    # The band is of two columns on each side of the boundary: one is left of the truth, and three beside it.
+    assert boundary.count_off_boundary(left, whole, looked_at)[0].tolist() == [8, 24, 0, 0]
+
+
+def test_a_box_that_was_looked_at_scores_as_if_it_were_cut_out():
+    rng = np.random.default_rng(4)
+    truth, prediction = (ndimage.zoom(rng.random((3, 6, 7)), (1, 5, 5), order=1) > 0.5 for _ in range(2))
+    box = np.s_[:, 5:24, 4:30]
+    looked_at = np.zeros(truth.shape, bool)
+    looked_at[box] = True
+    cut = boundary.count(truth[box], prediction[box])
+    assert cut.all()
+    assert np.array_equal(boundary.count(truth, prediction, looked_at=looked_at), cut)
+    cut = boundary.count_off_boundary(truth[box], prediction[box])
+    assert np.array_equal(boundary.count_off_boundary(truth, prediction, looked_at), cut)
 
 
 def test_nothing_on_both_sides_scores_one_and_on_one_side_zero():

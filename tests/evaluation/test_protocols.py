@@ -13,6 +13,7 @@ import tifffile
 from mitoflow.config.params import Instances, Patch
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import read_pairs
 from mitoflow.evaluation import boundary, curves, instance_scores, metrics, protocols, results, scoring
 from mitoflow.evaluation.bootstrap import Interval
@@ -51,6 +52,18 @@ def test_shapes_of_all_stacks_are_scored_together():
     assert (matched > 0.75).sum() == 1  # that which was neither moved nor blown up
     for interval in scores.values():
         assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def test_shapes_in_a_box_that_was_looked_at_are_those_of_the_box_cut_out():
+    truth, mask = balls((6, 12, 12), (6, 30, 40), radius=8), balls((6, 15, 12), (6, 30, 43), radius=8)
+    box = np.s_[2:9, 8:34, 10:44]
+    partial, within = np.full_like(truth, UNLABELLED), np.zeros_like(mask)
+    partial[box], within[box] = truth[box], mask[box]
+    shapes, cut = compare(partial, within), compare(truth[box], mask[box])
+    assert np.array_equal(shapes.boundary[2:9], cut.boundary)
+    assert np.array_equal(shapes.off_boundary[2:9], cut.off_boundary)
+    assert not np.delete(shapes.boundary, np.s_[2:9], axis=0).any()
+    assert not np.delete(shapes.off_boundary, np.s_[2:9], axis=0).any()
 
 
 def test_instances_do_not_reach_from_stack_to_stack():

@@ -69,6 +69,19 @@ def test_what_nobody_looked_at_does_not_count(tmp_path: Path, truth: np.ndarray)
     assert "50% of the voxels are 128, which nobody looked at" in notes[0]
 
 
+def test_a_box_that_was_looked_at_scores_as_if_it_were_cut_out(tmp_path: Path, truth: np.ndarray) -> None:
+    """It cuts both cubes: where it ends there is no boundary, as at the frame of a slice."""
+    box, mask = np.s_[4:9, 4:60, 10:44], np.roll(truth, 3, axis=1)
+    partial = np.full_like(truth, 128)
+    partial[box] = truth[box]
+    for name, array in (("mask", mask), ("partial", partial), ("cut_mask", mask[box]), ("cut", truth[box])):
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+    scores = scoring.score(str(tmp_path / "mask.tif"), str(tmp_path / "partial.tif"))
+    assert scores == scoring.score(str(tmp_path / "cut_mask.tif"), str(tmp_path / "cut.tif"))
+    # Of a profile 7 pixels of the side and 2 of a row are matched; boundary are 18 and 14, without those at the box.
+    assert scores["boundary_f1"] == pytest.approx((9 + 9) / (18 + 14))
+
+
 def test_labels_are_taken_as_they_are(tmp_path: Path, truth: np.ndarray) -> None:
     labels = np.where(truth > 0, 70_000, 0).astype(np.uint32)
     labels[2:10, 8:16, 12:16] = 70_001  # half of a cube; the other half goes with the other cube

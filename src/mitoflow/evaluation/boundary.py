@@ -31,13 +31,18 @@ COLUMNS = (
 )
 
 
-def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERANCE) -> Counts:
+def count(
+    truth: NDArray[Any],
+    prediction: NDArray[Any],
+    tolerance: int = TOLERANCE,
+    looked_at: NDArray[np.bool_] | None = None,
+) -> Counts:
     """Count the boundary pixels of each slice that have a counterpart, and its wrong pixels near the true boundary.
 
     A boundary pixel is foreground with background among its four neighbours; where a mitochondrion is cut by the frame
-    of the slice there is no boundary. It is matched where a boundary pixel of the other mask is at most ``tolerance``
-    away, in Euclidean distance: the measure of Csurka, Larlus & Perronnin (2013, BMVC, "What is a good evaluation
-    measure for semantic segmentation?").
+    of the slice, or by the edge of what was looked at, there is no boundary. It is matched where a boundary pixel of
+    the other mask is at most ``tolerance`` away, in Euclidean distance: the measure of Csurka, Larlus & Perronnin
+    (2013, BMVC, "What is a good evaluation measure for semantic segmentation?").
 
     A wrong pixel is near where truth has a pixel of the other class at most ``tolerance`` away, in a band as wide
     inside as outside: the trimap of Kohli, Ladicky & Torr (2009, IJCV 82:302).
@@ -48,6 +53,8 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERA
         ``(Z, Y, X)`` bool or {0, 1}.
     tolerance
         In pixels.
+    looked_at
+        ``(Z, Y, X)`` bool: what lies outside counts as what lies outside of the frame; None for all.
 
     Returns
     -------
@@ -63,17 +70,22 @@ def count(truth: NDArray[Any], prediction: NDArray[Any], tolerance: int = TOLERA
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
     disk = _disk(tolerance)
-    slices = zip(truth.astype(bool, copy=False), prediction.astype(bool, copy=False), strict=True)
+    seen = _seen(truth, looked_at)
+    slices = zip(truth.astype(bool, copy=False), prediction.astype(bool, copy=False), seen, strict=True)
     return np.array([_count_slice(*masks, disk) for masks in slices], np.int64).reshape(-1, len(COLUMNS))
 
 
-def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any]) -> Counts:
+def count_off_boundary(
+    truth: NDArray[Any], prediction: NDArray[Any], looked_at: NDArray[np.bool_] | None = None
+) -> Counts:
     """Count the pixels of each slice that agree and disagree, without those within `TOLERANCE` of the true boundary.
 
     Parameters
     ----------
     truth, prediction
         ``(Z, Y, X)`` bool or {0, 1}.
+    looked_at
+        As for `count`.
 
     Returns
     -------
@@ -85,15 +97,22 @@ def count_off_boundary(truth: NDArray[Any], prediction: NDArray[Any]) -> Counts:
     ValueError
         ``truth`` and ``prediction`` differ in shape.
     """
-    disk = _disk(TOLERANCE)
-    far = np.array([~_near(mask, disk) for mask in truth.astype(bool, copy=False)], bool).reshape(truth.shape)
+    disk, seen = _disk(TOLERANCE), _seen(truth, looked_at)
+    slices = zip(truth.astype(bool, copy=False), seen, strict=True)
+    far = np.array([inside & ~_near(mask, inside, disk) for mask, inside in slices], bool).reshape(truth.shape)
     return metrics.count(truth, prediction, far)
 
 
-def _count_slice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], disk: NDArray[np.bool_]) -> list[int]:
-    true, predicted = _outline(truth), _outline(prediction)
-    near = _near(truth, disk)
-    wrong = truth != prediction
+def _seen(truth: NDArray[Any], looked_at: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    return np.broadcast_to(np.True_, truth.shape) if looked_at is None else looked_at
+
+
+def _count_slice(
+    truth: NDArray[np.bool_], prediction: NDArray[np.bool_], seen: NDArray[np.bool_], disk: NDArray[np.bool_]
+) -> list[int]:
+    true, predicted = _outline(truth, seen), _outline(prediction, seen)
+    near = _near(truth, seen, disk)
+    wrong = (truth != prediction) & seen
     cells = (
         *(predicted, predicted & ndimage.binary_dilation(true, disk)),
         *(true, true & ndimage.binary_dilation(predicted, disk)),
@@ -102,9 +121,9 @@ def _count_slice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], disk: 
     return [int(np.count_nonzero(cell)) for cell in cells]
 
 
-def _near(truth: NDArray[np.bool_], disk: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    near: NDArray[np.bool_] = ndimage.binary_dilation(truth, disk)
-    near &= ~ndimage.binary_erosion(truth, disk, border_value=1)
+def _near(truth: NDArray[np.bool_], seen: NDArray[np.bool_], disk: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    near: NDArray[np.bool_] = ndimage.binary_dilation(truth & seen, disk)
+    near &= ~ndimage.binary_erosion(truth | ~seen, disk, border_value=1)
     return near
 
 
@@ -114,6 +133,6 @@ def _disk(radius: int) -> NDArray[np.bool_]:
     return disk
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    outline: NDArray[np.bool_] = mask & ~ndimage.binary_erosion(mask, border_value=1)
+def _outline(mask: NDArray[np.bool_], seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    outline: NDArray[np.bool_] = mask & seen & ~ndimage.binary_erosion(mask | ~seen, border_value=1)
     return outline

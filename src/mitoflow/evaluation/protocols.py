@@ -322,6 +322,6 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, vox
     """
     looked_at, truth = truth != UNLABELLED, truth == 1
     label = partial(separate, criteria=criteria, voxel_size=voxel_size)
-    off_boundary = boundary.count_off_boundary(truth, mask)
+    off_boundary = boundary.count_off_boundary(truth, mask, looked_at)
     matching = instance_scores.match_looked_at(truth, mask, looked_at, label, label)
-    return Shapes(boundary.count(truth, mask), off_boundary, matching)
+    return Shapes(boundary.count(truth, mask, looked_at=looked_at), off_boundary, matching)

@@ -82,8 +82,8 @@ def score(
     half, strict = (matching.objects(iou).sum(axis=0) for iou in (0.5, 0.75))
     counts: dict[metrics.Counted, NDArray[Any]] = {
         "pixels": metrics.count(true > 0, predicted > 0, looked_at).sum(axis=0),
-        "boundaries": boundary.count(true > 0, predicted > 0).sum(axis=0),
-        "off_boundary": boundary.count_off_boundary(true > 0, predicted > 0).sum(axis=0),
+        "boundaries": boundary.count(true > 0, predicted > 0, looked_at=looked_at).sum(axis=0),
+        "off_boundary": boundary.count_off_boundary(true > 0, predicted > 0, looked_at).sum(axis=0),
         "instances_50": half,
         "instances_75": strict,
     }
