@@ -117,6 +117,18 @@ def test_regions_have_a_table_of_their_own(labels: NDArray[np.uint16]) -> None:
     assert found == {"2": ("2", pytest.approx(6000 / 48000)), "5": ("0", pytest.approx(2250 / 18000))}
 
 
+def test_labels_that_float64_does_not_tell_apart_keep_their_grey_values_and_regions() -> None:
+    """Segmentations of whole brains number their objects beyond 2**53."""
+    labels, cells, image = (np.zeros((8, 20, 40), dtype) for dtype in (np.uint64, np.uint64, np.uint8))
+    for number, place, grey in ((1, np.s_[:, 5:15, 2:12], 50), (2, np.s_[:, 5:15, 22:32], 200)):
+        labels[place], cells[place], image[place] = 2**59 + number, 2**60 + number, grey
+    for name, array in (("l", labels), ("cells", cells), ("image", image)):
+        tifffile.imwrite(f"{name}.tif", array)
+    measure_file("l.tif", Path("t.csv"), criteria=CRITERIA, spacing=NM, image="image.tif", regions="cells.tif")
+    found = [(int(row["label"]), float(row["grey_mean"]), int(row["region"])) for row in rows("t.csv")]
+    assert found == [(2**59 + 1, 50, 2**60 + 1), (2**59 + 2, 200, 2**60 + 2)]
+
+
 def test_a_single_slice_has_profiles(labels: NDArray[np.uint16]) -> None:
     tifffile.imwrite("slice.tif", labels[5])
     measured = measure_file("slice.tif", Path("t.csv"), criteria=CRITERIA, spacing={"y": 10.0, "x": 10.0})

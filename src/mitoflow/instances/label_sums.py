@@ -77,11 +77,15 @@ class LabelSums:
 
 
 def grey_values(read: Read, read_image: Read, grid: Grid, labels: NDArray[np.int64]) -> tuple[Reals, Reals]:
-    """Return the mean and the standard deviation of the grey values of each of ``labels``, which are sorted, (n,)."""
+    """Return the mean and the standard deviation of the grey values of each of ``labels``, which are sorted, (n,).
+
+    ``read`` returns unsigned integers below 2**63.
+    """
     sums = np.zeros((3, len(labels)))
     for place in grid.places():
         region = grid.region(place)
-        found, grey = read(region), read_image(region).astype(np.float64)
+        # NumPy compares unsigned with signed integers as float64, which mixes up labels above 2**53.
+        found, grey = read(region).astype(np.int64), read_image(region).astype(np.float64)
         inside = np.isin(found, labels)
         of, values = np.searchsorted(labels, found[inside]), grey[inside]
         sums += [np.bincount(of, weight, len(labels)) for weight in (None, values, values**2)]
@@ -112,12 +116,12 @@ class Regions:
     def count(cls, read: Read, read_regions: Read, grid: Grid, labels: NDArray[np.int64]) -> Regions:
         """Count the voxels that each of ``labels``, (n,), sorted, shares with each region; other labels do not count.
 
-        Both readers return unsigned integers ``(Z, Y, X)`` with 0 for background.
+        Both readers return unsigned integers ``(Z, Y, X)`` below 2**63, with 0 for background.
         """
         shared: dict[tuple[int, int], int] = {}
         for place in grid.places():
             region = grid.region(place)
-            found, inside = read(region).ravel(), read_regions(region).ravel()
+            found, inside = read(region).ravel().astype(np.int64), read_regions(region).ravel()  # as in `grey_values`
             rank = np.where(np.isin(found, labels), np.searchsorted(labels, found) + 1, 0)
             names, of = np.unique(inside, return_inverse=True)
             pairs, voxels = np.unique(of.astype(np.int64) * (len(labels) + 1) + rank, return_counts=True)
