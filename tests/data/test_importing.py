@@ -13,7 +13,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, whole, write_excerpts
+from mitoflow.data.importing import Excerpt, Sources, find_pairs, hold_out, single_slices, whole, write_excerpts
 from mitoflow.data.pairs import Pair
 from mitoflow.errors import InputError
 from mitoflow.io import ome
@@ -167,6 +167,22 @@ def test_names_stay_apart_where_a_file_system_ignores_case(tmp_path: Path) -> No
         write(tmp_path / part / "new" / "A.tif")
     sources = find(f"{tmp_path}/em/*/*.tif", f"{tmp_path}/mito/*/*.tif")
     assert {pair.name for pair in sources.pairs} == {"old_a", "new_A"}
+
+
+@pytest.mark.parametrize("single", ["cell_1", "Cell_1"])
+def test_slices_of_one_name_are_refused_before_one_replaces_the_other(single: str, tmp_path: Path) -> None:
+    """Also where they differ in case alone, which some file systems ignore."""
+    for part in ("em", "mito"):
+        write(tmp_path / part / "cell.tif", depth=3)
+        write(tmp_path / part / f"{single}.tif")
+        write(tmp_path / part / "cell_3.tif")
+    pairs = find(tmp_path / "em", tmp_path / "mito").pairs
+    line = rf"found slice \d, which gets the name {single} as slice \d of .*, expected names that differ; rename one"
+    with pytest.raises(InputError, match=rf"(?i){line}") as refused:
+        single_slices(pairs)
+    assert all(f"em/{name}.tif" in str(refused.value) for name in ("cell", single))
+    names = [slice_.name for slice_ in single_slices([pair for pair in pairs if pair.name != single])]
+    assert names == ["cell_0", "cell_1", "cell_2", "cell_3"]
 
 
 def test_links_keep_their_own_names(tmp_path: Path) -> None:

@@ -219,12 +219,22 @@ def whole(pairs: Sequence[Pair]) -> list[Excerpt]:
 
 
 def single_slices(pairs: Sequence[Pair]) -> list[Excerpt]:
-    """Return every slice by itself, named by its stack and its z: what slices are that are no neighbours."""
-    return [
-        Excerpt(pair, z, z + 1, f"{pair.name}_{z}" if pair.image.shape[0] > 1 else pair.name)
-        for pair in pairs
-        for z in range(pair.image.shape[0])
-    ]
+    """Return every slice by itself, named by its stack and its z: what slices are that are no neighbours.
+
+    Raises
+    ------
+    InputError
+        Two slices get one name, as the second one of ``cell.tif`` and the only one of ``cell_1.tif``.
+    """
+    slices: dict[str, Excerpt] = {}
+    for pair in pairs:
+        for z in range(pair.image.shape[0]):
+            name = f"{pair.name}_{z}" if pair.image.shape[0] > 1 else pair.name
+            other = slices.setdefault(name.casefold(), Excerpt(pair, z, z + 1, name))
+            if other.pair is not pair:
+                found = f"slice {z}, which gets the name {name} as slice {other.start} of {other.pair.image.location}"
+                raise InputError(pair.image.location, found, "names that differ", "rename one of the files")
+    return [*slices.values()]
 
 
 def hold_out_slices(slices: Sequence[Excerpt], fraction: float) -> tuple[list[Excerpt], list[Excerpt]]:
