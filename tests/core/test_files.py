@@ -1,7 +1,9 @@
-"""YAML from elsewhere takes no more memory or time than its size."""
+"""A folder is written whole or not at all; YAML from elsewhere takes no more memory or time than its size."""
 
 from __future__ import annotations
 
+import errno
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -46,6 +48,42 @@ def test_yaml_that_grows_is_one_short_line(tmp_path: Path, text: str, found: str
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
     assert len(str(error.value)) < 2000
+
+
+def replace_folder(path: Path, text: str) -> None:
+    with files.replacing(path) as beside:
+        beside.mkdir()
+        (beside / "a").write_text(text)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_folder_keeps_its_content_where_the_new_one_cannot_take_its_name(
+    is_killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two renames neither has the name; after a kill the old one comes back when it is written again."""
+    path, real = tmp_path / "model", os.replace
+    replace_folder(path, "old")
+
+    def fail(source: Path, target: Path) -> None:
+        if str(source).endswith(".new"):
+            if is_killed:
+                os._exit(1)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
+        real(source, target)
+
+    process = os.fork()
+    if not process:
+        try:
+            monkeypatch.setattr(os, "replace", fail)
+            replace_folder(path, "new")
+        finally:
+            os._exit(1)
+    os.waitpid(process, 0)
+    assert (path / "a").exists() != is_killed
+    with pytest.raises(KeyboardInterrupt), files.replacing(path):
+        raise KeyboardInterrupt
+    assert (path / "a").read_text() == "old"
+    assert [*tmp_path.iterdir()] == [path]
 
 
 VALUES = st.recursive(

@@ -45,8 +45,13 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             # A folder cannot be renamed over another one; between two renames neither is there, but only for a moment.
             old = temporary(path, "old")
-            path.replace(old)
-            beside.replace(path)
+            try:
+                path.replace(old)
+                beside.replace(path)
+            except BaseException:
+                if not path.exists():
+                    old.replace(path)
+                raise
             _remove(old)
         else:
             beside.replace(path)
@@ -71,11 +76,17 @@ def _machine() -> str:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what processes of this machine that are no more, or this one before, left beside ``path``."""
+    """Remove what processes of this machine that are no more, or this one before, left beside ``path``.
+
+    An old folder comes back where a process was killed before the new one had its name.
+    """
     ours = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\.(new|old)")
     for stale in path.parent.iterdir():
         if (found := ours.match(stale.name)) and not _is_another(int(found[1])):
-            _remove(stale)
+            if found[2] == "old" and not path.exists():
+                stale.replace(path)
+            else:
+                _remove(stale)
 
 
 def _is_another(process: int) -> bool:
