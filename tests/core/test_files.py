@@ -86,6 +86,15 @@ def test_a_folder_keeps_its_content_where_the_new_one_cannot_take_its_name(
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
+    replace_folder(tmp_path / "large disk", "theirs")
+    (tmp_path / "data").symlink_to(tmp_path / "large disk")
+    replace_folder(tmp_path / "data", "new")
+    assert (tmp_path / "data/a").read_text() == "new"
+    assert (tmp_path / "large disk/a").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "large disk"]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
