@@ -156,16 +156,30 @@ def test_too_few_slices_leave_no_store(tmp_path: Path, pairs: list[Pair]) -> Non
     assert not (tmp_path / "patches").exists()
 
 
-def test_slices_that_nobody_looked_at_cannot_validate(tmp_path: Path) -> None:
-    mask = np.full((12, 64, 64), 128, np.uint8)
+def test_a_set_without_mitochondria_where_it_would_validate_trains_only(tmp_path: Path) -> None:
+    """Of its 10 slices 8 and 9 would validate, and 6 and 7 would be left out before them."""
+    mask = np.zeros((10, 70, 100), np.uint8)
+    mask[:8, 9, 9] = 1
+    of_two_sets(tmp_path)
+    tiff.write_stack(tmp_path / "train/em/masks/s.tif", mask)
+    settings = SETTINGS.model_copy(update={"normalization": "percentiles"})
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), settings, SETS)
+    assert store.validation.sets == ["few"]
+    assert {stack: [*held] for stack, held in store.train.ranges.items()} == {0: [*range(10)], 1: [0], 2: [0]}
+
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_slices_without_mitochondria_cannot_validate(tmp_path: Path, value: int) -> None:
+    """Somebody looked at the slices 9 to 11 and found none, or nobody looked."""
+    mask = np.full((12, 64, 64), value, np.uint8)
     mask[:8, :9] = 1
     for kind, stack in (("images", np.zeros((12, 64, 64), np.uint8)), ("masks", mask)):
         tiff.write_stack(tmp_path / "train/lab" / kind / "a.tif", stack)
     with pytest.raises(InputError) as raised:
         write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), SETTINGS, {"lab": Conventions(8, "partial")})
-    found = "data/train/lab/masks: found no pixel that was looked at in the slices for validation"
-    remedy = "label slices on both sides: the last ones of each stack validate, the others train"
-    assert str(raised.value) == f"{found}, expected some labels on both sides of the split; {remedy}"
+    found = "data/train: found no mitochondria in the slices that validate, counted from 0: lab/a z 9 to 11"
+    remedy = "label a slice or a box with mitochondria there, or change patch.validation_fraction"
+    assert str(raised.value) == f"{found}, expected some, which choose the epoch and the threshold; {remedy}"
     assert not (tmp_path / "patches").exists()
 
 

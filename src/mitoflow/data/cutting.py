@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,48 @@ def split(depths: list[int], fraction: float, gap: int) -> dict[str, list[SliceI
 def split_sets(pairs: Sequence[Pair], settings: Patch, sets: Mapping[str, Conventions]) -> dict[str, list[SliceId]]:
     """Split each set by itself, as `split` does; among unrelated slices there is no gap.
 
-    A set that is too small to give slices to both sides trains.
+    A set that cannot validate trains with all of its slices: it is too small to give slices to both sides, or there are
+    no mitochondria in those that would validate. A Dice of these is 0 or 1 whatever else a model finds.
+
+    Raises
+    ------
+    InputError
+        There are too few slices to leave some for validation, or no mitochondria in those of any set.
     """
     sides: dict[str, list[SliceId]] = {name: [] for name in SPLITS}
+    empty: list[SliceId] = []
     for name in dict.fromkeys(pair.dataset for pair in pairs):
         stacks = [place for place, pair in enumerate(pairs) if pair.dataset == name]
         depths = [pairs[stack].image.shape[0] for stack in stacks]
         of_set = split(depths, settings.validation_fraction, 0 if sets[name].unrelated else settings.gap)
-        for side, slices in of_set.items():
-            sides[side] += [(stacks[stack], z) for stack, z in slices]
+        train, held_out = ([(stacks[stack], z) for stack, z in of_set[side]] for side in SPLITS)
+        if not any((binarise(pairs[stack].mask.slice(z), sets[name].mask_rule) == 1).any() for stack, z in held_out):
+            empty += held_out
+            train, held_out = [(stack, z) for stack in stacks for z in range(pairs[stack].image.shape[0])], []
+        sides["train"] += train
+        sides["validation"] += held_out
+    if not sides["validation"]:
+        raise _cannot_validate(pairs, settings, empty)
     return sides
+
+
+def _cannot_validate(pairs: Sequence[Pair], settings: Patch, empty: Sequence[SliceId]) -> InputError:
+    """Return an error that says why no slice validates; `empty` are those that would, without mitochondria."""
+    if not empty:
+        return InputError(
+            "data/train",
+            f"stacks of at most {max(pair.image.shape[0] for pair in pairs)} slices",
+            f"one that is long enough for patch.validation_fraction {settings.validation_fraction:g} behind patch.gap "
+            f"{settings.gap}",
+            "add slices, or lower patch.gap or patch.validation_fraction",
+        )
+    places = []
+    for stack, slices in groupby(empty, key=itemgetter(0)):
+        held = [z for _, z in slices]
+        places.append(f"{pairs[stack].dataset}/{pairs[stack].name} z {held[0]} to {held[-1]}")
+    found = f"no mitochondria in the slices that validate, counted from 0: {', '.join(places)}"
+    remedy = "label a slice or a box with mitochondria there, or change patch.validation_fraction"
+    return InputError("data/train", found, "some, which choose the epoch and the threshold", remedy)
 
 
 def cut(image: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,21 +144,13 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
     Raises
     ------
     InputError
-        There are too few slices to leave some for validation, nobody looked at any pixel of a set that trains or
-        validates, or the sets differ in bit depth (`one_bit_depth`).
+        No slice can validate (`split_sets`), nobody looked at any pixel of a set that trains, or the sets differ in
+        bit depth (`one_bit_depth`).
     OSError
         The disk is full; what was there before stays.
     """
     sides = split_sets(pairs, settings, sets)
     is_stretched = settings.normalization == "percentiles"
-    if not sides["validation"]:
-        raise InputError(
-            "data/train",
-            f"stacks of at most {max(pair.image.shape[0] for pair in pairs)} slices",
-            f"one that is long enough for patch.validation_fraction {settings.validation_fraction:g} behind patch.gap "
-            f"{settings.gap}",
-            "add slices, or lower patch.gap or patch.validation_fraction",
-        )
     digests = {}
     with files.replacing(folder) as beside:
         for side, slices in sides.items():

@@ -24,5 +24,5 @@ def main() -> None:
         run.artifact(PATCHES / "store.json")
     for name in dict.fromkeys(pair.dataset for pair in pairs):
         if name not in store.validation.sets:
-            print(f"{name}: too few slices to leave out some for validation; all of them train")
+            print(f"{name}: too few slices to leave out some with mitochondria for validation; all of them train")
     print(f"{PATCHES}: {made}")
