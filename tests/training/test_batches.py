@@ -321,6 +321,26 @@ def test_neighbours_are_copies_where_slices_are_thick_or_unrelated(tmp_path: Pat
     assert train._learned_step(store, recipe, SliceDistance(pixels=0.1)) == 0
 
 
+def test_single_sections_do_not_switch_off_the_neighbours_of_stacks(tmp_path: Path) -> None:
+    """Slices of a stack are 30 nm apart. Sections whose z size is 5 nm have no neighbours that could be closer."""
+    stacks = {"stack/s": texture(8, 2), "sections/1": texture(1, 1), "sections/2": texture(1, 1)}
+    for name, voxels in stacks.items():
+        dataset, file = name.split("/")
+        for kind, values in (("images", voxels), ("masks", np.uint8(255) * (voxels > 150))):
+            tiff.write_stack(tmp_path / "train" / dataset / kind / f"{file}.tif", values)
+    cut = Patch(size=64, step=64, validation_fraction=0.3, gap=0)
+    sets = {
+        "stack": Conventions(8, "nonzero", {"z": 30.0}),
+        "sections": Conventions(8, "nonzero", {"z": 5.0}, unrelated=True),
+    }
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), cut, sets)
+    learned = store.slices()
+    assert learned is not None
+    assert learned.nm == 30
+    assert store.train.datasets == ["sections", "sections", "stack"]
+    assert store.with_context_steps(1, learned).train.context_steps == {0: 0, 1: 0, 2: 1}
+
+
 @pytest.mark.slow
 def test_other_processes_make_the_same_batches(store: PatchStore) -> None:
     dataset, threads = (TrainPatches(store.train, 8, RECIPE) for _ in range(2))

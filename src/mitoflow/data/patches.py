@@ -294,8 +294,12 @@ class PatchStore:
     digest: str
 
     def slices(self) -> SliceDistance | None:
-        """Return how far apart the slices are that a network learns which begins anew: those of the thinnest stack."""
-        return slice_distance.closest([side.slice_distance(stack) for side, stack in self._longest()])
+        """Return how far apart the slices are that a network learns which begins anew: those of the thinnest stack.
+
+        A stack of one slice does not count, whatever its voxel size: it has no neighbours.
+        """
+        stacks = [(side, stack) for side, stack in self._longest() if len(side.ranges[stack]) > 1]
+        return slice_distance.closest([side.slice_distance(stack) for side, stack in stacks])
 
     def with_context_steps(self, context_step: int, learned: SliceDistance | None) -> PatchStore:
         """Return the store with the neighbours of each stack as far away as the network knows them, or copies.
