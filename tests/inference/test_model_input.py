@@ -10,18 +10,19 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from mitoflow.config.params import Instances
+from mitoflow.config.params import Instances, Patch
 from mitoflow.data import network_input, slice_distance
 from mitoflow.data.conventions import Conventions
-from mitoflow.data.pairs import Pair
+from mitoflow.data.cutting import write_store
+from mitoflow.data.pairs import Pair, read_pairs
 from mitoflow.data.slice_distance import SliceDistance
-from mitoflow.evaluation import protocols
+from mitoflow.evaluation import metrics, protocols
 from mitoflow.inference import jobs, prediction
 from mitoflow.inference.model_input import ArrayVolume, StretchedVolume, decide
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, tiff
-from mitoflow.tracking import model_lookup
+from mitoflow.tracking import model_comparison, model_lookup
 from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,31 @@ def test_what_evaluate_measures_is_what_predict_gives(folder: Path, preset: str,
     roi = "3:9,10:70,:" if len(stack) > 1 else "10:70,:"
     part = np.s_[3:9, 10:70] if len(stack) > 1 else np.s_[:, 10:70]
     np.testing.assert_array_equal(predicted(roi=roi), mask[part].squeeze())
+
+
+def test_evaluate_takes_the_voxel_size_of_the_set_as_predict_takes_the_one_it_is_given(folder: Path) -> None:
+    """Slices are 30 nm apart by data/sets.yaml alone, and 5 nm in training: each is predicted by itself."""
+    stack, spacing = STACKS["thin"], {"z": 30.0, "y": 5.0, "x": 5.0}
+    write_model(folder, replace(PRESETS["finetune"], slices=SliceDistance(5.0, 1.0, 5.0)), stack)
+    for kind, voxels in (("images", stack), ("masks", (stack > 140).astype(np.uint8))):
+        tiff.write_stack(folder / "train/cells" / kind / "cell.tif", voxels)
+    tiff.write_stack(folder / "cell.tif", stack)
+    pairs, sets = read_pairs(folder / "train"), {"cells": Conventions(8, "nonzero", spacing)}
+    predictor = model_lookup.find("unet.keras").predictor
+    alone = predictor.with_settings(replace(predictor.settings, context_step=0, median=1))
+    mask = predicted(spacing=spacing)
+    assert np.any(mask != predicted())
+
+    (evaluated,) = protocols.measure(predictor, pairs, sets, 32, Instances())["cells"].stacks
+    np.testing.assert_array_equal(evaluated.mask, mask)
+    _, counts = protocols.count(predictor, pairs, {"cells": "nonzero"}, spacing)
+    np.testing.assert_array_equal(counts, metrics.count(stack > 140, mask))
+    cut = Patch(size=32, step=32, validation_fraction=0.5, gap=2, normalization="range")
+    validation = write_store(folder / "patches", pairs, cut, sets).validation
+    stacks = [pair.image for pair in pairs]
+    assert protocols.choose(predictor, validation, [3], stacks) == protocols.choose(alone, validation, [3], stacks)
+    shown = dict(model_comparison._predict(predictor, stacks[0], spacing, [1, 4]))
+    assert all(np.array_equal(shown[z], mask[z]) for z in (1, 4))
 
 
 def test_neighbours_are_used_where_they_are_as_far_away_as_in_training() -> None:

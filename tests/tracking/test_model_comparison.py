@@ -272,7 +272,7 @@ def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, orthoplanes: bo
     )
     predictor = Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
     tiff.write_stack(tmp_path / "stack.tif", stack)
-    found = dict(model_comparison._predict(predictor, tiff.open_stack(tmp_path / "stack.tif"), [1, 4]))
+    found = dict(model_comparison._predict(predictor, tiff.open_stack(tmp_path / "stack.tif"), {}, [1, 4]))
     wanted = predictor.masks(stack)
     assert found.keys() == {1, 4}
     assert all(0 < mask.mean() < 1 and np.mean(mask != wanted[z]) < 1e-3 for z, mask in found.items())

@@ -26,7 +26,7 @@ from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
 from mitoflow.instances.separation import separate
 from mitoflow.io import tiff
-from mitoflow.io.spacing import Size, known_voxel_size
+from mitoflow.io.spacing import Size, Spacing, known_voxel_size
 from mitoflow.io.volumes import StackVolume
 
 PATCH_WISE_THRESHOLD = 0.5
@@ -89,7 +89,7 @@ def choose(
             fitted, whole = longest, held
             read: Read = partial(validation.image, stack)
             if stacks is not None:
-                fitted, read = longest.for_volume(StackVolume([stacks[stack]]))
+                fitted, read = longest.for_volume(StackVolume([stacks[stack]], spacing=validation.spacings[stack]))
                 whole = range(stacks[stack].shape[0])
             sizes = medians if fitted.settings.median > 1 else [1] * len(medians)  # as in use
             near = range(max(whole.start, held.start - max(medians) // 2), held.stop)
@@ -233,7 +233,7 @@ def _measure_stack(
     bar: tqdm[Any],
     pair: Pair,
 ) -> MeasuredStack:
-    predictor, read = predictor.for_volume(StackVolume([pair.image]))
+    predictor, read = predictor.for_volume(StackVolume([pair.image], spacing=conventions.spacing))
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     patch_wise, single_slice = [], []
@@ -264,11 +264,16 @@ def _sees_others(settings: Settings) -> bool:
     return settings.context * settings.context_step > 0 or settings.orthoplanes or settings.median > 1
 
 
-def count(predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule]) -> tuple[list[str], Counts]:
-    """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`."""
+def count(
+    predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule], spacing: Spacing | None = None
+) -> tuple[list[str], Counts]:
+    """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`.
+
+    Their voxel size is `spacing`, or what the files say.
+    """
     stacks, counts = [], []
     for pair in pairs:
-        fitted, read = predictor.for_volume(StackVolume([pair.image]))
+        fitted, read = predictor.for_volume(StackVolume([pair.image], spacing=spacing))
         maps = fitted.stream(read, range(pair.image.shape[0]), on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
             found = probability >= predictor.settings.threshold

@@ -258,6 +258,8 @@ class StackVolume:
         One stack, or single pages in their order.
     notify
         Called with doubts about the voxel size, which is that of the first file.
+    spacing
+        The voxel size, in place of what the first file says; along axes that it lacks, that of the file.
 
     Raises
     ------
@@ -265,7 +267,9 @@ class StackVolume:
         Of several files one has more than a page, or they differ in size or pixel type.
     """
 
-    def __init__(self, stacks: Sequence[Stack], notify: Notify = lambda _: None) -> None:
+    def __init__(
+        self, stacks: Sequence[Stack], notify: Notify = lambda _: None, spacing: Spacing | None = None
+    ) -> None:
         first = stacks[0]
         for stack in stacks[1:]:
             try:
@@ -278,7 +282,7 @@ class StackVolume:
         self.axes = "yx" if self.shape[0] == len(stacks) == 1 else "zyx"
         self.dtype = first.dtype
         self.origin = (0.0,) * len(self.axes)
-        self.spacing = read_common_spacing([stack.path for stack in stacks], as_warnings(notify))
+        self.spacing = read_common_spacing([stack.path for stack in stacks], as_warnings(notify)) | (spacing or {})
         self.files = [stack.path.resolve() for stack in stacks]
         # The file stays open while its slices are read: to find a late page, tifffile follows all pages before it.
         self._pages = functools.lru_cache(maxsize=1)(_TiffPages)

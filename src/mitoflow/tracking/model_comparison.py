@@ -26,6 +26,7 @@ from mitoflow.inference import model_files
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
+from mitoflow.io.spacing import Spacing
 from mitoflow.io.volumes import StackVolume
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
@@ -126,14 +127,15 @@ def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tu
 
 def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
     """Return what a model did on the test part that is here: as it was recorded, or else measured now."""
-    rules, bootstrap = mask_rules(read_conventions(conventions)), Gate.load().bootstrap.model_dump()
+    known, bootstrap = read_conventions(conventions), Gate.load().bootstrap.model_dump()
+    rules = mask_rules(known)
     hashes = hash_sets(part, rules)
     recorded = side.evaluation
     if recorded and {each.test_hash for each in recorded.sets.values()} == {*hashes.values()}:
         return recorded
     sets = {}
     for name, digest in hashes.items():
-        stacks, counts = protocols.count(side.model.predictor, read_set(part / name, name), rules)
+        stacks, counts = protocols.count(side.model.predictor, read_set(part / name, name), rules, known[name].spacing)
         sets[name] = Evaluation(side.model.origin["model_sha256"], digest, stacks, counts.tolist(), **bootstrap)
     return Evaluation.of_sets(sets)
 
@@ -284,29 +286,32 @@ def _look(
     conventions: Path,
 ) -> list[ComparedSlice]:
     """Let both predict slices of the test part, and no others than these and what they see around them."""
-    rules = mask_rules(read_conventions(conventions))
+    known = read_conventions(conventions)
     pairs = {(name, pair.name): pair for name, folder in folders.items() for pair in read_set(folder, folder.name)}
     places = [_place(evaluation, row) for row in rows]
     masks: dict[tuple[str, str, int], list[np.ndarray]] = {place: [] for place in places}
     for of_stack in dict.fromkeys((dataset, stack) for dataset, stack, _ in places):
         chosen = sorted(z for *each, z in places if tuple(each) == of_stack)
         for predictor in predictors:
-            for z, mask in _predict(predictor, pairs[of_stack].image, chosen):
+            pair = pairs[of_stack]
+            for z, mask in _predict(predictor, pair.image, known[pair.dataset].spacing, chosen):
                 masks[*of_stack, z].append(mask)
     shown = []
     for place in places:
         dataset, stack, z = place
         pair = pairs[dataset, stack]
-        truth = binarise(pair.mask.slice(z), rules[pair.dataset])
+        truth = binarise(pair.mask.slice(z), known[pair.dataset].mask_rule)
         first, second = (np.where(truth == UNLABELLED, 0, mask).astype(np.uint8) for mask in masks[place])
         only = (truth == 1).astype(np.uint8)
         shown.append(ComparedSlice(_title(*place), z, pair.image.slice(z), only, first, second))
     return shown
 
 
-def _predict(predictor: Predictor, image: tiff.Stack, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+def _predict(
+    predictor: Predictor, image: tiff.Stack, spacing: Spacing, chosen: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    predictor, read = predictor.for_volume(StackVolume([image]))
+    predictor, read = predictor.for_volume(StackVolume([image], spacing=spacing))
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
     once = predictor.settings.uses_orthoplanes(image.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
