@@ -250,6 +250,35 @@ def test_crops_on_foreground_are_not_placed_on_what_nobody_looked_at(tmp_path: P
     assert ((corners <= 8) & (corners > 8 - 64)).all()
 
 
+def test_crops_lie_where_somebody_looked(tmp_path: Path) -> None:
+    """At eight rows of one of 16 patches of slice 2, and of slice 8, which validates; 7 others train."""
+    mask = np.full((9, 256, 256), 128, np.uint8)
+    mask[[2, 8], 64:72, 128:192] = np.arange(64) % 2 * 255
+    tiff.write_stack(tmp_path / "train/partly/images/s.tif", np.zeros_like(mask))
+    tiff.write_stack(tmp_path / "train/partly/masks/s.tif", mask)
+    cut = Patch(size=64, step=64, validation_fraction=0.1, gap=1, normalization="range")
+    conventions = {"partly": Conventions(8, "partial")}
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), cut, conventions)
+    assert np.flatnonzero(store.train.labelled()).tolist() == [2 * 16 + 1 * 4 + 2]
+    dataset = TrainPatches(store.train, 8, RECIPE.replace(foreground_fraction=0.0, orthoplanes=True))
+    for axis, first, last in ((0, 2, 2), (1, 64, 71), (2, 128, 191)):
+        places = [dataset.place(axis, np.random.default_rng(seed))[1] for seed in range(50)]
+        assert first <= min(places) <= max(places) <= last
+
+
+def test_a_deep_stack_that_nobody_looked_at_gives_no_orthogonal_planes(tmp_path: Path) -> None:
+    """Of the other stack 3 slices train, and a network with two poolings sees planes of 4."""
+    for name, depth, value in (("seen", 5, 255), ("unseen", 12, 128)):
+        mask = np.full((depth, 64, 64), value, np.uint8)
+        tiff.write_stack(tmp_path / "train/partly/images" / f"{name}.tif", np.zeros_like(mask))
+        tiff.write_stack(tmp_path / "train/partly/masks" / f"{name}.tif", mask)
+    cut = Patch(size=64, step=64, validation_fraction=0.2, gap=1, normalization="range")
+    conventions = {"partly": Conventions(8, "partial")}
+    store = write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), cut, conventions)
+    with pytest.raises(InputError, match="train.orthoplanes: found true, and stacks of at most 3 training slices"):
+        TrainPatches(store.train, 8, RECIPE.replace(orthoplanes=True))
+
+
 def test_crops_lie_inside_the_slice_and_reach_all_of_it(store: PatchStore) -> None:
     dataset = TrainPatches(store.train, 8, RECIPE.replace(foreground_fraction=0.0))
     corners = np.array([dataset.place(0, np.random.default_rng(seed))[2] for seed in range(400)])

@@ -188,6 +188,14 @@ class Patches:
         )
         return np.fromiter(counts, np.int64, len(self))
 
+    def labelled(self) -> np.ndarray:
+        """Return which patches own a pixel that somebody looked at, (P,) bool."""
+        found = (
+            (mask[y0:y1, x0:x1] != UNLABELLED).any()
+            for mask, (y0, y1, x0, x1) in zip(self.masks, self.index[:, 4:], strict=True)
+        )
+        return np.fromiter(found, bool, len(self))
+
     @cached_property
     def is_partial(self) -> bool:
         """Whether there are pixels that nobody looked at."""

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from mitoflow.config.params import Recipe
-from mitoflow.data.network_input import neighbours, to_unit
+from mitoflow.data.network_input import UNLABELLED, neighbours, to_unit
 from mitoflow.data.patches import Patches
 from mitoflow.errors import InputError
 from mitoflow.training import augmentation, distractors, geometry
@@ -84,23 +84,22 @@ class TrainPatches(keras.utils.PyDataset):
     Raises
     ------
     InputError
-        Orthogonal planes are asked for, and no stack is deep enough for the network to see one.
+        Orthogonal planes are asked for, and no stack with labels is deep enough for the network to see one.
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
-        divisor, depths = 1 << recipe.depth, {stack: len(held) for stack, held in patches.ranges.items()}
-        deepest = max(depths.values())
+        labelled, divisor = patches.labelled(), 1 << recipe.depth
+        depth = np.array([len(patches.ranges[stack]) for stack in patches.index[:, 0].tolist()])
+        deepest = int(depth[labelled].max())
         if recipe.orthoplanes and deepest < divisor:
             found = f"true, and stacks of at most {deepest} training slices"
             raise InputError("train.orthoplanes", found, f"at least {divisor} slices", "set it to false")
         self._sides = (patches.size, patches.size), (min(patches.size, deepest // divisor * divisor), patches.size)
-        # Where crops may lie, and their foreground, summed up: anywhere for slices, in deep stacks for other planes.
-        deep = np.array([depths[stack] >= divisor for stack in patches.index[:, 0].tolist()])
-        foreground, balance = patches.foreground(), recipe.set_balance
-        everywhere = np.ones(len(patches), bool)
-        self._places = tuple(_Places.of(patches, allowed, foreground, balance) for allowed in (everywhere, deep))
+        # Where crops may lie, and their foreground, summed up: where somebody looked, for other planes in deep stacks.
+        foreground, balance, deep = patches.foreground(), recipe.set_balance, labelled & (depth >= divisor)
+        self._places = tuple(_Places.of(patches, allowed, foreground, balance) for allowed in (labelled, deep))
 
     def begin(self, epoch: int) -> None:
         """Make the batches of this epoch, counted from 0, from now on."""
@@ -164,8 +163,8 @@ class TrainPatches(keras.utils.PyDataset):
     ) -> tuple[int, int, tuple[int, int]]:
         """Draw a set, a plane of one of its stacks, and the corner there of a crop that holds a voxel drawn at random.
 
-        The voxel is drawn from the foreground, or from anywhere. Places along z count from the first slice held. The
-        crop has these `sides` in the section, or else those of a patch.
+        The voxel is drawn from the foreground, or from all that somebody looked at. Places along z count from the first
+        slice held. The crop has these `sides` in the section, or else those of a patch.
         """
         rows, pixels = self._places[axis > 0].of_a_set(rng)
         on_foreground = pixels[-1] > 0 and rng.random() < self.recipe.foreground_fraction
@@ -175,7 +174,7 @@ class TrainPatches(keras.utils.PyDataset):
             row = rows[rng.integers(len(rows))]
         stack, z, y, x, y0, y1, x0, x1 = (int(value) for value in self.patches.index[row])
         owned = self.patches.masks[row, y0:y1, x0:x1]
-        places = np.flatnonzero(owned == 1) if on_foreground else range(owned.size)
+        places = np.flatnonzero(owned == 1 if on_foreground else owned != UNLABELLED)
         inside = np.unravel_index(places[rng.integers(len(places))], owned.shape)
         voxel = [z - self.patches.ranges[stack].start, y + y0 + int(inside[0]), x + x0 + int(inside[1])]
         place, lengths = voxel.pop(axis), np.array(sides or self._sides[axis > 0])
