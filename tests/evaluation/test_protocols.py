@@ -152,6 +152,14 @@ def test_blank_slices_count_as_empty_where_the_threshold_is_chosen(tmp_path: Pat
     assert protocols.choose(predictor, validation, [1], [pair.image for pair in pairs]).dice == 1
 
 
+@pytest.mark.parametrize(("given", "taken"), [(0.001, 1 / 256), (0.4, 102 / 256), (0.999, 255 / 256)])
+def test_a_fixed_threshold_is_the_nearest_one_from_which_not_everything_is_mitochondrion(given: float, taken: float):
+    histogram = curves.ProbabilityHistogram()
+    histogram.add(np.array([[1, 0]]), np.array([[0.9999, 0.0]]))
+    choice = protocols._best_with(1, {"set": histogram}, given)
+    assert (choice.threshold, choice.dice) == (taken, 1)
+
+
 @pytest.mark.parametrize("medians", [[1, 3, 5], [5, 3, 1]])
 def test_of_equal_medians_the_first_is_chosen(tmp_path: Path, medians: list[int]) -> None:
     """In a stack whose slices are all the same, no median changes anything."""

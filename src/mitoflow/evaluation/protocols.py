@@ -77,7 +77,7 @@ def choose(
         The stacks that these slices are the ends of: the model then sees them with all that lies before them, as it
         does in use. Without them it sees the validation slices alone.
     threshold
-        A fixed threshold, rounded to the nearest of `curves.THRESHOLDS`; None lets validation choose.
+        A fixed threshold, rounded to the nearest of `curves.THRESHOLDS` above 0; None lets validation choose.
     """
     histograms: dict[str, list[ProbabilityHistogram]] = {}  # by set, one for each of the medians
     longest = predictor.with_settings(replace(predictor.settings, median=max(medians)))
@@ -116,7 +116,8 @@ def _best_with(median: int, histograms: Mapping[str, ProbabilityHistogram], thre
     if threshold is None:
         threshold = best_threshold([*histograms.values()])
     else:
-        threshold = float(THRESHOLDS[np.abs(THRESHOLDS - threshold).argmin()])
+        above_0 = THRESHOLDS[1:]  # from 0 on every pixel is mitochondrion
+        threshold = float(above_0[np.abs(above_0 - threshold).argmin()])
     scores = {name: float(metrics.dice(each.counts_at(threshold).sum(0))) for name, each in histograms.items()}
     return Choice(threshold, median, float(np.mean([*scores.values()])), scores if len(scores) > 1 else {})
 
