@@ -216,6 +216,21 @@ def test_three_planes_take_turns_and_batches_have_as_many_pixels(store: PatchSto
     assert fitted.model.input_shape[-1] == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [0, 2])
+def test_short_epochs_go_on_with_the_next_planes(store: PatchStore, processes: int) -> None:
+    """Of epochs of 2 batches, the first sees slices and planes perpendicular to y, the next planes to x and slices."""
+    dataset = TrainPatches(store.train, 8, RECIPE.replace(orthoplanes=True, patches_per_epoch=8))
+    seen = []
+    with loaded(dataset, processes) as batches:
+        for epoch in range(2):
+            batches.begin(epoch)
+            seen += [batches[step][0].shape[1] for step in range(len(batches))]
+    assert len(dataset) == 2
+    height = dataset._sides[1][0]
+    assert seen == [64, height, height, 64]
+
+
 def test_a_batch_of_orthogonal_planes_is_a_whole_number_of_batches_of_slices(store: PatchStore) -> None:
     depths = {stack: len(held) for stack, held in store.train.ranges.items()}
     height = max(depths.values()) // 4 * 4

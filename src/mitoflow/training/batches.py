@@ -71,9 +71,9 @@ class _Places:
 class TrainPatches(keras.utils.PyDataset):
     """Augmented training batches: random crops of the training slices, each with its neighbouring slices.
 
-    With orthogonal planes, batches alternate between slices and the planes perpendicular to y and to x, which one
-    network learns alike. A stack is seldom as deep as a patch is high, so crops of these planes are as high as the
-    deepest stack allows, and a batch has as many more of them as they are smaller.
+    With orthogonal planes, batches alternate between slices and the planes perpendicular to y and to x, from epoch to
+    epoch too; one network learns them alike. A stack is seldom as deep as a patch is high, so crops of these planes are
+    as high as the deepest stack allows, and a batch has as many more of them as they are smaller.
 
     A batch depends on the seed, the epoch and its place in the epoch alone, so a resumed run sees what an undisturbed
     one would have seen; `begin` says which epoch it is.
@@ -111,7 +111,7 @@ class TrainPatches(keras.utils.PyDataset):
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
-        axis = step % (3 if self.recipe.orthoplanes else 1)
+        axis = (self.epoch * len(self) + step) % (3 if self.recipe.orthoplanes else 1)
         # A whole number of times the batch size, which the devices can share.
         count = self.recipe.batch_size * (self.patches.size // self._sides[axis > 0][0])
         crops = [self.crop(axis, rng) for _ in range(count)]
