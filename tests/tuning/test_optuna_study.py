@@ -14,9 +14,9 @@ from werkzeug.test import Client
 from mitoflow.config.params import SAMPLED
 from mitoflow.core import sqlite
 from mitoflow.errors import InputError
-from mitoflow.tuning import optuna_study
+from mitoflow.tuning import halving, optuna_study
 from tests.services import PostgreSQL
-from tests.studies import Interrupted, interrupted_after, opened, outcome, score, search
+from tests.studies import SETTINGS, Interrupted, Recorder, interrupted_after, opened, outcome, score, search
 
 
 @pytest.mark.slow
@@ -46,6 +46,22 @@ def test_plots_are_the_same_files_again_and_need_no_network(tmp_path: Path) -> N
     assert not re.search(r"<(script|link)[^>]*(src|href)=", page)
     assert re.findall(r'<div id="(\w+)"', page) == ["rungs", "parallel", "importance"]
     assert len(page) < 6e6  # plotly is in it once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tuned", "gain"), [(SAMPLED, 0), (("depth",), 1)], ids=["equal scores", "equal values"])
+def test_a_study_that_cannot_tell_what_is_important_ends_without_that_plot(
+    tmp_path: Path, tuned: tuple[str, ...], gain: int
+) -> None:
+    """Of six trials two are complete: with equal scores, or with different ones and the same depth, 4."""
+    study, settings = opened(tmp_path / "s.db"), SETTINGS.model_copy(update={"reduction": 3})
+    scored = halving.Search(study, settings, tuned, settings.budget, Recorder())
+    scored.here(lambda number, values, _crops, _check: [{"val_dice": gain * (values["depth"] / 10 + number / 1000)}])
+    first, second = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    assert (first.value != second.value, first.params == second.params) == (bool(gain), bool(gain))
+    optuna_study.write_plots(study, tmp_path / "plots", seed=1)
+    page = (tmp_path / "plots/study.html").read_text(encoding="utf-8")
+    assert re.findall(r'<div id="(\w+)"', page) == ["rungs", "parallel"]
 
 
 @pytest.mark.slow

@@ -135,14 +135,18 @@ def mark_delivered(study: optuna.Study, md5: str) -> None:
 def write_plots(study: optuna.Study, folder: Path, seed: int) -> None:
     """Write Optuna's plots of the scores by crops, of the values and of their importance as one page without a network.
 
-    The importance of a parameter needs two complete trials.
+    The importance of a parameter needs two complete trials that differ in their values and scores.
     """
     from optuna import visualization as plots
 
     figures = {"rungs": plots.plot_intermediate_values(study), "parallel": plots.plot_parallel_coordinate(study)}
     if len(study.get_trials(states=(TrialState.COMPLETE,))) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
-        figures["importance"] = plots.plot_param_importances(study, evaluator=evaluator)
+        try:
+            figures["importance"] = plots.plot_param_importances(study, evaluator=evaluator)
+        except RuntimeError as error:
+            if "zero total variance" not in str(error):
+                raise
     folder.mkdir(parents=True, exist_ok=True)
     parts = (  # of one page, because each page holds all of plotly
         figure.to_html(full_html=False, include_plotlyjs=name == next(iter(figures)), div_id=name)
