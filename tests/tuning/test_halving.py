@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -229,6 +231,19 @@ def test_a_trial_that_fails_on_a_worker_ends_the_study_loudly(tmp_path: Path, th
 
     with pytest.raises(halving.TrialError, match="no such kernel"):
         search(opened(tmp_path / "s.db")).on_cluster(broken, address=threads)
+
+
+def test_a_full_disk_of_a_worker_is_one_line(tmp_path: Path, threads: str) -> None:
+    def saving(*arguments: Any) -> halving.History:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/rung-0.keras")
+        except OSError as error:
+            raise ValueError("not saved") from error  # as a library wraps it
+
+    with pytest.raises(InputError) as raised:
+        search(opened(tmp_path / "s.db")).on_cluster(saving, address=threads)
+    found, remedy = "no space left on the disk, expected room for the output", "free some space and run it again"
+    assert str(raised.value) == f"/scratch/rung-0.keras: found {found}; {remedy}"
 
 
 @pytest.mark.e2e

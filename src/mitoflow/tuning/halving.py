@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mitoflow.config.params import Tune
 from mitoflow.core import cluster
 from mitoflow.core.progress import progress_bar
-from mitoflow.errors import InputError
+from mitoflow.errors import as_user_error
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -179,7 +179,7 @@ class Search:
         Raises
         ------
         InputError
-            See `cluster.connected` and `cluster.result`, or what the objective raised.
+            See `cluster.connected` and `cluster.result`, or what the objective raised, such as that a disk is full.
         TrialError
             The objective raised another error.
         """
@@ -306,7 +306,9 @@ def _fit_on_worker(objective: Objective, number: int, values: dict[str, Any], cr
 
     try:
         return _fit(objective, number, values, crops, check)
-    except (InputError, AbandonedError):
+    except AbandonedError:
         raise
-    except Exception:
+    except Exception as error:
+        if line := as_user_error(error):  # what only this machine knows, such as the number of an error of its disk
+            raise line from None
         raise TrialError(traceback.format_exc()) from None
