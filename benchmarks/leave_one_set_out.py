@@ -81,6 +81,7 @@ PARTS = ("zero-shot", "few-labels")
 JUDGED_SLICES = 8  # of a stack, evenly, whose Dice is compared with the agreement of the model
 MEASURED_SHARE, GAP = 0.3, 2  # of the slices of a stack that are measured after fine-tuning, and slices before them
 ENOUGH = 12  # slices; of a set with fewer to draw from, quarters are labelled
+MOST_DRAWS = 100  # of labels, until there are mitochondria in those that validate
 INTENSITY = "intensity"  # the name in `--without` of what `train.intensity_strength` sets
 
 #: What a mask stores for background, mitochondrion, and pixels that nobody looked at.
@@ -147,21 +148,44 @@ class TissueSet:
         """The images of all slices."""
         return [image for image, _ in self.slices]
 
-    def labelled(self, count: int, draw: int) -> list[Slice]:
+    def labelled(self, count: int, draw: int, settings: Patch) -> list[Slice]:
         """Draw the slices or quarters that are labelled; one that is alone comes in quarters, of which one validates.
+
+        A draw is made again where there are no mitochondria in what validates, as a person would label others then.
 
         Raises
         ------
         InputError
-            There are fewer.
+            There are fewer, or there are no mitochondria.
         """
         pool = [self.slices[place] for place in self.sides["train"]]
         if len(pool) < ENOUGH:
             pool = [quarter for each in pool for quarter in quarters(each)]
         if count > len(pool):
             raise InputError("--labels", count, f"at most the {len(pool)} of {self.name}", "ask for fewer")
-        drawn = np.random.default_rng((count, draw)).permutation(len(pool))[:count]
-        return [pool[place] for place in drawn] if count > 1 else quarters(pool[drawn[0]])
+        for places in draws(len(pool), count, draw):
+            drawn = [pool[place] for place in places] if count > 1 else quarters(pool[places[0]])
+            if can_validate([mask for _, mask in drawn], settings):
+                return drawn
+        raise no_mitochondria(self.name)
+
+
+def draws(pool: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield draws of so many different places, (count,)."""
+    rng = np.random.default_rng((count, seed))
+    for _ in range(MOST_DRAWS):
+        yield rng.permutation(pool)[:count]
+
+
+def can_validate(masks: Sequence[np.ndarray], settings: Patch) -> bool:
+    """Return whether there are mitochondria in those of some single slices that validate; `patch` refuses others."""
+    held_out = split([1] * len(masks), settings.validation_fraction, 0)["validation"]
+    return any((masks[stack] == 1).any() for stack, _ in held_out)
+
+
+def no_mitochondria(name: str) -> InputError:
+    """Return the error of a set none of whose `draws` can validate."""
+    return InputError(name, f"no mitochondria in what validates, in {MOST_DRAWS} draws", "some", "leave the set out")
 
 
 def between_percentiles(image: np.ndarray) -> np.ndarray:
@@ -320,7 +344,10 @@ class Protocol:
         if count:
             initial = unet.load_model(trained.weights) if kind == report.FINE_TUNED else None
             with tempfile.TemporaryDirectory() as folder:
-                pages = {f"{place:02d}": [page] for place, page in enumerate(tissue.labelled(count, draw))}
+                pages = {
+                    f"{place:02d}": [page]
+                    for place, page in enumerate(tissue.labelled(count, draw, self.finetune.patch))
+                }
                 store = write_patches(Path(folder), {left_out: pages}, self.finetune.patch)
                 few = self._few_labels_recipe(recipe).replace(seed=draw + 1)
                 title = f"{left_out}, {kind}, {count}, draw {draw}"

@@ -27,10 +27,10 @@ import numpy as np
 import tifffile
 from tqdm import tqdm
 
-from benchmarks.leave_one_set_out import STORED, TissueSet, changed, read_project
+from benchmarks.leave_one_set_out import STORED, TissueSet, can_validate, changed, draws, no_mitochondria, read_project
 from benchmarks.result_lines import Results, path_of_results
 from mitoflow.config import presets
-from mitoflow.config.params import Params
+from mitoflow.config.params import Params, Patch
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
@@ -81,8 +81,16 @@ class Target:
         """The images that boxes may come from: the first slices."""
         return self.stack[0][self.tissue.sides["train"]]
 
-    def drawn(self, count: int, seed: int, side: int = suggestion.SIDE) -> list[Place]:
-        """Draw boxes at random from the windows that `mitoflow suggest` chooses from."""
+    def drawn(self, count: int, seed: int, settings: Patch, side: int = suggestion.SIDE) -> list[Place]:
+        """Draw boxes at random from the windows that `mitoflow suggest` chooses from.
+
+        A draw is made again where there are no mitochondria in what validates, as a person would draw others then.
+
+        Raises
+        ------
+        InputError
+            There are no mitochondria.
+        """
         depth, height, width = self.offered.shape
         windows = [
             (z, y, x)
@@ -91,8 +99,11 @@ class Target:
             for x in suggestion.window_starts(width, side)
             if suggestion.shows_tissue(self.offered[z, y : y + side, x : x + side])
         ]
-        places = np.random.default_rng((count, seed)).permutation(len(windows))[:count]
-        return [windows[place] for place in places]
+        for places in draws(len(windows), count, seed):
+            boxes = [windows[place] for place in places]
+            if can_validate([mask for _, mask in self.crops(boxes, side)], settings):
+                return boxes
+        raise no_mitochondria(self.tissue.name)
 
     def suggested(self, count: int, model: TrainedModel) -> list[Place]:
         """Return the boxes that `mitoflow suggest` names."""
@@ -186,7 +197,7 @@ def run(targets: Sequence[Target], protocol: Protocol, results: Results, options
                     about = {**key, "recipe": recipe, "kind": kind, "boxes": count, "seed": seed}
                     if results.lacks(about):
                         if kind == RANDOM:
-                            boxes = target.drawn(count, seed)
+                            boxes = target.drawn(count, seed, protocol.finetune.patch)
                         else:
                             boxes = _suggested(target, count, key, protocol, results)
                         results.add(about, {"places": boxes, **protocol.fine_tuned(target, boxes, seed)})

@@ -31,6 +31,7 @@ from mitoflow.models import unet
 SMALL = ["patch.size=64", "patch.step=64", "train.epochs=1", "train.patches_per_epoch=8", "train.batch_size=4"]
 NETWORK = ["train.depth=2", "train.base_width=4", "train.precision=float32", "evaluate.tile=128"]
 PATCH = {"size": 64, "step": 64}
+FINETUNE = presets.load("finetune").patch
 FEW = ["--sets", "flat", "--labels", "1", "--draws", "1"]
 
 
@@ -38,7 +39,7 @@ FEW = ["--sets", "flat", "--labels", "1", "--draws", "1"]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty consecutive slices, and six unrelated ones at half of the pixel size and with inverted contrast."""
     folder = tmp_path_factory.mktemp("project")
-    image, mask = make_phantom((20, 128, 192), seed=0)
+    image, mask = make_phantom((20, 128, 192), seed=7)
     write_set(folder / "data/train/deep", image, mask)
     image, mask = make_phantom((6, 256, 256), seed=1)
     write_set(folder / "data/train/flat", 200 - image // 2, mask)
@@ -195,7 +196,7 @@ def test_scales_are_found_as_predict_finds_them(
 
 def test_pixels_that_nobody_looked_at_are_neither_trained_nor_counted(tmp_path: Path) -> None:
     image, mask = make_phantom((12, 64, 64), seed=0)
-    masks = np.where(np.arange(64) < 32, UNLABELLED, mask > 0).astype(np.uint8)
+    masks = np.where(np.arange(64) >= 32, UNLABELLED, mask > 0).astype(np.uint8)
     pages = {"set": {"stack": [*zip(image, masks, strict=True)]}}
     store = leave_one_set_out.write_patches(tmp_path, pages, presets.load("general").patch.model_copy(update=PATCH))
     assert (np.asarray(store.train.masks) == masks[: len(store.train)]).all()
@@ -207,15 +208,26 @@ def test_what_is_labelled_is_not_what_is_measured_nor_beside_it(project: Path) -
     assert deep.sides == {"train": [*range(12)], "validation": [*range(14, 20)]}
     assert flat.sides == {"train": [0, 1, 2, 3], "validation": [4, 5]}
     assert len(set(flat.stacks)) == 6
-    (four, one) = deep.labelled(4, 0), deep.labelled(1, 0)
+    (four, one) = deep.labelled(4, 0, FINETUNE), deep.labelled(1, 0, FINETUNE)
     assert [image.shape for image, _ in four] == [(128, 192)] * 4
     assert [image.shape for image, _ in one] == [(64, 96)] * 4
-    assert [image.shape for image, _ in flat.labelled(12, 0)] == [(128, 128)] * 12
+    assert [image.shape for image, _ in flat.labelled(12, 0, FINETUNE)] == [(128, 128)] * 12
     pool = [deep.slices[place][0].tobytes() for place in deep.sides["train"]]
     assert {image.tobytes() for image, _ in four} < set(pool)
-    assert {image.tobytes() for image, _ in four} != {image.tobytes() for image, _ in deep.labelled(4, 1)}
+    assert {image.tobytes() for image, _ in four} != {image.tobytes() for image, _ in deep.labelled(4, 1, FINETUNE)}
     with pytest.raises(InputError, match="--labels: found 17, expected at most the 16 of flat"):
-        flat.labelled(17, 0)
+        flat.labelled(17, 0, FINETUNE)
+
+
+def test_a_draw_whose_validating_slice_shows_no_mitochondria_is_drawn_again(project: Path) -> None:
+    deep = leave_one_set_out.read_project(project)["deep"]
+    chosen = next(iter(leave_one_set_out.draws(12, 4, 0)))[-1]  # the last of four validates
+    image, mask = deep.slices[chosen]
+    deep.slices[chosen] = image, np.zeros_like(mask)
+    assert image.tobytes() not in {page.tobytes() for page, _ in deep.labelled(4, 0, FINETUNE)[-1:]}
+    deep.slices[:] = [(page, np.zeros_like(mask)) for page, mask in deep.slices]
+    with pytest.raises(InputError, match="deep: found no mitochondria in what validates, in 100 draws"):
+        deep.labelled(4, 0, FINETUNE)
 
 
 def test_variants_leave_one_augmentation_out() -> None:
