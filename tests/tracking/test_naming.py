@@ -20,9 +20,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(depth=3)
 
 
-def write(**changed: object) -> None:
+def write(data: str = "epfl", **changed: object) -> None:
     train = {"depth": 3, "loss": "bce", "augmentation": {"share": 0.5}, **changed}
-    files.write_yaml(Path("params.yaml"), {"data": {"name": "epfl"}, "train": train})
+    files.write_yaml(Path("params.yaml"), {"data": {"name": data}, "train": train})
 
 
 def test_nothing_changed() -> None:
@@ -35,6 +35,11 @@ def test_values_that_changed_since_the_last_run() -> None:
     assert run_name("train", "epfl") == "train epfl: depth 4, augmentation.share 0.1"
     write(depth=4, loss="bce_dice", augmentation={"share": 0.1}, other=1)
     assert run_name("train", "epfl") == "train epfl: depth 4, loss bce_dice, augmentation.share 0.1, 1 more"
+
+
+def test_other_data_are_named_once() -> None:
+    write("vnc", depth=4)
+    assert run_name("train", "vnc") == "train vnc: depth 4"
 
 
 def test_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:

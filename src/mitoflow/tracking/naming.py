@@ -24,8 +24,9 @@ def run_name(stage: str, data: str) -> str:
     """
     experiment = os.environ.get("DVC_EXP_NAME")
     recorded, present = (sections.dotted(each) for each in provenance.compared_params(stage))
-    changed = {key.removeprefix(f"{stage}."): value for key, value in present.items() if recorded.get(key) != value}
-    values = [f"{key} {value}" for key, value in changed.items()]
+    changed = {key: value for key, value in present.items() if recorded.get(key) != value}
+    changed.pop("data.name", None)  # the name begins with it
+    values = [f"{key.removeprefix(f'{stage}.')} {value}" for key, value in changed.items()]
     if len(values) > LONGEST:
         values = [*values[:LONGEST], f"{len(values) - LONGEST} more"]
     name = f"{stage} {data} ({experiment})" if experiment else f"{stage} {data}"
