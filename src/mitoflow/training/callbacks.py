@@ -74,9 +74,10 @@ class WeightAverage(keras.callbacks.Callback):
 
     A mean lies in a wider optimum than the weights of an epoch, and often does better on images unlike those of the
     training (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018; Cha et
-    al., "SWAD", NeurIPS 2021). Here each epoch counts `1 - 1 / epochs` times as much as the one after it, as in a moving average
-    whose bias towards the first epochs is corrected (Kingma and Ba, "Adam", ICLR 2015, section 3). It includes the
-    statistics of the normalisation. This comes before all that measures or keeps the weights of an epoch.
+    al., "SWAD", NeurIPS 2021). Here each epoch counts `1 - 1 / epochs` times as much as the one after it, as in a
+    moving average whose bias towards the first epochs is corrected (Kingma and Ba, "Adam", ICLR 2015, section 3).
+    It includes the statistics of the normalisation. This comes before all that measures or keeps the weights of an
+    epoch.
 
     Parameters
     ----------
