@@ -161,7 +161,7 @@ def test_the_lineage_of_a_released_file_is_the_one_beside_it(folder: Path, run_h
     assert shown["model_sha256"] == made["run"]["model_sha256"]
     assert shown["released_version"] == made["run"]["version"]
     assert not {"version", "run"} & shown.keys()  # which would be those of this registry
-    assert shown["params.recipe.seed"] == made["params"]["recipe.seed"]
+    assert shown["params.train.seed"] == made["params"]["train.seed"]
     assert not (folder / "mlflow.db").exists()
 
     another = folder / "another"
