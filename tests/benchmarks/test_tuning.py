@@ -76,12 +76,13 @@ def test_keys_are_those_of_the_settings_of_a_project_and_not_of_an_interrupted_r
     monkeypatch.setattr(tuning.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     found: list[list[tuning.Row]] = []
     monkeypatch.setattr(tuning, "measure_rows", lambda _, wanted, __: found.append(list(wanted)))
+    monkeypatch.setattr(tuning, "configuration", lambda _, number, values, budget: values)
     options = tuning.parse([".", "--budget", "3000", "--configurations", "3"])
 
     def keys(**changes: str) -> tuple[list[Any], list[Any]]:
         presets.change(tuning.PARAMS, {key.replace("__", "."): value for key, value in changes.items()})
         tuning.measure(Results(tmp_path / "rows.jsonl"), options)
-        values = [row.measure.args[2] for row in found[-1] if row.key["kind"] == tuning.CONFIGURATION]  # type: ignore[attr-defined]
+        values = [row.measure() for row in found[-1] if row.key["kind"] == tuning.CONFIGURATION]
         return [row.key for row in found[-1]], values
 
     first = keys()
