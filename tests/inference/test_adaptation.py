@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import tifffile
 
+from mitoflow.data.conventions import Conventions, write_conventions
+from mitoflow.evaluation import metrics
 from mitoflow.inference import prediction
 from mitoflow.inference.agreement import HALF_OCTAVE
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
-from mitoflow.io import ome
+from mitoflow.io import ome, tiff
 from mitoflow.models import unet
+from mitoflow.tracking import model_comparison
 
 from .disks import RADIUS, disks
 
@@ -59,6 +62,25 @@ def test_a_calibrated_model_takes_what_it_agrees_on_most(model: TrainedModel, tm
     as_it_is, notes, lineage = predicted(model, tmp_path, 2 * RADIUS, rescale="none")
     assert (as_it_is != mask).any()
     assert (lineage.get("scale"), lineage["threshold"]) == (None, "0.5")
+
+
+def test_a_comparison_measures_and_shows_what_a_calibrated_model_predicts(model: TrainedModel, tmp_path: Path) -> None:
+    Calibration(1.0, 0.0, 0.1, 12).write(model.folder / "calibration.yaml")
+    mask, _, lineage = predicted(model, tmp_path, 2 * RADIUS)
+    assert lineage["scale"] == "y x 0.5, x x 0.5"
+    part, conventions = tmp_path / "test", tmp_path / "conventions.yaml"
+    truth = np.zeros_like(mask)
+    truth[:, :300] = 255
+    for kind, stack in (("images", tifffile.imread(tmp_path / "disks.tif")), ("masks", truth)):
+        tiff.write_stack(part / "cells" / kind / "disks.tif", stack)
+    write_conventions(conventions, {"cells": Conventions(8, "nonzero")})
+    notes: list[str] = []
+    side = model_comparison.Side("finder", model, {}, None)
+    evaluation = model_comparison._evaluated(side, part, conventions, notes.append)
+    np.testing.assert_array_equal(evaluation.counts, metrics.count(truth > 0, mask > 0))
+    assert any("predicted at 0.5 x its size" in note for note in notes)
+    ((_, shown),) = model_comparison._predict(model, tiff.open_stack(part / "cells/images/disks.tif"), {}, [1])
+    np.testing.assert_array_equal(shown, mask[1] > 0)
 
 
 def test_a_whole_number_is_a_ratio_too(model: TrainedModel, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,20 +94,21 @@ def test_evaluate_takes_the_voxel_size_of_the_set_as_predict_takes_the_one_it_is
         tiff.write_stack(folder / "train/cells" / kind / "cell.tif", voxels)
     tiff.write_stack(folder / "cell.tif", stack)
     pairs, sets = read_pairs(folder / "train"), {"cells": Conventions(8, "nonzero", spacing)}
-    predictor = model_lookup.find("unet.keras").predictor
+    model = model_lookup.find("unet.keras")
+    predictor = model.predictor
     alone = predictor.with_settings(replace(predictor.settings, context_step=0, median=1))
     mask = predicted(spacing=spacing)
     assert np.any(mask != predicted())
 
     (evaluated,) = protocols.measure(predictor, pairs, sets, 32, Instances())["cells"].stacks
     np.testing.assert_array_equal(evaluated.mask, mask)
-    _, counts = protocols.count(predictor, pairs, {"cells": "nonzero"}, spacing)
+    _, counts = protocols.count(partial(jobs.Prediction.of, predictor), pairs, {"cells": "nonzero"}, spacing)
     np.testing.assert_array_equal(counts, metrics.count(stack > 140, mask))
     cut = Patch(size=32, step=32, validation_fraction=0.5, gap=2, normalization="range")
     validation = write_store(folder / "patches", pairs, cut, sets).validation
     stacks = [pair.image for pair in pairs]
     assert protocols.choose(predictor, validation, [3], stacks) == protocols.choose(alone, validation, [3], stacks)
-    shown = dict(model_comparison._predict(predictor, stacks[0], spacing, [1, 4]))
+    shown = dict(model_comparison._predict(model, stacks[0], spacing, [1, 4]))
     assert all(np.array_equal(shown[z], mask[z]) for z in (1, 4))
 
 

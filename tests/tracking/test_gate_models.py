@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ import pytest
 from mitoflow.core import workspace
 from mitoflow.data.pairs import read_set
 from mitoflow.evaluation import protocols
+from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
@@ -90,9 +92,8 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
     assert verdict.difference is not None
     assert verdict.difference.low > 0
     (check,) = verdict.checks
-    _, counts = protocols.count(
-        Predictor.load(folder / "unet.keras", folder / "inference.yaml"), pairs, {"liver": "nonzero"}
-    )
+    predictor = Predictor.load(folder / "unet.keras", folder / "inference.yaml")
+    _, counts = protocols.count(partial(Prediction.of, predictor), pairs, {"liver": "nonzero"})
     tp, fp, fn, _ = counts.sum(axis=0)
     assert check.what == "gain in Dice on liver"
     assert float(check.found.split()[0]) == pytest.approx(-2 * tp / (2 * tp + fp + fn), abs=1e-4)

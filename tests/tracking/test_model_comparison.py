@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -24,11 +25,12 @@ from mitoflow.data.pairs import read_pairs
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics, protocols, report
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
+from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
-from mitoflow.tracking import model_comparison, registration, registry, runs, store
+from mitoflow.tracking import model_comparison, model_lookup, registration, registry, runs, store
 from mitoflow.tracking.model_comparison import compare
 from tests.tiny_model import write_model
 
@@ -87,7 +89,9 @@ def train(rate: float) -> None:
     middle = float(np.quantile(Predictor(network, settings).probabilities(images), 0.9))
     settings = replace(settings, threshold=middle)
     settings.write(REPORTS / "inference.yaml")
-    stacks, counts = protocols.count(Predictor(network, settings), pairs, {"phantom": "nonzero"})
+    stacks, counts = protocols.count(
+        partial(Prediction.of, Predictor(network, settings)), pairs, {"phantom": "nonzero"}
+    )
     hashed = hash_sets(PART, {"phantom": "nonzero"})["phantom"]
     measured = Evaluation(
         provenance.file_sha256(MODEL), hashed, stacks, counts.tolist(), block=2, resamples=200, seed=1
@@ -270,9 +274,9 @@ def test_slices_are_shown_as_they_were_evaluated(tmp_path: Path, orthoplanes: bo
     write_model(
         tmp_path, Settings(bit_depth=8, divisor=2, tile=32, overlap=16, threshold=0.5, orthoplanes=orthoplanes), stack
     )
-    predictor = Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
+    model = model_lookup.find(str(tmp_path / "unet.keras"))
     tiff.write_stack(tmp_path / "stack.tif", stack)
-    found = dict(model_comparison._predict(predictor, tiff.open_stack(tmp_path / "stack.tif"), {}, [1, 4]))
-    wanted = predictor.masks(stack)
+    found = dict(model_comparison._predict(model, tiff.open_stack(tmp_path / "stack.tif"), {}, [1, 4]))
+    wanted = model.predictor.masks(stack)
     assert found.keys() == {1, 4}
     assert all(0 < mask.mean() < 1 and np.mean(mask != wanted[z]) < 1e-3 for z, mask in found.items())

@@ -79,8 +79,9 @@ def compare(a: str, b: str, html: Path | None, as_json: bool) -> None:
 
     A and B are versions, aliases, models:/NAME/VERSION, runs, git revisions, DVC experiments, pretrained,
     pretrained:NAME or .keras files.
-    Models that were not evaluated on the same slices are evaluated on those of data/test. The intervals of the
-    differences are paired: both models are scored on the same draws of the same slices.
+    Models that were not evaluated on the same slices are evaluated on those of data/test, by the masks that predict
+    makes of them. The intervals of the differences are paired: both models are scored on the same draws of the same
+    slices.
     """
     if html and html.suffix != ".html":
         raise InputError("--html", html, "a name that ends with .html", "take another name")
@@ -88,7 +89,10 @@ def compare(a: str, b: str, html: Path | None, as_json: bool) -> None:
     from mitoflow.stages.paths import CONVENTIONS, DATA
     from mitoflow.tracking import model_comparison
 
-    compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None)
+    def notify(line: str) -> None:
+        echo(line, err=True)
+
+    compared = model_comparison.compare(a, b, DATA / "test", CONVENTIONS, pictures=html is not None, notify=notify)
     if html:
         report.write_comparison(html, compared)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, tee
@@ -21,13 +21,14 @@ from mitoflow.data.pairs import Pair
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.evaluation.curves import THRESHOLDS, ProbabilityHistogram, best_threshold
 from mitoflow.evaluation.metrics import Counts
+from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.median import median_along_z
 from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
 from mitoflow.instances.separation import separate
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Size, Spacing, known_voxel_size
-from mitoflow.io.volumes import StackVolume
+from mitoflow.io.volumes import StackVolume, Volume
 
 PATCH_WISE_THRESHOLD = 0.5
 
@@ -266,18 +267,21 @@ def _sees_others(settings: Settings) -> bool:
 
 
 def count(
-    predictor: Predictor, pairs: list[Pair], rules: Mapping[str, Rule], spacing: Spacing | None = None
+    predict: Callable[[Volume], Prediction],
+    pairs: list[Pair],
+    rules: Mapping[str, Rule],
+    spacing: Spacing | None = None,
 ) -> tuple[list[str], Counts]:
     """Return the stack and the whole-slice counts, (slices, 4), of every slice of `pairs`; raises like `measure`.
 
-    Their voxel size is `spacing`, or what the files say.
+    `predict` returns the maps of a stack. Their voxel size is `spacing`, or what the files say.
     """
     stacks, counts = [], []
     for pair in pairs:
-        fitted, read = predictor.for_volume(StackVolume([pair.image], spacing=spacing))
-        maps = fitted.stream(read, range(pair.image.shape[0]), on_planes=_plane_progress())
+        prediction = predict(StackVolume([pair.image], spacing=spacing))
+        maps = prediction.maps(prediction.whole, on_planes=_plane_progress())
         for truth, probability in zip(pair.mask.slices(), maps, strict=True):
-            found = probability >= predictor.settings.threshold
+            found = probability >= prediction.predictor.settings.threshold
             counts.append(metrics.count(binarise(truth, rules[pair.dataset]), found))
             stacks.append(pair.name)
     return stacks, np.array(counts)

@@ -27,7 +27,7 @@ from mitoflow.inference.networks import read_network
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
 from mitoflow.inference.plane_sums import PlaneSums, Slab
-from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.predictor import PlaneProgress, Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.derived_volumes import Levels, RegradedVolume, ResampledVolume
@@ -89,12 +89,25 @@ class Prediction:
     plane: tuple[int, int]
     predictor: Predictor
 
+    @classmethod
+    def of(cls, predictor: Predictor, volume: Volume) -> Prediction:
+        """Return the maps of a stack with the scale and the threshold of the model; see `Predictor.for_volume`."""
+        fitted, _ = predictor.for_volume(volume)
+        return cls(normalized(volume, predictor.settings), volume.shape[1:], fitted)
+
+    @property
+    def whole(self) -> Part:
+        """All of the output."""
+        return Part(range(self.volume.shape[0]), (0, self.plane[0], 0, self.plane[1]))
+
     @property
     def side(self) -> int:
         """The largest side of a block in output pixels; a resampled volume may have more pixels for the model."""
         return int(SIDE * min(1, self.plane[0] / self.volume.shape[1], self.plane[1] / self.volume.shape[2]))
 
-    def maps(self, part: Part, sums: PlaneSums | None = None) -> Iterator[np.ndarray]:
+    def maps(
+        self, part: Part, sums: PlaneSums | None = None, on_planes: PlaneProgress | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`.
 
         Parameters
@@ -103,11 +116,13 @@ class Prediction:
             Of the output.
         sums
             The planes perpendicular to y and to x, where they are predicted already.
+        on_planes
+            See `PlaneProgress`; where they are not.
         """
         if self.plane == self.volume.shape[1:]:
-            return self._maps(part, sums)
+            return self._maps(part, sums, on_planes)
         rows, across = self._weights(part)
-        maps = self._maps(self.seen(part), sums)
+        maps = self._maps(self.seen(part), sums, on_planes)
         return (np.minimum(resampling.resample(each, rows, across), 1) for each in maps)
 
     def seen(self, part: Part) -> Part:
@@ -122,14 +137,14 @@ class Prediction:
         rows = resampling.weights(self.volume.shape[1], self.plane[0], y0, y1)
         return rows, resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
 
-    def _maps(self, part: Part, sums: PlaneSums | None) -> Iterator[np.ndarray]:
+    def _maps(self, part: Part, sums: PlaneSums | None, on_planes: PlaneProgress | None) -> Iterator[np.ndarray]:
         region = self.predictor.region(self.volume.shape[1:], part.box)
 
         def read(z: int) -> np.ndarray:
             return self.volume.read(z, region.source)
 
-        held = range(self.volume.shape[0])
-        return self.predictor.stream(read, held, part.slices, region, sums=sums.reader(part.box) if sums else None)
+        held, reader = range(self.volume.shape[0]), sums.reader(part.box) if sums else None
+        return self.predictor.stream(read, held, part.slices, region, on_planes, reader)
 
 
 #: What a process predicts at a time: planes perpendicular to y or to x, or blocks that follow each other along z.

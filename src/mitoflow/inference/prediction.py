@@ -80,8 +80,7 @@ def predict(
         job = replace(job, folder=pending.folder.absolute())
         for name in job.products:
             _array(pending, name, request, job.part, description)
-        prediction = Prediction(volume, whole.shape[1:], model.predictor.with_settings(job.settings, job.blank))
-        work = Work(prediction, job.part, job.arrays(), pending)
+        work = Work(_prediction(job, model, whole), job.part, job.arrays(), pending)
         if request.dask or request.workers:
             jobs.on_cluster(job, work, address=request.dask, workers=request.workers)
         else:
@@ -91,6 +90,31 @@ def predict(
         if request.instances or request.table:
             _label_instances(mask, request, job.part, description, pending, notify)
         _finish(mask, request, whole, job.part, description, pending)
+
+
+def prediction_of(model: TrainedModel, whole: Volume, notify: Notify) -> Prediction:
+    """Return the maps of a stack in files that `predict` makes where nothing but the model is chosen.
+
+    Parameters
+    ----------
+    model
+        The model that predicts.
+    whole
+        The stack.
+    notify
+        As in `predict`.
+
+    Raises
+    ------
+    InputError
+        The input or the model cannot be used.
+    """
+    job, _ = plan(Request(str(whole.files[0]), Path()), model, whole, notify)
+    return _prediction(job, model, whole)
+
+
+def _prediction(job: Job, model: TrainedModel, whole: Volume) -> Prediction:
+    return Prediction(job.seen(whole), whole.shape[1:], model.predictor.with_settings(job.settings, job.blank))
 
 
 def write_outputs(

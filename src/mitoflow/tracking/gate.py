@@ -69,9 +69,11 @@ class NonInferiorityDataset(Section):
         cached = workspace.state_dir() / "gate" / f"{files.short_digest([digest, data, drawn], settings)}.json"
         if not cached.is_file():
             from mitoflow.evaluation import protocols
+            from mitoflow.inference.jobs import Prediction
             from mitoflow.inference.predictor import Predictor  # import Keras
 
-            stacks, counts = protocols.count(Predictor.load(weights, settings), pairs, {self.name: self.mask_rule})
+            predict = partial(Prediction.of, Predictor.load(weights, settings))
+            stacks, counts = protocols.count(predict, pairs, {self.name: self.mask_rule})
             with files.replacing(cached) as beside:
                 Evaluation(digest, data, stacks, counts.tolist(), **drawn).write(beside)
         return Evaluation.read(cached)

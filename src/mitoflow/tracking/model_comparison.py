@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.report import ComparedSlice, Comparison
 from mitoflow.inference import model_files
-from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.prediction import prediction_of
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
-from mitoflow.io.spacing import Spacing
+from mitoflow.io.spacing import Notify, Spacing
 from mitoflow.io.volumes import StackVolume
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
@@ -58,10 +59,13 @@ class Side:
     evaluation: Evaluation | None
 
 
-def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) -> Comparison:
+def compare(
+    a: str, b: str, part: Path, conventions: Path, *, pictures: bool, notify: Notify = lambda _: None
+) -> Comparison:
     """Compare two models.
 
-    Where they were not evaluated on the same slices, they are now, on those of ``data/test``.
+    Where they were not evaluated on the same slices, they are now, on those of ``data/test``, by the masks that
+    `mitoflow predict` makes of them.
 
     Parameters
     ----------
@@ -73,6 +77,8 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         evaluated on other slices cannot be compared slice by slice.
     pictures
         Whether both models predict the slices where they differ most.
+    notify
+        Called with the notes of predictions that are evaluated now, one line each.
 
     Raises
     ------
@@ -82,7 +88,7 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
     first, second = find(a), find(b)
     keys = sorted(first.params.keys() | second.params.keys()) if first.params and second.params else []
     params = {key: (first.params.get(key, "–"), second.params.get(key, "–")) for key in keys}
-    ours, theirs, evaluated = _evaluations(first, second, part, conventions)
+    ours, theirs, evaluated = _evaluations(first, second, part, conventions, notify)
     sets, notes = _sets_of_both(ours, theirs)
     notes = evaluated + notes
     if sets:
@@ -96,7 +102,7 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
         if why_not:
             notes.append(f"no pictures: {why_not}")
         else:
-            shown = _look(rows, ours, (first.model.predictor, second.model.predictor), folders, conventions)
+            shown = _look(rows, ours, (first.model, second.model), folders, conventions)
     return Comparison(
         names=(first.name, second.name),
         params={key: values for key, values in params.items() if values[0] != values[1]},
@@ -110,13 +116,15 @@ def compare(a: str, b: str, part: Path, conventions: Path, *, pictures: bool) ->
     )
 
 
-def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tuple[Evaluation, Evaluation, list[str]]:
+def _evaluations(
+    first: Side, second: Side, part: Path, conventions: Path, notify: Notify
+) -> tuple[Evaluation, Evaluation, list[str]]:
     """Return what both did on the same slices, and a note where they were not evaluated on the same ones before."""
     ours, theirs = first.evaluation, second.evaluation
     if ours and theirs and ours.shared_sets(theirs):
         return ours, theirs, []
     if part.exists() and conventions.exists():
-        one, other = (_evaluated(side, part, conventions) for side in (first, second))
+        one, other = (_evaluated(side, part, conventions, notify) for side in (first, second))
         names = [side.name for side, each in ((first, one), (second, other)) if each is not side.evaluation]
         return one, other, [f"evaluated now on {part}: {' and '.join(names)}"]
     if ours and theirs:
@@ -125,7 +133,7 @@ def _evaluations(first: Side, second: Side, part: Path, conventions: Path) -> tu
     raise InputError((second if ours else first).name, "no evaluation", "a model that was evaluated", remedy)
 
 
-def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
+def _evaluated(side: Side, part: Path, conventions: Path, notify: Notify) -> Evaluation:
     """Return what a model did on the test part that is here: as it was recorded, or else measured now."""
     known, bootstrap = read_conventions(conventions), Gate.load().bootstrap.model_dump()
     rules = mask_rules(known)
@@ -133,9 +141,9 @@ def _evaluated(side: Side, part: Path, conventions: Path) -> Evaluation:
     recorded = side.evaluation
     if recorded and {each.test_hash for each in recorded.sets.values()} == {*hashes.values()}:
         return recorded
-    sets = {}
+    sets, predict = {}, partial(prediction_of, side.model, notify=notify)
     for name, digest in hashes.items():
-        stacks, counts = protocols.count(side.model.predictor, read_set(part / name, name), rules, known[name].spacing)
+        stacks, counts = protocols.count(predict, read_set(part / name, name), rules, known[name].spacing)
         sets[name] = Evaluation(side.model.origin["model_sha256"], digest, stacks, counts.tolist(), **bootstrap)
     return Evaluation.of_sets(sets)
 
@@ -281,7 +289,7 @@ def _folders(part: Path, conventions: Path, wanted: Mapping[str, str]) -> tuple[
 def _look(
     rows: Sequence[int],
     evaluation: Evaluation,
-    predictors: tuple[Predictor, Predictor],
+    models: tuple[TrainedModel, TrainedModel],
     folders: Mapping[str, Path],
     conventions: Path,
 ) -> list[ComparedSlice]:
@@ -292,9 +300,9 @@ def _look(
     masks: dict[tuple[str, str, int], list[np.ndarray]] = {place: [] for place in places}
     for of_stack in dict.fromkeys((dataset, stack) for dataset, stack, _ in places):
         chosen = sorted(z for *each, z in places if tuple(each) == of_stack)
-        for predictor in predictors:
+        for model in models:
             pair = pairs[of_stack]
-            for z, mask in _predict(predictor, pair.image, known[pair.dataset].spacing, chosen):
+            for z, mask in _predict(model, pair.image, known[pair.dataset].spacing, chosen):
                 masks[*of_stack, z].append(mask)
     shown = []
     for place in places:
@@ -308,14 +316,16 @@ def _look(
 
 
 def _predict(
-    predictor: Predictor, image: tiff.Stack, spacing: Spacing, chosen: Sequence[int]
+    model: TrainedModel, image: tiff.Stack, spacing: Spacing, chosen: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    predictor, read = predictor.for_volume(StackVolume([image], spacing=spacing))
+    prediction = prediction_of(model, StackVolume([image], spacing=spacing), lambda _: None)
+    settings = prediction.predictor.settings
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
-    once = predictor.settings.uses_orthoplanes(image.shape)
+    once = settings.uses_orthoplanes(prediction.volume.shape)
     runs = [range(chosen[0], chosen[-1] + 1)] if once else [range(z, z + 1) for z in chosen]
     for run in runs:
-        for z, probability in zip(run, predictor.stream(read, range(image.shape[0]), run), strict=True):
+        maps = prediction.maps(replace(prediction.whole, slices=run))
+        for z, probability in zip(run, maps, strict=True):
             if z in chosen:
-                yield z, (probability >= predictor.settings.threshold).astype(np.uint8)
+                yield z, (probability >= settings.threshold).astype(np.uint8)
