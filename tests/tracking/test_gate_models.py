@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,10 +100,8 @@ def test_another_dataset_on_which_it_must_not_get_worse(folder: Path) -> None:
 
     cached = {path: path.stat().st_mtime_ns for path in (workspace.state_dir() / "gate").iterdir()}
     assert len(cached) == 2
-    begun = time.perf_counter()
     assert wanted.decide(contender(3, folder / "unet.keras", 900), champion).promoted  # the same model: no worse
     assert {path: path.stat().st_mtime_ns for path in (workspace.state_dir() / "gate").iterdir()} == cached
-    assert time.perf_counter() - begun < 2
 
     tiff.write_stack(folder / "liver/images/phantom.tif", np.full((8, 96, 128), 300, np.uint16))
     unknown = wanted.decide(contender(4, worse / "unet.keras", 900), champion)
