@@ -111,11 +111,14 @@ def find(name: str = "") -> Pretrained:
 
 
 def of_file(path: Path) -> Pretrained | None:
-    """Return the released model that a ``.keras`` file is; None where what is beside it belongs to another one."""
-    model = Pretrained(path.parent)
-    if not all((path.parent / name).is_file() for name in (LINEAGE, model_files.EVALUATION)):
-        return None
-    return model if provenance.file_sha256(path) == model.evaluation.model_sha256 else None
+    """Return the released model that a ``.keras`` file is, also as a copy; None where it is none.
+
+    A copy is found by its digest among `models`, and the file of any other release by what is beside it.
+    """
+    digest, needed = provenance.file_sha256(path), (LINEAGE, model_files.EVALUATION)
+    candidates = (Pretrained(path.parent), *models())
+    whole = (model for model in candidates if all((model.folder / name).is_file() for name in needed))
+    return next((model for model in whole if model.evaluation.model_sha256 == digest), None)
 
 
 def card(model: TrainedModel) -> Path | None:
