@@ -194,7 +194,7 @@ def initial_weights(wanted: str) -> InitialWeights | None:
     if kind == "pretrained":
         model = find(name)
         return _weights(model.folder / model_files.WEIGHTS, name=f"pretrained:{model.name}")
-    if wanted == "champion" or wanted.isdecimal():
+    if is_of_registry(wanted):
         from mitoflow.tracking import registered_model, registry  # import MLflow
 
         version = registry.champion() if wanted == "champion" else int(wanted)
@@ -203,6 +203,11 @@ def initial_weights(wanted: str) -> InitialWeights | None:
         return _weights(Path(wanted), name=wanted)
     expected = "none, pretrained, pretrained:NAME, champion, the number of a version or an existing .keras file"
     raise InputError("train.init_from", wanted, expected, "change the value")
+
+
+def is_of_registry(wanted: str) -> bool:
+    """Return whether ``train.init_from`` names a version by what only a registry can tell: its number, or champion."""
+    return wanted == "champion" or wanted.isdecimal()
 
 
 def _weights(path: Path, **origin: str) -> InitialWeights:
