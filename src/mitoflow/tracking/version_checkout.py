@@ -128,7 +128,7 @@ def _restore_initial(where: str, project: Path, facts: Mapping[str, str]) -> Pat
         raise InputError(where, f"SHA-256 {found}", expected, "take another version")
     file = INITIAL / f"version-{number}" / weights.name
     shutil.copytree(weights.parent, project / file.parent)
-    text = parameters.read_text(encoding="utf-8")
+    text = parameters.read_bytes().decode()  # with its line ends
     files.write_text(parameters, presets.edited(text, {"train.init_from": str(file)}))
     return file
 
