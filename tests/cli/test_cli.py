@@ -151,7 +151,9 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
 
 
 @pytest.mark.parametrize("name", ["epfl", "general"])
-def test_the_lineage_of_a_released_file_is_the_one_beside_it(folder: Path, run_here: Here, name: str) -> None:
+def test_the_lineage_of_a_released_file_is_the_one_beside_it_and_of_a_copy_the_same(
+    folder: Path, run_here: Here, name: str
+) -> None:
     model = COMMITTED.parent / "pretrained" / name
     code, out, err = run_here("lineage", str(model / "unet.keras"))
     assert (code, err) == (0, "")
@@ -162,6 +164,8 @@ def test_the_lineage_of_a_released_file_is_the_one_beside_it(folder: Path, run_h
     assert shown["released_version"] == made["run"]["version"]
     assert not {"version", "run"} & shown.keys()  # which would be those of this registry
     assert shown["params.train.seed"] == made["params"]["train.seed"]
+    shutil.copy(model / "unet.keras", folder / "copy.keras")
+    assert run_here("lineage", "copy.keras") == (0, out, "")
     assert not (folder / "mlflow.db").exists()
 
     another = folder / "another"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+from ruamel.yaml import YAML
 
 from mitoflow.config import presets
 from tests.parts import scheduling, started
@@ -78,6 +79,29 @@ def test_a_version_of_an_uncommitted_experiment_is_made_again(fresh: Project, tm
     refused = fresh.run("mitoflow", "checkout", "1", str(tmp_path / "third"), check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "expected the changes with which it was made; restore the artifacts of the model" in refused.stderr
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_version_that_started_from_the_champion_is_made_again(finished: Project, tmp_path: Path) -> None:
+    recipe = YAML(typ="safe", pure=True).load(finished.read("models/unet.yaml"))["recipe"]
+    finished.set(train__init_from="champion", train__depth=str(recipe["depth"]), train__epochs="1")
+    finished.set(train__patches_per_epoch="32", train__learning_rate="0.002", train__augment_strength="0.5")
+    finished.run("dvc", "repro")
+    made = outputs(finished)["models/unet.keras"]
+    finished.run("mitoflow", "promote", "2", "--force", "--reason", "so that another one is champion")
+
+    again = Project(tmp_path / "again")
+    assert "initial/version-1/unet.keras" in finished.run("mitoflow", "checkout", "2", str(again.folder)).stdout
+    again.run("dvc", "repro", "train", MLFLOW_TRACKING_URI=f"sqlite:///{finished.folder}/mlflow.db")
+    assert outputs(again)["models/unet.keras"] == made
+    first = store(finished).get_model_version("mitoflow", "1")
+    initial = YAML(typ="safe", pure=True).load(again.read("models/unet.yaml"))["initial"]
+    assert initial == {"name": "initial/version-1/unet.keras", "sha256": first.tags["mitoflow.model_sha256"]}
+
+    store(finished).delete_model_version("mitoflow", "1")
+    refused = finished.run("mitoflow", "checkout", "2", str(tmp_path / "third"), check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "version 2, trained from version 1: found no such version" in refused.stderr
     assert not (tmp_path / "third").exists()
 
 

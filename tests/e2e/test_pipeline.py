@@ -34,6 +34,7 @@ def test_everything_is_there_and_up_to_date(finished: Project) -> None:
         assert trial.data.params["train.base_width"] == "8"
         assert 0.0 < float(trial.data.params["train.learning_rate"]) < 0.1
         assert {"best_val_dice", "crops", "seconds", "val_dice", "val_loss"} <= trial.data.metrics.keys()
+        assert next(iter(trial.data.metrics)) == "best_val_dice", "MLflow's comparison of runs opens on the objective"
     assert 0.0 < float(trained.data.params["train.learning_rate"]) < 0.1
     assert "best_val_dice" in trained.data.metrics
     pruned = [trial for trial in trials if "mitoflow.pruned" in trial.data.tags]

@@ -35,6 +35,15 @@ def test_one_set_is_recorded_as_it_was_before_there_were_sets(tmp_path: Path) ->
     assert json.loads((tmp_path / "evaluation.json").read_text()).keys() == known
 
 
+def test_what_counts_as_a_mitochondrion_identifies_an_evaluation(tmp_path: Path) -> None:
+    before = of_set("e" * 16, 6, 900)
+    small, large = (replace(before, instances={"smallest_voxels": size}) for size in (500, 600))
+    assert len({each.sha256 for each in (before, small, large)}) == 3
+    assert small.interval("dice") == large.interval("dice")
+    small.write(tmp_path / "evaluation.json")
+    assert Evaluation.read(tmp_path / "evaluation.json") == small
+
+
 def test_several_sets_are_taken_apart_again(sets: dict[str, Evaluation], tmp_path: Path) -> None:
     both = Evaluation.of_sets(sets)
     assert both.sets == sets

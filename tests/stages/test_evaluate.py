@@ -6,6 +6,7 @@ The network maps grey value g to the logit g / 32 - 4: 64 to a probability of 0.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 
+from mitoflow.config import presets
 from mitoflow.config.params import Params
 from mitoflow.core import files
 from mitoflow.data.conventions import Conventions, write_conventions
@@ -24,7 +26,7 @@ from mitoflow.inference.settings import Settings
 from mitoflow.io import tiff
 from mitoflow.models import unet
 from mitoflow.stages import evaluate, paths
-from mitoflow.tracking import store
+from mitoflow.tracking import lineage, registry, store
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +144,18 @@ def test_the_run_of_an_evaluation_has_the_version_in_its_name(evaluated: Path) -
     (output,) = run.outputs.model_outputs
     described = client.get_logged_model(output.model_id).tags["mlflow.note.content"]
     assert "trained on phantom from random weights" in described
+
+
+def test_other_instances_make_a_version_of_their_own(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(
+        evaluated, tmp_path / "copy", ignore=shutil.ignore_patterns("mlflow.db*", "mlruns", ".mitoflow")
+    )
+    monkeypatch.chdir(copy)
+    evaluate.register()
+    presets.change(Path("params.yaml"), {"instances.smallest_voxels": "600"})
+    evaluate.main()
+    found = [lineage.origin(str(row.version)) for row in registry.models()]
+    assert [each["params.instances.smallest_voxels"] for each in found] == ["500", "600"]
+    assert [each["run_name"].rpartition(", ")[2] for each in found] == ["version 1", "version 2"]

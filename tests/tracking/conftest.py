@@ -26,6 +26,7 @@ def client(tables: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ml
             monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "PATIENCE", 5.0)
+    store._note.cache_clear()
     Path("mlflow.db").write_bytes(tables)
     Path("params.yaml").write_text("{}\n")
     tiny_model.write()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,50 @@ def test_tags_that_were_deleted_are_not_known(client: MlflowClient) -> None:
     assert registry.champion() == 1
 
 
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("mitoflow.dice", "good"),
+        (f"{VERDICT_TAG}.champion", "the first"),
+        (f"{VERDICT_TAG}.checks", "none"),
+    ],
+)
+def test_tags_that_were_edited_count_as_deleted(
+    client: MlflowClient, caplog: pytest.LogCaptureFixture, tag: str, value: str
+) -> None:
+    register(800)
+    register(700)
+    before = registry.models()[1]
+    client.set_model_version_tag("mitoflow", "2", tag, value)
+    row = registry.models()[1]
+    expected = replace(before, verdict=None) if tag.startswith(VERDICT_TAG) else replace(before, dice=None)
+    assert row == expected
+    begin = VERDICT_TAG if tag.startswith(VERDICT_TAG) else "mitoflow.dice"
+    (note,) = caplog.messages
+    assert note.startswith(f"note: version 2 of mitoflow: its tags {begin}* were changed in MLflow")
+    assert registry.champion() == 1
+    better = register(900)
+    assert better is not None
+    assert (better.promoted, better.champion) == (True, 1)
+    assert len(caplog.messages) == 1, "once is enough"
+
+
+def test_a_training_that_was_edited_is_not_known(client: MlflowClient) -> None:
+    register(800, key="k")
+    before, run_id = lineage.origin("1"), found(client, "k").info.run_id
+    for edited in ("the best one", "0" * 32):
+        client.set_tag(run_id, store.TRAINING_RUN_TAG, edited)
+        assert lineage.origin("1") == before
+
+
+def test_an_evaluation_whose_verdict_was_edited_is_decided_about_again(client: MlflowClient) -> None:
+    register(800)
+    first = register(700, key="k")
+    client.set_model_version_tag("mitoflow", "2", f"{VERDICT_TAG}.champion", "the first")
+    assert register(700, key="k") == first
+    assert registry.models()[1].verdict == first
+
+
 def test_a_renamed_model_is_one_line_and_no_new_one(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,15 +213,46 @@ def test_a_deleted_log_leaves_the_champion(client: MlflowClient) -> None:
     assert registry.rollback() == (3, 1)
 
 
-def test_an_entry_of_the_log_that_was_deleted_or_damaged_is_none(client: MlflowClient) -> None:
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("after", None),
+        ("after", "the first"),
+        ("over", "nobody"),
+    ],
+)
+def test_an_entry_of_the_log_that_was_deleted_or_damaged_is_none(
+    client: MlflowClient, caplog: pytest.LogCaptureFixture, tag: str, value: str | None
+) -> None:
     for right in (700, 800, 900):
         register(right)
     client.delete_model_version("mitoflow-promotions", "3")
     assert registry.champion() == 2
-    client.delete_model_version_tag("mitoflow-promotions", "2", "mitoflow.promotion.after")
+    if value is None:
+        client.delete_model_version_tag("mitoflow-promotions", "2", f"mitoflow.promotion.{tag}")
+    else:
+        client.set_model_version_tag("mitoflow-promotions", "2", f"mitoflow.promotion.{tag}", value)
     assert registry.champion() == 1
+    assert [entry.number for entry in registry.history()] == [1]
+    (note,) = caplog.messages
+    assert note.startswith("note: version 2 of mitoflow-promotions: its tags mitoflow.promotion.* were changed")
     register(950)
     assert (registry.champion(), alias(client)) == (4, 4)
+
+
+@pytest.mark.parametrize("verdict", [None, json.dumps({VERDICT_TAG: "not promoted"})])
+def test_a_promotion_without_its_verdict_stays_one(client: MlflowClient, verdict: str | None) -> None:
+    register(800)
+    if verdict is None:
+        client.delete_model_version_tag("mitoflow-promotions", "1", "mitoflow.promotion.verdict")
+    else:
+        client.set_model_version_tag("mitoflow-promotions", "1", "mitoflow.promotion.verdict", verdict)
+    client.delete_model_version_tag("mitoflow", "1", VERDICT_TAG)
+    register(700)
+    assert registry.champion() == 1
+    first = registry.models()[0].verdict
+    assert first is not None
+    assert first.promoted
 
 
 def test_a_deleted_run_is_made_anew_and_a_restored_one_continues(client: MlflowClient) -> None:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from mitoflow.errors import InputError
-from mitoflow.tracking import journal, registry, runs, server_check, store
+from mitoflow.tracking import journal, lineage, registry, runs, server_check, store
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
+RUN = "a" * 32
 MODEL = {"registered_model": {"name": "mitoflow"}}
+VERSION = {"model_version": {"name": "mitoflow", "version": "1", "run_id": RUN}}
 OTHERS = [{"name": "mitoflow-promotions", "version": "7"}]
 
 
@@ -56,6 +59,15 @@ def always(body: object) -> Answer:
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         request.wfile.write(content)
+
+    return answer
+
+
+def by_question(answers: dict[str, object]) -> Answer:
+    """Answer each question, ``runs/get`` and so on, with JSON."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        always(answers[urlsplit(request.path).path.partition("/mlflow/")[2]])(request)
 
     return answer
 
@@ -127,6 +139,53 @@ def test_nonsense_about_versions_ends_in_one_line(
     with pytest.raises(InputError, match=f"^{server.uri}: found {found}"):
         registry.models()
     assert server.asked < 150
+
+
+@pytest.mark.parametrize(
+    ("question", "nonsense", "found"),
+    [
+        ("runs/get", {}, f"not run {RUN}"),
+        ("runs/get", {"run": {"info": {"run_id": "b" * 32}}}, f"not run {RUN}"),
+        ("model-versions/get", {}, "not version 1 of mitoflow"),
+        ("model-versions/get", {"model_version": {"name": "mitoflow", "version": "2"}}, "not version 1 of mitoflow"),
+    ],
+)
+def test_an_answer_about_something_else_is_one_line(
+    serve: Callable[[Answer], Server], question: str, nonsense: object, found: str
+) -> None:
+    right = {"registered-models/get": MODEL, "model-versions/get": VERSION}
+    server = serve(by_question(right | {question: nonsense}))
+    with pytest.raises(InputError) as refused:
+        lineage.origin("1")
+    assert str(refused.value).startswith(f"{server.uri}: found an answer that is none of MLflow's ({found}), expected")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        registry.models,
+        registry.champion,
+        registry.history,
+        registry.rollback,
+        lambda: registry.promote(1),
+        lambda: registry.find_version("champion"),
+    ],
+)
+def test_an_alias_whose_version_is_no_number_is_one_line(
+    serve: Callable[[Answer], Server], ask: Callable[[], object]
+) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        (name,) = parse_qs(urlsplit(request.path).query)["name"]
+        aliases = [{"alias": "champion", "version": "x"}] if name == "liver" else []
+        of_model, of_version = {"name": name, "aliases": aliases}, {"name": name, "version": "1"}
+        always({"registered_model": of_model, "model_version": of_version})(request)
+
+    Path("params.yaml").write_text("registry: {model: liver}\n")
+    server = serve(answer)
+    with pytest.raises(InputError) as refused:
+        ask()
+    found = "an answer that is none of MLflow's (alias champion of version x)"
+    assert str(refused.value).startswith(f"{server.uri}: found {found}, expected an MLflow server")
 
 
 def test_a_server_that_never_finishes_its_answer_costs_bounded_time(

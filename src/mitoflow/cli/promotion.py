@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import click
 
 from mitoflow.cli._output import echo, json_option, print_json, print_table
@@ -45,17 +42,11 @@ def rollback(reason: str) -> None:
 @json_option
 def history(as_json: bool) -> None:
     """List who made which version the champion, and why."""
-    from mitoflow.evaluation.verdict import Verdict
     from mitoflow.tracking import registry
 
     promotions = registry.history()
     if as_json:
-        verdicts = [
-            Verdict.from_tags(entry.version, json.loads(entry.verdict)) if entry.verdict else None
-            for entry in promotions
-        ]
-        shown = zip(promotions, verdicts, strict=True)
-        print_json([{**asdict(entry), "verdict": verdict} for entry, verdict in shown])
+        print_json(promotions)
         return
     rows = [
         [

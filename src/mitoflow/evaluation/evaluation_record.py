@@ -51,6 +51,9 @@ class Evaluation:
     test_hashes
         Of each set, by name, the digest of its test images and masks: the `test_hash` that it has alone. Empty where
         there is one set.
+    instances
+        The section ``instances`` of ``params.yaml``, on which scores in ``metrics.json`` depend that have no counts
+        here. Empty where it was not recorded.
     """
 
     model_sha256: str
@@ -63,6 +66,7 @@ class Evaluation:
     boundaries: list[list[int]] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
     test_hashes: dict[str, str] = field(default_factory=dict)
+    instances: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_sets(cls, sets: Mapping[str, Evaluation]) -> Evaluation:
@@ -199,7 +203,7 @@ class Evaluation:
         return np.array(rows, np.int64).reshape(-1, columns)
 
     def _json(self) -> str:
-        optional = ("boundaries", "datasets", "test_hashes")
+        optional = ("boundaries", "datasets", "test_hashes", "instances")
         values = {key: value for key, value in asdict(self).items() if key not in optional or value}
         return json.dumps(values, sort_keys=True) + "\n"
 

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter
+
 from mitoflow.evaluation.bootstrap import Interval
 
 #: The tag of a version that says what was decided; the names of the other tags of a verdict begin with it.
 VERDICT_TAG = "mitoflow.verdict"
+DECISIONS = {"promoted": True, "not promoted": False}  # the values of that tag
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,23 @@ class Verdict:
         return tags | {VERDICT_TAG: "promoted" if self.promoted else "not promoted"}
 
     @classmethod
-    def from_tags(cls, version: int, tags: Mapping[str, str]) -> Verdict:
-        """Return the verdict whose `tags` are among those of a version."""
+    def from_tags(cls, version: int, tags: Mapping[str, str]) -> Verdict | None:
+        """Return the verdict whose `tags` are among those of a version; None where nothing was decided about it.
+
+        Raises
+        ------
+        ValueError, KeyError
+            Someone changed one of them in MLflow to what is none.
+        """
+        if VERDICT_TAG not in tags:
+            return None
         champion = tags.get(f"{VERDICT_TAG}.champion")
         return cls(
             version=version,
-            promoted=tags[VERDICT_TAG] == "promoted",
+            promoted=DECISIONS[tags[VERDICT_TAG]],
             reason=tags.get(f"{VERDICT_TAG}.reason", ""),  # someone may have deleted it in MLflow
             champion=None if champion is None else int(champion),
             difference=Interval.from_dict(f"{VERDICT_TAG}.difference", tags, "."),
             compared_before=int(tags.get(f"{VERDICT_TAG}.compared_before", "0")),  # of older versions it is not known
-            checks=tuple(Check(**check) for check in json.loads(tags.get(f"{VERDICT_TAG}.checks", "[]"))),
+            checks=TypeAdapter(tuple[Check, ...]).validate_json(tags.get(f"{VERDICT_TAG}.checks", "[]")),
         )

@@ -92,7 +92,7 @@ def main() -> None:
         measured = protocols.measure(predictor, pairs, conventions, store.size, settings.instances)
         wanted = settings.evaluate
         results = score(measured, choice, wanted.bootstrap_block, wanted.bootstrap_resamples, wanted.seed)
-        evaluation = _record(results, hash_sets(DATA / "test", mask_rules(conventions)), wanted)
+        evaluation = _record(results, hash_sets(DATA / "test", mask_rules(conventions)), settings)
         predictor.settings.write(INFERENCE)
         _look_at_training(store, conventions).write(DOMAIN)
         evaluation.write(EVALUATED)
@@ -188,8 +188,9 @@ def _choose(predictor: Predictor, wanted: params.Evaluate, store: PatchStore) ->
     return choice, predictor.with_settings(chosen)
 
 
-def _record(results: Results, hashes: Mapping[str, str], wanted: params.Evaluate) -> Evaluation:
+def _record(results: Results, hashes: Mapping[str, str], settings: params.Params) -> Evaluation:
     """Return the record of all sets, whose test images and masks have these hashes."""
+    wanted = settings.evaluate
     sets = {
         name: Evaluation(
             model_sha256=provenance.file_sha256(MODEL),
@@ -200,6 +201,7 @@ def _record(results: Results, hashes: Mapping[str, str], wanted: params.Evaluate
             block=wanted.bootstrap_block,
             resamples=wanted.bootstrap_resamples,
             seed=wanted.seed,
+            instances=settings.instances.model_dump(),
         )
         for name, each in results.by_set.items()
     }

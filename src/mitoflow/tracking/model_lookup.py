@@ -166,7 +166,7 @@ def _of_file(path: Path) -> TrainedModel:
 
 
 def _origin_of_file(path: Path) -> dict[str, str]:
-    """Return where a ``.keras`` file comes from: what was released with it, or else what MLflow knows of it."""
+    """Return where a ``.keras`` file comes from: what was released with that model, or else what MLflow knows of it."""
     if path.is_file() and (released := pretrained.of_file(path)):
         return released.origin
     from mitoflow.tracking import lineage  # imports MLflow

@@ -111,11 +111,14 @@ def find(name: str = "") -> Pretrained:
 
 
 def of_file(path: Path) -> Pretrained | None:
-    """Return the released model that a ``.keras`` file is; None where what is beside it belongs to another one."""
-    model = Pretrained(path.parent)
-    if not all((path.parent / name).is_file() for name in (LINEAGE, model_files.EVALUATION)):
-        return None
-    return model if provenance.file_sha256(path) == model.evaluation.model_sha256 else None
+    """Return the released model that a ``.keras`` file is, also as a copy; None where it is none.
+
+    A copy is found by its digest among `models`, and the file of any other release by what is beside it.
+    """
+    digest, needed = provenance.file_sha256(path), (LINEAGE, model_files.EVALUATION)
+    candidates = (Pretrained(path.parent), *models())
+    whole = (model for model in candidates if all((model.folder / name).is_file() for name in needed))
+    return next((model for model in whole if model.evaluation.model_sha256 == digest), None)
 
 
 def card(model: TrainedModel) -> Path | None:
@@ -191,7 +194,7 @@ def initial_weights(wanted: str) -> InitialWeights | None:
     if kind == "pretrained":
         model = find(name)
         return _weights(model.folder / model_files.WEIGHTS, name=f"pretrained:{model.name}")
-    if wanted == "champion" or wanted.isdecimal():
+    if is_of_registry(wanted):
         from mitoflow.tracking import registered_model, registry  # import MLflow
 
         version = registry.champion() if wanted == "champion" else int(wanted)
@@ -200,6 +203,11 @@ def initial_weights(wanted: str) -> InitialWeights | None:
         return _weights(Path(wanted), name=wanted)
     expected = "none, pretrained, pretrained:NAME, champion, the number of a version or an existing .keras file"
     raise InputError("train.init_from", wanted, expected, "change the value")
+
+
+def is_of_registry(wanted: str) -> bool:
+    """Return whether ``train.init_from`` names a version by what only a registry can tell: its number, or champion."""
+    return wanted == "champion" or wanted.isdecimal()
 
 
 def _weights(path: Path, **origin: str) -> InitialWeights:

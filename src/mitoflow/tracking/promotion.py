@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlflow.exceptions import MlflowException
 
@@ -103,8 +102,7 @@ def promote(model: Registered, state: ChampionState, verdict: Verdict, how: str,
         It changed.
     """
     assert state.log, "where there are versions there is a registered model"
-    decided = json.dumps(verdict.tags())
-    state.log.append(model.client, verdict.version, state.champion, how=how, why=why, verdict=decided)
+    state.log.append(model.client, verdict.version, state.champion, how=how, why=why, verdict=verdict)
 
 
 def roll_back(model: Registered, state: ChampionState, why: str) -> tuple[int, int]:
@@ -183,7 +181,8 @@ def _write_down(model: Registered, state: ChampionState) -> bool:
     if back:
         written = {ROLLED_BACK_AT_TAG: when}
     else:
-        record(model, Verdict.from_tags(last.version, json.loads(last.verdict)))
+        verdict = last.verdict or Verdict(last.version, True, last.why)
+        record(model, replace(verdict, promoted=True))
         written = {PROMOTED_OVER_TAG: str(last.over or ""), PROMOTED_AT_TAG: when}
     for key, value in (written | {PROMOTION_TAG: str(last.number)}).items():
         model.client.set_model_version_tag(model.name, number, key, value)

@@ -12,15 +12,19 @@ follow the log (`mitoflow.tracking.promotion`).
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from pydantic import TypeAdapter
 
 from mitoflow.errors import InputError
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.tracking import store
 
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
@@ -44,7 +48,7 @@ class Promotion:
         The user, by the name that MLflow knows; the time, by the clock of the store; the reason that was given or that
         the gate gave.
     verdict
-        The verdict of the gate, as JSON; empty where it was not asked.
+        The verdict of the gate; None where it was not asked.
     counts
         False where another entry came first.
     """
@@ -56,7 +60,7 @@ class Promotion:
     who: str
     when: datetime
     why: str
-    verdict: str
+    verdict: Verdict | None
     counts: bool
 
 
@@ -69,7 +73,7 @@ class PromotionConflict(Exception):  # noqa: N818, it is an outcome
 
 
 class Log:
-    """The log of a registered model, as it was when it was read."""
+    """The log of a registered model, as it was when it was read, without entries that cannot be read."""
 
     def __init__(self, model: RegisteredModel, entries: list[ModelVersion]) -> None:
         self._model = model
@@ -78,9 +82,9 @@ class Log:
         self.promotions: list[Promotion] = []
         last = 0
         for entry in entries:
-            counts = int(entry.tags[f"{_TAG}after"]) >= last
-            last = int(entry.version) if counts else last
-            self.promotions.append(_promotion(entry, counts))
+            if found := store.read_tags(entry, _TAG, partial(_promotion, entry, last)):
+                last = found.number if found.counts else last
+                self.promotions.append(found)
 
     @classmethod
     def read(cls, client: MlflowClient, model: RegisteredModel) -> Log:
@@ -95,7 +99,7 @@ class Log:
         entries = store.search_versions(client, log_name(model.name), ours)
         if not entries and (elsewhere := store.search_versions(client, None, ours)):
             raise _renamed("the log of promotions", elsewhere[0].name, log_name(model.name))
-        return cls(model, sorted(filter(_is_whole, entries), key=lambda entry: int(entry.version)))
+        return cls(model, sorted(entries, key=lambda entry: int(entry.version)))
 
     @property
     def last(self) -> Promotion | None:
@@ -118,7 +122,14 @@ class Log:
         return champions
 
     def append(
-        self, client: MlflowClient, version: int, over: int | None, *, how: str, why: str, verdict: str = ""
+        self,
+        client: MlflowClient,
+        version: int,
+        over: int | None,
+        *,
+        how: str,
+        why: str,
+        verdict: Verdict | None = None,
     ) -> None:
         """Make a version the champion, if no entry came first since the log was read.
 
@@ -139,7 +150,7 @@ class Log:
             "how": how,
             "who": store.context()["mlflow.user"],
             "why": why,
-            "verdict": verdict,
+            "verdict": json.dumps(verdict.tags()) if verdict else "",
         }
         if not self._entries:
             create(client, self._model.name)
@@ -194,21 +205,19 @@ def create(client: MlflowClient, name: str) -> str:
     return log_name(name)
 
 
-def _is_whole(entry: ModelVersion) -> bool:
-    """Return whether an entry has the tags that say what it counts for; someone may have deleted one in MLflow."""
-    return all(entry.tags.get(f"{_TAG}{key}", "").isdecimal() for key in ("after", "version"))
-
-
-def _promotion(entry: ModelVersion, counts: bool) -> Promotion:
-    facts = {key: entry.tags.get(f"{_TAG}{key}", "") for key in ("version", "over", "how", "who", "why", "verdict")}
+def _promotion(entry: ModelVersion, last: int, tags: Mapping[str, str]) -> Promotion:
+    """Return an entry by its tags, where `last` is the last one before it that counts; see `store.read_tags`."""
+    facts = {key: tags.get(f"{_TAG}{key}", "") for key in ("over", "how", "who", "why", "verdict")}
+    version = int(tags[f"{_TAG}version"])
+    verdict = TypeAdapter(dict[str, str]).validate_json(facts["verdict"] or "{}")
     return Promotion(
         number=int(entry.version),
-        version=int(facts["version"]),
+        version=version,
         over=int(facts["over"]) if facts["over"] else None,
         how=facts["how"],
         who=facts["who"],
         when=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
         why=facts["why"],
-        verdict=facts["verdict"],
-        counts=counts,
+        verdict=Verdict.from_tags(version, verdict),
+        counts=int(tags[f"{_TAG}after"]) >= last,
     )

@@ -27,7 +27,7 @@ from mitoflow.core import files, provenance, workspace
 from mitoflow.errors import InputError
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
-from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
+from mitoflow.evaluation.verdict import Verdict
 from mitoflow.inference import model_files
 from mitoflow.tracking import inputs, naming, places, promotion, promotion_log, registered_model, store, version_tags
 from mitoflow.tracking.gate import Candidate, Gate
@@ -42,7 +42,9 @@ RUN_ID = re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Row:
-    """A version as `models` lists it; for one that was registered by other means, Dice, IoU and verdict are None.
+    """A version as `models` lists it.
+
+    Dice, IoU and verdict are None where it was registered by other means, or where their tags cannot be read.
 
     Of several test sets, Dice and IoU are the mean over the sets, and ``sets`` has the Dice of each by its name.
     """
@@ -70,7 +72,7 @@ def find_verdict(tags: Mapping[str, str]) -> Verdict | None:
         version = _find(_named(store.client(store.uri()), tags), tags)
     except store.ERRORS:
         return None
-    return Verdict.from_tags(int(version.version), version.tags) if version else None
+    return version_tags.verdict(version) if version else None
 
 
 def prepare(evaluation: Evaluation, weights: Path) -> None:
@@ -108,8 +110,8 @@ def admit(client: MlflowClient, run_id: str, folder: Path, tags: Mapping[str, st
         if version is None or (_git_dirty(version.tags), _git_dirty(run.data.tags)) == ("true", "false"):
             version = _create(model, run, folder, tags)
         client.update_run(run_id, name=naming.with_version(run.info.run_name, int(version.version)))
-        if VERDICT_TAG in version.tags:
-            return outcome(model.name, Verdict.from_tags(int(version.version), version.tags))
+        if verdict := version_tags.verdict(version):
+            return outcome(model.name, verdict)
         client.set_registered_model_alias(model.name, CHALLENGER, version.version)
     weights = folder / "artifacts" / model_files.WEIGHTS
     evaluation = Evaluation.read(weights.with_name(model_files.EVALUATION))
@@ -132,11 +134,11 @@ def _decide(model: Registered, challenger: Candidate) -> Verdict:
     """Promote a new version, or record why not; changes nothing where that was recorded already."""
     gate = Gate.load()
     state = promotion.settle(model)
-    while VERDICT_TAG not in (tags := registered_model.get_version(model, challenger.version).tags):
+    while (verdict := version_tags.verdict(registered_model.get_version(model, challenger.version))) is None:
         with suppress(PromotionConflict):  # then there is another champion to beat
             _judge(model, gate, challenger, state)
         state = promotion.settle(model)
-    return Verdict.from_tags(challenger.version, tags)
+    return verdict
 
 
 def _judge(model: Registered, gate: Gate, challenger: Candidate, state: ChampionState) -> None:
@@ -175,14 +177,14 @@ def models() -> list[Row]:
         Row(
             version=int(version.version),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == int(version.version))),
-            dice=version_tags.score(version.tags, "dice"),
-            iou=version_tags.score(version.tags, "iou"),
-            sets=version_tags.dice_by_set(version.tags),
+            dice=version_tags.score(version, "dice"),
+            iou=version_tags.score(version, "iou"),
+            sets=version_tags.dice_by_set(version),
             test_hash=version.tags.get(version_tags.TEST_HASH, ""),
             model_sha256=version.tags.get(store.MODEL_SHA256_TAG, ""),
             run_id=version.run_id or "",
             created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-            verdict=Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None,
+            verdict=version_tags.verdict(version),
         )
         for version in sorted(versions, key=lambda version: int(version.version))
     ]
@@ -441,7 +443,7 @@ def _compared_before(model: Registered, challenger: Candidate) -> int:
     hashes = {challenger.evaluation.test_hash, *challenger.evaluation.test_hashes.values()}
     counted = {}
     for version in store.search_versions(model.client, model.name):
-        verdict = Verdict.from_tags(int(version.version), version.tags) if VERDICT_TAG in version.tags else None
+        verdict = version_tags.verdict(version)
         if verdict and verdict.difference and hashes & version_tags.test_hashes(version.tags):
             counted[verdict.version] = verdict.compared_before
     compared = max([len(counted), *(before + 1 for before in counted.values())], default=0)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException, RestException
 
 from mitoflow.errors import InputError
@@ -23,7 +25,35 @@ _late: dict[str, Future[Any]] = {}  # by server, the question that it did not an
 
 
 class BoundedClient(MlflowClient):
-    """A client of a server; each of its methods raises `TimeoutError` where the answer takes too long, see `ask`."""
+    """A client of a server that may be slow, or answer nonsense.
+
+    Each of its methods raises `TimeoutError` where the answer takes too long, see `ask`. Those below raise `ParseError`
+    where the answer is about something else than what was asked for.
+    """
+
+    def get_run(self, run_id: str) -> Run:
+        """Return the run with that ID."""
+        run = super().get_run(run_id)
+        if run.info.run_id != run_id:
+            raise ParseError(f"not run {run_id}")
+        return run
+
+    def get_model_version(self, name: str, version: str) -> ModelVersion:
+        """Return that version of a registered model."""
+        found = super().get_model_version(name, version)
+        if (found.name, str(found.version)) != (name, version):
+            raise ParseError(f"not version {version} of {name}")
+        return found
+
+    def get_registered_model(self, name: str) -> RegisteredModel:
+        """Return the registered model with that name."""
+        model = super().get_registered_model(name)
+        if model.name != name:
+            raise ParseError(f"not model {name}")
+        for alias, version in model.aliases.items():
+            if not str(version).isdecimal():
+                raise ParseError(f"alias {alias} of version {version}")
+        return model
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -67,7 +97,8 @@ def require_mlflow(client: MlflowClient, server: str) -> None:
     answer to that is right.
     """
     try:
-        is_mlflow = client.get_registered_model(NAME).name == NAME
+        client.get_registered_model(NAME)
+        is_mlflow = True
     except MlflowException as error:
         absent = isinstance(error, RestException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
         status = error.get_http_status_code()  # type: ignore[no-untyped-call] # MLflow has no types for this method

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -114,12 +114,38 @@ def search_versions(client: MlflowClient, name: str | None, *wanted: str) -> lis
     return found
 
 
+def read_tags(version: ModelVersion, begin: str, read: Callable[[Mapping[str, str]], Found]) -> Found | None:
+    """Return what the tags of a version say; None, with a note, where someone changed them in MLflow to something else.
+
+    Parameters
+    ----------
+    version
+        Of a registered model, or an entry of its log.
+    begin
+        How the names of these tags begin.
+    read
+        Takes all tags, and raises ValueError or KeyError where they are not what mitoflow writes.
+    """
+    try:
+        return read(version.tags)
+    except (ValueError, KeyError):
+        where = f"version {version.version} of {version.name}"
+        _note(f"{where}: its tags {begin}* were changed in MLflow and cannot be read: they count as deleted")
+        return None
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Print a note, once: a command may read the same tags several times."""
+    logging.getLogger("mitoflow").warning("note: %s", text)
+
+
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """Return a run; None where there is none of that ID."""
+    """Return a run; None where there is none of that ID, or where that is no ID: it may be an edited tag."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
 

@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mitoflow.core import process, provenance
+from mitoflow.config import presets
+from mitoflow.core import files, process, provenance
 from mitoflow.errors import InputError
-from mitoflow.tracking import lineage, registered_model, store
+from mitoflow.tracking import lineage, pretrained, registered_model, registry, store
 
 LOCAL = Path(".dvc/config.local")  # DVC's settings for this machine, such as credentials of a remote
+INITIAL = Path("initial")  # the folder for the version that a training starts from
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Restored:
         Whether the version was made with changes that were not committed; they are in the worktree, not committed.
     threads
         With how many threads it was made; empty where that is not known.
+    initial
+        The file of the version that its training starts from, in the worktree; None where it starts from no version.
     """
 
     project: Path
     commit: str
     changed: bool
     threads: str
+    initial: Path | None
 
 
 def check_out(version: int, worktree: Path) -> Restored:
@@ -46,8 +51,8 @@ def check_out(version: int, worktree: Path) -> Restored:
     Raises
     ------
     InputError
-        There is no such version or `worktree` exists; or the commit, the changes or the data cannot be had. Then no
-        worktree is left.
+        There is no such version or `worktree` exists; or the commit, the changes, the data or the version that its
+        training started from cannot be had. Then no worktree is left.
     """
     if worktree.exists():
         raise InputError(worktree, "a file or folder of that name", "a new folder", "name another one, or remove it")
@@ -65,9 +70,11 @@ def check_out(version: int, worktree: Path) -> Restored:
         if changes:
             _require(where, "git", "apply", "--whitespace=nowarn", "-", cwd=worktree, given=changes)
         project = worktree / _run("git", "rev-parse", "--show-prefix").stdout.decode().strip()
+        initial = _restore_initial(where, project, facts)
         _restore_data(where, project, facts.get("data_md5"))
         undo.pop_all()
-    return Restored(project, commit, bool(changes), facts.get("training_threads") or facts.get("threads", ""))
+    threads = facts.get("training_threads") or facts.get("threads", "")
+    return Restored(project, commit, bool(changes), threads, initial)
 
 
 def _changes(version: int, facts: Mapping[str, str]) -> bytes:
@@ -95,6 +102,35 @@ def _changes(version: int, facts: Mapping[str, str]) -> bytes:
         if (found := provenance.file_sha256(kept)) != digest:
             raise InputError(f"{where}: {name}", f"SHA-256 {found}", digest, remedy)
         return kept.read_bytes()
+
+
+def _restore_initial(where: str, project: Path, facts: Mapping[str, str]) -> Path | None:
+    """Put the version that the training started from into the worktree, and have ``params.yaml`` there name its file.
+
+    By its number or as champion it could not be found there: the worktree has a store of its own, and in one that is
+    shared the champion may be another version by now. What weights are called does not decide what a training makes of
+    them.
+    """
+    parameters = project / "params.yaml"
+    train = files.read_yaml(parameters, "take another version", ("train",))["train"]
+    if not pretrained.is_of_registry(wanted := str(train.get("init_from"))):
+        return None
+    name, number, digest = (facts.get(f"params.initial.{key}", "") for key in ("name", "version", "sha256"))
+    if not number.isdecimal():
+        found, expected = f"{wanted}, and no record of the version that this was", "the version that it started from"
+        raise InputError(f"{where}: train.init_from", found, expected, "take another version")
+    try:
+        weights = registry.model_file(int(number), name)
+    except InputError as error:
+        raise InputError(f"{where}, trained from {error.where}", error.found, error.expected, error.remedy) from None
+    if (found := provenance.file_sha256(weights)) != digest:
+        where, expected = f"{where}, trained from version {number}", f"{digest}, from which it was trained"
+        raise InputError(where, f"SHA-256 {found}", expected, "take another version")
+    file = INITIAL / f"version-{number}" / weights.name
+    shutil.copytree(weights.parent, project / file.parent)
+    text = parameters.read_bytes().decode()  # with its line ends
+    files.write_text(parameters, presets.edited(text, {"train.init_from": str(file)}))
+    return file
 
 
 def _restore_data(where: str, project: Path, expected: str | None) -> None:

@@ -54,11 +54,11 @@ def _paragraphs(version: ModelVersion, verdict: Verdict, params: Mapping[str, st
         Of its logged model; empty where there is none.
     """
     yield f"{'Promoted' if verdict.promoted else 'Not promoted'}: {verdict.reason}."
-    scores = {NAMES[name]: version_tags.score(version.tags, name) for name in version_tags.SCORES}
+    scores = {NAMES[name]: version_tags.score(version, name) for name in version_tags.SCORES}
     measured = ", ".join(f"{name} {interval}" for name, interval in scores.items() if interval)
     if measured:
         yield measured
-    if sets := version_tags.dice_by_set(version.tags):
+    if sets := version_tags.dice_by_set(version):
         yield "\n".join(f"- {name}: Dice {dice}" for name, dice in sets.items())
     if params:
         yield _what_it_is(params)

@@ -1,11 +1,14 @@
-"""The tags of a version: which evaluation made it, on which test data, and its main scores."""
+"""The tags of a version: which evaluation made it, on which test data, its main scores, and what was decided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mlflow.entities.model_registry import ModelVersion
+
 from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation
+from mitoflow.evaluation.verdict import VERDICT_TAG, Verdict
 from mitoflow.io.file_names import natural_order
 from mitoflow.tracking import registered_model, store
 
@@ -35,16 +38,25 @@ def of(run_key: str, training_key: str, evaluation: Evaluation) -> dict[str, str
     }
 
 
-def score(tags: Mapping[str, str], name: str) -> Interval | None:
-    """Return one of `SCORES`; None for a version that was registered by other means."""
-    return Interval.from_dict(f"mitoflow.{name}", tags, ".")
+def verdict(version: ModelVersion) -> Verdict | None:
+    """Return what was decided about a version; None where nothing was, or where its tags cannot be read."""
+    return store.read_tags(version, VERDICT_TAG, lambda tags: Verdict.from_tags(int(version.version), tags))
 
 
-def dice_by_set(tags: Mapping[str, str]) -> dict[str, Interval]:
-    """Return the Dice of each test set; empty where there is one set."""
-    names = [tag.removeprefix(SET).removesuffix(SET_HASH) for tag in tags if _is_hash_of_set(tag)]
-    found = {name: Interval.from_dict(f"{SET}{name}.dice", tags, ".") for name in sorted(names, key=natural_order)}
+def score(version: ModelVersion, name: str) -> Interval | None:
+    """Return one of `SCORES`; None where its tags cannot be read, or the version was registered by other means."""
+    return _interval(version, f"mitoflow.{name}")
+
+
+def dice_by_set(version: ModelVersion) -> dict[str, Interval]:
+    """Return the Dice of each test set, but for tags that cannot be read; empty where there is one set."""
+    names = [tag.removeprefix(SET).removesuffix(SET_HASH) for tag in version.tags if _is_hash_of_set(tag)]
+    found = {name: _interval(version, f"{SET}{name}.dice") for name in sorted(names, key=natural_order)}
     return {name: interval for name, interval in found.items() if interval}
+
+
+def _interval(version: ModelVersion, name: str) -> Interval | None:
+    return store.read_tags(version, name, lambda tags: Interval.from_dict(name, tags, "."))
 
 
 def test_hashes(tags: Mapping[str, str]) -> set[str]:
