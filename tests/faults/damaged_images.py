@@ -44,11 +44,13 @@ NUMBERS = [b"0", b"-1", b"7", b"99", b"65535", b"4294967296", b"1e400", b"9" * 3
 
 def write_tiff(path: Path, stack: np.ndarray, chance: random.Random) -> None:
     metadata = chance.choice([None, {"axes": "ZYX"}])
+    compression = chance.choice([None, "zlib", "lzw", "zstd", "lzma", "packbits", "jpeg", "jpeg2000"])
     tifffile.imwrite(
         path,
         stack,
         photometric=chance.choice(["minisblack", "miniswhite"]),
-        compression=chance.choice([None, "zlib", "lzw"]),
+        compression=compression,
+        compressionargs={"lossless": True} if compression == "jpeg" else None,
         metadata=metadata,
     )
 

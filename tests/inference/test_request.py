@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 
 from mitoflow.core import files
@@ -22,6 +24,7 @@ SLICE = np.zeros((64, 64), np.uint8)
 def write_ours(folder: Path) -> list[Path]:
     """Write one of each kind of output, as `mitoflow predict` does."""
     image = ome.create_multiscale(folder / "mask.ome.zarr", SLICE.shape, SLICE.dtype, 1)
+    image[:] = SLICE
     description = ome.Description("yx", lineage={"model": "unet"})
     ome.write_tiff(folder / "mask.tif", image, description)
     ome.finish_multiscale(folder / "mask.ome.zarr", description)
@@ -71,6 +74,57 @@ def test_what_others_put_into_an_output_is_kept(tmp_path: Path) -> None:
     (tmp_path / "mask.ome.zarr/notes.txt").write_text("looks good")
     with pytest.raises(InputError, match=r"mask.ome.zarr: found notes.txt in it, which mitoflow did not write"):
         refuse_foreign([tmp_path / "mask.ome.zarr"])
+
+
+def paint(level: str) -> None:
+    """Correct a voxel of an OME-Zarr in place, as `docs/learning-loop.md` does."""
+    zarr.open_array(level, mode="r+")[5, 7] = 255
+
+
+def test_what_was_corrected_in_place_is_kept(tmp_path: Path) -> None:
+    write_ours(tmp_path)
+    shutil.copytree(tmp_path / "mask.ome.zarr", tmp_path / "copy.ome.zarr", copy_function=shutil.copyfile)
+    (tmp_path / "copy.ome.zarr/0/.DS_Store").touch()  # macOS adds it where somebody looks into a folder
+    paint(f"{tmp_path}/mask.ome.zarr/0")
+    refuse_foreign([tmp_path / "copy.ome.zarr"])
+    with pytest.raises(InputError) as error:
+        refuse_foreign([tmp_path / "mask.ome.zarr"])
+    assert str(error.value) == (
+        f"{tmp_path}/mask.ome.zarr: found what is or may be corrected by hand, expected an earlier output that nobody "
+        "changed, which --overwrite replaces; choose another name, or move it away yourself"
+    )
+
+
+@pytest.mark.parametrize("name", ["0/0/0", "0"])
+def test_what_lost_voxels_is_kept(tmp_path: Path, name: str) -> None:
+    write_ours(tmp_path)
+    lost = tmp_path / "mask.ome.zarr" / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(InputError, match="mask.ome.zarr: found what is or may be corrected"):
+        refuse_foreign([tmp_path / "mask.ome.zarr"])
+
+
+def test_an_image_of_an_older_version_may_be_corrected(tmp_path: Path) -> None:
+    write_ours(tmp_path)
+    del zarr.open_group(tmp_path / "mask.ome.zarr", mode="r+").attrs[ome.VOXELS]
+    with pytest.raises(InputError, match="mask.ome.zarr: found what is or may be corrected"):
+        refuse_foreign([tmp_path / "mask.ome.zarr"])
+
+
+def test_what_was_corrected_on_the_page_is_kept(tmp_path: Path) -> None:
+    ome.write_tiff(
+        tmp_path / "m.tif", SLICE, ome.Description("yx", lineage={"model": "unet", ome.CORRECTED: "by hand"})
+    )
+    with pytest.raises(InputError, match="m.tif: found what is or may be corrected by hand"):
+        refuse_foreign([tmp_path / "m.tif"])
+
+
+def test_a_tiff_that_another_program_saved_is_kept(tmp_path: Path) -> None:
+    """tifffile, as napari uses it, and ImageJ write a description of their own."""
+    write_ours(tmp_path)
+    tifffile.imwrite(tmp_path / "mask.tif", tifffile.imread(tmp_path / "mask.tif"), imagej=True)
+    with pytest.raises(InputError, match="mask.tif: found something that mitoflow did not write"):
+        refuse_foreign([tmp_path / "mask.tif"])
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

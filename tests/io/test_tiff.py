@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 from scipy import ndimage
 
 from mitoflow.data.masks import MaskValues, agree_on_rule, binarise
@@ -21,6 +23,7 @@ from mitoflow.data.pairs import Pair, open_pair, read_pairs, read_set, require_o
 from mitoflow.errors import InputError
 from mitoflow.io.tiff import Stack, open_mask, open_stack, write_stack
 from mitoflow.io.volumes import open_volume
+from tests.io.test_chunks import little_memory
 
 EPFL = Path(__file__).parents[2] / "../shared/data/epfl"
 RNG = np.random.default_rng(0)
@@ -60,6 +63,101 @@ def test_every_layout_reads_alike(layout: Path) -> None:
     assert (stack.shape, stack.dtype) == (STACK.shape, np.uint8)
     assert np.array_equal(whole(stack), STACK)
     assert np.array_equal(stack.slice(3), STACK[3])
+
+
+def read_by_volume(path: Path) -> np.ndarray:
+    volume = open_volume(str(path))
+    depth, height, width = volume.shape
+    return np.stack([volume.read(z, (0, height, 0, width)) for z in range(depth)])
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", 32946, "packbits", "lzma", "zstd", "jpeg", "jpeg2000", 33004])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", [{}, {"rowsperstrip": 10}, {"tile": (48, 32)}], ids=["page", "strips", "tiles"])
+def test_each_compression_of_em_images_is_read(
+    tmp_path: Path, compression: str | int, dtype: type, layout: dict[str, Any]
+) -> None:
+    """Strips and tiles at the edge of the image are smaller, or reach beyond it."""
+    path, stored = tmp_path / "s.tif", STACK[:, :50, :70].astype(dtype)
+    tifffile.imwrite(path, stored, compression=compression, photometric="minisblack", **layout)
+    is_lossy = compression == "jpeg"
+    expected = tifffile.imread(path) if is_lossy else stored
+    for read in (whole(open_stack(path)), read_by_volume(path)):
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_strips_of_jpeg_may_share_their_tables(tmp_path: Path) -> None:
+    """As libtiff writes them; the size is in each strip."""
+    path = tmp_path / "s.tif"
+    Image.fromarray(STACK[0]).save(path, compression="jpeg")
+    with Image.open(path) as saved:
+        np.testing.assert_allclose(open_stack(path).slice(0), np.asarray(saved), atol=2)
+
+
+ENCODE: dict[str, Callable[[np.ndarray], bytes]] = {
+    "jpeg": imagecodecs.jpeg_encode,
+    "jpeg2000": imagecodecs.jpeg2k_encode,
+    "codestream": lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k"),
+}
+
+
+def write_packed(path: Path, packed: bytes, compression: str, shape: tuple[int, int] = (64, 64), **layout: Any) -> Path:
+    """Write a page whose only strip or tile holds these bytes."""
+    compression = "jpeg2000" if compression == "codestream" else compression
+    tifffile.imwrite(path, iter([packed]), shape=shape, dtype=np.uint8, compression=compression, **layout)
+    return path
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (64, 64)}], ids=["strip", "tile"])
+@pytest.mark.parametrize("kind", ENCODE)
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((5000, 5000), np.uint8), "5000 x 5000 pixels of 1 samples in a strip or tile of 64 x 64"),
+        (np.zeros((65, 64), np.uint8), "65 x 64 pixels"),
+        (np.zeros((64, 128), np.uint8), "64 x 128 pixels"),
+        (np.zeros((128, 32), np.uint8), "128 x 32 pixels"),
+        (np.zeros((64, 64, 3), np.uint8), "64 x 64 pixels of 3 samples"),
+        (np.zeros((64, 64), np.uint16), "uint16 pixels in a page of uint8"),
+    ],
+    ids=["far larger", "higher", "wider", "as many pixels", "colours", "deeper"],
+)
+def test_an_image_of_another_size_in_a_strip_or_tile_is_not_decoded(
+    tmp_path: Path, kind: str, image: np.ndarray, found: str, layout: dict[str, Any]
+) -> None:
+    """Decoders return all of it, whatever the page says, and a few bytes may hold gigabytes."""
+    path = write_packed(tmp_path / "s.tif", bytes(ENCODE[kind](image)), kind, **layout)
+    stack, volume = open_stack(path), open_volume(str(path))
+    for read in (lambda: stack.slice(0), lambda: volume.read(0, (0, 64, 0, 64))):
+        with little_memory(), pytest.raises(InputError, match=rf"slice 0 that cannot be decoded \({found}"):
+            read()
+
+
+def test_a_jpeg_with_two_sizes_is_refused(tmp_path: Path) -> None:
+    """Where one decoder refuses the first frame, imagecodecs asks another one, which takes the second."""
+    small, large = (bytes(imagecodecs.jpeg_encode(np.zeros((side,) * 2, np.uint8))) for side in (64, 5000))
+    frame, tables = small.index(b"\xff\xc0"), small.index(b"\xff\xdb")
+    refused = small[frame : frame + 4] + b"\7" + small[frame + 5 : frame + 13]
+    path = write_packed(tmp_path / "s.tif", large[:tables] + refused + large[tables:], "jpeg")
+    with little_memory(), pytest.raises(InputError, match="no header of a JPEG"):
+        open_stack(path).slice(0)
+
+
+@pytest.mark.parametrize(
+    ("compression", "name"), [("lerc", "LERC"), ("png", "PNG"), ("jpegxl", "JPEGXL"), ("jpegxr", "JPEGXR")]
+)
+def test_a_compression_that_may_unpack_to_any_size_is_refused_with_its_remedy(
+    tmp_path: Path, compression: str, name: str
+) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK[0], compression=compression, photometric="minisblack")
+    with pytest.raises(InputError, match=f"found {name} compression, expected none, LZW, .*; save .* LZW or Deflate"):
+        open_stack(tmp_path / "s.tif")
+
+
+def test_a_mask_in_the_compression_of_faxes_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    Image.fromarray(STACK[0] > 99).save(tmp_path / "s.tif", compression="group4")
+    with pytest.raises(InputError, match="found CCITTFAX4 compression, expected none, LZW"):
+        open_mask(tmp_path / "s.tif")
 
 
 def test_truncated_file_is_named_so_or_still_whole(layout: Path) -> None:

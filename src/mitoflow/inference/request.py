@@ -132,7 +132,7 @@ class Request:
         ------
         InputError
             A name has the wrong ending, its folder is missing, it is that of an input, or it exists; with `overwrite`,
-            only where mitoflow did not write it.
+            only where mitoflow did not write it, or it may be corrected by hand.
         """
         if not (ome.is_tiff(self.output) or ome.is_zarr(self.output)):
             expected = "a name that ends with .tif, .ome.tif or .ome.zarr"
@@ -161,19 +161,23 @@ def _is_table(path: Path) -> bool:
 def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is_table) -> None:
     """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself.
 
-    `is_table` says whether a CSV is an earlier output.
+    So it does where an image may be corrected by hand. `is_table` says whether a CSV is an earlier output.
     """
     known = {".csv": is_table, ".png": png.is_overlay}
     for path in paths:
-        found = "something that mitoflow did not write"
-        if (path.is_file() or path.is_dir()) and known.get(path.suffix.lower(), ome.has_lineage)(path):
-            if (other := ome.foreign_file(path)) is None:
-                continue
-            found = f"{other} in it, which mitoflow did not write"
-        elif not path.exists():
+        kind = path.suffix.lower()
+        if not path.exists():
             continue
-        remedy = "choose another name, or move it away yourself"
-        raise InputError(path, found, "an earlier output, which --overwrite replaces", remedy)
+        if not ((path.is_file() or path.is_dir()) and known.get(kind, ome.has_lineage)(path)):
+            found = "something that mitoflow did not write"
+        elif (other := ome.foreign_file(path)) is not None:
+            found = f"{other} in it, which mitoflow did not write"
+        elif kind not in known and not ome.is_as_written(path):
+            found = "what is or may be corrected by hand"
+        else:
+            continue
+        expected = "an earlier output that nobody changed, which --overwrite replaces"
+        raise InputError(path, found, expected, "choose another name, or move it away yourself")
 
 
 def beside(path: Path, what: str) -> Path:

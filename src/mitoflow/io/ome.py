@@ -22,7 +22,7 @@ import tifffile
 import zarr
 from numcodecs import Blosc
 
-from mitoflow.core.files import require_no_pipe
+from mitoflow.core.files import file_digest, require_no_pipe, short_digest
 from mitoflow.errors import InputError
 from mitoflow.io import spacing, tiff
 from mitoflow.io._chunks import BoundedStore, open_bounded
@@ -31,6 +31,10 @@ from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
+#: The key in the lineage of a mask that somebody corrected in mitoflow, and says how.
+CORRECTED = "corrected"
+#: The key in the attributes of an OME-Zarr of what the voxels were when mitoflow wrote them.
+VOXELS = "mitoflow/voxels"
 #: Files of an OME-Zarr: metadata, and chunks that are named by their places; and what macOS adds to a folder.
 OWN_FILE = re.compile(r"(\d+/)*(\d+|\.z(array|attrs|group)|\.DS_Store)")
 
@@ -192,7 +196,7 @@ def finish_multiscale(path: Path, description: Description) -> None:
     """Add the lower resolutions and the metadata to an image that `create_multiscale` created.
 
     Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels keep
-    their values.
+    their values. The metadata have a digest of the full resolution, by which `is_as_written` notices corrections.
     """
     group = zarr.open_group(path, mode="r+")
     level = zarr.open_array(path / "0", mode="r")
@@ -202,7 +206,15 @@ def finish_multiscale(path: Path, description: Description) -> None:
         level = _add_level(group, str(len(levels)), level, factors)
         levels.append(level)
         steps.append(tuple(a * b for a, b in zip(steps[-1], factors, strict=True)))
-    group.attrs.update({"multiscales": [_multiscale(description, steps)], LINEAGE: dict(description.lineage)})
+    multiscales, digest = [_multiscale(description, steps)], _digest_of_voxels(path)
+    group.attrs.update({"multiscales": multiscales, LINEAGE: dict(description.lineage), VOXELS: digest})
+
+
+def _digest_of_voxels(image: Path) -> str:
+    """Return digits that change with the chunks of the full resolution; a copy of the folder has the same."""
+    level = image / "0"
+    chunks = sorted(path.relative_to(level).as_posix() for path in level.rglob("*") if path.name.isdecimal())
+    return short_digest([[name, file_digest(level / name)] for name in chunks if (level / name).is_file()])
 
 
 def _add_level(group: zarr.Group, name: str, upper: zarr.Array[Any], factors: tuple[int, ...]) -> zarr.Array[Any]:
@@ -440,6 +452,18 @@ def has_lineage(path: Location) -> bool:
         return bool(read_lineage(path))
     except (InputError, OSError):
         return False
+
+
+def is_as_written(image: Path) -> bool:
+    """Return whether an image with a lineage shows what a model predicted, and nobody's corrections.
+
+    The lineage says so of those that were made in mitoflow. An OME-Zarr that was changed in place afterwards has other
+    voxels than it says; one of an older mitoflow does not say which it had, and may be changed. A TIFF that another
+    program saved has no lineage.
+    """
+    if CORRECTED in read_lineage(image):
+        return False
+    return not is_zarr(image) or _open_group(image).attrs.asdict().get(VOXELS) == _digest_of_voxels(image)
 
 
 def foreign_file(image: Path) -> str | None:

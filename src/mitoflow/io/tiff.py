@@ -14,6 +14,7 @@ import tifffile
 
 from mitoflow.core.files import replacing
 from mitoflow.errors import InputError
+from mitoflow.io._tiff_segments import keep_to_size, require_bounded
 from mitoflow.io.spacing import parse_xml
 
 if TYPE_CHECKING:
@@ -182,11 +183,18 @@ def require_page_like(first: Stack, other: Stack) -> None:
 
 
 def read_page(file: tifffile.TiffFile, number: int, offset: int) -> tifffile.TiffPage:
-    """Return the page whose directory is at `offset`; raises ValueError where it is stored otherwise than the first."""
+    """Return the page whose directory is at `offset`; it raises ValueError in place of decoding more than its size.
+
+    Raises
+    ------
+    ValueError
+        It is stored in another way than the first page.
+    """
     file.filehandle.seek(offset)
     page = tifffile.TiffPage(file, number)
     if page.hash != file.pages.first.hash:
         raise ValueError("it is stored in another way than the first")
+    keep_to_size(page)
     return page
 
 
@@ -325,6 +333,7 @@ def _locate_slices(path: Path, file: tifffile.TiffFile) -> Stack:
     if page.dtype is None or page.dtype.kind not in "buif":
         found = f"pixels of {page.bitspersample} bits that are no plain numbers"
         raise InputError(path, found, "uint8 or uint16", "save the image as 8- or 16-bit")
+    require_bounded(path, page)
 
     height, width = page.shape
     if math.prod(page.chunks) > max(LARGEST_TILE, 4 * height * width):

@@ -244,7 +244,7 @@ class Result:
     def _write(self, request: Request, mask: Mask, plane: Callable[[int, Mask], NDArray[np.uint8]]) -> None:
         lineage = {**self.description.lineage, "threshold": str(mask.threshold)}
         if mask.strokes:
-            lineage["corrected"] = f"by hand, in {len(mask.strokes)} strokes"
+            lineage[ome.CORRECTED] = f"by hand, in {len(mask.strokes)} strokes"
         planes = (plane(z, mask) for z in range(self.image.shape[0]))
         prediction.write_outputs(
             request, planes, self.image, replace(self.description, lineage=lineage), lambda _: None
