@@ -173,7 +173,7 @@ def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is
         elif not path.exists():
             continue
         remedy = "choose another name, or move it away yourself"
-        raise InputError(path, found, "an earlier output, which --overwrite replaces", remedy)
+        raise InputError(path, found, "an earlier output, which may be replaced", remedy)
 
 
 def beside(path: Path, what: str) -> Path:
