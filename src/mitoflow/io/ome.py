@@ -192,7 +192,7 @@ def finish_multiscale(path: Path, description: Description) -> None:
     """Add the lower resolutions and the metadata to an image that `create_multiscale` created.
 
     Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels keep
-    their values.
+    their values. Other programs see by ``image-label`` that they are labels.
     """
     group = zarr.open_group(path, mode="r+")
     level = zarr.open_array(path / "0", mode="r")
@@ -202,7 +202,9 @@ def finish_multiscale(path: Path, description: Description) -> None:
         level = _add_level(group, str(len(levels)), level, factors)
         levels.append(level)
         steps.append(tuple(a * b for a, b in zip(steps[-1], factors, strict=True)))
-    group.attrs.update({"multiscales": [_multiscale(description, steps)], LINEAGE: dict(description.lineage)})
+    labels = {"image-label": {"version": "0.4"}} if are_labels(description.lineage, level.dtype) else {}
+    multiscales = [_multiscale(description, steps)]
+    group.attrs.update({"multiscales": multiscales, **labels, LINEAGE: dict(description.lineage)})
 
 
 def _add_level(group: zarr.Group, name: str, upper: zarr.Array[Any], factors: tuple[int, ...]) -> zarr.Array[Any]:
@@ -440,6 +442,11 @@ def has_lineage(path: Location) -> bool:
         return bool(read_lineage(path))
     except (InputError, OSError):
         return False
+
+
+def are_labels(lineage: Mapping[str, str], dtype: np.dtype) -> bool:
+    """Return whether an image is a mask or instances that mitoflow wrote: it has a lineage and integers."""
+    return bool(lineage) and dtype.kind in "ui"
 
 
 def foreign_file(image: Path) -> str | None:
