@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import npe2
 import numpy as np
 import pytest
 import scipy.ndimage
 import tifffile
+import zarr
+from napari._qt.widgets.qt_extension2reader import Extension2ReaderTable
 from napari.components import ViewerModel
+from napari.errors import MultipleReaderError
 from napari.layers import Image, Labels
+from napari.plugins import _npe2
 from napari.settings import get_settings
 from napari.utils.notifications import notification_manager
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QComboBox, QLineEdit, QPushButton
 
 from mitoflow.apps import napari_widget
 from mitoflow.apps.napari_widget import Segmentation
@@ -28,9 +30,11 @@ from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
 from mitoflow.instances import separation
-from mitoflow.io import ome
+from mitoflow.io import gatan, hdf5, mrc, n5, ome
 from mitoflow.tracking import model_lookup
 from tests.io.test_gatan import write as write_gatan
+from tests.io.test_hdf5 import write as write_hdf5
+from tests.io.test_mrc import write as write_mrc
 from tests.io.test_n5 import write as write_n5
 from tests.services import HTTPFolder
 from tests.tiny_model import write_model
@@ -107,14 +111,12 @@ def test_a_layer_gets_its_mitochondria(application: QApplication, expected: np.n
     assert press(application, widget) == []
     image, labels = widget._viewer.layers
     assert (labels.name, type(labels)) == ("cell mitochondria", Labels)
-    np.testing.assert_array_equal(labels.data, expected)
+    np.testing.assert_array_equal(labels.data, 255 * expected, "the values of the file, to be corrected alike")
     np.testing.assert_array_equal(labels.scale, image.scale)
     assert labels.units == image.units
     assert labels.metadata[ome.LINEAGE]["model"].endswith("unet.keras")
     assert 100 in shown
     assert shown == [*sorted(shown[:-1]), 0]
-    assert napari_widget.voxel_size(image) == {"z": 30, "y": 4, "x": 4}
-    assert napari_widget.voxel_size(Image(STACK)) == {}
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def test_a_stack_on_a_server_is_opened_by_its_address(
         assert napari_widget._file_of(image, folder) == widget.address.value, "it is not copied"
         assert not [path for path in served.asked if path.endswith("/0/0/0")], "it is not read to be compared"
         assert press(application, widget) == []
-        np.testing.assert_array_equal(widget._viewer.layers["far mitochondria"].data, expected)
+        np.testing.assert_array_equal(widget._viewer.layers["far mitochondria"].data, 255 * expected)
 
         before = len(notification_manager.records)
         widget.address.value = f"{served.url}/gone.ome.zarr"
@@ -185,11 +187,38 @@ def test_the_network_stays_loaded_for_the_next_layer(folder: Path) -> None:
 
 
 @pytest.fixture
-def preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the reader the one that napari takes by itself, as the documentation says."""
+def preferred(application: QApplication) -> Iterator[None]:
+    """Make the reader the one that napari takes by itself: fill in the form that the page names, with its patterns."""
     npe2.PluginManager.instance().discover()
-    for pattern in ("*.tif", "*.tiff", "*.zarr*"):
-        monkeypatch.setitem(get_settings().plugins.extension2reader, pattern, "mitoflow")
+    page = (Path(__file__).parents[2] / "docs/apps.md").read_text(encoding="utf-8")
+    patterns = re.findall(r"`(\*\.[^`]+)`", page.partition("Preferences > Plugins")[2].partition("\n\n")[0])
+    form = Extension2ReaderTable()
+    pattern, reader, add = (form.findChild(kind) for kind in (QLineEdit, QComboBox, QPushButton))
+    for each in patterns:
+        pattern.setText(each)
+        reader.setCurrentText("mitoflow")
+        assert reader.currentText() == "mitoflow", f"napari refuses {each}"
+        add.click()
+    yield
+    get_settings().plugins.extension2reader = {}
+    form.close()
+
+
+@pytest.mark.parametrize("name", ["mask.tif", "mask.ome.zarr"])
+def test_napari_asks_for_the_reader_without_a_preference(folder: Path, name: str) -> None:
+    """No plugin can prevent it: see the page, which says what to do, and leave that out where this fails."""
+    npe2.PluginManager.instance().discover()
+    tifffile.imwrite(folder / "mask.tif", STACK)
+    ome.create_multiscale(folder / "mask.ome.zarr", STACK.shape, STACK.dtype, 4)
+    with pytest.raises(MultipleReaderError):
+        ViewerModel().open(folder / name, plugin=None)
+
+
+def test_every_format_can_be_opened_by_mitoflow() -> None:
+    npe2.PluginManager.instance().discover()
+    formats = (ome.TIFF_ENDINGS, ome.ZARR_ENDINGS, gatan.ENDINGS, hdf5.ENDINGS, mrc.ENDINGS, (n5.ENDING, ".png"))
+    for ending in (ending for endings in formats for ending in endings):
+        assert "mitoflow" in _npe2.get_readers(f"cell{ending}"), ending
 
 
 @pytest.mark.slow
@@ -212,18 +241,23 @@ def test_outputs_open_as_labels_over_their_image(folder: Path, expected: np.ndar
     np.testing.assert_array_equal(labels.data, separation.separate(expected > 0, Instances(smallest_um3=0), (30, 4, 5)))
     assert np.asarray(probability.data).max() <= 1
     assert mask.metadata[ome.LINEAGE]["model"] == "unet.keras"
+    if ending == "ome.zarr":
+        groups = [zarr.open_group(name, mode="r") for name in ("mask.ome.zarr", "mask_instances.ome.zarr")]
+        assert [group.attrs["image-label"] for group in groups] == [{"version": "0.4"}] * 2, "for other programs"
     mask.paint((0, 3, 3), 128)
     assert mask.data[0, 3, 3] == 128
 
 
-@pytest.mark.parametrize("name", ["a.dm4", "a.n5"])
-def test_files_of_gatan_and_n5_open_at_their_scale(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["a.dm4", "a.n5", "a.mrc", "a.h5"])
+@pytest.mark.usefixtures("preferred")
+def test_files_of_other_formats_open_at_their_scale(folder: Path, name: str) -> None:
     write_gatan(folder / "a.dm4", STACK, (4, 5, 30))
     write_n5(folder / "a.n5", STACK, {"pixelResolution": {"dimensions": [4, 5, 30], "unit": "nm"}})
-    npe2.PluginManager.instance().discover()
-    (layer,) = ViewerModel().open(folder / name, plugin="mitoflow")
+    write_mrc(folder / "a.mrc", STACK, (40, 50, 300))
+    write_hdf5(folder / "a.h5", STACK, attributes={"element_size_um": [0.03, 0.005, 0.004]})
+    (layer,) = ViewerModel().open(folder / name, plugin=None)
     np.testing.assert_array_equal(np.asarray(layer.data), STACK)
-    np.testing.assert_array_equal(layer.scale, (30, 5, 4))
+    np.testing.assert_allclose(layer.scale, (30, 5, 4), rtol=1e-6)
     assert napari_widget._shows(layer.data, str(folder / name))
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dvc.repo import Repo
 from filelock import FileLock
@@ -42,7 +43,8 @@ SMALL = {
     "evaluate.overlap": "16",
     "evaluate.bootstrap_resamples": "200",
 }
-
+# The shortest training of a network that exists, beside whatever else a preset says.
+QUICK = {"train__epochs": "1", "train__patches_per_epoch": "8", "train__batch_size": "4", "train__patience": "1"}
 
 STAGES = ["validate", "patch", "tune", "train", "evaluate"]
 
@@ -125,6 +127,11 @@ def runs(project: Project) -> list[Run]:
     """Return all runs of the experiment."""
     client = store(project)
     return list(client.search_runs([client.get_experiment_by_name("mitoflow").experiment_id]))
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice of two masks of booleans."""
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 def stages_run(printed: str) -> list[str]:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.e2e.conftest import REPOSITORY, Project
+from tests.e2e.conftest import QUICK, REPOSITORY, Project, dice
 
 pytestmark = pytest.mark.e2e
-QUICK = {"train__epochs": "1", "train__patches_per_epoch": "8", "train__batch_size": "4", "train__patience": "1"}
 
 
 def sections() -> dict[str, str]:
@@ -49,9 +48,8 @@ def test_the_commands_of_the_page(fresh: Project) -> None:
     mask = tifffile.imread(fresh.folder / "mask.tif")
     looked_at = corrected != 128
     assert looked_at.mean() == pytest.approx(3 / 24)
-    truth, predicted = drawn[looked_at] > 0, mask[looked_at] > 0
-    dice = 2 * np.sum(truth & predicted) / (truth.sum() + predicted.sum())
-    assert re.search(rf"^dice +{dice:.4f}$", printed["Correct a few slices"], re.MULTILINE)
+    expected = dice(drawn[looked_at] > 0, mask[looked_at] > 0)
+    assert re.search(rf"^dice +{expected:.4f}$", printed["Correct a few slices"], re.MULTILINE)
 
     compared = printed["Compare"]
     assert re.search(r"^test +pretrained:general +mitoflow version 1 +difference, paired$", compared, re.MULTILINE)

@@ -91,7 +91,7 @@ def test_what_was_corrected_in_place_is_kept(tmp_path: Path) -> None:
         refuse_foreign([tmp_path / "mask.ome.zarr"])
     assert str(error.value) == (
         f"{tmp_path}/mask.ome.zarr: found what is or may be corrected by hand, expected an earlier output that nobody "
-        "changed, which --overwrite replaces; choose another name, or move it away yourself"
+        "changed; choose another name, or move it away yourself"
     )
 
 

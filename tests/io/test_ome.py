@@ -98,6 +98,24 @@ def test_levels_keep_every_second_voxel_of_long_axes(tmp_path: Path) -> None:
     assert ome.read_lineage(path) == LINEAGE
 
 
+@pytest.mark.parametrize(
+    ("voxels", "lineage", "expected"),
+    [
+        (VOXELS, LINEAGE, {"version": "0.4"}),
+        (VOXELS.astype(np.uint32), LINEAGE, {"version": "0.4"}),
+        (VOXELS.astype(np.float32) / 255, LINEAGE, None),
+        (VOXELS, {}, None),
+    ],
+    ids=["mask", "instances", "probability", "image"],
+)
+def test_other_programs_learn_that_masks_and_instances_are_labels(
+    tmp_path: Path, voxels: np.ndarray, lineage: dict[str, str], expected: dict[str, str] | None
+) -> None:
+    stored(tmp_path / "o.ome.zarr", voxels[:, :64, :64])
+    ome.finish_multiscale(tmp_path / "o.ome.zarr", Description("zyx", KNOWN.spacing, (), lineage))
+    assert zarr.open_group(tmp_path / "o.ome.zarr", mode="r").attrs.get("image-label") == expected
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "o.ome.zarr"
     stored(path, VOXELS * 0)

@@ -51,8 +51,8 @@ def read(path: str) -> LayerDataTuple:
         The stack cannot be read.
     """
     volume, file = volumes.open_volume(path), remote.locate(path)
-    is_output = ome.has_lineage(file)
-    kind = "labels" if is_output and volume.dtype.kind in "ui" else "image"
+    lineage = ome.read_lineage(file) if ome.has_lineage(file) else {}
+    kind = "labels" if ome.are_labels(lineage, volume.dtype) else "image"
     image = volumes.open_folder(file) if isinstance(volume, volumes.FolderVolume) else None
     if kind == "image" and image and volume.axes == image.axes:
         voxels: Any = image.array
@@ -68,6 +68,6 @@ def read(path: str) -> LayerDataTuple:
         "scale": scale,
         "translate": [start * side for start, side in zip(volume.origin, scale, strict=True)],
         "units": ["nanometer" if axis in volume.spacing else "pixel" for axis in volume.axes],
-        "metadata": {ome.LINEAGE: ome.read_lineage(file)} if is_output else {},
+        "metadata": {ome.LINEAGE: lineage} if lineage else {},
     }
     return voxels, attributes, kind

@@ -20,13 +20,13 @@ from napari.types import LayerDataTuple
 from napari.utils.notifications import show_error, show_info, show_warning
 from superqt.utils import ensure_main_thread
 
+from mitoflow.apps.napari_writer import voxel_size
 from mitoflow.config import params
 from mitoflow.errors import InputError
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import ome, remote, volumes
-from mitoflow.io.spacing import Spacing
 from mitoflow.tracking import model_lookup
 
 FEATURES_TABLE = "napari.widgets.features_table"  # napari's own: a row that is selected selects its label, and back
@@ -216,14 +216,13 @@ def segment(
             instances=instances,
             table=table if instances else None,
             criteria=params.load_instances(),
-            spacing=voxel_size(image) or None,
+            spacing=voxel_size(image.scale, image.units) or None,
             name=image.name,
         )
         prediction.predict(request, chosen, show_info, advance)
         voxels = np.asarray(ome.open_multiscale(request.images["instances" if instances else "mask"]).array[:])
         lineage = ome.read_lineage(output)
         features = _features(table) if instances else None
-    labels = (voxels if instances else (voxels > 0).astype(np.uint8)).reshape(_data(image).shape)
     place = {name: getattr(image, name) for name in ("scale", "translate", "rotate", "shear", "affine", "units")}
     attributes = {
         "name": f"{image.name} mitochondria",
@@ -231,7 +230,7 @@ def segment(
         "features": features,
         **place,
     }
-    return labels, attributes, "labels"
+    return voxels.reshape(_data(image).shape), attributes, "labels"
 
 
 def _features(table: Path) -> pd.DataFrame:
@@ -271,13 +270,3 @@ def _shows(data: Any, path: str) -> bool:
     whole = (0, volume.shape[1], 0, volume.shape[2])
     slices = data if data.ndim == 3 else data[None]
     return all(np.array_equal(volume.read(z, whole), np.asarray(slices[z])) for z in range(volume.shape[0]))
-
-
-def voxel_size(image: napari.layers.Image) -> Spacing:
-    """Return nanometres of a voxel along the axes of which the layer has units of length."""
-    sizes = zip("zyx"[-image.ndim :], image.scale, image.units, strict=True)
-    return {
-        axis: float((scale * unit).to("nanometer").magnitude)
-        for axis, scale, unit in sizes
-        if unit.is_compatible_with("nanometer")
-    }

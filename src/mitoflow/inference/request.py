@@ -158,10 +158,13 @@ def _is_table(path: Path) -> bool:
     return morphometry.is_table(path)
 
 
-def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is_table) -> None:
+def refuse_foreign(
+    paths: Iterable[Path], is_table: Callable[[Path], bool] = _is_table, *, keep_corrections: bool = True
+) -> None:
     """Raise `InputError` where something exists that mitoflow did not write, going by what it says itself.
 
-    So it does where an image may be corrected by hand. `is_table` says whether a CSV is an earlier output.
+    With `keep_corrections` it does so too where an image may be corrected by hand. `is_table` says whether a CSV is an
+    earlier output.
     """
     known = {".csv": is_table, ".png": png.is_overlay}
     for path in paths:
@@ -172,11 +175,11 @@ def refuse_foreign(paths: Iterable[Path], is_table: Callable[[Path], bool] = _is
             found = "something that mitoflow did not write"
         elif (other := ome.foreign_file(path)) is not None:
             found = f"{other} in it, which mitoflow did not write"
-        elif kind not in known and not ome.is_as_written(path):
+        elif keep_corrections and kind not in known and not ome.is_as_written(path):
             found = "what is or may be corrected by hand"
         else:
             continue
-        expected = "an earlier output that nobody changed, which --overwrite replaces"
+        expected = "an earlier output that nobody changed"
         raise InputError(path, found, expected, "choose another name, or move it away yourself")
 
 

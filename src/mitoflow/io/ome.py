@@ -31,8 +31,8 @@ from mitoflow.io.spacing import Spacing, Warn
 
 #: The key of the lineage in the attributes of an OME-Zarr, and in the annotations of an OME-TIFF.
 LINEAGE = "mitoflow/lineage"
-#: The key in the lineage of a mask that somebody corrected in mitoflow, and says how.
-CORRECTED = "corrected"
+#: Keys in the lineage of masks that somebody corrected, or drew from nothing; they say how.
+CORRECTED, DRAWN = "corrected", "drawn"
 #: The key in the attributes of an OME-Zarr of what the voxels were when mitoflow wrote them.
 VOXELS = "mitoflow/voxels"
 #: Files of an OME-Zarr: metadata, and chunks that are named by their places; and what macOS adds to a folder.
@@ -196,7 +196,8 @@ def finish_multiscale(path: Path, description: Description) -> None:
     """Add the lower resolutions and the metadata to an image that `create_multiscale` created.
 
     Each level keeps every second voxel along the axes that are longer than 256, so that masks and labels keep
-    their values. The metadata have a digest of the full resolution, by which `is_as_written` notices corrections.
+    their values. Other programs see by ``image-label`` that they are labels. The metadata have a digest of the full
+    resolution, by which `is_as_written` notices corrections.
     """
     group = zarr.open_group(path, mode="r+")
     level = zarr.open_array(path / "0", mode="r")
@@ -206,8 +207,9 @@ def finish_multiscale(path: Path, description: Description) -> None:
         level = _add_level(group, str(len(levels)), level, factors)
         levels.append(level)
         steps.append(tuple(a * b for a, b in zip(steps[-1], factors, strict=True)))
+    labels = {"image-label": {"version": "0.4"}} if are_labels(description.lineage, level.dtype) else {}
     multiscales, digest = [_multiscale(description, steps)], _digest_of_voxels(path)
-    group.attrs.update({"multiscales": multiscales, LINEAGE: dict(description.lineage), VOXELS: digest})
+    group.attrs.update({"multiscales": multiscales, **labels, LINEAGE: dict(description.lineage), VOXELS: digest})
 
 
 def _digest_of_voxels(image: Path) -> str:
@@ -461,9 +463,14 @@ def is_as_written(image: Path) -> bool:
     voxels than it says; one of an older mitoflow does not say which it had, and may be changed. A TIFF that another
     program saved has no lineage.
     """
-    if CORRECTED in read_lineage(image):
+    if not {CORRECTED, DRAWN}.isdisjoint(read_lineage(image)):
         return False
     return not is_zarr(image) or _open_group(image).attrs.asdict().get(VOXELS) == _digest_of_voxels(image)
+
+
+def are_labels(lineage: Mapping[str, str], dtype: np.dtype) -> bool:
+    """Return whether an image is a mask or instances that mitoflow wrote: it has a lineage and integers."""
+    return bool(lineage) and dtype.kind in "ui"
 
 
 def foreign_file(image: Path) -> str | None:

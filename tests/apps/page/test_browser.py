@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import getpass
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
-from mitoflow import cli
+from mitoflow import __version__, cli
 from mitoflow.apps.page.strokes import Stroke
 from mitoflow.data import fingerprint
 from mitoflow.data.masks import NOT_LOOKED_AT
@@ -366,7 +367,10 @@ def test_corrections_are_painted_undone_and_downloaded(
     np.testing.assert_array_equal(tifffile.imread(files["mask"]), predicted)
     assert (expected > predicted).any()
     assert (expected < predicted).any()
-    assert ome.read_lineage(files["mask-corrected"])["corrected"] == "by hand, in 2 strokes"
+    for kind in ("mask-corrected", "training-corrected"):
+        corrected = ome.read_lineage(files[kind])["corrected"]
+        where = f"in 2 strokes on the page of mitoflow {__version__}"
+        assert corrected.startswith(f"by hand, {where}, run by {getpass.getuser()}, 20")
     with files["table-corrected"].open() as rows:
         assert len(list(csv.DictReader(rows))) > 0
 

@@ -15,6 +15,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from mitoflow import __version__
+from mitoflow.apps.correction_record import with_correction
 from mitoflow.apps.page import tiles
 from mitoflow.apps.page.strokes import Stroke
 from mitoflow.config import params
@@ -244,7 +246,8 @@ class Result:
     def _write(self, request: Request, mask: Mask, plane: Callable[[int, Mask], NDArray[np.uint8]]) -> None:
         lineage = {**self.description.lineage, "threshold": str(mask.threshold)}
         if mask.strokes:
-            lineage[ome.CORRECTED] = f"by hand, in {len(mask.strokes)} strokes"
+            where = f"in {len(mask.strokes)} strokes on the page of mitoflow {__version__}"
+            lineage = with_correction(lineage, where)
         planes = (plane(z, mask) for z in range(self.image.shape[0]))
         prediction.write_outputs(
             request, planes, self.image, replace(self.description, lineage=lineage), lambda _: None
