@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import getpass
 import http.server
+import importlib.util
 import os
 import secrets
 import shutil
@@ -371,8 +372,18 @@ def find_program(name: str, package: str, *folders: str) -> str:
 
 def lacks_program(name: str, package: str) -> NoReturn:
     """Skip the test, which needs a package of Debian; in CI fail."""
+    _end_without(f"no {name} on this machine: install Debian's package {package}")
+
+
+def require_module(name: str, extra: str) -> None:
+    """Skip the test where a module is not installed, which an extra of mitoflow brings; in CI fail."""
+    if importlib.util.find_spec(name) is None:
+        _end_without(f"no {name} in this environment: pip install -e '.[{extra}]'")
+
+
+def _end_without(why: str) -> NoReturn:
     end = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
-    end(f"no {name} on this machine: install Debian's package {package}")
+    end(why)
 
 
 @dataclass(frozen=True)

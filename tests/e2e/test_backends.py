@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 
 import numpy as np
@@ -11,6 +10,7 @@ import tifffile
 
 from tests.faults.pipeline import forget, has_progress
 from tests.parts import until
+from tests.services import require_module
 
 from .conftest import Project, outputs, runs, store
 
@@ -19,8 +19,7 @@ VALUES = {"learning_rate": "0.002", "depth": "1", "augment_strength": "0.5", "ep
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_another_backend_trains_resumes_registers_and_predicts(fresh: Project, backend: str) -> None:
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed: pip install -e '.[bench]'")
+    require_module(backend, "bench")
     fresh.set(**{f"train__{key}": value for key, value in VALUES.items()}, train__precision="float32")
     fresh.run("dvc", "repro", KERAS_BACKEND=backend)
     assert store(fresh).get_model_version_by_alias("mitoflow", "champion")
