@@ -1,16 +1,16 @@
 """What a model is worth on tissue that it has not seen: `python -m benchmarks leave-one-set-out --data PROJECT`.
 
-For each set of a project a model is fitted on the others, by a preset. It is measured on the set that was left out,
-slice by slice:
+For each set of a project a model is fitted on the others, by a preset. It is measured on the set that was left out:
 
-- zero-shot, on every slice: at the pixel size as published with the threshold of the model, at the scale and the
-  threshold that the model finds by itself (`unknown`), and, where the pixel sizes of the set and of the training sets
-  are known, at those that it finds if it expects that ratio (`known`);
-- how far the model agrees with itself, beside its Dice, stack by stack: as it finds, at half of that scale, and as
-  published;
-  `--calibration` writes how Dice follows from agreement;
+- zero-shot, on every slice, by the masks that `mitoflow predict` makes of the stacks: at the pixel size as published
+  with the threshold of the model, at the scale and the threshold that the model finds by itself (`unknown`), and, where
+  the pixel sizes of the set and of the training sets are known, at those that it finds if it expects that ratio
+  (`known`);
+- how far the model agrees with itself, beside its Dice, stack by stack and each slice by itself: as it finds, at half
+  of that scale, and as published; `--calibration` writes how Dice follows from agreement;
 - after fine-tuning on 1, 4 and 12 of its slices, drawn several times, beside the same network trained on the same
-  slices from random weights, for as many crops. A set of few slices gives quarters of slices in place of slices.
+  slices from random weights, for as many crops, each slice by itself. A set of few slices gives quarters of slices in
+  place of slices.
 
 What is labelled and what is measured after it never lie side by side: the last slices of each stack are measured, and a
 gap before them is left out. Only the training part of the project is used; its test part stays closed.
@@ -28,11 +28,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -59,11 +60,13 @@ from mitoflow.evaluation import metrics, protocols
 from mitoflow.evaluation.bootstrap import bootstrap_interval
 from mitoflow.evaluation.curves import ProbabilityHistogram, best_threshold
 from mitoflow.inference import model_files
-from mitoflow.inference.adaptation import adapt, enlarged
+from mitoflow.inference.adaptation import enlarged
 from mitoflow.inference.agreement import agreements, for_windows
+from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.judgement import Calibration
 from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.operating_point import OperatingPoint
+from mitoflow.inference.prediction import prediction_of
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.request import Request
 from mitoflow.inference.settings import Settings
@@ -269,7 +272,8 @@ class Protocol:
         key = files.short_digest([recipe.model_dump(), store.digest], *start)
         models, wanted, title = self.work / "models", self.preset.evaluate, f"{variant}, without {left_out}"
         folder = models / f"{key}-{files.short_digest(wanted.model_dump())}"
-        trained = Trained(title, models / f"{key}.keras", folder, {}, self.pixel_size_without(left_out))
+        origin = {"model": title, "model_sha256": key}
+        trained = Trained(title, models / f"{key}.keras", folder, origin, self.pixel_size_without(left_out))
         folder.mkdir(parents=True, exist_ok=True)
         if not trained.weights.exists():
             checkpoints = self.work / "checkpoints" / key
@@ -300,16 +304,15 @@ class Protocol:
         return [path]
 
     def zero_shot(self, left_out: str, pixel_size: str, trained: Trained) -> dict[str, Any]:
-        """Measure a model on all slices of the set that it has not seen, as published or as `mitoflow predict` does."""
+        """Measure the masks that `mitoflow predict` makes of the set that a model has not seen."""
         tissue = self.sets[left_out]
         own = tissue.conventions.spacing if pixel_size == report.KNOWN else {}
-        points = {
-            name: OperatingPoint(1.0, trained.predictor.settings.threshold)
-            if pixel_size == report.PUBLISHED
-            else found_by(trained, tissue.volume(name), own)
-            for name in dict.fromkeys(tissue.stacks)
-        }
-        found = self._measured(trained.predictor, left_out, range(len(tissue.slices)), points)
+        rescale = "none" if pixel_size == report.PUBLISHED else "auto"
+        stacks = dict.fromkeys(tissue.stacks)
+        predictions = {name: predicted(trained, tissue.volume(name), own, rescale) for name in stacks}
+        points = {name: point_of(prediction) for name, prediction in predictions.items()}
+        maps = chain.from_iterable(each.maps(each.whole) for each in predictions.values())
+        found = self._scores(tissue, range(len(tissue.slices)), maps, [points[name] for name in tissue.stacks])
         return {"points": {name: [round(each, 4) for each in point] for name, point in points.items()}, **found}
 
     def judged(self, left_out: str, trained: Trained) -> dict[str, Any]:
@@ -321,14 +324,14 @@ class Protocol:
         rows = []
         for name in dict.fromkeys(tissue.stacks):
             whole = tissue.volume(name)
-            found = found_by(trained, whole)
+            found = point_of(predicted(trained, whole, {}))
             places = [place for place, stack in enumerate(tissue.stacks) if stack == name]
             shown = [places[each] for each in spread(len(places) - 1, JUDGED_SLICES)]
             as_published = OperatingPoint(1.0, predictor.settings.threshold)
             for point in dict.fromkeys((found, found._replace(scale=found.scale / 2), as_published)):
                 at_scale = partial(resized_volume, whole)
                 (agreed,) = agreements(for_windows(predictor), at_scale, point.scale, [point.threshold])
-                dice = self._measured(predictor, left_out, shown, {name: point})["dice"]
+                dice = self._measured(predictor, left_out, shown, point)["dice"]
                 rows.append({"stack": name, **point._asdict(), "agreement": asdict(agreed), "dice": dice})
         return {"stacks": rows}
 
@@ -353,8 +356,9 @@ class Protocol:
                 title = f"{left_out}, {kind}, {count}, draw {draw}"
                 fitted = fitting.fit(store, few, initial=initial, loaders=self.loaders, title=title)
                 predictor = self._predictor(fitted.model, few, store, self.finetune.evaluate)
-        found = self._measured(predictor, left_out, tissue.sides["validation"])
-        return {**found, "seconds": round(time.perf_counter() - started)}
+        own = OperatingPoint(1.0, predictor.settings.threshold)
+        found = self._measured(predictor, left_out, tissue.sides["validation"], own)
+        return {"threshold": own.threshold, **found, "seconds": round(time.perf_counter() - started)}
 
     def _few_labels_recipe(self, recipe: Recipe) -> Recipe:
         """Return the recipe of a fit on a few slices: that of fine-tuning, for the network of the model."""
@@ -374,37 +378,35 @@ class Protocol:
 
     def _predictor(self, model: keras.Model, recipe: Recipe, store: PatchStore, wanted: Evaluate) -> Predictor:
         """Return a model with the threshold that these parameters give or validation chooses."""
-        settings = Settings.for_recipe(recipe, wanted, store.bit_depth)
+        # Slices are stretched already, which changes nothing when it is done again.
+        settings = replace(Settings.for_recipe(recipe, wanted, store.bit_depth), normalization="percentiles")
         predictor = Predictor(model, settings)
         chosen = protocols.choose(predictor, store.validation, [1], threshold=wanted.fixed_threshold).threshold
         return predictor.with_settings(replace(settings, threshold=chosen))
 
     def _measured(
-        self,
-        predictor: Predictor,
-        name: str,
-        places: Sequence[int],
-        points: Mapping[str, OperatingPoint] | None = None,
+        self, predictor: Predictor, name: str, places: Sequence[int], point: OperatingPoint
     ) -> dict[str, Any]:
-        """Return the scores of slices, each predicted by itself, with their intervals.
+        """Return the scores of slices, each predicted by itself, with their intervals."""
+        tissue = self.sets[name]
+        maps = (probability(predictor, tissue.slices[place][0], point.scale) for place in places)
+        return self._scores(tissue, places, maps, [point] * len(places))
 
-        `points` are those of stacks; without them all are predicted as published, with the threshold of the model.
-        """
-        tissue, histogram = self.sets[name], ProbabilityHistogram()
-        own = OperatingPoint(1.0, predictor.settings.threshold)
+    def _scores(
+        self, tissue: TissueSet, places: Sequence[int], maps: Iterable[np.ndarray], points: Sequence[OperatingPoint]
+    ) -> dict[str, Any]:
+        """Return the scores of slices by their probability maps, with intervals; `points` are those of the slices."""
+        histogram, shown = (
+            ProbabilityHistogram(),
+            tqdm(places, desc=f"{tissue.name}: measured", unit="slice", leave=False),
+        )
+        for place, found_map in zip(shown, maps, strict=True):
+            histogram.add(tissue.slices[place][1], found_map)
+        counts_at = {threshold: histogram.counts_at(threshold) for threshold in {point.threshold for point in points}}
+        counts = np.stack([counts_at[point.threshold][row] for row, point in enumerate(points)])
         stacks = [tissue.stacks[place] for place in places]
-        of_slices = [points[stack] if points else own for stack in stacks]
-        for place, point in zip(
-            tqdm(places, desc=f"{name}: measured", unit="slice", leave=False), of_slices, strict=True
-        ):
-            image, truth = tissue.slices[place]
-            histogram.add(truth, probability(predictor, image, point.scale))
-        counts_at = {
-            threshold: histogram.counts_at(threshold) for threshold in {point.threshold for point in of_slices}
-        }
-        counts = np.stack([counts_at[point.threshold][row] for row, point in enumerate(of_slices)])
         drawn = (self.preset.evaluate.bootstrap_block, self.preset.evaluate.bootstrap_resamples, 1, stacks)
-        found: dict[str, Any] = {"slices": len(places)} | ({} if points else {"threshold": own.threshold})
+        found: dict[str, Any] = {"slices": len(places)}
         for name, score in (("dice", metrics.dice), ("iou", metrics.iou)):
             interval = bootstrap_interval(counts, score, *drawn).as_dict(name)
             found |= {key: round(value, 4) for key, value in interval.items()}
@@ -412,11 +414,18 @@ class Protocol:
         return {**found, "dice_at_best_threshold": round(float(metrics.dice(best)), 4)}
 
 
-def found_by(trained: Trained, volume: ArrayVolume, pixel_size: Spacing | None = None) -> OperatingPoint:
-    """Return the scale, mean along y and x, and the threshold that `mitoflow predict` takes for a stack."""
-    volume.spacing = pixel_size or {}
-    adapted = adapt(volume, Request("", Path()), trained, lambda _: None)
-    return OperatingPoint(math.sqrt(math.prod(adapted.scale or (1.0, 1.0))), adapted.threshold)
+def predicted(
+    trained: Trained, volume: ArrayVolume, pixel_size: Spacing, rescale: Literal["auto", "none"] = "auto"
+) -> Prediction:
+    """Return the maps that `mitoflow predict` makes of a stack."""
+    volume.spacing = pixel_size
+    return prediction_of(Request("stack", Path(), rescale=rescale), trained, volume, lambda _: None)
+
+
+def point_of(prediction: Prediction) -> OperatingPoint:
+    """Return the scale, mean along y and x, and the threshold of a prediction."""
+    scale = math.sqrt(math.prod(prediction.volume.shape[1:]) / math.prod(prediction.plane))
+    return OperatingPoint(scale, prediction.predictor.settings.threshold)
 
 
 def resized_volume(volume: Volume, ratio: float) -> Volume:

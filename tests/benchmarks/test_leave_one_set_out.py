@@ -183,15 +183,16 @@ def test_scales_are_found_as_predict_finds_them(
         return OperatingPoints({usual: Agreement(0.9, 0.9)})
 
     monkeypatch.setattr(adaptation.operating_point, "search", search)
-    trained = leave_one_set_out.Trained("model", Path(), Path(), {}, {"y": 8.0, "x": 8.0})
-    settings = Settings(8, divisor=2, tile=64, overlap=0, threshold=0.4)
-    vars(trained)["predictor"] = SimpleNamespace(settings=settings, with_settings=lambda _: None)
+    trained = leave_one_set_out.Trained("model", Path(), Path(), {"model_sha256": "0"}, {"y": 8.0, "x": 8.0})
+    settings = Settings(8, divisor=2, tile=64, overlap=0, threshold=0.4, normalization="percentiles")
+    predictor = SimpleNamespace(settings=settings, with_settings=lambda given, _=None: SimpleNamespace(settings=given))
+    vars(trained)["predictor"] = predictor
     volume = ArrayVolume(np.zeros((depth, 64, 64), np.uint8))
-    found = leave_one_set_out.found_by(trained, volume, {"y": pixel_size, "x": pixel_size})
-    assert found == pytest.approx((scale, 0.4))
+    found = leave_one_set_out.predicted(trained, volume, {"y": pixel_size, "x": pixel_size})
+    assert leave_one_set_out.point_of(found) == pytest.approx((scale, 0.4))
     assert searched[0]["usual"].scale == pytest.approx(pixel_size / 8)
     assert searched[0]["enough"] == (adaptation.ENOUGH if depth == 1 else 1 - adaptation.CLEARLY)
-    assert leave_one_set_out.found_by(trained, volume) == (1.0, 0.4)
+    assert leave_one_set_out.point_of(leave_one_set_out.predicted(trained, volume, {})) == (1.0, 0.4)
 
 
 def test_pixels_that_nobody_looked_at_are_neither_trained_nor_counted(tmp_path: Path) -> None:

@@ -92,24 +92,15 @@ def predict(
         _finish(mask, request, whole, job.part, description, pending)
 
 
-def prediction_of(model: TrainedModel, whole: Volume, notify: Notify) -> Prediction:
-    """Return the maps of a stack in files that `predict` makes where nothing but the model is chosen.
-
-    Parameters
-    ----------
-    model
-        The model that predicts.
-    whole
-        The stack.
-    notify
-        As in `predict`.
+def prediction_of(request: Request, model: TrainedModel, whole: Volume, notify: Notify) -> Prediction:
+    """Return the maps that `predict` makes of a stack that is open, which the source of the request names.
 
     Raises
     ------
     InputError
-        The input or the model cannot be used.
+        As in `plan`.
     """
-    job, _ = plan(Request(str(whole.files[0]), Path()), model, whole, notify)
+    job, _ = plan(request, model, whole, notify)
     return _prediction(job, model, whole)
 
 

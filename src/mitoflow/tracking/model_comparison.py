@@ -24,11 +24,13 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.evaluation.evaluation_record import Evaluation, hash_sets
 from mitoflow.evaluation.report import ComparedSlice, Comparison
 from mitoflow.inference import model_files
+from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.prediction import prediction_of
+from mitoflow.inference.request import Request
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Notify, Spacing
-from mitoflow.io.volumes import StackVolume
+from mitoflow.io.volumes import StackVolume, Volume
 from mitoflow.tracking import model_lookup, registry, runs
 from mitoflow.tracking.gate import Gate
 
@@ -141,11 +143,16 @@ def _evaluated(side: Side, part: Path, conventions: Path, notify: Notify) -> Eva
     recorded = side.evaluation
     if recorded and {each.test_hash for each in recorded.sets.values()} == {*hashes.values()}:
         return recorded
-    sets, predict = {}, partial(prediction_of, side.model, notify=notify)
+    sets, predict = {}, partial(_prediction, side.model, notify=notify)
     for name, digest in hashes.items():
         stacks, counts = protocols.count(predict, read_set(part / name, name), rules, known[name].spacing)
         sets[name] = Evaluation(side.model.origin["model_sha256"], digest, stacks, counts.tolist(), **bootstrap)
     return Evaluation.of_sets(sets)
+
+
+def _prediction(model: TrainedModel, whole: Volume, notify: Notify) -> Prediction:
+    """Return the maps that `mitoflow predict` makes of a stack in a file without options."""
+    return prediction_of(Request(str(whole.files[0]), Path()), model, whole, notify)
 
 
 def _sets_of_both(ours: Evaluation, theirs: Evaluation) -> tuple[dict[str, tuple[Evaluation, Evaluation]], list[str]]:
@@ -319,7 +326,7 @@ def _predict(
     model: TrainedModel, image: tiff.Stack, spacing: Spacing, chosen: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the masks of slices, by ascending z."""
-    prediction = prediction_of(model, StackVolume([image], spacing=spacing), lambda _: None)
+    prediction = _prediction(model, StackVolume([image], spacing=spacing), lambda _: None)
     settings = prediction.predictor.settings
     # Orthogonal planes reach through all slices: one pass over what lies between costs less than one for each slice.
     once = settings.uses_orthoplanes(prediction.volume.shape)
