@@ -396,10 +396,8 @@ class Protocol:
         self, tissue: TissueSet, places: Sequence[int], maps: Iterable[np.ndarray], points: Sequence[OperatingPoint]
     ) -> dict[str, Any]:
         """Return the scores of slices by their probability maps, with intervals; `points` are those of the slices."""
-        histogram, shown = (
-            ProbabilityHistogram(),
-            tqdm(places, desc=f"{tissue.name}: measured", unit="slice", leave=False),
-        )
+        histogram = ProbabilityHistogram()
+        shown = tqdm(places, desc=f"{tissue.name}: measured", unit="slice", leave=False)
         for place, found_map in zip(shown, maps, strict=True):
             histogram.add(tissue.slices[place][1], found_map)
         counts_at = {threshold: histogram.counts_at(threshold) for threshold in {point.threshold for point in points}}
