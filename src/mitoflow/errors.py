@@ -41,10 +41,31 @@ REFUSED = {
     errno.ENAMETOOLONG: ("a name that is too long", "at most 255 bytes", "give a shorter one"),
     errno.ENOENT: ("no such file", "one that stays while it is used", "check the path, and what removes it"),
     errno.ENOSPC: ("no space left on the disk", "room for the output", "free some space and run it again"),
+    errno.ENODEV: (
+        "a disk that is gone, or cannot map files into memory",
+        "one that is there and can",
+        "connect it again, or copy the files to another one",
+    ),
+    errno.ENOTCONN: ("a network share that is not connected", "one that is", "mount it again, and run it again"),
     errno.ENOTDIR: ("a file in the place of a folder", "a folder", "check the path"),
+    errno.ENOTEMPTY: (
+        "a folder in which something else writes",
+        "one that is left alone while it is used",
+        "close the program that uses it, and run it again",
+    ),
     errno.EPIPE: ("a closed pipe", "a program that reads the output", "run it without the pipe"),
+    errno.EREMOTEIO: (
+        "a network share that fails to read or write",
+        "one that works",
+        "look at its server and the network, and run it again",
+    ),
     errno.ESTALE: ("a file of a network share that was replaced", "one that stays while it is used", "run it again"),
     errno.ETIMEDOUT: ("no answer of a network share", "one that answers", "look at the network, and run it again"),
+    errno.EUCLEAN: (
+        "a damaged file system",
+        "an intact one",
+        "have it checked with `fsck`, and copy from it what can be read",
+    ),
 }
 REFUSED |= {errno.EPERM: REFUSED[errno.EACCES], errno.EROFS: REFUSED[errno.EACCES], errno.ENFILE: REFUSED[errno.EMFILE]}
 REFUSED |= {errno.EDQUOT: REFUSED[errno.ENOSPC], errno.EEXIST: REFUSED[errno.ENOTDIR]}

@@ -13,6 +13,7 @@ import pytest
 from mitoflow.apps import http_server
 from mitoflow.errors import InputError
 from mitoflow.inference.settings import Settings
+from tests.parts import free_port
 from tests.tiny_model import ship_model, write_model
 
 WARNING = "warning: pretrained:own WAS TRAINED ON DRAWN IMAGES ALONE (phantom), NOT ON REAL TISSUE."
@@ -54,6 +55,15 @@ def test_the_warning_stands_before_all_else_that_a_server_prints(own: Path, comm
         port = str(other.getsockname()[1])
         line = [sys.executable, "-m", "mitoflow.cli", command, "--model", "pretrained:own", "--port", port]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode
     assert done.stderr.startswith(WARNING)
-    assert "address already in use" in done.stderr
+    _, busy = done.stderr.splitlines()
+    expected = "found {}, at which another program listens, expected a free port; give another one, or end that program"
+    assert busy == f"mitoflow: --port: {expected.format(port)}"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid", "1::2"])
+def test_an_address_of_another_machine_is_one_line(host: str) -> None:
+    """192.0.2.1 is of nobody (RFC 5737)."""
+    with pytest.raises(InputError, match=rf"--host: found {host} \(.*\), expected an address of this machine"):
+        http_server.run(None, host, free_port())

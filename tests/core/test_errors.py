@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 import sys
@@ -52,6 +53,27 @@ def broken_disk(_: Path) -> None:
         memory.read(1)
 
 
+def device(_: Path) -> None:
+    with Path("/dev/null").open("rb") as nothing:
+        mmap.mmap(nothing.fileno(), 1, access=mmap.ACCESS_READ)
+
+
+def folder_in_use(folder: Path) -> None:
+    (folder / "used").mkdir()
+    (folder / "used/new").touch()
+    (folder / "used").rmdir()
+
+
+def simulated(name: str) -> Callable[[Path], object]:
+    """Fail as only a broken disk, share or file system does."""
+
+    def fail(folder: Path) -> None:
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number), str(folder))
+
+    return fail
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "EMFILE": (too_many_files, "too many open files, expected fewer than the limit; raise it with `ulimit -n`"),
     "EFBIG": (too_large_file, "a file that becomes too large, expected a file system and a limit that allow it"),
@@ -64,6 +86,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / ("n" * 300)).read_bytes(),
         "a name that is too long, expected at most",
     ),
+    "ENODEV": (device, "a disk that is gone, or cannot map files into memory, expected one that is there and can; "),
+    "ENOTEMPTY": (
+        folder_in_use,
+        "used: found a folder in which something else writes, expected one that is left alone",
+    ),
+    "ENOTCONN": (simulated("ENOTCONN"), "a network share that is not connected, expected one that is; mount it again"),
+    "EREMOTEIO": (simulated("EREMOTEIO"), "a network share that fails to read or write, expected one that works; look"),
+    "EUCLEAN": (simulated("EUCLEAN"), "a damaged file system, expected an intact one; have it checked with `fsck`"),
 }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 import sys
 from typing import Any
 
 import uvicorn
 
 from mitoflow.core import process
+from mitoflow.errors import InputError
 from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.tracking import model_lookup
 
@@ -49,7 +52,27 @@ def run(app: Any, host: str, port: int, **options: Any) -> None:
         Where to listen.
     options
         Of ``uvicorn.run``.
+
+    Raises
+    ------
+    InputError
+        It cannot listen there.
     """
+    _require_free(host, port)
     # When uvicorn has ended it sends itself the signal that it got.
     signal.signal(signal.SIGTERM, process.ending_within(CLOSING))
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=process.GRACE - CLOSING, **options)
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise `InputError` where nothing can listen; uvicorn would log it, and end as after a failure of the server."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            remedy = "give another one, or end that program"
+            raise InputError("--port", f"{port}, at which another program listens", "a free port", remedy) from None
+        if error.errno == errno.EACCES:
+            raise InputError("--port", f"{port}, without the right to it", "one from 1024 on", "change it") from None
+        found = f"{host} ({error.strerror})"
+        raise InputError("--host", found, "an address of this machine, such as 127.0.0.1", "change it") from None
