@@ -25,6 +25,8 @@ NO_CLOCK = "timestamps before 1980"
 
 LONGEST = 1000  # characters of what was found
 
+EUCLEAN, EREMOTEIO = 117, 121  # of Linux: on other systems, Python has no names for them
+
 #: What a machine refuses, by its number: what is found there, what is expected, and what to do.
 REFUSED = {
     errno.EACCES: ("no permission", "a place that may be read and written", "change its owner or mode"),
@@ -54,14 +56,14 @@ REFUSED = {
         "close the program that uses it, and run it again",
     ),
     errno.EPIPE: ("a closed pipe", "a program that reads the output", "run it without the pipe"),
-    errno.EREMOTEIO: (
+    EREMOTEIO: (
         "a network share that fails to read or write",
         "one that works",
         "look at its server and the network, and run it again",
     ),
     errno.ESTALE: ("a file of a network share that was replaced", "one that stays while it is used", "run it again"),
     errno.ETIMEDOUT: ("no answer of a network share", "one that answers", "look at the network, and run it again"),
-    errno.EUCLEAN: (
+    EUCLEAN: (
         "a damaged file system",
         "an intact one",
         "have it checked with `fsck`, and copy from it what can be read",
