@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -22,10 +23,13 @@ import pytest
 import tifffile
 
 from mitoflow.apps import serving
+from mitoflow.apps.json_slices import read_slices
 from mitoflow.core.process import GRACE
+from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome
+from tests.io.test_chunks import little_memory
 from tests.parts import free_port, until
 from tests.tiny_model import write_model
 
@@ -126,7 +130,7 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
     "no json": ("slices", "application/json", 422, "JSON"),
     "no inputs": ('{"images": []}', "application/json", 422, "inputs"),
     "one slice": (json.dumps({"inputs": STACK[0].tolist()}), "application/json", 422, "shape"),
-    "ragged": ('{"inputs": [[[1, 2], [3]]]}', "application/json", 422, "inhomogeneous"),
+    "ragged": ('{"inputs": [[[1, 2], [3]]]}', "application/json", 422, "found rows of different lengths"),
     "text": ('{"inputs": [[["a"]]]}', "application/json", 422, "values, expected whole numbers"),
     "too bright": (
         json.dumps({"inputs": (STACK.astype(int) + 1).tolist()}),
@@ -149,6 +153,12 @@ BAD: dict[str, tuple[bytes | str, str, int, str]] = {
     ),
     "truth": ('{"inputs": [[[true]]]}', "application/json", 422, "bool values"),
     "too deep": ("[" * 100_000, "application/json", 422, "JSON that cannot be read"),
+    "empty rows": (
+        b'{"inputs": [' + b"[]," * 2**17 + b"[]]}",
+        "application/json",
+        422,
+        "send larger slices, or a TIFF",
+    ),
     "endless number": ('{"inputs": [[[' + "1" * 5000 + "]]]}", "application/json", 422, "JSON that cannot be read"),
     "no type": (b"x", "", 415, "Content-Type is missing"),
     "another kind": (b"x", "image/png", 415, "send application/json or image/tiff"),
@@ -170,6 +180,34 @@ def test_what_is_wrong_with_a_request_is_one_line(server: Server, kind: str) -> 
     assert said in error
     assert 10 < len(error) < 600
     assert server.post(json.dumps({"inputs": STACK[:1].tolist()}))[0] == 200, "it goes on serving"
+
+
+@pytest.mark.parametrize("unit", ["[],", "[ ],", "[0],", "{},", '"",'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_body_of_empty_lists_takes_little_memory(unit: str, encoding: str) -> None:
+    """Parsed, it takes up to 35 times its size."""
+    body = f'{{"inputs": [{unit * 2**18}0]}}'.encode(encoding)
+    with little_memory(2**20), pytest.raises(InputError, match="body: found .* lists, groups and texts in .* bytes"):
+        read_slices(body, SETTINGS)
+
+
+def test_texts_in_the_place_of_numbers_take_little_memory() -> None:
+    """In an array of texts each of them would have the length of the longest one: here 4 GB."""
+    body = json.dumps({"inputs": [[["x" * 2**20, *["y"] * 1000]]]}).encode()
+    with little_memory(), pytest.raises(InputError, match="inputs: found str values, expected whole numbers"):
+        read_slices(body, SETTINGS)
+
+
+def test_slices_of_narrow_rows_and_long_ones_are_read() -> None:
+    for shape in ((4, 2**14, 1), (2, 3, 2**12)):
+        slices = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        np.testing.assert_array_equal(read_slices(json.dumps({"inputs": slices.tolist()}).encode(), SETTINGS), slices)
+
+
+def test_what_is_read_takes_at_most_twenty_times_its_size() -> None:
+    body = b'{"inputs": [[[' + b"-9," * 2**20 + b"-9]]]}"  # negative numbers are the largest for their characters
+    with little_memory(20 * len(body)):
+        assert read_slices(body, replace(SETTINGS, normalization="percentiles")).shape == (1, 1, 2**20 + 1)
 
 
 def test_a_small_file_of_many_pixels_is_refused(server: Server) -> None:

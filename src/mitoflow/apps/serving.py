@@ -9,7 +9,6 @@ request is one line: ``{"error": "..."}``. ``/docs`` describes the requests.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import tempfile
@@ -28,6 +27,7 @@ from starlette.requests import ClientDisconnect
 
 from mitoflow import __version__
 from mitoflow.apps import http_server
+from mitoflow.apps.json_slices import read_slices
 from mitoflow.errors import InputError, as_user_error
 from mitoflow.inference import prediction
 from mitoflow.inference.request import Request as PredictionRequest
@@ -36,7 +36,6 @@ from mitoflow.inference.trained_model import TrainedModel
 from mitoflow.io import tiff, volumes
 
 TIFF, JSON = "image/tiff", "application/json"
-SEND = "send images as they are stored"
 LONGEST = 500  # characters of an error
 REQUESTS = 16  # that are held at the same time: one is predicted, the others arrive or wait
 TOGETHER = 4  # times the largest request: bytes of the bodies that are held at the same time
@@ -204,7 +203,7 @@ class Invocations:
         with tempfile.TemporaryDirectory() as folder:
             image, mask = Path(folder) / "image.tif", Path(folder) / "mask.tif"
             if kind == JSON:
-                tiff.write_stack(image, _grey_values(body, self.model.predictor.settings))
+                tiff.write_stack(image, read_slices(body, self.model.predictor.settings))
             else:
                 image.write_bytes(body)
                 self._require_few_pixels(image, as_json)
@@ -242,40 +241,6 @@ async def _body(request: Request, length: int) -> bytes:
     except TimeoutError:
         message = f"the body of {length} bytes did not come in time; send it again"
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, message, {"Connection": "close"}) from None
-
-
-def _grey_values(body: bytes, settings: Settings) -> np.ndarray:
-    """Return the slices (N, Y, X) of a request in JSON.
-
-    Raises
-    ------
-    InputError
-        There are none, or their values are no grey values of the model: numbers where it stretches slices between their
-        percentiles, and else whole numbers of its bit depth.
-    """
-    try:
-        sent = json.loads(body)
-        values = np.asarray(sent["inputs"] if "inputs" in sent else sent["instances"])
-    except (RecursionError, ValueError) as error:  # also rows of different lengths, and numbers of thousands of digits
-        raise InputError("body", f"JSON that cannot be read ({error})", '{"inputs": slices}', SEND) from None
-    except (LookupError, TypeError):
-        raise InputError("body", "no inputs", '{"inputs": slices}', SEND) from None
-    if values.size == 0:
-        raise InputError("inputs", "nothing", "slices (N, Y, X)", SEND)
-    if values.ndim != 3:
-        raise InputError("inputs", f"an array of shape {values.shape}", "slices (N, Y, X)", SEND)
-    is_stretched = settings.normalization == "percentiles"
-    is_number = values.dtype.kind in "iuf" and bool(np.isfinite(values).all())
-    low, high = (values.min(), values.max()) if is_number else (0, 0)
-    is_whole = values.dtype.kind in "iu" and low >= 0
-    if is_number and is_stretched:
-        return values.astype(np.min_scalar_type(int(high)) if is_whole and high < 2**16 else np.float32)
-    if is_whole and high < 2**settings.bit_depth:
-        return values.astype(np.uint8 if settings.bit_depth == 8 else np.uint16)
-    kind = {"i": "grey values", "u": "grey values", "f": "fractions"}.get(values.dtype.kind, f"{values.dtype} values")
-    found = f"{kind} from {low:g} to {high:g}" if is_number else kind
-    expected = "numbers" if is_stretched else f"whole numbers from 0 to {2**settings.bit_depth - 1}"
-    raise InputError("inputs", found, expected, SEND)
 
 
 def _slices(path: Path) -> np.ndarray:
