@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mitoflow.config.params import Patch
 from mitoflow.data.conventions import Conventions
@@ -65,6 +67,85 @@ def test_masks_of_two_kinds_are_named(other: np.ndarray | None, named: str) -> N
     both = [values_of(partial_mask(slice(0, 6))), values_of(other[None], "other.tif")]
     with pytest.raises(InputError, match=rf"m.tif: found 128 for pixels that .*, but {named} in other.tif"):
         agree_on_rule(both)
+
+
+#: From the background to the middle of an object and back: 16 pixels from half of 1000 on, and 18 above 0.
+EDGES = np.array([0, 0, 250, 600, 900, *[1000] * 12, 900, 600, 250, 0, 0])
+
+
+def soft(white: int, count: int = 3) -> np.ndarray:
+    """Slices of a square with antialiased edges, up to that value."""
+    slopes = np.rint(EDGES * (white / 1000)).astype(np.uint16)
+    return np.pad(np.minimum.outer(slopes, slopes)[None].repeat(count, 0), ((0, 0), (8, 8), (8, 8)))
+
+
+@pytest.mark.parametrize("white", [100, 127, 250, 4095, 32767])
+def test_antialiased_edges_may_end_at_any_value(white: int) -> None:
+    values = values_of(soft(white))
+    assert (values.rule, values.white) == ("half", white)
+    assert [binarise(mask, "half", values.white).sum() for mask in soft(white)] == [16 * 16] * 3
+    tip = (soft(white)[0] * 0.4).astype(np.uint16)  # the end of an object: no pixel reaches half
+    assert binarise(tip, "half", values.white).sum() == 0
+
+
+@pytest.mark.parametrize("white", [255, 65535])
+def test_antialiased_edges_that_end_at_full_range_are_known_by_that(white: int) -> None:
+    values = values_of(soft(white))
+    assert (values.rule, values.white) == ("half", None)
+    assert binarise(soft(white)[0], "half").sum() == 16 * 16
+
+
+def labels_of_4095() -> np.ndarray:
+    """Squares of 4 x 4 pixels, two pixels apart, as many as fit; the last is 4095."""
+    labels = np.zeros((1, 400, 400), np.uint16)
+    places = [(y, x) for y in range(1, 394, 6) for x in range(1, 394, 6)]
+    for number, (y, x) in enumerate(places[:4095], start=1):
+        labels[0, y : y + 4, x : x + 4] = number
+    return labels
+
+
+def thin_labels() -> np.ndarray:
+    """Six labels of 2 x 2 pixels, and a large one of the highest number."""
+    labels = np.zeros((1, 64, 64), np.uint16)
+    labels[0, 5:30, 5:30] = 7
+    for number in range(1, 7):
+        labels[0, 40:42, 6 * number : 6 * number + 2] = number
+    return labels
+
+
+def touching_labels() -> np.ndarray:
+    """Columns of 3 pixels: each touches one of a lower and one of a higher number."""
+    return np.pad(np.arange(1, 20, dtype=np.uint16).repeat(3)[None, None].repeat(40, 1), ((0, 0), (40, 40), (40, 40)))
+
+
+def outlined() -> np.ndarray:
+    """An object of 2 with an outline of 1."""
+    return np.pad(np.full((1, 20, 20), 1, np.uint16), ((0, 0), (20, 20), (20, 20))) + np.pad(
+        np.full((1, 18, 18), 1, np.uint16), ((0, 0), (21, 21), (21, 21))
+    )
+
+
+@pytest.mark.parametrize("make", [labels_of_4095, thin_labels, touching_labels, outlined])
+def test_labels_end_at_no_antialiased_edge(make: Callable[[], np.ndarray]) -> None:
+    assert values_of(make()).white is None
+
+
+def test_a_grey_image_ends_at_no_antialiased_edge() -> None:
+    """Not even one with a tenth of it black, and a tenth white."""
+    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, 128, 128)), (0, 3, 3))
+    low, high = np.quantile(image, (0.1, 0.9))
+    stretched = (np.clip((image - low) / (high - low), 0, 1) * 4095).astype(np.uint16)
+    assert values_of(stretched).white is None
+
+
+def test_edges_that_end_elsewhere_are_no_masks_to_learn_from(tmp_path: Path) -> None:
+    """Slices are read one by one, and the end of an object does not show where its edges end."""
+    write(tmp_path, np.pad(soft(4095, DEPTH), ((0, 0), (13, 13), (21, 21))))
+    errors = [str(error) for error in check_dataset(tmp_path, 0.995).errors if "antialiased" in str(error)]
+    expected = "expected masks from 0 to 255, or to 65535 in 16 bits; scale its values to that"
+    assert [error.partition("masks/")[2] for error in errors] == [
+        f"s.tif: found antialiased edges that end at 4095, {expected}"
+    ] * 2
 
 
 def test_the_share_of_mitochondria_is_that_of_what_was_looked_at(tmp_path: Path) -> None:

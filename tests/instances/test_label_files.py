@@ -98,6 +98,33 @@ def test_all_formats_have_the_rules_of_tiff(write: Callable[[np.ndarray], str]) 
     assert notes == [f"note: {source}: antialiased edges are cut at half range"]
 
 
+def soft_square(white: int) -> np.ndarray:
+    """Slices of a square with antialiased edges: 16 x 16 pixels from half of that value on, 18 x 18 above 0."""
+    slopes = np.rint(np.array([250, 600, 900, *[1000] * 12, 900, 600, 250]) * (white / 1000)).astype(np.uint16)
+    return np.pad(np.minimum.outer(slopes, slopes)[None].repeat(5, 0), ((0, 0), (9, 9), (9, 9)))
+
+
+@pytest.mark.parametrize("white", [4095, 32767])
+@pytest.mark.parametrize("write", [write_zarr, write_hdf5, write_float])
+def test_antialiased_edges_of_any_depth_are_cut_at_half_of_it(white: int, write: Callable[[np.ndarray], str]) -> None:
+    mask = soft_square(white)
+    mask[4] = mask[4] // 3  # the end of the object, which does not reach half
+    source = write(mask)
+    notes: list[str] = []
+    voxels, _ = read_labels(source, notes.append)
+    assert np.count_nonzero(voxels, axis=(1, 2)).tolist() == [256, 256, 256, 256, 0]
+    assert notes == [f"note: {source}: antialiased edges are cut at half of {white}, the largest value"]
+
+
+def test_files_of_a_stack_may_have_edges_of_different_depths() -> None:
+    for number, white in enumerate((255, 4095, 32767)):
+        tifffile.imwrite(f"s{number}.tif", soft_square(white)[0])
+    notes: list[str] = []
+    voxels, _ = read_labels("s*.tif", notes.append)
+    assert np.count_nonzero(voxels, axis=(1, 2)).tolist() == [256] * 3
+    assert "antialiased edges of 3 of 3 files, such as s0.tif are cut at half of 4095 and 32767" in notes[-1]
+
+
 @pytest.mark.parametrize("write", [write_zarr, write_hdf5, write_float])
 def test_a_grey_image_is_no_mask_in_any_format(write: Callable[[np.ndarray], str]) -> None:
     source = write(np.random.default_rng(0).integers(1, 255, (5, 32, 32), np.uint8))

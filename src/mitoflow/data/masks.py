@@ -35,6 +35,8 @@ class MaskValues:
     hardly a pixel between them lies among equal ones. What is none of these is no mask but a grey image, unless only
     a few pixels have such values: then they may be small labels, or the end of an object with antialiased edges.
 
+    Antialiased edges may also end at another value, such as 4095 of 12 bits: see `white`.
+
     Attributes
     ----------
     path
@@ -45,6 +47,8 @@ class MaskValues:
 
     FLAT_SHARE = 0.1
     GREY_SHARE = 0.1
+    SLOPE_SHARE = 0.5
+    FEWEST_BETWEEN = 3
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,6 +56,8 @@ class MaskValues:
         self._histogram = np.zeros(2 * BYTE + 1, np.int64)  # values up to 255, then larger ones by their upper byte
         self._between = 0
         self._flat = 0
+        self._largest, self._of_largest = 0, 0
+        self._marked, self._on_slopes = 0, 0  # these three are numbers of inner pixels
 
     def add(self, mask: Array) -> None:
         """Count in one slice ``(Y, X)``.
@@ -74,6 +80,26 @@ class MaskValues:
         if between.any():
             self._between += int(between.sum())
             self._flat += int((between[1:-1, 1:-1] & _lies_among_equals(mask)).sum())
+            if high > self._largest:
+                self._largest, self._of_largest = high, 0
+            inner = mask[1:-1, 1:-1]
+            self._of_largest += int((inner == self._largest).sum())
+            self._marked += int((inner > 0).sum())
+            self._on_slopes += int(_lies_on_slope(mask).sum())
+
+    @property
+    def white(self) -> int | None:
+        """What stands for mitochondrion where edges are antialiased and it is neither 255 nor 65535, else None.
+
+        This is the largest value where it and 0 dominate, and most of what is between them lies on a slope: higher on
+        one side and lower on the other. Of a label, only pixels that touch a label of a higher number do.
+        """
+        largest, between = self._largest, self._marked - self._of_largest
+        if largest in (0, BYTE) or largest >= WORD or self._on_slopes < self.SLOPE_SHARE * between:
+            return None
+        each_between = np.delete(self._histogram, [0, int(_upper_byte(np.array(largest)))])
+        dominate = self._histogram[0] > between and self._of_largest > each_between.max()
+        return largest if dominate and np.count_nonzero(each_between) >= self.FEWEST_BETWEEN else None
 
     @property
     def rule(self) -> Rule | None:
@@ -86,6 +112,8 @@ class MaskValues:
         """
         if len(self.values) <= 2:
             return "nonzero" if 0 < max(self.values) < _half(max(self.values)) else None
+        if self.white:
+            return "half"
         if self._flat >= self.FLAT_SHARE * self._between:
             found = np.flatnonzero(self._histogram).tolist()
             return "partial" if found == [0, NOT_LOOKED_AT, BYTE] else "nonzero"
@@ -115,6 +143,18 @@ def _lies_among_equals(mask: Array) -> npt.NDArray[np.bool_]:
     return flat
 
 
+def _lies_on_slope(mask: Array) -> npt.NDArray[np.bool_]:
+    """Return for every inner pixel whether it is above 0 and has both lower and higher ones around it."""
+
+    def around(take: np.ufunc) -> Array:
+        rows = take(take(mask[:-2], mask[1:-1]), mask[2:])
+        return np.asarray(take(take(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
+
+    inner = mask[1:-1, 1:-1]
+    slope: npt.NDArray[np.bool_] = (inner > 0) & (around(np.minimum) < inner) & (inner < around(np.maximum))
+    return slope
+
+
 def agree_on_rule(masks: Iterable[MaskValues]) -> Rule:
     """Return the one rule that reads all ``masks``: ``nonzero`` where every rule does.
 
@@ -134,7 +174,7 @@ def agree_on_rule(masks: Iterable[MaskValues]) -> Rule:
     return next(iter(needing), "nonzero")
 
 
-def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
+def binarise(mask: Array, rule: Rule, white: int | None = None) -> npt.NDArray[np.uint8]:
     """Return 1 for mitochondrion, 0 for background, and under the rule ``partial`` 2 for what nobody looked at.
 
     Parameters
@@ -146,6 +186,8 @@ def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
         half of 255 or, where there are larger ones, of 65535 on are, as in masks with antialiased edges; 0/1, and
         numbers that need more than 16 bits, have no such edges and read as nonzero. ``partial``: as ``nonzero``, but
         128 marks pixels that nobody looked at.
+    white
+        What stands for mitochondrion under the rule ``half``, where it is neither 255 nor 65535; see `MaskValues`.
 
     Returns
     -------
@@ -153,12 +195,12 @@ def binarise(mask: Array, rule: Rule) -> npt.NDArray[np.uint8]:
     """
     if rule == "partial":
         return np.where(mask == NOT_LOOKED_AT, UNLABELLED, mask > 0).astype(np.uint8)
-    lowest = _half(int(mask.max(initial=0))) if rule == "half" else 1
+    lowest = _half(int(mask.max(initial=0)), white) if rule == "half" else 1
     return (mask >= lowest).astype(np.uint8)
 
 
-def _half(largest: int) -> int:
+def _half(largest: int, white: int | None = None) -> int:
     """Return the smallest value that is mitochondrion under the rule ``half``, in a mask with a largest value."""
     if 1 < largest <= WORD:
-        return ((BYTE if largest <= BYTE else WORD) + 1) // 2
+        return ((white or (BYTE if largest <= BYTE else WORD)) + 1) // 2
     return 1

@@ -184,6 +184,11 @@ def _check_set(
     with findings.collecting():
         given = description.mask_rule
         rule = agree_on_rule(summary.mask_values for summary in both) if given == "auto" else given
+    for summary in both:
+        if rule == "half" and summary.mask_values.white:
+            found = f"antialiased edges that end at {summary.mask_values.white}"
+            expected = f"masks from 0 to {BYTE}, or to {WORD} in 16 bits"
+            findings.errors.append(Finding(str(summary.pair.mask.path), found, expected, "scale its values to that"))
     for part in PARTS:
         folder = data / part / name
         _check_images(findings, folder / "images", summaries[part], near_duplicate)

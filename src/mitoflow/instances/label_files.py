@@ -158,10 +158,13 @@ def _read(source: str, notify: Notify) -> tuple[NDArray[Any], Spacing, list[Path
     for z, one in enumerate(voxels):
         values[z if len(files) > 1 else 0].add(one)
     if _require_rule(values, source) == "half":
-        soft = [each.path.name for each in values if each.rule == "half"]
-        where = f" of {len(soft)} of {len(files)} files, such as {soft[0]}" if len(files) > 1 else ""
-        notify(f"note: {source}: antialiased edges{where} are cut at half range")
-        voxels = np.stack([binarise(one, "half") for one in voxels])
+        soft = [each for each in values if each.rule == "half"]
+        where = f" of {len(soft)} of {len(files)} files, such as {soft[0].path.name}" if len(files) > 1 else ""
+        whites = sorted({each.white for each in soft if each.white})
+        at = f"of {' and '.join(map(str, whites))}, the largest value" if whites else "range"
+        notify(f"note: {source}: antialiased edges{where} are cut at half {at}")
+        of_slices = values if len(files) > 1 else values * len(voxels)
+        voxels = np.stack([binarise(one, "half", each.white) for one, each in zip(voxels, of_slices, strict=True)])
     elif is_mask(voxels) and len(used := [value for value in (1, BYTE, WORD) if (voxels == value).any()]) > 1:
         notify(f"note: {source}: the values {', '.join(map(str, used))} all mean mitochondrion")
     return voxels, volume.spacing, files
