@@ -16,6 +16,7 @@ everybody for a name and a password; it knows the user ``admin``, who makes the 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import getpass
 import http.server
@@ -370,8 +371,16 @@ def find_program(name: str, package: str, *folders: str) -> str:
     lacks_program(name, package)
 
 
+def find_library(name: str, package: str) -> None:
+    """Return where the loader finds a library, such as ``libEGL.so.1``; without it as `find_program`."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        lacks_program(name, package)
+
+
 def lacks_program(name: str, package: str) -> NoReturn:
-    """Skip the test, which needs a package of Debian; in CI fail."""
+    """Skip the test, or the module that is imported, which needs a package of Debian; in CI fail."""
     _end_without(f"no {name} on this machine: install Debian's package {package}")
 
 
@@ -382,8 +391,22 @@ def require_module(name: str, extra: str) -> None:
 
 
 def _end_without(why: str) -> NoReturn:
-    end = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
-    end(why)
+    if os.environ.get(REQUIRED):
+        pytest.fail(why)
+    pytest.skip(why, allow_module_level=True)
+
+
+def powerless() -> list[str]:
+    """Return what a command line begins with so that it may not write everywhere, as root may.
+
+    The test is skipped where root cannot give that up, as in some containers.
+    """
+    if os.geteuid():
+        return []
+    command = [find_program("setpriv", "util-linux"), "--bounding-set=-all", "--inh-caps=-all"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("root may write anywhere, and cannot give that up on this machine")
+    return command
 
 
 @dataclass(frozen=True)

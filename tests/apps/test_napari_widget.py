@@ -13,17 +13,13 @@ import pytest
 import scipy.ndimage
 import tifffile
 import zarr
-from napari._qt.widgets.qt_extension2reader import Extension2ReaderTable
 from napari.components import ViewerModel
 from napari.errors import MultipleReaderError
 from napari.layers import Image, Labels
 from napari.plugins import _npe2
 from napari.settings import get_settings
 from napari.utils.notifications import notification_manager
-from qtpy.QtWidgets import QApplication, QComboBox, QLineEdit, QPushButton
 
-from mitoflow.apps import napari_widget
-from mitoflow.apps.napari_widget import Segmentation
 from mitoflow.config.params import Instances
 from mitoflow.inference.prediction import predict
 from mitoflow.inference.predictor import Predictor
@@ -36,8 +32,19 @@ from tests.io.test_gatan import write as write_gatan
 from tests.io.test_hdf5 import write as write_hdf5
 from tests.io.test_mrc import write as write_mrc
 from tests.io.test_n5 import write as write_n5
-from tests.services import HTTPFolder
+from tests.services import HTTPFolder, find_library
 from tests.tiny_model import write_model
+
+try:
+    from napari._qt.widgets.qt_extension2reader import Extension2ReaderTable
+    from qtpy.QtWidgets import QApplication, QComboBox, QLineEdit, QPushButton
+
+    from mitoflow.apps import napari_widget
+    from mitoflow.apps.napari_widget import Segmentation
+except ImportError:  # Qt needs libraries that no wheel brings
+    find_library("libEGL.so.1", "libegl1")
+    find_library("libGL.so.1", "libgl1")
+    raise
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1)
 SIZE = {

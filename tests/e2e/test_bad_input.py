@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.services import find_program, powerless
+
 from .conftest import Project
 
 IMAGE, MASK = Path("data/train/phantom/images/phantom.tif"), Path("data/train/phantom/masks/phantom.tif")
@@ -128,9 +130,8 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
         {sys.executable} -m mitoflow.stages patch; code=$?
         ls -A {disk} >&2; exit $code
     """
-    done = finished.run(
-        "unshare", "--mount", "--map-root-user", "sh", "-c", script, check=False, DVC_ROOT=str(tmp_path)
-    )
+    unshare = find_program("unshare", "util-linux")
+    done = finished.run(unshare, "--mount", "--map-root-user", "sh", "-c", script, check=False, DVC_ROOT=str(tmp_path))
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("file systems cannot be made on this machine")
     assert "no space left" in run_as_command(done)
@@ -139,12 +140,10 @@ def test_a_full_disk_while_patching_leaves_nothing_behind(finished: Project, tmp
 
 def test_a_place_where_one_may_not_write_is_one_line(finished: Project) -> None:
     """As a user without the rights that root has over files."""
-    if shutil.which("setpriv") is None:
-        pytest.skip("no setpriv on this machine")
+    plain = powerless()
     for path in (finished.folder, *finished.folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o555 if path.is_dir() else 0o444)
-    plain = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     done = finished.run(*plain, sys.executable, "-m", "mitoflow.stages", "patch", check=False)
     for path in (finished.folder, *finished.folder.rglob("*")):
         if not path.is_symlink():

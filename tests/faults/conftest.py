@@ -11,8 +11,9 @@ import pytest
 from tests.e2e.conftest import finished, finished_project, fresh, made_project
 
 from .injection import SEED, Table
+from .namespace import private_mounts
 
-__all__ = ["finished", "finished_project", "fresh", "made_project"]
+__all__ = ["finished", "finished_project", "fresh", "made_project", "private_mounts"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import find_program
+
 ROOT = os.geteuid() == 0
 UNSHARE = ["unshare", "--mount", *([] if ROOT else ["--map-root-user"])]
 FILLER = ".filler"
 
 
-def _may_mount() -> bool:
-    try:
-        tried = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return tried.returncode == 0
+#: Of tests that mount a disk.
+MOUNTS = pytest.mark.usefixtures("private_mounts")
 
 
-#: Whether this machine lets us have such disks.
-PRIVATE_MOUNTS = _may_mount()
-#: Of tests that mount a disk: a container without the right to make namespaces cannot.
-MOUNTS = pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
+@pytest.fixture(scope="session")
+def private_mounts() -> None:
+    """Skip the test where no disk can be mounted: a container without the right to make namespaces cannot."""
+    find_program("unshare", "util-linux")
+    tried = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip("needs mounts of its own, by `unshare`, and this machine does not permit them")
 
 
 class Disk:

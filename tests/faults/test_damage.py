@@ -32,7 +32,7 @@ from mitoflow.training.callbacks import Logs
 from tests.training.conftest import RECIPE
 
 from .injection import examples, fault
-from .namespace import PRIVATE_MOUNTS, UNSHARE
+from .namespace import MOUNTS, UNSHARE
 from .test_fuzz import fuzz
 
 
@@ -297,7 +297,7 @@ def of_process(number: int, path: Path) -> Path:
     return mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{number}."))
 
 
-@pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs namespaces of its own, by `unshare`")
+@MOUNTS
 def test_a_process_of_another_machine_leaves_it_alone(tmp_path: Path) -> None:
     """Another PID namespace, in which this process has no number, is as far away."""
     target = tmp_path / "a"

@@ -16,7 +16,7 @@ from tests.parts import until
 from tests.services import PostgreSQL, TrackingServer
 
 from .injection import LONG, fault
-from .namespace import PRIVATE_MOUNTS, disk
+from .namespace import MOUNTS, disk
 from .proxy import TROUBLES, Proxy
 
 EPOCHS = 15
@@ -179,7 +179,7 @@ def test_cut_transactions(
 CUT = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock' and datname = 'mlflow'"
 
 
-@pytest.mark.skipif(not PRIVATE_MOUNTS, reason="needs mounts of its own, by `unshare`")
+@MOUNTS
 @fault("disk of the tracking server full", long=4, short=0)
 def test_full(checkout: Path, chance: random.Random, attempt: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with FullDisk() as server:

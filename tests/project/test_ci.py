@@ -85,6 +85,8 @@ def test_every_supported_python_is_tested() -> None:
         (PostgreSQL, "postgresql"),
         (lambda: services.find_program("chromedriver", "chromium-driver"), "chromium-driver"),
         (lambda: services.open_in_imagej(Path("mask.tif")), services.JAVA),
+        (lambda: services.find_program("jq", "jq"), "jq"),
+        (lambda: services.find_library("libOfNobody.so", "libegl1"), "libegl1"),
     ],
 )
 def test_a_missing_program_skips_the_test_and_names_its_package_but_fails_in_ci(
@@ -147,8 +149,7 @@ def test_the_comment_goes_to_the_pull_request_of_that_commit_or_nowhere(tmp_path
     (tmp_path / "measured/metrics.md").symlink_to("/proc/self/environ")
     assert bash(text, tmp_path).returncode == 1
     assert not (tmp_path / "comment.md").exists()
-    if not shutil.which("jq"):
-        pytest.skip("no jq on this machine")
+    services.find_program("jq", "jq")
     choose = re.search(r"\| (jq .*)\)$", text, re.MULTILINE)
     assert choose
     answers = json.dumps([{"number": 3, "head": {"sha": "old"}}, {"number": 7, "head": {"sha": "abc"}}])
