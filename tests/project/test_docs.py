@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -131,6 +132,49 @@ def test_commands_in_the_pages_exist_with_their_options(page: Path) -> None:
         assert len(path) > 1, line
         options = {option for param in known[path].params for option in param.opts} | {"--help", "--version"}
         assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def messages(page: Path) -> list[str]:
+    """Return what `mitoflow` prints, as a page quotes it: indented, and more so where a line goes on."""
+    text = re.sub(r"\n {8,}", " ", page.read_text(encoding="utf-8"))
+    return re.findall(r"^    (?:mitoflow: )?((?:note|warning|\w+\.tif): .*)$", text, re.M)
+
+
+def printable() -> set[re.Pattern[str]]:
+    """Return a pattern for each text of the code, in which a group is what it fills in."""
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else "%s" for part in parts]
+            if isinstance(node, ast.JoinedStr | ast.Constant) and all(isinstance(text, str) for text in texts):
+                pieces = re.split("%s", "".join(map(str, texts)))
+                if sum(map(len, pieces)) > 5:
+                    found.add(re.compile("(.*?)".join(map(re.escape, pieces))))
+    return found
+
+
+def is_printed(text: str, known: set[re.Pattern[str]]) -> bool:
+    """Return whether the code has a text: what it fills in is short, or a text of the code again, or two of them."""
+    for match in filter(None, (each.fullmatch(text) for each in known)):
+        for filled in match.groups():
+            halves = [(filled[:at], filled[at:]) for at, letter in enumerate(filled) if letter == ";"]
+            if len(filled) > 30 and not (
+                (filled != text and is_printed(filled, known))
+                or any(all(is_printed(half, known) for half in each) for each in halves)
+            ):
+                break
+        else:
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_messages_in_the_pages_are_those_of_the_code() -> None:
+    known, quoted = printable(), messages(ROOT / "docs/faq.md")
+    assert len(quoted) > 15
+    assert [text for text in quoted if not is_printed(text, known)] == []
+    assert not is_printed(quoted[0].replace("its origin", "its source"), known)
 
 
 def keys(values: Any, prefix: str = "") -> set[str]:
