@@ -95,6 +95,14 @@ def test_antialiased_edges_that_end_at_full_range_are_known_by_that(white: int) 
     assert binarise(soft(white)[0], "half").sum() == 16 * 16
 
 
+def test_one_slice_does_not_say_where_edges_end() -> None:
+    """A slice with the end of a large object, before one with a small object of 255."""
+    end, rest = (soft(255, 1) * 0.8).astype(np.uint8), np.zeros((1, 38, 38), np.uint8)
+    rest[0, 10:13, 10:13] = 255
+    assert values_of(end).white == 204
+    assert values_of(np.concatenate([end, rest])).white is None
+
+
 def labels_of_4095() -> np.ndarray:
     """Squares of 4 x 4 pixels, two pixels apart, as many as fit; the last is 4095."""
     labels = np.zeros((1, 400, 400), np.uint16)

@@ -74,14 +74,14 @@ class MaskValues:
             two_valued = bool(((mask == low) | (mask == high)).all())
             found = {low, high} if two_valued else set(np.unique(mask)[:3].tolist())
             self.values = set(sorted(self.values | found)[:3])
+        if high > self._largest:
+            self._largest, self._of_largest = high, 0
         coarse = _upper_byte(mask)
         self._histogram += np.bincount(coarse.ravel(), minlength=2 * BYTE + 1)
         between = (coarse > 0) & (coarse != BYTE) & (coarse < 2 * BYTE)
         if between.any():
             self._between += int(between.sum())
             self._flat += int((between[1:-1, 1:-1] & _lies_among_equals(mask)).sum())
-            if high > self._largest:
-                self._largest, self._of_largest = high, 0
             inner = mask[1:-1, 1:-1]
             self._of_largest += int((inner == self._largest).sum())
             self._marked += int((inner > 0).sum())
