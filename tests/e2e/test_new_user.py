@@ -154,5 +154,5 @@ def learn_and_compare(clone: Project, work: Project) -> None:
         found.append(dice(tifffile.imread(mask)[truth != 128] > 0, truth[truth != 128] > 0))
     before, after = found
     assert f"test: whole-slice Dice {after:.4f} [" in learned
-    row = rf"^dice +{before:.4f} \[.*\] +{after:.4f} \[.*\] +{after - before:+.4f} \["
+    row = rf"^dice +{before:.4f} \[.*\] +{after:.4f} \[.*\] +{re.escape(f'{after - before:+.4f}')} \["
     assert re.search(row, compared, re.MULTILINE), compared
