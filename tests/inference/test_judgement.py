@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -79,3 +81,26 @@ def test_agreement_is_high_at_the_right_scale_and_low_at_a_wrong_one(finder: Pre
     assert right.product > strict.product
     assert right.mirrored == pytest.approx(1, abs=0.02)  # the network has no preferred side
     assert right.product > wrong.product
+
+
+@pytest.mark.parametrize(
+    ("background", "mirrored"),
+    [(slice(0, 0), 0), (slice(0, 10), 0), (slice(40, 70), 2 / 3), (slice(10, 80), 2 / 3), (slice(0, 100), 0)],
+)
+def test_masks_of_nearly_everything_agree_by_their_background(background: slice, mirrored: float) -> None:
+    """The background is some columns, and in mirrored images those on the other side; all else is marked.
+
+    Of columns 40 to 69 and 30 to 59, 20 are common, 2 * 20 / 60; of the 70 marked ones 60 are, 2 * 60 / 140. Of columns
+    10 to 79 and 20 to 89 it is the other way round.
+    """
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        marked = np.ones(images.shape, np.float32)
+        marked[:, :, background] = 0
+        return marked
+
+    predictor = SimpleNamespace(probabilities=probabilities)
+    volume = ArrayVolume(np.zeros((1, 100, 100), np.uint8))
+    (found,) = agreements(cast(Predictor, predictor), lambda scale: volume, 1.0, [0.5])
+    assert found.mirrored == pytest.approx(mirrored)
+    assert found.product <= mirrored

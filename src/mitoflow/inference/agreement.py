@@ -26,6 +26,8 @@ AtScale = Callable[[float], Volume]
 class Agreement:
     """How far a network agrees with itself; each in [0, 1], and 1 where nothing changes.
 
+    Where nothing or everything is marked it is 0, since a network that finds nothing agrees with itself anywhere.
+
     Attributes
     ----------
     mirrored
@@ -104,8 +106,12 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def _dice(ones: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
-    both = total = 0
+    """Return the Dice of masks; of the background where it is lower, since masks of nearly everything always agree."""
+    both = neither = marked = pixels = 0
     for one, other in zip(ones, others, strict=True):
-        both += int(np.logical_and(one, other).sum())
-        total += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
-    return 2 * both / total if total else 0.0
+        both += int(np.count_nonzero(one & other))
+        neither += int(np.count_nonzero(~(one | other)))
+        marked += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+        pixels += one.size + other.size
+    shares = ((both, marked), (neither, pixels - marked))
+    return min(2 * common / total if total else 0.0 for common, total in shares)
