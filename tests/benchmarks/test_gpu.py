@@ -6,16 +6,23 @@ import json
 import subprocess
 from pathlib import Path
 
+import keras
 import pytest
+import tifffile
 
 from benchmarks import gpu
 from mitoflow.data.conventions import Conventions, write_conventions
 from mitoflow.data.phantom import write_phantom
+from mitoflow.inference import model_files
+from mitoflow.inference.settings import Settings
+from mitoflow.models import unet
+from tests.services import require_module
 
 
 @pytest.mark.slow
 def test_it_measures_training_prediction_and_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "find_spec", lambda _: None)  # no other backend to compare with
     write_phantom(Path("data"), train=(12, 256, 256), test=(1, 256, 256))
     write_conventions(Path(gpu.CONVENTIONS), {"phantom": Conventions(8, "nonzero")})
 
@@ -28,7 +35,22 @@ def test_it_measures_training_prediction_and_parity(tmp_path: Path, monkeypatch:
     assert 0 <= fitted["validation_dice"] <= 1
     assert predicted["voxels"] == 2 * 256 * 256
     assert predicted["megavoxels_per_second"] > 0
+    assert predicted["parity_backend"] == keras.backend.backend()
     assert predicted["parity"] == pytest.approx(1, abs=1e-3)  # the same processor, in another process
+
+
+@pytest.mark.slow
+def test_parity_is_measured_with_another_backend_where_there_is_one(tmp_path: Path) -> None:
+    require_module("torch", "bench")
+    write_phantom(tmp_path, train=(1, 256, 256), test=(1, 256, 256))
+    images = tifffile.imread(tmp_path / "test" / "phantom" / "images" / "phantom.tif")[None]
+    shipped = Path("pretrained/general")
+    model = unet.load_model(shipped / model_files.WEIGHTS)
+
+    found = gpu.parity(model, Settings.read(shipped / model_files.SETTINGS), images)
+
+    assert found.get("parity_backend") == "torch", found  # with the reason, where there is none
+    assert found["parity"] > 0.99
 
 
 def test_every_wait_after_the_first_epoch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
