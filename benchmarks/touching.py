@@ -66,14 +66,15 @@ def without_small(labels: np.ndarray, fewest: int) -> np.ndarray:
 
 def scores(masks: Mapping[int, np.ndarray], lines: Mapping[int, Sequence[Sequence[Point]]]) -> list[list[str]]:
     """Return a row for each neck: mitochondria in the truth, those of the rule, and F1 at each IoU of `IOUS`."""
+    truths = {}
+    for section, of_section in lines.items():
+        parts = divided(masks[section], of_section)
+        truths[section] = without_small(parts, fewest_voxels(Instances(), (1, *parts.shape), None)).astype(np.uint32)
     rows = []
     for neck in NECKS:
         criteria, objects = Instances(neck=neck), defaultdict(list)
-        for section, of_section in lines.items():
-            mask = masks[section]
-            fewest = fewest_voxels(criteria, mask[None].shape, None)
-            truth = without_small(divided(mask, of_section), fewest)[None].astype(np.uint32)
-            found = instance_scores.match(truth, separate(mask[None], criteria))
+        for section, truth in truths.items():
+            found = instance_scores.match(truth[None], separate(masks[section][None], criteria))
             for iou in IOUS:
                 objects[iou].append(found.objects(iou).sum(0))
         counts = {iou: np.sum(each, axis=0) for iou, each in objects.items()}
@@ -88,14 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks touching", description=described)
     parser.add_argument("masks", type=Path, help="groundtruth.tif of the set heart")
-    parser.add_argument("--lines", type=Path, default=LINES, help="where they are divided (default %(default)s)")
-    options = parser.parse_args(arguments)
-    run_as_command(lambda: measure(options.masks, options.lines))
+    path: Path = parser.parse_args(arguments).masks
+    run_as_command(lambda: measure(path))
 
 
-def measure(path: Path, lines_at: Path) -> None:
+def measure(path: Path) -> None:
     """Measure the masks of a file; raises `InputError` where it has fewer sections than the lines."""
-    sections, lines = list(tiff.open_mask(path).slices()), read_lines(lines_at)
+    sections, lines = list(tiff.open_mask(path).slices()), read_lines(LINES)
     if max(lines) >= len(sections):
         found, expected = f"{len(sections)} sections", f"{max(lines) + 1} or more"
         raise InputError(path, found, expected, "give the masks of the set heart")
