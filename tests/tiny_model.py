@@ -35,3 +35,21 @@ def ship_model(folder: Path, sets: str) -> None:
     digest = provenance.file_sha256(folder / "unet.keras")
     evaluation = Evaluation(digest, "a" * 64, ["cell"], [[1, 0, 0, 1]], block=1, resamples=1, seed=1)
     evaluation.write(folder / "evaluation.json")
+
+
+def network_of_brightness() -> keras.Model:
+    """Return a network with contacts: above 77 there are mitochondria, and above 204 two of them touch."""
+    keras.config.set_dtype_policy("float32")
+    inputs = keras.Input((None, None, 1))
+    network = unet.with_contacts(keras.Model(inputs, keras.layers.Conv2D(1, 1, name="logits")(inputs)))
+    for name, darkest in (("logits", 0.3), ("contact_logits", 0.8)):
+        network.get_layer(name).set_weights([np.full((1, 1, 1, 1), 100), np.full(1, -100 * darkest)])
+    return network
+
+
+def two_that_touch(depth: int = 1) -> np.ndarray:
+    """Return slices (Z, Y, X) uint8 for `network_of_brightness`: a bar of 10 x 40, and a line across its middle."""
+    stack = np.zeros((depth, 80, 100), np.uint8)
+    stack[:, 30:40, 30:70] = 150
+    stack[:, 30:40, 49:51] = 255
+    return stack

@@ -9,6 +9,11 @@ import pytest
 import tifffile
 
 from benchmarks import touching
+from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.settings import Settings
+from tests.tiny_model import network_of_brightness, two_that_touch
+
+SETTINGS = Settings(bit_depth=8, divisor=1, tile=64, overlap=16, threshold=0.5, contacts=True)
 
 
 def bar() -> np.ndarray:
@@ -27,13 +32,34 @@ def test_a_line_divides_an_object_and_every_pixel_belongs_to_a_part() -> None:
 
 
 def test_the_rule_misses_what_only_the_line_divides() -> None:
-    rows = touching.scores({0: bar()}, {0: [[(8, 60), (52, 60)]]})
+    rows = touching.scores({0: bar()}, {0: touching.divided(bar(), [[(8, 60), (52, 60)]])})
     assert [[*row[:3], row[4]] for row in rows] == [[f"{neck:g}", "2", "1", "0.000"] for neck in touching.NECKS]
 
 
 def test_the_rule_finds_what_no_line_divides() -> None:
-    rows = touching.scores({0: bar()}, {0: []})
+    rows = touching.scores({0: bar()}, {0: touching.divided(bar(), [])})
     assert rows[0] == ["0", "1", "1", "1.000", "1.000"]
+
+
+def test_contacts_find_what_the_rule_misses() -> None:
+    line = np.zeros_like(bar())
+    line[:, 59:61] = True
+    rows = touching.scores({0: bar()}, {0: touching.divided(bar(), [[(8, 60), (52, 60)]])}, {0: line})
+    assert [row[1:] for row in rows[1:]] == [["2", "2", "1.000", "1.000"]] * (len(touching.NECKS) - 1)
+
+
+def test_sections_are_divided_by_a_network_that_was_fitted_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted_on = []
+
+    def fitted(sections: dict[int, tuple[np.ndarray, np.ndarray]]) -> Predictor:
+        fitted_on.append([*sections])
+        return Predictor(network_of_brightness(), SETTINGS)
+
+    monkeypatch.setattr(touching, "fitted", fitted)
+    (stack,) = two_that_touch()
+    found = touching.learned_contacts(dict.fromkeys(range(4), stack), dict.fromkeys(range(4), stack))
+    assert fitted_on == [[1, 3], [0, 2]]
+    assert all(np.array_equal(found[section], stack == 255) for section in range(4))
 
 
 def test_too_few_sections_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from mitoflow.config.params import Patch
 from mitoflow.data import cutting
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
-from mitoflow.data.network_input import grey_range, stretched
+from mitoflow.data.network_input import UNLABELLED, grey_range, stretched
 from mitoflow.data.pairs import Pair, read_pairs, read_set
 from mitoflow.data.patches import Axis, PatchStore
 from mitoflow.errors import InputError
@@ -227,3 +227,48 @@ def test_broken_store_is_one_line(tmp_path: Path, pairs: list[Pair], damage: str
         shutil.rmtree(folder)
     with pytest.raises(InputError, match="dvc repro -f patch"):
         PatchStore.open(folder)
+
+
+def two_halves(depth: int = 8) -> np.ndarray:
+    """Return two mitochondria side by side, with a number each."""
+    labels = np.zeros((depth, 64, 64), np.uint16)
+    labels[:, 20:40, 10:32], labels[:, 20:40, 32:50] = 3, 4
+    return labels
+
+
+def test_contacts_are_stored_where_masks_tell_mitochondria_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("counted", "merged"):
+        tiff.write_stack(tmp_path / f"train/{name}/images/a.tif", rng.integers(0, 256, (8, 64, 64), np.uint8))
+        tiff.write_stack(tmp_path / f"train/{name}/masks/a.tif", two_halves())
+    pairs = read_pairs(tmp_path / "train")
+    sets = {"counted": Conventions(8, "nonzero", instances=True), "merged": Conventions(8, "nonzero")}
+    store = write_store(tmp_path / "patches", pairs, SETTINGS, sets)
+    assert store.train.contacts is not None
+    for dataset in sets:
+        row = int(store.train.rows_of(dataset)[0])
+        mask, contacts = store.train.masks[row], store.train.contacts[row]
+        assert np.array_equal(mask, two_halves()[0] > 0)
+        known = contacts != UNLABELLED
+        assert np.array_equal(known, mask == 1) if dataset == "counted" else not known.any()
+        if dataset == "counted":
+            assert np.flatnonzero(contacts[30] == 1).tolist() == [30, 31, 32, 33]
+    merged = write_store(tmp_path / "without", pairs, SETTINGS, dict.fromkeys(sets, Conventions(8, "nonzero")))
+    assert merged.train.contacts is None
+    assert merged.digest != store.digest
+    assert merged.train.digest_of("counted") != store.train.digest_of("counted")
+
+
+def test_contacts_that_changed_are_refused(tmp_path: Path) -> None:
+    tiff.write_stack(
+        tmp_path / "train/lab/images/a.tif", np.random.default_rng(0).integers(0, 256, (8, 64, 64), np.uint8)
+    )
+    tiff.write_stack(tmp_path / "train/lab/masks/a.tif", two_halves())
+    sets = {"lab": Conventions(8, "nonzero", instances=True)}
+    write_store(tmp_path / "patches", read_pairs(tmp_path / "train"), SETTINGS, sets)
+    path = tmp_path / "patches/train/contacts.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="train has changed since it was written"):
+        PatchStore.open(tmp_path / "patches")

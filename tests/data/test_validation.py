@@ -367,3 +367,27 @@ def test_a_mask_of_1_and_2_names_the_likely_cause(data: Path) -> None:
     (error,) = map(str, check(data).errors)
     assert "found no background in a.tif" in error
     assert error.endswith("where 1 is background, as ilastik exports it, subtract 1 from all values")
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "found"),
+    [
+        ([0, 255], "auto", "one value for all mitochondria in every mask"),
+        ([0, 128, 255], "auto", "128 for pixels that nobody looked at, by the mask rule partial"),
+        ([0, 90, 255], "half", "antialiased edges, by the mask rule half"),
+        ([0, 1, 2], "auto", ""),
+    ],
+)
+def test_masks_that_number_mitochondria_hold_numbers(tmp_path: Path, values: list[int], rule: str, found: str) -> None:
+    mask = np.zeros((4, 64, 72), np.uint8)
+    for place, value in enumerate(values):
+        mask[:, 10 * place : 10 * place + 8, 10:40] = value
+    write(tmp_path, "train", "a", pictures(0), mask)
+    write_sets(tmp_path, {"lab": SetDescription(mask_rule=rule, instances=True)})  # type: ignore[arg-type]
+    findings = check_dataset(tmp_path, LIMIT)
+    if not found:
+        assert findings.errors == []
+        assert findings.conventions["lab"].instances
+    else:
+        expected = f"train/lab/masks: found {found}, expected a number for each mitochondrion, as instances: true"
+        assert expected in only(findings.errors)

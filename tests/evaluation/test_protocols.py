@@ -248,3 +248,21 @@ def test_slices_between_those_that_nobody_looked_at_have_profiles() -> None:
     truth[6] = balls((6, 12, 12), (6, 12, 40), radius=5)[6]
     box = protocols.compare_shapes(truth, mask, Instances(smallest_voxels=100), None).matching
     assert box.true_instances == 2, "what was looked at is a box of three slices"
+
+
+def test_instances_of_a_truth_with_labels_are_its_labels_and_contacts_divide_the_prediction() -> None:
+    """Two mitochondria of 10 x 20 pixels side by side, which form a bar without a neck."""
+    labels = np.zeros((1, 24, 60), np.uint16)
+    labels[:, 7:17, 10:30], labels[:, 7:17, 30:50] = 8, 9
+    mask = (labels > 0).astype(np.uint8)
+    line = np.zeros(mask.shape, bool)
+    line[:, :, 29:31] = True
+
+    def matched(**options: np.ndarray) -> tuple[int, int, list[float]]:
+        found = protocols.compare_shapes(mask, mask, Instances(smallest_voxels=10), None, **options).matching
+        return found.true_instances, found.predicted_instances, found.iou.tolist()
+
+    assert matched() == (1, 1, [1])
+    assert matched(labels=labels) == (2, 1, [])
+    assert matched(labels=labels, contacts=line) == (2, 2, [1, 1])
+    assert matched(contacts=line) == (1, 2, [])

@@ -71,6 +71,22 @@ def test_the_logits_are_those_of_keras(tmp_path: Path, build: Callable[[int, int
 
 
 @pytest.mark.slow
+def test_contacts_are_those_of_keras(tmp_path: Path) -> None:
+    path = save(tmp_path, lambda *sizes: unet.with_contacts(unet.build_strided_unet(*sizes)))
+    settings = replace(SETTINGS, contacts=True)
+    network, images = networks.read_network(path, settings), np.random.default_rng(1).random((1, 32, 80, 3), np.float32)
+    assert isinstance(network, OpenVinoNetwork)
+    expected = keras_network.read(path, settings).predict_on_batch(images)
+    assert expected.shape == (1, 32, 80, 2)
+    np.testing.assert_allclose(network.predict_on_batch(images), expected, atol=1e-4)
+    folded = keras_network.prepared(keras_network.read(path, settings)).predict_on_batch(images)
+    np.testing.assert_allclose(folded, expected, atol=1e-4)
+    for engine in (openvino_network, keras_network):
+        with pytest.raises(Exception, match=r"logits|\[1,64,64,2\]"):
+            engine.read(path, SETTINGS)
+
+
+@pytest.mark.slow
 def test_masks_of_the_pretrained_model_are_those_of_keras() -> None:
     """Both round to 16 bits where the processor multiplies such numbers, but not at the same places."""
     model = model_lookup.find("pretrained:general")

@@ -37,10 +37,11 @@ from mitoflow.inference.settings import Settings
 from mitoflow.instances import labelling, separation
 from mitoflow.io import ome
 from mitoflow.io.derived_volumes import Levels
+from mitoflow.models import unet
 from mitoflow.tracking import model_lookup
 from tests.io.test_volumes import write_zarr
 from tests.services import HTTPFolder, open_in_imagej
-from tests.tiny_model import ship_model, write_model
+from tests.tiny_model import network_of_brightness, ship_model, two_that_touch, write_model
 
 SETTINGS = Settings(bit_depth=8, divisor=2, tile=48, overlap=16, threshold=0.5, context=1, median=3)
 STACK = np.random.default_rng(0).integers(0, 256, (26, 80, 100), np.uint8)
@@ -721,3 +722,38 @@ def test_a_full_disk_is_one_line_and_the_rest_is_continued(say: Say, monkeypatch
     assert not Path("mask.tif").exists()
     assert say("cell.ome.tif", "mask.tif")[0] == 0
     assert tifffile.imread("mask.tif").shape == STACK.shape
+
+
+@pytest.mark.parametrize("ending", ["tif", "ome.zarr"])
+def test_instances_are_taken_apart_where_the_network_finds_contacts(
+    say: Say, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one block, and in several of which the line is in one."""
+    if ending == "ome.zarr":
+        monkeypatch.setattr(ome, "CHUNK", 32)
+        monkeypatch.setattr(jobs, "SIDE", 32)
+    unet.save_model(network_of_brightness(), Path("model/unet.keras"))
+    replace(SETTINGS, divisor=1, context=0, median=1, contacts=True).write(Path("model/inference.yaml"))
+    tifffile.imwrite("touching.tif", two_that_touch(9), photometric="minisblack", metadata={"axes": "ZYX"})
+    code, _, err = say("touching.tif", f"mask.{ending}", "--instances", "--table", "t.csv", "--smallest-voxels", "10")
+    assert code == 0, err
+    assert np.array_equal(read(f"mask.{ending}") > 0, two_that_touch(9) > 0)
+    labels = read(f"mask_instances.{ending}")
+    assert np.bincount(labels[labels > 0]).tolist() == [0, 9 * 200, 9 * 200]
+    assert labels[4, 35, 35] != labels[4, 35, 65]
+    assert len(Path("t.csv").read_text().splitlines()) == 3
+    assert ome.read_lineage(Path(f"mask_instances.{ending}"))["instances"].endswith("; contacts by the network")
+    assert not Path("mask_contacts.tif").exists()
+    replace(SETTINGS, divisor=1, context=0, median=1).write(Path("model/inference.yaml"))
+    code, _, err = say("touching.tif", f"other.{ending}", "--instances")
+    assert (code, "(slices, y, x, 1), as its settings say" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_workers_find_the_same_contacts(say: Say) -> None:
+    unet.save_model(network_of_brightness(), Path("model/unet.keras"))
+    replace(SETTINGS, divisor=1, context=0, median=1, contacts=True).write(Path("model/inference.yaml"))
+    tifffile.imwrite("touching.tif", two_that_touch(9), photometric="minisblack", metadata={"axes": "ZYX"})
+    code, _, err = say("touching.tif", "mask.tif", "--instances", "--smallest-voxels", "10", "--workers", "2")
+    assert code == 0, err
+    assert np.bincount(read("mask_instances.tif").ravel())[1:].tolist() == [9 * 200, 9 * 200]

@@ -14,6 +14,7 @@ from mitoflow.inference.keras_network import fold_normalization
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
+from tests.tiny_model import network_of_brightness, two_that_touch
 
 SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
 
@@ -345,3 +346,14 @@ def test_networks_of_mitoflow_are_loaded(tmp_path: Path, build: Callable[[int, i
     unet.save_model(build(2, 1, 3), tmp_path / "unet.keras")
     replace(SETTINGS, context=1).write(tmp_path / "inference.yaml")
     Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
+
+
+@pytest.mark.parametrize("orthoplanes", [False, True])
+def test_contacts_are_a_map_of_their_own(orthoplanes: bool) -> None:
+    settings = replace(SETTINGS, divisor=1, contacts=True, orthoplanes=orthoplanes)
+    predictor, stack = Predictor(network_of_brightness(), settings), two_that_touch(6)
+    assert np.array_equal(predictor.masks(stack), stack > 0)
+    assert predictor.of_contacts is not None
+    assert np.array_equal(predictor.of_contacts.masks(stack), stack == 255)
+    assert np.array_equal(predictor.masks(stack), stack > 0)  # it stays a predictor of mitochondria
+    assert Predictor(unet.without_contacts(network_of_brightness()), SETTINGS).of_contacts is None

@@ -14,7 +14,7 @@ SETTINGS = Settings(bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.5)
 
 
 def test_settings_survive_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    written = replace(SETTINGS, context=2, tta=8, median=5)
+    written = replace(SETTINGS, context=2, tta=8, median=5, contacts=True)
     written.write(tmp_path / "inference.yaml")
     assert Settings.read(tmp_path / "inference.yaml") == written
     assert not caplog.records
@@ -49,6 +49,7 @@ def test_settings_of_mitoflow_0_1_are_read_with_a_line(
         (KEYS, "inference.yaml: tta: found no such key"),
         (NOW.replace("context: 0\n", ""), "inference.yaml: context: found no such key"),
         (NOW.replace("orthoplanes: false", "orthoplanes: 1"), "found orthoplanes: 1"),
+        (NOW + "contacts: 2\n", "found contacts: 2"),
         (NOW.replace("tta: 1", "tta: 2"), "found tta: 2"),
         (OLD.replace("planes: 1", "planes: 2"), "found orthoplanes: 2"),
         (OLD.replace("views: 1", "views: [1]"), "found tta: [1]"),

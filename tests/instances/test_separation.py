@@ -343,3 +343,37 @@ def test_no_mitochondria():
 def test_criteria_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="Input should be"):
         Instances(**wrong)
+
+
+def test_a_line_of_contacts_divides_where_there_is_no_neck():
+    """A bar of 10 x 40: without a neck it is one, and a line across its middle makes two of 200 pixels each."""
+    bar = np.zeros((1, 14, 44), bool)
+    bar[:, 2:12, 2:42] = True
+    line = np.zeros_like(bar)
+    line[:, :, 21:23] = True
+    assert separation.separate(bar, Instances()).max() == 1
+    parts = separation.separate(bar, Instances(), contacts=line)
+    assert np.bincount(parts[bar]).tolist() == [0, 200, 200]
+    assert parts[0, 6, 5] != parts[0, 6, 38]
+    assert separation.separate(bar, Instances(neck=0), contacts=line).max() == 1
+
+
+def test_contacts_everywhere_or_in_the_background_divide_nothing():
+    bar = np.zeros((1, 14, 44), bool)
+    bar[:, 2:12, 2:42] = True
+    for contacts in (np.ones_like(bar), ~bar):
+        assert np.array_equal(separation.separate(bar, Instances(), contacts=contacts), bar)
+
+
+@given(masks, masks, blocks)
+def test_contacts_divide_alike_in_any_blocks(mask, drawn, block):
+    contacts = np.zeros(mask.shape, bool)
+    corner = tuple(slice(0, min(sides)) for sides in zip(mask.shape, drawn.shape, strict=True))
+    contacts[corner] = drawn[corner]
+    whole, parts = (
+        separate(
+            mask, criteria=EVERYTHING.model_copy(update={"neck": 0.6}), block=size, contacts=lambda at: contacts[at]
+        )[0]
+        for size in ((8, 8, 8), block)
+    )
+    assert same(whole, parts)

@@ -150,3 +150,23 @@ def test_both_classes_are_known_to_keras_by_name(made):
     config = keras.saving.serialize_keras_object(made)
     assert config["registered_name"].startswith("mitoflow>")
     assert isinstance(keras.saving.deserialize_keras_object(config), type(made))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contacts_count_where_they_are_known(name, batch):
+    truth, logits, owned = batch
+    contacts, others = np.full_like(truth, UNLABELLED), logits[::-1].copy()
+    contacts[:, :, :4] = truth[::-1, :, :4]
+    loss = losses.OfMaskAndContacts(losses.LOSSES[name]())
+    both = loss(np.concatenate([truth, contacts], -1), np.concatenate([logits, others], -1), owned)
+    of_mask = expected(name, truth[:, :6, :5], logits[:, :6, :5])
+    of_contacts = expected(name, contacts[:, :6, :4], others[:, :6, :4])
+    assert float(both) == pytest.approx(of_mask + of_contacts, rel=1e-5)
+
+
+def test_dice_of_a_truth_with_contacts_is_that_of_the_mask(batch):
+    truth, logits, owned = batch
+    alone, both = losses.Dice(), losses.Dice()
+    alone.update_state(truth, logits, owned)
+    both.update_state(np.concatenate([truth, 1 - truth], -1), np.concatenate([logits, logits], -1), owned)
+    assert float(both.result()) == float(alone.result())

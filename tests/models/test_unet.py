@@ -161,3 +161,25 @@ def test_reach_is_how_far_an_output_sees(depth: int, build: Callable[[int, int],
         seen += [abs(int(pixel) - place) for pixel in (moved.min(), moved.max())] if len(moved) else []
     assert max(seen) <= unet.reach(depth)
     assert max(seen) >= unet.reach(depth) - 2**depth
+
+
+@pytest.mark.parametrize("build", [unet.build_unet, unet.build_strided_unet])
+def test_contacts_are_a_second_logit_and_leave_the_first_as_it_is(
+    tmp_path: Path, build: Callable[[int, int], keras.Model]
+) -> None:
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    plain = build(2, 4)
+    both = unet.with_contacts(plain)
+    image = np.random.default_rng(0).random((1, 16, 24, 1), np.float32)
+    mask, logits = plain.predict_on_batch(image), both.predict_on_batch(image)
+    assert logits.shape == (1, 16, 24, 2)
+    assert np.array_equal(logits[..., :1], mask)
+    assert not np.array_equal(logits[..., 1:], mask)
+    shapes = [weight.shape for weight in plain.weights]
+    assert [weight.shape for weight in both.weights[:-2]] == shapes
+    unet.save_model(both, tmp_path / "both.keras")
+    read = unet.load_model(tmp_path / "both.keras")
+    assert np.array_equal(read.predict_on_batch(image), logits)
+    assert np.array_equal(unet.without_contacts(read).predict_on_batch(image), mask)
+    assert unet.without_contacts(plain) is plain

@@ -46,6 +46,7 @@ KEYS = {
     "train.context": ["tune", "train"],
     "train.context_step": ["tune", "train"],
     "train.context_dropout": ["tune", "train"],
+    "train.contacts": ["tune", "train"],
     "train.network": ["tune", "train"],
     "train.base_width": ["tune", "train"],
     "train.loss": ["tune", "train"],

@@ -42,6 +42,21 @@ def store(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Patc
 
 
 @pytest.fixture(scope="module")
+def touching(tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
+    """Slices with two bright mitochondria of their own numbers side by side, and a membrane between them."""
+    data, rng = tmp_path_factory.mktemp("touching"), np.random.default_rng(0)
+    labels = np.zeros((16, 64, 64), np.uint16)
+    labels[:, 16:44, 8:32], labels[:, 16:44, 32:56] = 1, 2
+    images = (rng.integers(0, 80, labels.shape) + 100 * (labels > 0)).astype(np.uint8)
+    images[:, 16:44, 31:33] = 250
+    tiff.write_stack(data / "train/cells/images/c.tif", images)
+    tiff.write_stack(data / "train/cells/masks/c.tif", labels)
+    settings = Patch(size=64, step=64, validation_fraction=0.25, gap=2, normalization="range")
+    conventions = {"cells": Conventions(8, "nonzero", instances=True)}
+    return write_store(data / "patches", read_pairs(data / "train"), settings, conventions)
+
+
+@pytest.fixture(scope="module")
 def unequal_sets(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> PatchStore:
     """The phantom, and a small set that is its inverted beginning."""
     data = tmp_path_factory.mktemp("two_sets")

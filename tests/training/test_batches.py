@@ -14,7 +14,7 @@ from mitoflow.config import presets
 from mitoflow.config.params import Patch, Recipe
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
-from mitoflow.data.network_input import neighbours
+from mitoflow.data.network_input import UNLABELLED, neighbours
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.data.slice_distance import SliceDistance
@@ -439,3 +439,28 @@ def test_another_process_maps_the_files_of_patches(store: PatchStore) -> None:
     assert isinstance(there.images, np.memmap)
     assert np.array_equal(there.images, store.train.images)
     assert there.context_steps == store.train.context_steps
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_contacts_go_the_way_of_the_mask(touching: PatchStore, strength: float) -> None:
+    recipe = RECIPE.replace(contacts=True, augment_strength=strength, affine_fraction=1.0, foreground_fraction=1.0)
+    batches = TrainPatches(touching.train, 8, recipe)
+    for step in range(4):
+        _, truth = batches[step]
+        assert truth.shape == (4, 64, 64, 2)
+        mask, contacts = truth[..., 0], truth[..., 1]
+        assert np.array_equal(contacts != UNLABELLED, mask == 1)
+        assert (contacts == 1).any()
+    _, validating, _ = ValidationPatches(touching.validation, "cells", 8, recipe)[0]
+    assert np.array_equal(validating[0, 30, :, 1] == 1, np.isin(np.arange(64), [30, 31, 32, 33]))
+
+
+def test_contacts_under_a_sheath_of_myelin_are_unknown(touching: PatchStore) -> None:
+    recipe = RECIPE.replace(contacts=True, augmentation={"myelin": {"share": 1.0}})
+    _, truth = TrainPatches(touching.train, 8, recipe)[0]
+    assert (truth[..., 1][truth[..., 0] == 0] == UNLABELLED).all()
+
+
+def test_contacts_need_masks_that_tell_mitochondria_apart(store: PatchStore) -> None:
+    with pytest.raises(InputError, match=r"train\.contacts: found true, and masks that do not tell mitochondria apart"):
+        TrainPatches(store.train, 8, RECIPE.replace(contacts=True))

@@ -11,6 +11,7 @@ import pytest
 from mitoflow.config.params import Patch
 from mitoflow.data.conventions import Conventions
 from mitoflow.data.cutting import write_store
+from mitoflow.data.network_input import UNLABELLED
 from mitoflow.data.pairs import read_pairs
 from mitoflow.data.patches import PatchStore
 from mitoflow.errors import InputError
@@ -44,6 +45,25 @@ def test_it_starts_from_another_model(store: PatchStore) -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
     with pytest.raises(InputError, match="train.init_from: found another network, or one of other depth"):
         fitting.fit(store, still.replace(depth=1), initial=first)
+
+
+@pytest.mark.slow
+def test_contacts_are_learned_and_other_models_start_from_it(touching: PatchStore, tmp_path: Path) -> None:
+    recipe = RECIPE.replace(epochs=6, patches_per_epoch=80, patience=6, base_width=8, loss="bce_dice", contacts=True)
+    fitted = fitting.fit(touching, recipe, checkpoints=tmp_path)
+    images = touching.validation.with_neighbours(np.arange(len(touching.validation)), 1, 2) / np.float32(255)
+    logits = fitted.model.predict_on_batch(images)
+    assert logits.shape[-1] == 2
+    known = touching.validation.contacts[:] != UNLABELLED
+    counts = metrics.count(touching.validation.contacts[:], logits[..., 1] > 0, known).sum(0)
+    assert float(metrics.dice(counts)) > 0.5
+    again = fitting.fit(touching, recipe, checkpoints=tmp_path)
+    for mine, theirs in zip(again.model.weights, fitted.model.weights, strict=True):
+        assert np.array_equal(mine, theirs)
+    still = recipe.replace(learning_rate=1e-9, epochs=1, patches_per_epoch=4)
+    for initial, contacts in ((fitted.model, False), (unet.without_contacts(fitted.model), True)):
+        tuned = fitting.fit(touching, still.replace(contacts=contacts), initial=initial).model
+        np.testing.assert_allclose(tuned.predict_on_batch(images)[..., 0], logits[..., 0], atol=0.2)
 
 
 @pytest.mark.parametrize("steps", [1, 9, 10, 200])

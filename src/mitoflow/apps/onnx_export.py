@@ -25,6 +25,7 @@ from mitoflow.data import network_input, phantom
 from mitoflow.errors import InputError
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
+from mitoflow.models import unet
 
 IMAGE, PROBABILITY = "image", "probability"  # the input and the output
 OPSET = 17  # of 2022: programs bring older runtimes than the newest
@@ -73,11 +74,15 @@ def export_onnx(path: Path, predictor: Predictor) -> Parity:
 
 
 def plain(model: keras.Model) -> keras.Model:
-    """Return the U-Net of a `Predictor` in float32, with probabilities for logits: any Keras reads it."""
+    """Return the U-Net of a `Predictor` in float32, with probabilities for logits: any Keras reads it.
+
+    They are those of mitochondrion; contacts are left out.
+    """
 
     def translate(layer: layers.Layer) -> layers.Layer:
         return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
+    model = unet.without_contacts(model)
     network = keras.models.clone_model(model, clone_function=translate)
     network.set_weights(model.get_weights())
     probability = layers.Activation("sigmoid", dtype="float32", name=PROBABILITY)(network.output)

@@ -104,6 +104,7 @@ def _with_files(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--unrelated", is_flag=True, help="No slice is the neighbour of another, in a file or in several."
         ),
+        click.option("--instances", is_flag=True, help="Each mitochondrion has a number of its own in the masks."),
         click.option(
             "--mask-rule",
             type=MASK_RULES,
@@ -158,6 +159,7 @@ def _install_own(
     terms: str,
     mask_rule: MaskRule,
     unrelated: bool,
+    instances: bool,
     **options: Any,
 ) -> None:
     from mitoflow.data import installing
@@ -170,6 +172,7 @@ def _install_own(
         terms=terms,
         mask_rule=mask_rule,
         unrelated=unrelated,
+        instances=instances,
     )
     _report(installing.install_own(images, masks, description=description, **options))
 
@@ -248,6 +251,7 @@ def _print_sets(findings: Findings, sets: Mapping[str, SetDescription]) -> None:
     print_table(["set", "part", "files", "slices", "size", "voxel, nm (z y x)", "read as", "mitochondria"], rows)
     for name, described in sets.items():
         unrelated = "unrelated slices" if described.unrelated else ""
-        known = [text for text in (described.tissue, unrelated, described.terms) if text]
+        instances = "a number for each mitochondrion" if described.instances else ""
+        known = [text for text in (described.tissue, unrelated, instances, described.terms) if text]
         if known:
             echo(f"{name}: {'; '.join(known)}")

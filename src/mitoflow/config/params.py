@@ -223,6 +223,7 @@ class SharedWithTrials(Section):
     context: Annotated[int, Field(ge=0, le=8)] = 1
     context_step: Annotated[int, Field(ge=1, le=10**4)] = 1
     context_dropout: Fraction = 0.1
+    contacts: bool = False
     network: str = "unet_strided"
     base_width: Positive = 16
     loss: str = "bce"

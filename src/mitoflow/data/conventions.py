@@ -29,12 +29,15 @@ class Conventions:
         Nanometres of a voxel, as far as they are known.
     unrelated
         Whether its slices are no neighbours of each other.
+    instances
+        Whether each mitochondrion has a number of its own in the masks.
     """
 
     bit_depth: int
     mask_rule: Rule
     spacing: Spacing = field(default_factory=dict)
     unrelated: bool = False
+    instances: bool = False
 
 
 def write_conventions(path: Path, sets: Mapping[str, Conventions]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +16,7 @@ from patchify import patchify
 from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
 from mitoflow.core.progress import progress_bar
+from mitoflow.data.contacts import find_contacts, unknown_contacts
 from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import UNLABELLED, Box, slice_range, stretched
@@ -161,6 +163,7 @@ def write_store(folder: Path, pairs: list[Pair], settings: Patch, sets: Mapping[
             "normalization": settings.normalization,
             "size": settings.size,
             "step": settings.step,
+            "contacts": any(conventions.instances for conventions in sets.values()),
             "stacks": [_stack_facts(pair, sets[pair.dataset]) for pair in pairs],
             "sha256": digests,
         }
@@ -200,20 +203,29 @@ def _write_side(
     shape = (sum(per_stack[stack] for stack, _ in slices), settings.size, settings.size)
     dtype = np.dtype(np.uint8) if settings.normalization == "percentiles" else pairs[0].image.dtype
     labelled: set[str] = set()
-    index, digest = [], begin_digest(shape, dtype, np.dtype(np.uint8), np.dtype(np.int32))
-    # Plain writes, not a writable memory map: a full disk then raises OSError and is no bus error.
-    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
-        _write_header(images, shape, dtype)
-        _write_header(masks, shape, np.dtype(np.uint8))
+    knows_contacts = any(conventions.instances for conventions in sets.values())
+    dtypes = {
+        "images": dtype,
+        "masks": np.dtype(np.uint8),
+        **({"contacts": np.dtype(np.uint8)} if knows_contacts else {}),
+    }
+    index, digest = [], begin_digest(shape, *dtypes.values(), np.dtype(np.int32))
+    with ExitStack() as files_open:
+        # Plain writes, not a writable memory map: a full disk then raises OSError and is no bus error.
+        streams = {name: files_open.enter_context((folder / f"{name}.npy").open("wb")) for name in dtypes}
+        for name, stream in streams.items():
+            _write_header(stream, shape, dtypes[name])
         for stack, z in progress_bar(slices, desc=f"patch: {folder.name}", unit="slice"):
-            image = _grey_values(pairs[stack], z, settings.normalization)
-            patches, boxes = cut(image, settings.size, settings.step)
-            rule = sets[pairs[stack].dataset].mask_rule
-            labels = binarise(pairs[stack].mask.slice(z), rule)
-            labelled |= {pairs[stack].dataset} if (labels != UNLABELLED).any() else set()
-            truth, _ = cut(labels, settings.size, settings.step)
-            for stream, array in ((images, patches), (masks, truth)):
-                content = np.ascontiguousarray(array).data
+            pair, conventions = pairs[stack], sets[pairs[stack].dataset]
+            stored = pair.mask.slice(z)
+            mask = binarise(stored, conventions.mask_rule)
+            labelled |= {pair.dataset} if (mask != UNLABELLED).any() else set()
+            arrays = {"images": _grey_values(pair, z, settings.normalization), "masks": mask}
+            if knows_contacts:
+                arrays["contacts"] = find_contacts(stored) if conventions.instances else unknown_contacts(mask.shape)
+            for name, stream in streams.items():
+                patches, boxes = cut(arrays[name], settings.size, settings.step)
+                content = np.ascontiguousarray(patches).data
                 stream.write(content)
                 digest.update(content)
             index.append(np.insert(boxes, 0, [[stack], [z]], axis=1))

@@ -20,9 +20,12 @@ from mitoflow.data.slice_distance import SliceDistance
 from mitoflow.errors import InputError
 
 SPLITS = ("train", "validation")
-FORMAT = 4
+FORMAT = 5
 
 Box = network_input.Box
+
+#: What is stored of each patch.
+Stored = Literal["images", "masks", "contacts"]
 
 #: A slice by its place in the list of stacks and its z.
 SliceId = tuple[int, int]
@@ -109,6 +112,9 @@ class Patches:
         (P, size, size) uint8 or uint16: as in the source files, or stretched to uint8.
     masks
         (P, size, size) uint8: 0 background, 1 mitochondrion, 2 where nobody looked (`network_input.UNLABELLED`).
+    contacts
+        (P, size, size) uint8: 1 where two mitochondria touch, 0 in the rest of them, 2 in the background and in sets
+        whose masks do not tell mitochondria apart; see `mitoflow.data.contacts`. None where no set's masks do.
     index
         (P, 8) int32: stack, z, y, x, then the owned rectangle ``y0, y1, x0, x1`` inside the patch (see `Axis`).
     shapes
@@ -124,6 +130,7 @@ class Patches:
 
     images: np.ndarray
     masks: np.ndarray
+    contacts: np.ndarray | None
     index: np.ndarray
     shapes: list[tuple[int, int, int]]
     datasets: list[str]
@@ -153,6 +160,11 @@ class Patches:
         return int(self.images.shape[1])
 
     @property
+    def arrays(self) -> list[np.ndarray]:
+        """What is held of each patch: image, mask and, where they are known, contacts."""
+        return [self.images, self.masks, *([] if self.contacts is None else [self.contacts])]
+
+    @property
     def sets(self) -> list[str]:
         """The sets of which this side holds patches."""
         return list(dict.fromkeys(self.datasets[stack] for stack in self.ranges))
@@ -166,8 +178,8 @@ class Patches:
         rows = self.rows_of(dataset)
         digest = hashlib.sha256(np.ascontiguousarray(self.index[rows, 1:]).data)
         for row in rows:
-            digest.update(np.ascontiguousarray(self.images[row]).data)
-            digest.update(np.ascontiguousarray(self.masks[row]).data)
+            for array in self.arrays:
+                digest.update(np.ascontiguousarray(array[row]).data)
         return digest.hexdigest()
 
     @cached_property
@@ -232,7 +244,7 @@ class Patches:
         """Return the mask of a slice, or of a box of it, (Y, X) uint8 as in `masks`; see `image`."""
         return np.asarray(self._put_together(self.masks, stack, range(z, z + 1), box)[0])
 
-    def plane(self, kind: Literal["images", "masks"], stack: int, axis: int, place: int, box: Box) -> np.ndarray:
+    def plane(self, kind: Stored, stack: int, axis: int, place: int, box: Box) -> np.ndarray:
         """Return a box of a plane through the slices that this side holds of a stack, as stored.
 
         Parameters
@@ -277,6 +289,8 @@ class Patches:
 @dataclass(frozen=True)
 class PatchStore:
     """The folder ``patches/``: for each side of the split ``images.npy``, ``masks.npy`` and ``index.npy``.
+
+    There is ``contacts.npy`` too where masks of a set tell mitochondria apart.
 
     `mitoflow.data.cutting.write_store` writes it, a slice at a time; here it is read as memory-mapped arrays.
 
@@ -362,6 +376,9 @@ class PatchStore:
                 Patches(
                     images=np.load(folder / side / "images.npy", mmap_mode="r", allow_pickle=False),
                     masks=np.load(folder / side / "masks.npy", mmap_mode="r", allow_pickle=False),
+                    contacts=np.load(folder / side / "contacts.npy", mmap_mode="r", allow_pickle=False)
+                    if header["contacts"]
+                    else None,
                     index=np.load(folder / side / "index.npy", allow_pickle=False),
                     shapes=shapes,
                     datasets=[stack["dataset"] for stack in header["stacks"]],
@@ -384,19 +401,19 @@ class PatchStore:
 
 
 def begin_digest(shape: tuple[int, ...], *dtypes: np.dtype) -> hashlib._Hash:
-    """Begin the SHA-256 of one side: the shape of its images, and the types of images, masks and index.
+    """Begin the SHA-256 of one side: the shape of its images, and the types of images, masks, contacts and index.
 
-    What follows is its content: the images and masks of each slice in turn, and then the index.
+    What follows is its content: the images, masks and, if any, contacts of each slice in turn, and then the index.
     """
     return hashlib.sha256(json.dumps([shape, *(dtype.str for dtype in dtypes)]).encode())
 
 
 def _digest(patches: Patches) -> str:
     """Return the SHA-256 of one side; see `begin_digest`."""
-    digest = begin_digest(patches.images.shape, *(a.dtype for a in (patches.images, patches.masks, patches.index)))
+    digest = begin_digest(patches.images.shape, *(array.dtype for array in (*patches.arrays, patches.index)))
     slices = np.flatnonzero(np.any(np.diff(patches.index[:, :2], axis=0, prepend=-1), axis=1))
     for first, last in itertools.pairwise([*slices.tolist(), len(patches)]):
-        for array in (patches.images, patches.masks):
+        for array in patches.arrays:
             digest.update(np.ascontiguousarray(array[first:last]).data)
     digest.update(patches.index.data)
     return digest.hexdigest()
@@ -404,13 +421,14 @@ def _digest(patches: Patches) -> str:
 
 def _check(patches: Patches, header: dict[str, Any]) -> None:
     """Raise `ValueError` unless a side holds consecutive slices of its stacks, each as `cut` cuts it."""
-    images, masks, index = patches.images, patches.masks, patches.index
+    images, index = patches.images, patches.index
     depth, size, step = numbers = [header[key] for key in ("bit_depth", "size", "step")]
     if not all(type(number) is int and number > 0 for number in itertools.chain(numbers, *patches.shapes)):
         raise ValueError("a size that is none")
-    kinds = images.dtype in (np.uint8, np.uint16), masks.dtype == np.uint8, index.dtype == np.int32
-    shape = (len(index), size, size)
-    if not all(kinds) or not images.shape == masks.shape == shape or index.shape[1:] != (8,):
+    kinds = [images.dtype in (np.uint8, np.uint16), index.dtype == np.int32]
+    kinds += [array.dtype == np.uint8 for array in patches.arrays[1:]]
+    are_patches = all(array.shape == (len(index), size, size) for array in patches.arrays)
+    if not all(kinds) or not are_patches or index.shape[1:] != (8,):
         raise ValueError("arrays of other types or shapes")
     if depth > 8 * images.itemsize:
         raise ValueError(f"{depth} bits in {images.dtype}")

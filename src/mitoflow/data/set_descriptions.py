@@ -44,6 +44,8 @@ class SetDescription(Section):
         How the masks are read; ``auto`` finds out.
     unrelated
         Whether its slices are no neighbours of each other. Each is then a file of its own.
+    instances
+        Whether each mitochondrion has a number of its own in the masks, so that they say where two of them touch.
     """
 
     voxel_size: VoxelSize = Field(default_factory=dict)
@@ -51,6 +53,7 @@ class SetDescription(Section):
     terms: str = ""
     mask_rule: MaskRule = "auto"
     unrelated: bool = False
+    instances: bool = False
 
 
 def read_sets(data: Path) -> dict[str, SetDescription]:

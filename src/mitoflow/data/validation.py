@@ -15,7 +15,17 @@ import numpy as np
 
 from mitoflow.config.params import Normalization
 from mitoflow.data.conventions import Conventions, mask_rules, one_bit_depth
-from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, SUBTRACT_1, WORD, MaskValues, Rule, agree_on_rule, binarise
+from mitoflow.data.masks import (
+    BYTE,
+    KINDS,
+    NOT_LOOKED_AT,
+    SUBTRACT_1,
+    WORD,
+    MaskValues,
+    Rule,
+    agree_on_rule,
+    binarise,
+)
 from mitoflow.data.network_input import camera_depth
 from mitoflow.data.pairs import Pair, read_set, require_one_dtype, set_names
 from mitoflow.data.set_descriptions import FILE, SetDescription, agree_on_voxel_size, read_sets
@@ -189,13 +199,26 @@ def _check_set(
             found = f"antialiased edges that end at {summary.mask_values.white}"
             expected = f"masks from 0 to {BYTE}, or to {WORD} in 16 bits"
             findings.errors.append(Finding(str(summary.pair.mask.path), found, expected, "scale its values to that"))
+    if description.instances and rule:
+        with findings.collecting():
+            _require_instances(both, rule, data / "train" / name / "masks")
     for part in PARTS:
         folder = data / part / name
         _check_images(findings, folder / "images", summaries[part], near_duplicate)
         if rule:
             _check_masks(findings, folder / "masks", summaries[part], rule)
     if bit_depth and spacing is not None and rule:
-        findings.conventions[name] = Conventions(bit_depth, rule, spacing, description.unrelated)
+        findings.conventions[name] = Conventions(bit_depth, rule, spacing, description.unrelated, description.instances)
+
+
+def _require_instances(summaries: Sequence[_StackSummary], rule: Rule, masks: Path) -> None:
+    """Raise `InputError` unless masks can hold a number for each mitochondrion."""
+    expected = f"a number for each mitochondrion, as instances: true in {FILE} says"
+    remedy = "give masks with labels, or import the set without --instances"
+    if rule != "nonzero":
+        raise InputError(masks, f"{KINDS[rule]}, by the mask rule {rule}", expected, remedy)
+    if not any(len(summary.mask_values.values - {0}) > 1 for summary in summaries):
+        raise InputError(masks, "one value for all mitochondria in every mask", expected, remedy)
 
 
 def _check_brightness(findings: Findings, conventions: Conventions | None, test: Sequence[_StackSummary]) -> None:

@@ -23,14 +23,15 @@ from mitoflow.evaluation.curves import THRESHOLDS, ProbabilityHistogram, best_th
 from mitoflow.evaluation.metrics import Counts
 from mitoflow.inference.jobs import Prediction
 from mitoflow.inference.median import median_along_z
-from mitoflow.inference.predictor import PlaneProgress, Predictor, Read
+from mitoflow.inference.predictor import CONTACT, PlaneProgress, Predictor, Read
 from mitoflow.inference.settings import Settings
-from mitoflow.instances.separation import separate
+from mitoflow.instances.separation import large_labels, separate
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Size, Spacing, known_voxel_size
 from mitoflow.io.volumes import StackVolume, Volume
 
 PATCH_WISE_THRESHOLD = 0.5
+IN_CONTACT = 2  # voxel of a predicted mitochondrion at which it touches another one; 1 elsewhere
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,14 @@ def _measure_stack(
     predictor, read = predictor.for_volume(StackVolume([pair.image], spacing=conventions.spacing))
     settings, held = predictor.settings, range(pair.image.shape[0])
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
+    labels = []
     patch_wise, single_slice = [], []
     maps = predictor.stream(read, held, on_planes=_plane_progress())
     for z, probability in zip(held, maps, strict=True):
-        truth[z] = binarise(pair.mask.slice(z), conventions.mask_rule)
+        stored = pair.mask.slice(z)
+        truth[z] = binarise(stored, conventions.mask_rule)
+        if conventions.instances:
+            labels.append(stored)
         mask[z] = (probability >= settings.threshold) & (truth[z] != UNLABELLED)
         histogram.add(truth[z], probability)
         near = network_input.neighbours(z, settings.context, settings.context_step, held)
@@ -251,13 +256,18 @@ def _measure_stack(
             (alone,) = predictor.stream(read, range(z, z + 1))
             single_slice.append(metrics.count(truth[z], alone >= settings.threshold))
         bar.update()
+    of_contacts = predictor.of_contacts
+    contacts = np.stack([each >= CONTACT for each in of_contacts.stream(read, held)]) if of_contacts else None
+    voxel_size = known_voxel_size(conventions.spacing, len(held))
     return MeasuredStack(
         name=pair.name,
         truth=truth,
         mask=mask,
         patch_wise=np.array(patch_wise),
         single_slice=np.array(single_slice) if single_slice else None,
-        shapes=compare_shapes(truth, mask, criteria, known_voxel_size(conventions.spacing, len(held))),
+        shapes=compare_shapes(
+            truth, mask, criteria, voxel_size, labels=np.stack(labels) if labels else None, contacts=contacts
+        ),
     )
 
 
@@ -310,11 +320,19 @@ def _count_patches(predictor: Predictor, images: np.ndarray, truth: np.ndarray, 
     return counts
 
 
-def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, voxel_size: Size | None) -> Shapes:
+def compare_shapes(
+    truth: np.ndarray,
+    mask: np.ndarray,
+    criteria: Instances,
+    voxel_size: Size | None,
+    *,
+    labels: np.ndarray | None = None,
+    contacts: np.ndarray | None = None,
+) -> Shapes:
     """Compare boundaries, slice by slice, and instances of ``truth`` and ``mask``.
 
-    Instances are those of `mitoflow predict --instances`, of the truth as of the mask; where parts were not looked at
-    see `mitoflow.evaluation.instance_scores.match_looked_at`.
+    Instances are those of `mitoflow predict --instances`, of the truth as of the mask, unless the truth has labels;
+    where parts were not looked at see `mitoflow.evaluation.instance_scores.match_looked_at`.
 
     Parameters
     ----------
@@ -324,6 +342,10 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, vox
         What counts as a mitochondrion.
     voxel_size
         (z, y, x) in nm, or None where it is unknown.
+    labels
+        (Z, Y, X) a number for each true mitochondrion; None where the truth does not tell them apart.
+    contacts
+        (Z, Y, X) bool, where two predicted mitochondria touch; None where the model does not say it.
 
     Raises
     ------
@@ -331,7 +353,15 @@ def compare_shapes(truth: np.ndarray, mask: np.ndarray, criteria: Instances, vox
         They differ in shape.
     """
     looked_at, truth = truth != UNLABELLED, truth == 1
-    label = partial(separate, criteria=criteria, voxel_size=voxel_size)
+
+    def taken_apart(part: np.ndarray) -> np.ndarray:
+        return separate(part > 0, criteria, voxel_size, contacts=part == IN_CONTACT)
+
+    objects = mask if contacts is None else np.where(contacts, IN_CONTACT * (mask > 0), mask)
     off_boundary = boundary.count_off_boundary(truth, mask, looked_at)
-    matching = instance_scores.match_looked_at(truth, mask, looked_at, label, label)
+    if labels is None:
+        matching = instance_scores.match_looked_at(truth, objects, looked_at, taken_apart, taken_apart)
+    else:
+        large = partial(large_labels, criteria=criteria, voxel_size=voxel_size)
+        matching = instance_scores.match_looked_at(labels, objects, looked_at, large, taken_apart)
     return Shapes(boundary.count(truth, mask, looked_at=looked_at), off_boundary, matching)

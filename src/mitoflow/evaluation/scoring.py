@@ -13,7 +13,7 @@ from mitoflow.config.params import Instances
 from mitoflow.errors import InputError
 from mitoflow.evaluation import boundary, instance_scores, metrics
 from mitoflow.instances.label_files import is_mask, read_mitochondria
-from mitoflow.instances.separation import fewest_voxels, separate
+from mitoflow.instances.separation import large_labels, separate
 from mitoflow.io.blocks import full_box
 from mitoflow.io.spacing import (
     Notify,
@@ -110,11 +110,4 @@ def _labelling(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | Non
     """Return what finds the instances in a part of a mask, which is taken apart, or of labels."""
     if is_mask(voxels):
         return lambda part: separate(part > 0, criteria, voxel_size)
-    return partial(_large_labels, criteria=criteria, voxel_size=voxel_size)
-
-
-def _large_labels(voxels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[Any]:
-    """Return the labels that are large enough to count, numbered without large gaps."""
-    values, places, sizes = np.unique(voxels, return_inverse=True, return_counts=True)
-    counts = (values > 0) & (sizes >= fewest_voxels(criteria, voxels.shape, voxel_size))
-    return np.asarray((np.cumsum(counts) * counts)[places].reshape(voxels.shape), np.uint32)
+    return partial(large_labels, criteria=criteria, voxel_size=voxel_size)

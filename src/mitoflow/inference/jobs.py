@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, groupby, product
 from pathlib import Path
@@ -27,7 +27,7 @@ from mitoflow.inference.networks import read_network
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
 from mitoflow.inference.plane_sums import PlaneSums, Slab
-from mitoflow.inference.predictor import PlaneProgress, Predictor
+from mitoflow.inference.predictor import CONTACT, PlaneProgress, Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.derived_volumes import Levels, RegradedVolume, ResampledVolume
@@ -39,10 +39,12 @@ SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
 
 #: For each output its dtype, and the function of probabilities (Y, X) float32 and the threshold that gives its voxels.
+#: Contacts are a mask of where mitochondria touch, which is not published: it tells them apart.
 PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
     "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
     "probability": (np.float32, lambda probability, _: probability),
 }
+PRODUCTS["contacts"] = PRODUCTS["mask"]
 
 
 def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
@@ -94,6 +96,12 @@ class Prediction:
         """Return the maps of a stack with the scale and the threshold of the model; see `Predictor.for_volume`."""
         fitted, _ = predictor.for_volume(volume)
         return cls(normalized(volume, predictor.settings), volume.shape[1:], fitted)
+
+    @property
+    def of_contacts(self) -> Prediction | None:
+        """The maps of where two mitochondria touch; None where the network does not say it."""
+        predictor = self.predictor.of_contacts
+        return replace(self, predictor=predictor) if predictor else None
 
     @property
     def whole(self) -> Part:
@@ -210,10 +218,16 @@ class Work:
         for run in missing_runs(task, self.output.is_done):
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
-            maps = self.prediction.maps(Part(slices, (top + y0, top + y1, left + x0, left + x1)), self.sums)
+            part = Part(slices, (top + y0, top + y1, left + x0, left + x1))
+            maps = self.prediction.maps(part, self.sums)
+            shown = {name: array for name, array in self.arrays.items() if name != "contacts"}
+            contacts = self.prediction.of_contacts if "contacts" in self.arrays else None
+            of_contacts = contacts.maps(part) if contacts else None
             for block in run:
                 each = self.voxels([block]) / math.prod(block.shape)
-                _write(self.arrays, block, maps, settings.threshold, partial(_in_parts, advance, each))
+                _write(shown, block, maps, settings.threshold, partial(_in_parts, advance, each))
+                if of_contacts:
+                    _write({"contacts": self.arrays["contacts"]}, block, of_contacts, CONTACT, lambda _: None)
                 self.output.mark_done(block.name)
 
     def _predict_planes(self, slab: Slab, advance: Callable[[float], object]) -> None:

@@ -27,7 +27,8 @@ def read(path: Path, settings: Settings) -> keras.Model:
     model = unet.load_model(path)
     if found := _unlike(model, settings):
         channels, layer = 2 * settings.context + 1, f"{model_files.SETTINGS} of this model beside it"
-        expected = f"a U-Net from (slices, y, x, {channels}) to logits (slices, y, x, 1), as its settings say"
+        logits = f"logits (slices, y, x, {settings.outputs})"
+        expected = f"a U-Net from (slices, y, x, {channels}) to {logits}, as its settings say"
         raise InputError(path, found, expected, f"put the {layer}, or train a model with mitoflow")
     return model
 
@@ -93,13 +94,17 @@ def _unlike(model: keras.Model, settings: Settings) -> str | None:
         return f"a network of the class {type(model).__name__}"
     channels, side = 2 * settings.context + 1, settings.divisor * math.ceil(settings.tile / settings.divisor)
     shapes = model.input_shape, model.output_shape
-    if shapes != ((None, None, None, channels), (None, None, None, 1)):
+    if shapes != ((None, None, None, channels), (None, None, None, settings.outputs)):
         return f"a network from {shapes[0]} to {shapes[1]}"
     try:
         shape = model.compute_output_shape((1, side, side, channels))
     except ValueError:  # levels of different sizes meet
         return f"a network that takes no {side} x {side} pixels"
-    if shape != (1, side, side, 1):
+    if shape != (1, side, side, settings.outputs):
         return f"a network that makes {shape[1]} x {shape[2]} pixels of {side} x {side}"
-    activation = getattr(model.output._keras_history.operation, "activation", keras.activations.linear)
+    last = model.output._keras_history.operation
+    if settings.contacts and not isinstance(last, layers.Concatenate):
+        return f"a network whose logits come from one layer, a {type(last).__name__}"
+    last = unet.without_contacts(model).output._keras_history.operation
+    activation = getattr(last, "activation", keras.activations.linear)
     return None if activation is keras.activations.linear else f"a network that ends with {activation.__name__}"

@@ -21,7 +21,7 @@ class Network(Protocol):
     """A network that predicts: a `keras.Model`, or an `OpenVinoNetwork`."""
 
     def predict_on_batch(self, x: np.ndarray) -> Any:
-        """Return logits (N, Y, X, 1) for (N, Y, X, C) float32 in [0, 1]."""
+        """Return logits (N, Y, X, outputs) for (N, Y, X, C) float32 in [0, 1]; see `Settings.outputs`."""
 
 
 def read_network(path: Path, settings: Settings) -> Network:

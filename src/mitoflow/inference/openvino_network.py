@@ -58,7 +58,7 @@ class OpenVinoNetwork:
     Parameters
     ----------
     model
-        From (N, Y, X, C) float32 to (N, Y, X, 1).
+        From (N, Y, X, C) float32 to (N, Y, X, 1), or to (N, Y, X, 2) where it predicts contacts too.
     precision
         `IN_16_BITS` or `IN_32_BITS`.
     """
@@ -77,7 +77,7 @@ class OpenVinoNetwork:
         self._compiled = core.compile_model(model, "CPU", options)
 
     def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
-        """Return logits (N, Y, X, 1) float32 for (N, Y, X, C) float32 in [0, 1]; threads may call it."""
+        """Return logits (N, Y, X, 1 or 2) float32 for (N, Y, X, C) float32 in [0, 1]; threads may call it."""
         request = self._compiled.create_infer_request()
         request.infer([np.ascontiguousarray(batch)])
         return np.array(request.get_output_tensor().data)
@@ -198,9 +198,9 @@ def _apply(layer: _Layer, inputs: Sequence[Any]) -> Any:
 
 
 def _require_fitting(model: openvino.Model, settings: Settings) -> None:
-    """Raise `UnknownNetworkError` unless a network maps slices with their neighbours to a logit for each pixel."""
+    """Raise `UnknownNetworkError` unless a network maps slices with their neighbours to the logits of each pixel."""
     side = settings.divisor * math.ceil(settings.tile / settings.divisor)
     tile = model.clone()
     tile.reshape([1, side, side, 2 * settings.context + 1])
-    if [*tile.output(0).shape] != [1, side, side, 1]:
+    if [*tile.output(0).shape] != [1, side, side, settings.outputs]:
         raise UnknownNetworkError(f"{tile.output(0).shape} for {side} x {side} pixels")

@@ -88,7 +88,8 @@ def predict(
         _require_unchanged(whole, state, request, pending)
         mask = ome.open_level(pending.folder / "mask.zarr")
         if request.instances or request.table:
-            _label_instances(mask, request, job.part, description, pending, notify)
+            contacts = ome.open_level(pending.folder / "contacts.zarr") if "contacts" in job.products else None
+            _label_instances(mask, request, job.part, description, pending, notify, contacts)
         _finish(mask, request, whole, job.part, description, pending)
 
 
@@ -181,7 +182,7 @@ def plan(
         weights=model.weights.absolute(),
         weights_sha256=model.origin["model_sha256"],
         settings=replace(settings, tta=8 if request.tta else settings.tta),
-        products=tuple(name for name in request.images if name in PRODUCTS),
+        products=_products(request, settings),
         folder=Path(),
         blank=blank,
         fill_missing=request.fill_missing,
@@ -204,6 +205,13 @@ def plan(
     return replace(job, settings=decision.settings), {key: text for key, text in decided.items() if text}
 
 
+def _products(request: Request, settings: Settings) -> tuple[str, ...]:
+    """Return what to write: what is asked for, and what tells its mitochondria apart."""
+    names = [name for name in request.images if name in PRODUCTS]
+    counts = request.instances or request.table
+    return (*names, "contacts") if counts and settings.contacts else tuple(names)
+
+
 def _explain_blank(slices: Sequence[int]) -> list[str]:
     """Say which slices show nothing, if any."""
     named = ", ".join(map(str, slices[:3])) + (f", ... ({len(slices)} in all)" if len(slices) > 3 else "")
@@ -223,7 +231,7 @@ def describe(
         "neighbours": _neighbours(job.settings),
         **{name: str(getattr(job.settings, name)) for name in AVERAGED},
         "mitoflow": __version__,
-        **_counted(request),
+        **_counted(request, by_contacts=job.settings.contacts),
         **decided,
     }
     begin = tuple(first + place.start for first, place in zip(whole.origin, places, strict=True))
@@ -237,13 +245,13 @@ def _neighbours(settings: Settings) -> str:
     return f"{settings.context} on each side, {settings.context_step} apart"
 
 
-def _counted(request: Request) -> dict[str, str]:
+def _counted(request: Request, *, by_contacts: bool = False) -> dict[str, str]:
     """Return what counts as a mitochondrion, for the lineage of outputs that count them."""
     if not (request.instances or request.table):
         return {}
     criteria = request.criteria
     sizes = f"smallest {criteria.smallest_um3:g} cubic micrometres, {criteria.smallest_voxels} voxels where unknown"
-    return {"instances": f"{sizes}; neck {criteria.neck:g}"}
+    return {"instances": f"{sizes}; neck {criteria.neck:g}{'; contacts by the network' if by_contacts else ''}"}
 
 
 def _asked_for(request: Request, volume: Volume, job: Job, description: ome.Description) -> dict[str, Any]:
@@ -277,6 +285,7 @@ def _label_instances(
     description: ome.Description,
     pending: PendingOutput,
     notify: Notify,
+    contacts: zarr.Array[Any] | None = None,
 ) -> None:
     """Label the mitochondria of the mask, and measure them if a table is requested."""
     # These import much of SciPy, which a mask does not need.
@@ -289,7 +298,7 @@ def _label_instances(
     depth = 1 if ome.is_tiff(request.output) else DEPTH
     labels = ome.create_multiscale(pending.folder / "instances.zarr", mask.shape, np.dtype(np.uint32), depth)
     with progress_bar(desc="instances", total=math.prod(part.shape), unit="voxel", unit_scale=True) as bar:
-        coarse = label_instances(mask, labels, request.criteria, description.spacing, bar.update)
+        coarse = label_instances(mask, labels, request.criteria, description.spacing, bar.update, contacts)
     if coarse:
         reason = f"what they are part of is larger than a box of {LARGEST_BOX // 10**6} million voxels"
         notify(f"note: {len(coarse)} mitochondria were separated on a coarser grid: {reason}; the table says which")

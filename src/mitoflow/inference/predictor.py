@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mitoflow.io.tiff import Box  # the registered model runs without what reads files
     from mitoflow.io.volumes import Volume
 
+CONTACT = 0.5  # probability from which two mitochondria touch at a pixel
 BATCH = 2**19  # pixels that go through the network together: what it needs does not grow with the tiles
 
 #: Called with the share, in [0, 1], of the planes along y and x that is predicted.
@@ -107,8 +108,8 @@ class Predictor:
     Parameters
     ----------
     model
-        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits: a model of Keras, or what
-        `networks.read_network` returns.
+        From (N, Y, X, 2 context + 1) float32 in [0, 1] to (N, Y, X, 1) logits, or to (N, Y, X, 2) with
+        `Settings.contacts`: a model of Keras, or what `networks.read_network` returns.
     settings
         See `Settings`.
 
@@ -116,11 +117,14 @@ class Predictor:
     ----------
     blank
         The slices of the stack at hand that show nothing; see `model_input.blank_slices`.
+    output
+        Which logit the maps are made of: that of mitochondrion, or that of contact.
     """
 
     def __init__(self, model: Network, settings: Settings) -> None:
         self.model, self.settings = prepared(model), settings
         self.blank: frozenset[int] = frozenset()
+        self.output = 0
 
     @classmethod
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
@@ -138,6 +142,18 @@ class Predictor:
         """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
         other = copy.copy(self)
         other.settings, other.blank = settings, blank
+        return other
+
+    @property
+    def of_contacts(self) -> Predictor | None:
+        """A predictor whose maps say where two mitochondria touch; None where the network does not.
+
+        They are maps of slices, since that is what the network learns contacts from.
+        """
+        if not self.settings.contacts:
+            return None
+        other = self.with_settings(replace(self.settings, orthoplanes=False, median=1, threshold=CONTACT), self.blank)
+        other.output = 1
         return other
 
     def masks(self, images: np.ndarray) -> np.ndarray:
@@ -388,7 +404,7 @@ class Predictor:
         InputError
             The network returns not-a-number, which in a mask would look like tissue without mitochondria.
         """
-        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., 0]
+        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., self.output]
         if np.isnan(logits).any():
             found = f"not-a-number, computed by {engine(self.model)}"
             remedy = "set KERAS_BACKEND to another backend, or train the model again with train.precision: float32"

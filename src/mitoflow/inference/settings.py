@@ -69,6 +69,8 @@ class Settings:
         count as shares of the largest value of `bit_depth`.
     slices
         How far apart the slices are that the model learned from; None where nobody knows.
+    contacts
+        Whether the network has a second output, which says where two mitochondria touch.
     """
 
     bit_depth: int
@@ -83,6 +85,7 @@ class Settings:
     orthoplanes: bool = False
     normalization: Normalization = "range"
     slices: SliceDistance | None = None
+    contacts: bool = False
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, wanted: Evaluate, bit_depth: int) -> Settings:
@@ -93,6 +96,7 @@ class Settings:
             divisor=2**recipe.depth,
             context=recipe.context,
             context_step=recipe.context_step,
+            contacts=recipe.contacts,
         )
 
     @classmethod
@@ -105,7 +109,7 @@ class Settings:
             How it predicts.
         facts
             What it learned from, by the names of the attributes here: `bit_depth`, `divisor`, `context`,
-            `context_step`, and `normalization` and `slices` where they are not the defaults.
+            `context_step`, and `normalization`, `slices` and `contacts` where they are not the defaults.
         """
         return cls(
             tile=wanted.tile,
@@ -127,7 +131,7 @@ class Settings:
         is_old = {"views", "planes", "overlap"} <= values.keys()
         if is_old:
             values = _translated(values)
-        values = {"normalization": "range", "slices": None, **values}  # files of before these keys
+        values = {"normalization": "range", "slices": None, "contacts": False, **values}  # files of before these keys
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in values]:
             raise InputError(f"{path}: {missing[0]}", "no such key", "a value", REMEDY)
@@ -139,6 +143,11 @@ class Settings:
             line = "%s: written by mitoflow 0.1; its views, planes and overlap are %s now"
             logging.getLogger("mitoflow").warning(line, path, now)
         return settings
+
+    @property
+    def outputs(self) -> int:
+        """How many logits the network has for each pixel."""
+        return 2 if self.contacts else 1
 
     def uses_orthoplanes(self, shape: tuple[int, int, int]) -> bool:
         """Return whether a stack of `shape` (Z, Y, X) is predicted in orthogonal planes.
@@ -153,6 +162,7 @@ class Settings:
             **{name: _is_whole(getattr(self, name), low, high) for name, (low, high) in RANGES.items()},
             "threshold": isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1,
             "orthoplanes": type(self.orthoplanes) is bool,
+            "contacts": type(self.contacts) is bool,
             "normalization": self.normalization in get_args(Normalization),
         }
         if all(checks.values()):

@@ -21,7 +21,12 @@ Voxels = zarr.Array[Any] | np.ndarray
 
 
 def label_instances(
-    mask: Voxels, labels: Voxels, criteria: Instances, spacing: Spacing, advance: Callable[[int], object]
+    mask: Voxels,
+    labels: Voxels,
+    criteria: Instances,
+    spacing: Spacing,
+    advance: Callable[[int], object],
+    contacts: Voxels | None = None,
 ) -> list[int]:
     """Give each mitochondrion of a mask a label, block by block.
 
@@ -37,6 +42,8 @@ def label_instances(
         See `mitoflow.io.spacing.Spacing`; without one of the axes, voxels are counted.
     advance
         Called with the number of voxels that were just labelled.
+    contacts
+        Of the same shape, 0 but where two mitochondria touch; None where that is not known.
 
     Returns
     -------
@@ -51,7 +58,12 @@ def label_instances(
     shape = _shape(mask)
     voxel_size = known_voxel_size(spacing, shape[0])
     separation = Separation(
-        lambda region: _read(mask, region) > 0, shape, criteria=criteria, voxel_size=voxel_size, block=BLOCK
+        lambda region: _read(mask, region) > 0,
+        shape,
+        criteria=criteria,
+        voxel_size=voxel_size,
+        block=BLOCK,
+        contacts=None if contacts is None else lambda region: _read(contacts, region) > 0,
     )
     return separation.write(write)
 

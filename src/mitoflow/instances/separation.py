@@ -35,6 +35,13 @@ def fewest_voxels(criteria: Instances, shape: Sequence[int], voxel_size: Size | 
     return math.ceil(math.pi * radius**2 / math.prod(sides[1:]))
 
 
+def large_labels(labels: NDArray[Any], criteria: Instances, voxel_size: Size | None) -> NDArray[np.uint32]:
+    """Return the labels (Z, Y, X) of mitochondria that are large enough to count, numbered without gaps from 1."""
+    values, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    counts = (values > 0) & (sizes >= fewest_voxels(criteria, labels.shape, voxel_size))
+    return np.asarray((np.cumsum(counts) * counts)[places].reshape(labels.shape), np.uint32)
+
+
 def fill_holes(mask: NDArray[np.bool_], axes: Sequence[int] = (0, 1, 2)) -> NDArray[np.bool_]:
     """Return a mask with its holes filled: background that is not 6-connected to the border of the array.
 
@@ -66,6 +73,7 @@ def split_at_necks(
     smallest: int = 1,
     voxel_size: Size = (1.0, 1.0, 1.0),
     counts: NDArray[np.int64] | None = None,
+    contacts: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Split a component at its necks: a watershed of the distance to the background.
 
@@ -87,6 +95,9 @@ def split_at_necks(
         (z, y, x) in any unit.
     counts
         How many voxels each element stands for, ``(Z, Y, X)``, where the elements are cells of a coarser grid.
+    contacts
+        Where two mitochondria touch, ``(Z, Y, X)`` bool. Distances are measured to these voxels too, so that a line of
+        them is a neck, however thick the component is there.
 
     Returns
     -------
@@ -94,12 +105,13 @@ def split_at_necks(
         ``(Z, Y, X)`` int32: 0 outside of the component, and the parts are 1 to n, each 26-connected.
     """
     whole = component.astype(np.int32)
-    if neck == 0 or component.all():
+    inside = component if contacts is None else component & ~contacts
+    if neck == 0 or inside.all() or not inside.any():
         return whole
     h = -math.log(neck)
-    distance = distance_to_background(component, voxel_size)
-    height = np.log(distance, out=np.zeros_like(distance), where=component)
-    height[~component] = height[component].min() - 2 * h  # so that the highest place is always a marker
+    distance = distance_to_background(inside, voxel_size)
+    height = np.log(distance, out=np.zeros_like(distance), where=inside)
+    height[~inside] = height[inside].min() - 2 * h  # so that the highest place is always a marker
     # Not h_maxima of scikit-image: to it, two maxima of equal height are two however shallow the saddle between them.
     lowered = reconstruction(height - np.float32(h), height, footprint=np.ones((3, 3, 3)))
     markers = label(local_maxima(lowered))
@@ -151,8 +163,8 @@ class Separation:
     towards later blocks, and a few numbers for each component of each block.
 
     A component whose bounding box is larger than ``largest`` is not read in one piece. It is split on a coarser grid
-    (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, and its holes stay open. `write`
-    returns the labels of such parts. They do not depend on the blocks either.
+    (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, its contacts are not used, and its
+    holes stay open. `write` returns the labels of such parts. They do not depend on the blocks either.
 
     Parameters
     ----------
@@ -170,6 +182,9 @@ class Separation:
         ``(Z, Y, X)`` in voxels, preferably a multiple of the chunks that are read and written.
     largest
         Voxels of the largest bounding box that is held in memory.
+    contacts
+        Returns for a region, ``(Z, Y, X)`` bool, where two mitochondria touch; see `split_at_necks`. None where that is
+        not known. It is called once for each component.
     """
 
     def __init__(
@@ -181,8 +196,9 @@ class Separation:
         voxel_size: Size | None = None,
         block: Shape = BLOCK,
         largest: int = LARGEST_BOX,
+        contacts: Callable[[Region], NDArray[np.bool_]] | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._contacts = read, contacts
         self._grid = Grid(shape, block)
         self._axes = [axis for axis in range(3) if shape[axis] > 1]
         self._voxel_size = voxel_size or (1.0, 1.0, 1.0)
@@ -271,7 +287,8 @@ class Separation:
             absorbed[inside[filled[tuple(places[inside].T)]]] = True
         if np.count_nonzero(filled) < self._fewest:
             return np.zeros(filled.shape, np.int32)
-        return split_at_necks(filled, self._neck, self._fewest, self._voxel_size)
+        contacts = self._contacts(box) if self._contacts else None
+        return split_at_necks(filled, self._neck, self._fewest, self._voxel_size, contacts=contacts)
 
     def _block(
         self,
@@ -294,7 +311,12 @@ class Separation:
         return labels
 
 
-def separate(mask: NDArray[Any], criteria: Instances, voxel_size: Size | None = None) -> NDArray[np.uint32]:
+def separate(
+    mask: NDArray[Any],
+    criteria: Instances,
+    voxel_size: Size | None = None,
+    contacts: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint32]:
     """Return the mitochondria of a mask that fits into memory; see `Separation` and `Separation.write`.
 
     Parameters
@@ -305,9 +327,17 @@ def separate(mask: NDArray[Any], criteria: Instances, voxel_size: Size | None = 
         Smallest size and neck.
     voxel_size
         (z, y, x) in nm, or None where it is unknown.
+    contacts
+        ``(Z, Y, X)`` bool: where two mitochondria touch; None where that is not known.
     """
     labels = np.zeros(mask.shape, np.uint32)
     depth, height, width = mask.shape
-    whole = Separation(lambda region: mask[region], (depth, height, width), criteria=criteria, voxel_size=voxel_size)
+    whole = Separation(
+        lambda region: mask[region],
+        (depth, height, width),
+        criteria=criteria,
+        voxel_size=voxel_size,
+        contacts=None if contacts is None else lambda region: contacts[region],
+    )
     whole.write(labels.__setitem__)
     return labels

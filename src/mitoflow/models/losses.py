@@ -73,6 +73,24 @@ class OfLabelledPixels(keras.losses.Loss):
         return self.loss(truth * _labelled(truth), y_pred, _weight(sample_weight, truth) * _labelled(truth))
 
 
+class OfMaskAndContacts(keras.losses.Loss):
+    """The loss of the mask plus that of the contacts, for a network with `unet.with_contacts`.
+
+    Truth and logits are ``(N, Y, X, 2)``: the mask, and where two mitochondria touch. Pixels whose truth is
+    `network_input.UNLABELLED` do not count: for the contacts these are the background, too.
+    """
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(name=loss.name)
+        self.loss = OfLabelledPixels(loss)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the loss of a batch, a scalar."""
+        outputs = (slice(0, 1), slice(1, 2))
+        mask, contacts = (self.loss(y_true[..., at], y_pred[..., at], sample_weight) for at in outputs)
+        return mask + contacts
+
+
 class OfWholeBatch(keras.losses.Loss):
     """A loss of the whole batch where `tf.distribute` shares it out to several devices.
 
@@ -101,8 +119,9 @@ class OfWholeBatch(keras.losses.Loss):
 class Dice(keras.metrics.Metric):
     """2 TP / (2 TP + FP + FN) of all pixels since the last reset, where logit >= 0 predicts foreground; 0/0 is 1.
 
-    Of a network with several output channels, such as one under deep supervision, the first is the segmentation. The
-    counts are float32: whole numbers up to 2^24 pixels each, and to about 1e-7 of themselves beyond.
+    Of a network with several output channels, such as one under deep supervision, the first is the segmentation, and of
+    a truth with contacts, too. The counts are float32: whole numbers up to 2^24 pixels each, and to about 1e-7 of
+    themselves beyond.
     """
 
     def __init__(self, name: str = "dice", **config: Any) -> None:
@@ -113,7 +132,7 @@ class Dice(keras.metrics.Metric):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the pixels of a batch."""
-        truth = ops.convert_to_tensor(y_true, self.dtype)
+        truth = ops.convert_to_tensor(y_true, self.dtype)[..., :1]
         predicted = ops.cast(ops.convert_to_tensor(y_pred)[..., :1] >= 0, self.dtype)
         weight = _weight(sample_weight, truth) * _labelled(truth)
         self.tp.assign_add(ops.sum(weight * truth * predicted))

@@ -178,6 +178,30 @@ def build_strided_unet(depth: int, base_width: int, channels: int = 1, block: Bl
     return keras.Model(inputs, logits, name="unet_strided")
 
 
+def with_contacts(model: keras.Model) -> keras.Model:
+    """Return a network with a second logit for each pixel, (N, Y, X, 2): whether two mitochondria touch there.
+
+    Both logits come from the same feature maps, each by a layer of its own of the same kind; the second one begins with
+    random weights. The first one stays what it is.
+
+    Parameters
+    ----------
+    model
+        A network to (N, Y, X, 1) logits; it shares its layers with the new one.
+    """
+    last = model.output._keras_history.operation
+    second = type(last).from_config(last.get_config() | {"name": "contact_logits"})
+    logits = layers.Concatenate(name="mask_and_contacts", dtype="float32")([model.output, second(last.input)])
+    return keras.Model(model.input, logits, name=model.name)
+
+
+def without_contacts(model: keras.Model) -> keras.Model:
+    """Return the part of a network of `with_contacts` that predicts the mask, and other networks as they are."""
+    if model.output_shape[-1] == 1:
+        return model
+    return keras.Model(model.input, model.output._keras_history.operation.input[0], name=model.name)
+
+
 def reach(depth: int) -> int:
     """Return how many pixels to each side an output of a network here sees at most: half of its receptive field.
 

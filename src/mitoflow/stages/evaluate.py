@@ -176,6 +176,7 @@ def _load(facts: Mapping[str, Any], wanted: params.Evaluate) -> Predictor:
         context_step=facts.get("context_step", facts["recipe"]["context_step"]),  # models of 0.1 do not say
         normalization=facts.get("normalization", "range"),
         slices=SliceDistance(**facts["slices"]) if facts.get("slices") else None,
+        contacts=facts["recipe"].get("contacts", False),
     )
     return Predictor(read_network(MODEL, settings), settings)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mitoflow.config.params import Recipe
 from mitoflow.data.network_input import UNLABELLED, neighbours, to_unit
-from mitoflow.data.patches import Patches
+from mitoflow.data.patches import Patches, Stored
 from mitoflow.errors import InputError
 from mitoflow.training import augmentation, distractors, geometry
 
@@ -80,16 +80,21 @@ class TrainPatches(keras.utils.PyDataset):
 
     A batch is images (N, Y, X, 2 context + 1) float32 in [0, 1] and masks (N, Y, X, 1) float32 in {0, 1}, and 2
     where nobody looked (`network_input.UNLABELLED`); of slices, N is the batch size, and Y and X are that of a patch.
+    With `Recipe.contacts` masks are (N, Y, X, 2), the second channel as `Patches.contacts` holds it.
 
     Raises
     ------
     InputError
-        Orthogonal planes are asked for, and no stack with labels is deep enough for the network to see one.
+        Orthogonal planes are asked for, and no stack with labels is deep enough for the network to see one; or
+        contacts, and no set's masks tell mitochondria apart.
     """
 
     def __init__(self, patches: Patches, bit_depth: int, recipe: Recipe, devices: int = 1) -> None:
         super().__init__(**feeding(devices))
         self.patches, self.bit_depth, self.recipe, self.epoch = patches, bit_depth, recipe, 0
+        if recipe.contacts and patches.contacts is None:
+            found, expected = "true, and masks that do not tell mitochondria apart", "a number for each in some set"
+            raise InputError("train.contacts", found, expected, "import one with --instances, or set it to false")
         labelled, divisor = patches.labelled(), 1 << recipe.depth
         depth = np.array([len(patches.ranges[stack]) for stack in patches.index[:, 0].tolist()])
         deepest = int(depth[labelled].max())
@@ -135,7 +140,9 @@ class TrainPatches(keras.utils.PyDataset):
             near = [place] * len(near)
         images = [crop.image(functools.partial(self.patches.plane, "images", stack, axis, at)) for at in near]
         image = to_unit(np.stack(images, axis=-1), self.bit_depth)
-        mask = crop.mask(functools.partial(self.patches.plane, "masks", stack, axis, place))[..., None]
+        truths: list[Stored] = ["masks", "contacts"] if self.recipe.contacts else ["masks"]
+        read = [functools.partial(self.patches.plane, truth, stack, axis, place) for truth in truths]
+        mask = np.stack([crop.mask(each) for each in read], axis=-1)
         if strength > 0:
             turn = geometry.random_turn(sides, rng)
             image, mask = turn(image), turn(mask)
@@ -294,7 +301,8 @@ class ValidationPatches(keras.utils.PyDataset):
         repeated = (first - last) % self.devices
         rows = np.append(self.rows[first:last], [self.rows[last - 1]] * repeated).astype(int)
         images = self.patches.with_neighbours(rows, self.recipe.context, self.recipe.context_step)
-        masks = self.patches.masks[rows][..., None].astype(np.float32)
+        truths = self.patches.arrays[1:] if self.recipe.contacts else [self.patches.masks]
+        masks = np.stack([truth[rows] for truth in truths], axis=-1).astype(np.float32)
         weights = self.patches.owned(rows)[..., None].astype(np.float32)
         weights[last - first :] = 0
         return to_unit(images, self.bit_depth), masks, weights

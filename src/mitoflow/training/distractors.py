@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from mitoflow.data.network_input import UNLABELLED
+
 # Lengths are pixels of the crop, or parts of its shorter side; grey values lie in [0, 1].
 SHEATHS = 1, 3  # how many a crop gets
 RADIUS = 0.05, 1.5  # mean distance of a sheath from its centre, as a part of the side, evenly in log
@@ -27,7 +29,8 @@ def add_myelin(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) ->
     image
         (Y, X, C) float32 in [0, 1], where C are neighbouring slices; all get the same sheaths.
     mask
-        (Y, X, 1) in {0, 1}, and 2 where nobody looked (`network_input.UNLABELLED`).
+        (Y, X, 1) in {0, 1}, and 2 where nobody looked (`network_input.UNLABELLED`); or (Y, X, 2) with contacts, which
+        are unknown under a sheath.
     rng
         Source of the random numbers.
 
@@ -48,7 +51,7 @@ def add_myelin(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) ->
         noise = np.roll(noise, rng.integers(image.shape[:2]), (0, 1))
         grey = np.quantile(image[::4, ::4], rng.uniform(0, DARKEST)) + layers[..., None] + noise
         image = (image * (1 - cover) + grey * cover).astype(np.float32)
-        mask[cover >= 0.5] = 0
+        mask[cover[..., 0] >= 0.5] = (0, UNLABELLED)[: mask.shape[-1]]
     return np.clip(image, 0, 1), mask
 
 

@@ -31,6 +31,7 @@ Strategy = Literal["none", "data_parallel"]
 #: The code that decides the outcome of a fit, in the package; the dependencies of `train` in dvc.yaml are the same.
 CODE = ("data/network_input.py", "data/patches.py", "data/slice_distance.py", "models", "training")
 
+OF_CONTACTS = 2  # arrays of weights, the last ones, of the layer that predicts contacts
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 
 
@@ -109,12 +110,14 @@ def fit(
         The recipe names an unknown loss or network, describes another U-Net than `initial`, or a batch that the devices
         cannot share.
     """
-    make_loss, build = losses.LOSSES[recipe.loss], unet.NETWORKS[recipe.network]
+    make_loss = losses.LOSSES[recipe.loss]
     weights = [] if initial is None else initial.get_weights()
     prepare_backend(recipe)
-    loss = (
-        losses.OfLabelledPixels(make_loss()) if store.train.is_partial or store.validation.is_partial else make_loss()
-    )
+    loss = make_loss()
+    if recipe.contacts:
+        loss = losses.OfMaskAndContacts(loss)
+    elif store.train.is_partial or store.validation.is_partial:
+        loss = losses.OfLabelledPixels(loss)
     if recipe.context:
         store = store.with_context_steps(recipe.context_step, learned or store.slices())
     with _sharing(strategy, recipe.batch_size) as devices:
@@ -123,7 +126,7 @@ def fit(
             name: ValidationPatches(store.validation, name, store.bit_depth, recipe, devices)
             for name in store.validation.sets
         }
-        model = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+        model = _build(recipe)
         if weights:
             _take_over(model, weights)
         _compile(model, recipe, losses.OfWholeBatch(loss) if devices > 1 else loss, len(source))
@@ -147,9 +150,14 @@ def fit(
                     callbacks=[starting, *called, ProgressBar(bar)],
                     verbose=0,
                 )
-    fitted = build(recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+    fitted = _build(recipe)
     fitted.set_weights(best.weights)
     return Fit(fitted, best.history)
+
+
+def _build(recipe: Recipe) -> keras.Model:
+    model = unet.NETWORKS[recipe.network](recipe.depth, recipe.base_width, 2 * recipe.context + 1)
+    return unet.with_contacts(model) if recipe.contacts else model
 
 
 def _compile(model: keras.Model, recipe: Recipe, loss: keras.losses.Loss, steps: int) -> None:
@@ -164,7 +172,8 @@ def _compile(model: keras.Model, recipe: Recipe, loss: keras.losses.Loss, steps:
     # Loss and metrics are built here. With other backends than TensorFlow `fit` would draw a batch for that, and serve
     # in the first epoch what threads have made by then, which may be batches of another one.
     side = 1 << recipe.depth
-    masks, predicted = (np.zeros((1, side, side, channels), np.float32) for channels in (1, model.output_shape[-1]))
+    channels = 2 if recipe.contacts else 1, model.output_shape[-1]
+    masks, predicted = (np.zeros((1, side, side, count), np.float32) for count in channels)
     model.compute_loss(y=masks, y_pred=predicted)
     model.compute_metrics(None, masks, predicted)
     model.reset_metrics()
@@ -218,12 +227,15 @@ def _sharing(strategy: Strategy, batch_size: int) -> Iterator[int]:
 
 
 def _take_over(model: keras.Model, weights: list[np.ndarray]) -> None:
-    found, expected = ([array.shape for array in arrays] for arrays in (weights, model.weights))
-    if found != expected:
+    """Give a model the weights of another one; contacts that only one of the two predicts are left out."""
+    kept = model.get_weights()
+    common = min(len(weights), len(kept))
+    found, expected = ([array.shape for array in arrays[:common]] for arrays in (weights, kept))
+    if found != expected or abs(len(weights) - len(kept)) not in (0, OF_CONTACTS):
         described = "another network, or one of other depth, width or context"
         remedy = "give train.network, train.depth, train.base_width and train.context the values of that model"
         raise InputError("train.init_from", described, "one like that of the recipe", remedy)
-    model.set_weights(weights)
+    model.set_weights([*weights[:common], *kept[common:]])
 
 
 def prepare_backend(recipe: Recipe) -> None:
