@@ -492,6 +492,19 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert contents(project) == before
 
 
+def test_masks_without_a_number_for_each_mitochondrion_are_no_instances(project: Path, lab: Path) -> None:
+    before = contents(project)
+    with pytest.raises(InputError, match="--masks: found one value for all mitochondria in every mask"):
+        own(lab, description=SetDescription(instances=True))
+    assert contents(project) == before
+    numbered = np.zeros(tifffile.imread(lab / "mito/stack.tif").shape, np.uint16)
+    numbered[:, 20:40, 10:30], numbered[:, 20:40, 30:50] = 700, 3
+    write_stack(lab / "mito/stack.tif", numbered)
+    add(lab, "lab", "--instances", command="import")
+    assert read_sets(Path("data"))["lab"] == SetDescription(instances=True)
+    assert np.unique(tifffile.imread("data/train/lab/masks/stack.tif")).tolist() == [0, 3, 700]
+
+
 @pytest.mark.parametrize("name", ["phantom", "epfl", "", "a b", "../x", "-x"])
 def test_a_name_that_misleads_is_refused(project: Path, lab: Path, name: str) -> None:
     with pytest.raises(InputError, match="--name"):

@@ -387,6 +387,7 @@ def test_masks_that_number_mitochondria_hold_numbers(tmp_path: Path, values: lis
     findings = check_dataset(tmp_path, LIMIT)
     if not found:
         assert findings.errors == []
+        assert "more than two values" not in " ".join(map(str, findings.warnings))
         assert findings.conventions["lab"].instances
     else:
         expected = f"train/lab/masks: found {found}, expected a number for each mitochondrion, as instances: true"

@@ -206,7 +206,7 @@ def _check_set(
         folder = data / part / name
         _check_images(findings, folder / "images", summaries[part], near_duplicate)
         if rule:
-            _check_masks(findings, folder / "masks", summaries[part], rule)
+            _check_masks(findings, folder / "masks", summaries[part], rule, instances=description.instances)
     if bit_depth and spacing is not None and rule:
         findings.conventions[name] = Conventions(bit_depth, rule, spacing, description.unrelated, description.instances)
 
@@ -344,13 +344,15 @@ def _check_leak(
         findings.errors.append(Finding(str(folder), found, expected, remedy))
 
 
-def _check_masks(findings: Findings, folder: Path, summaries: Sequence[_StackSummary], rule: Rule) -> None:
+def _check_masks(
+    findings: Findings, folder: Path, summaries: Sequence[_StackSummary], rule: Rule, *, instances: bool
+) -> None:
     known = [summary for summary in summaries if summary.labelled(rule)]
     if summaries and not known:
         found, remedy = "no pixel that was looked at", "label some, or give another --mask-rule than partial"
         findings.errors.append(Finding(str(folder), found, f"other values than {NOT_LOOKED_AT}", remedy))
     many = [summary.name for summary in known if len(summary.mask_values.values) > 2]
-    if many and rule != "partial":
+    if many and rule != "partial" and not instances:
         reading = "above 0" if rule == "nonzero" else "from half range on"
         found, remedy = f"more than two values in {_counted(many)}", "otherwise give --mask-rule"
         expected = f"masks in which every value {reading} is mitochondrion"
