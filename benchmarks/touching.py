@@ -111,7 +111,7 @@ def learned_contacts(images: Mapping[int, np.ndarray], truths: Mapping[int, np.n
 def fitted(sections: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Predictor:
     """Return the general model, fine-tuned with contacts on quarters of sections: images and labels, (Y, X)."""
     settings = presets.load("finetune")
-    recipe = settings.starting_recipe().replace(contacts=True, epochs=EPOCHS, patience=EPOCHS, network="unet_strided")
+    recipe = settings.starting_recipe().replace(contacts=True, epochs=EPOCHS, patience=EPOCHS)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "heart"
         for place, quarter in enumerate(quarter for whole in sections.values() for quarter in quarters(whole)):
