@@ -71,7 +71,12 @@ def read_sets(data: Path) -> dict[str, SetDescription]:
 
 def write_sets(data: Path, sets: Mapping[str, SetDescription]) -> None:
     """Write ``sets.yaml`` in the folder ``data``."""
-    write_yaml(data / FILE, {name: description.model_dump() for name, description in sets.items()})
+    # Instances are written where there are any, so that the data of before that key keep their hash.
+    entries = {
+        name: described.model_dump(exclude=set() if described.instances else {"instances"})
+        for name, described in sets.items()
+    }
+    write_yaml(data / FILE, entries)
 
 
 def agree_on_voxel_size(
