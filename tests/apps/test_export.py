@@ -29,6 +29,7 @@ from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from mitoflow.tracking import model_lookup, pretrained, registration, runs, store
+from tests.tiny_model import network_of_brightness, two_that_touch
 
 SETTINGS = Settings(
     bit_depth=8, divisor=4, tile=64, overlap=16, threshold=0.43, context=1, context_step=2, tta=4, median=3
@@ -342,3 +343,11 @@ def test_missing_libraries_are_named(
     with pytest.raises(SystemExit, match="2"):
         run("--onnx", "a.onnx", monkeypatch=monkeypatch)
     assert capsys.readouterr().err.startswith("mitoflow: mitoflow export: found no onnx, expected the libraries")
+
+
+def test_contacts_are_left_out() -> None:
+    network = onnx_export.plain(network_of_brightness())
+    images = two_that_touch()[..., None] / np.float32(255)
+    probability = network.predict_on_batch(images)
+    assert probability.shape == (1, 80, 100, 1)
+    assert np.array_equal(probability[..., 0] >= 0.5, two_that_touch() > 0)
