@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from mitoflow.config.params import MaskRule
 from mitoflow.data.conventions import Conventions, read_conventions, write_conventions
 from mitoflow.data.set_descriptions import SetDescription, write_sets
 from mitoflow.data.validation import Finding, Findings, check_dataset, correlation
@@ -378,12 +379,14 @@ def test_a_mask_of_1_and_2_names_the_likely_cause(data: Path) -> None:
         ([0, 1, 2], "auto", ""),
     ],
 )
-def test_masks_that_number_mitochondria_hold_numbers(tmp_path: Path, values: list[int], rule: str, found: str) -> None:
+def test_masks_that_number_mitochondria_hold_numbers(
+    tmp_path: Path, values: list[int], rule: MaskRule, found: str
+) -> None:
     mask = np.zeros((4, 64, 72), np.uint8)
     for place, value in enumerate(values):
         mask[:, 10 * place : 10 * place + 8, 10:40] = value
     write(tmp_path, "train", "a", pictures(0), mask)
-    write_sets(tmp_path, {"lab": SetDescription(mask_rule=rule, instances=True)})  # type: ignore[arg-type]
+    write_sets(tmp_path, {"lab": SetDescription(mask_rule=rule, instances=True)})
     findings = check_dataset(tmp_path, LIMIT)
     if not found:
         assert findings.errors == []
