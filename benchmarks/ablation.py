@@ -163,8 +163,8 @@ class Ensemble(Predictor):
         super().__init__(models[0], settings)
         self.members = [Predictor(model, settings) for model in models]
 
-    def run_network(self, batch: np.ndarray) -> np.ndarray:
-        return np.asarray(np.mean([member.run_network(batch) for member in self.members], axis=0))
+    def run_network(self, batch: np.ndarray, outputs: int = 1) -> np.ndarray:
+        return np.asarray(np.mean([member.run_network(batch, outputs) for member in self.members], axis=0))
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def contender(folder: Path, model: str, name: str, lap: Lap) -> None:
     run: Run | None = network.predict_on_batch if name == KERAS else make(folder) if make else None
 
     class OnEngine(Predictor):
-        def run_network(self, batch: np.ndarray) -> np.ndarray:
-            return np.asarray(run(batch))[..., 0] if run else super().run_network(batch)
+        def run_network(self, batch: np.ndarray, outputs: int = 1) -> np.ndarray:
+            return np.asarray(run(batch))[..., :outputs] if run else super().run_network(batch, outputs)
 
     images, predictor = np.load(folder / "images.npy"), OnEngine(loaded.model, loaded.settings)
     np.save(folder / f"{name}.npy", predictor.probabilities(images))

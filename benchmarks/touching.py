@@ -39,6 +39,8 @@ from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError, run_as_command
 from mitoflow.evaluation import instance_scores, metrics
 from mitoflow.inference import model_files
+from mitoflow.inference.jobs import Prediction
+from mitoflow.inference.model_input import ArrayVolume
 from mitoflow.inference.predictor import CONTACT, Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.instances import components
@@ -101,10 +103,10 @@ def learned_contacts(images: Mapping[int, np.ndarray], truths: Mapping[int, np.n
         predictor = fitted(
             {section: (images[section], truths[section]) for section in sections if section not in left_out}
         )
-        assert predictor.of_contacts
         for section in left_out:
-            (contact,) = predictor.of_contacts.probabilities(images[section][None])
-            found[section] = contact >= CONTACT
+            prediction, maps = Prediction.of(predictor, ArrayVolume(images[section][None])), dict[int, np.ndarray]()
+            list(prediction.maps(prediction.whole, on_contacts=maps.__setitem__))
+            found[section] = maps[0] >= CONTACT
     return found
 
 

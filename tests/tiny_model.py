@@ -24,6 +24,7 @@ def write_model(folder: Path, settings: Settings, images: np.ndarray) -> None:
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     network = unet.build_unet(depth=1, base_width=2, channels=2 * settings.context + 1)
+    network = unet.with_contacts(network) if settings.contacts else network
     unet.save_model(network, folder / "unet.keras")
     middle = float(np.median(Predictor(network, settings).probabilities(images)))
     replace(settings, threshold=middle).write(folder / "inference.yaml")

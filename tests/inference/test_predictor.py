@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from mitoflow.errors import InputError
 from mitoflow.inference.keras_network import fold_normalization
-from mitoflow.inference.predictor import Predictor
+from mitoflow.inference.model_input import ArrayVolume
+from mitoflow.inference.predictor import CONTACT, Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.models import unet
 from tests.tiny_model import network_of_brightness, two_that_touch
@@ -348,12 +350,24 @@ def test_networks_of_mitoflow_are_loaded(tmp_path: Path, build: Callable[[int, i
     Predictor.load(tmp_path / "unet.keras", tmp_path / "inference.yaml")
 
 
-@pytest.mark.parametrize("orthoplanes", [False, True])
-def test_contacts_are_a_map_of_their_own(orthoplanes: bool) -> None:
-    settings = replace(SETTINGS, divisor=1, contacts=True, orthoplanes=orthoplanes)
-    predictor, stack = Predictor(network_of_brightness(), settings), two_that_touch(6)
-    assert np.array_equal(predictor.masks(stack), stack > 0)
-    assert predictor.of_contacts is not None
-    assert np.array_equal(predictor.of_contacts.masks(stack), stack == 255)
-    assert np.array_equal(predictor.masks(stack), stack > 0)  # it stays a predictor of mitochondria
-    assert Predictor(unet.without_contacts(network_of_brightness()), SETTINGS).of_contacts is None
+@pytest.mark.parametrize("changes", [{}, {"orthoplanes": True}, {"median": 3}, {"tta": 8}])
+def test_contacts_come_with_the_maps_of_mitochondria(changes: dict[str, Any]) -> None:
+    predictor = Predictor(network_of_brightness(), replace(SETTINGS, divisor=1, contacts=True, **changes))
+    stack, contacts = two_that_touch(6), dict[int, np.ndarray]()
+    predictor, read = predictor.for_volume(ArrayVolume(stack))
+    maps = np.stack([*predictor.stream(read, range(6), on_contacts=contacts.__setitem__)])
+    assert np.array_equal(maps >= 0.5, stack > 0)
+    assert [*contacts] == [*range(6)]
+    assert np.array_equal(np.stack([*contacts.values()]) >= CONTACT, stack == 255)
+    assert np.array_equal(predictor.masks(stack), stack > 0)  # without them, the same masks
+
+
+def test_contacts_of_a_box_are_those_of_the_slice() -> None:
+    predictor = Predictor(network_of_brightness(), replace(SETTINGS, divisor=1, contacts=True))
+    stack, whole, box = two_that_touch(3), dict[int, np.ndarray](), dict[int, np.ndarray]()
+    region = predictor.region(stack.shape[1:], (20, 50, 40, 70))
+    y0, y1, x0, x1 = region.source
+    list(predictor.stream(stack.__getitem__, range(3), on_contacts=whole.__setitem__))
+    list(predictor.stream(lambda z: stack[z, y0:y1, x0:x1], range(3), range(1, 2), region, on_contacts=box.__setitem__))
+    assert [*box] == [1]
+    assert np.array_equal(box[1], whole[1][20:50, 40:70])

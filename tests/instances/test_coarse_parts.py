@@ -19,26 +19,27 @@ def coarse(box: Region, shape: Shape, largest: int, voxel_size: Size) -> tuple[C
     """The cells, each a part of its own, and what the split was given."""
     given: list[object] = []
 
-    def split(cells: NDArray[np.bool_], counts: NDArray[np.int64], sides: Size) -> NDArray[np.int32]:
-        given.extend((cells, counts, sides))
-        return np.arange(cells.size, dtype=np.int32).reshape(cells.shape)
+    def split(counts: NDArray[np.int64], contacts: NDArray[np.int64], sides: Size) -> NDArray[np.int32]:
+        given.extend((counts, contacts, sides))
+        return np.arange(counts.size, dtype=np.int32).reshape(counts.shape)
 
-    component = np.zeros(shape, bool)
+    component, contacts = np.zeros(shape, bool), np.zeros(shape, bool)
     component[tuple(np.transpose(VOXELS))] = True
+    contacts[3, 0] = True  # a row of voxels, of which one is of the component
     z, y, x = box
     middle = (x.start + x.stop) // 2
     regions = [(z, y, slice(x.start, middle)), (z, y, slice(middle, x.stop))]
-    pieces = [(region, component[region]) for region in regions]
+    pieces = [(region, component[region], contacts[region]) for region in regions]
     return CoarseParts.of(pieces, box, shape, largest, voxel_size, split), given
 
 
 def test_voxels_are_counted_in_cells_with_a_rim_where_the_volume_goes_on() -> None:
-    parts, (cells, counts, sides) = coarse(BOX, SHAPE, 100, (4.0, 2.0, 1.0))
+    parts, (counts, contacts, sides) = coarse(BOX, SHAPE, 100, (4.0, 2.0, 1.0))
     assert (parts.start, parts.cell, sides) == ((1, 0, 2), (2, 4, 8), (8.0, 8.0, 8.0))
     expected = np.zeros((4, 2, 4), np.int64)  # a rim before and behind z, none along y, one before x
     expected[1, 0, 1], expected[2, 0, 1], expected[2, 1, 3] = 2, 1, 1
     np.testing.assert_array_equal(counts, expected, strict=True)
-    np.testing.assert_array_equal(cells, expected > 0, strict=True)
+    np.testing.assert_array_equal(contacts, expected // 2, strict=True)  # one of the two voxels of a cell
 
 
 def test_each_voxel_has_the_part_of_its_cell() -> None:
@@ -72,5 +73,5 @@ def test_the_shortest_side_is_doubled_until_few_cells_are_left(
     shape: Shape, voxel_size: Size, largest: int, cell: Shape
 ) -> None:
     box = slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
-    parts = CoarseParts.of([], box, shape, largest, voxel_size, lambda cells, *_: cells.astype(np.int32))
+    parts = CoarseParts.of([], box, shape, largest, voxel_size, lambda counts, *_: counts.astype(np.int32))
     assert parts.cell == cell

@@ -236,6 +236,18 @@ def test_what_is_too_large_is_split_on_a_coarser_grid_and_named(block, largest):
     assert separate(mask, block=block, largest=largest, criteria=Instances(smallest_voxels=10_000))[0].max() == 2
 
 
+@pytest.mark.parametrize(("largest", "parts"), [(20_000, 2), (2_000, 1)])
+def test_contacts_count_on_the_coarser_grid_where_they_fill_half_of_a_cell(largest, parts):
+    mask, contacts = np.zeros((2, 20, 60, 100), bool)
+    mask[2:18, 10:50, 10:90] = True
+    contacts[:, :, 50] = True
+    # Cells of the component are 2 or 4 voxels long along x, so that contacts fill a half of them or a quarter.
+    labels, coarse = separate(mask, largest=largest, contacts=lambda region: contacts[region])
+    assert sorted(coarse) == [*range(1, parts + 1)]
+    assert np.array_equal(labels > 0, mask)
+    assert (labels[10, 30, 30] == labels[10, 30, 70]) == (parts == 1)
+
+
 def test_components_that_are_too_large_have_labels_of_their_own():
     shape = (30, 30, 100)
     balls = [ball(shape, (15, 15, at), 12) for at in (15, 45, 75)]

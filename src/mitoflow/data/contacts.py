@@ -33,8 +33,3 @@ def find_contacts(labels: Array) -> npt.NDArray[np.uint8]:
     highest = maximum_filter(numbers, footprint=NEAR)
     lowest = minimum_filter(np.where(numbers > 0, numbers, numbers.max() + 1), footprint=NEAR)
     return np.where(numbers > 0, (highest != numbers) | (lowest != numbers), UNLABELLED).astype(np.uint8)
-
-
-def unknown_contacts(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return contacts, (Y, X) uint8, of a mask that does not say which mitochondrion a pixel belongs to."""
-    return np.full(shape, UNLABELLED, np.uint8)

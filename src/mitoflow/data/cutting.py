@@ -16,7 +16,7 @@ from patchify import patchify
 from mitoflow.config.params import Normalization, Patch
 from mitoflow.core import files
 from mitoflow.core.progress import progress_bar
-from mitoflow.data.contacts import find_contacts, unknown_contacts
+from mitoflow.data.contacts import find_contacts
 from mitoflow.data.conventions import Conventions, one_bit_depth
 from mitoflow.data.masks import binarise
 from mitoflow.data.network_input import UNLABELLED, Box, slice_range, stretched
@@ -222,7 +222,8 @@ def _write_side(
             labelled |= {pair.dataset} if (mask != UNLABELLED).any() else set()
             arrays = {"images": _grey_values(pair, z, settings.normalization), "masks": mask}
             if knows_contacts:
-                arrays["contacts"] = find_contacts(stored) if conventions.instances else unknown_contacts(mask.shape)
+                known = find_contacts(stored) if conventions.instances else np.full_like(mask, UNLABELLED)
+                arrays["contacts"] = known
             for name, stream in streams.items():
                 patches, boxes = cut(arrays[name], settings.size, settings.step)
                 content = np.ascontiguousarray(patches).data

@@ -241,7 +241,12 @@ def _measure_stack(
     truth, mask = np.empty(pair.image.shape, np.uint8), np.empty(pair.image.shape, np.uint8)
     labels = []
     patch_wise, single_slice = [], []
-    maps = predictor.stream(read, held, on_planes=_plane_progress())
+    contacts = np.zeros(pair.image.shape, np.bool_)
+
+    def keep(z: int, contact: np.ndarray) -> None:
+        contacts[z] = contact >= CONTACT
+
+    maps = predictor.stream(read, held, on_planes=_plane_progress(), on_contacts=keep if settings.contacts else None)
     for z, probability in zip(held, maps, strict=True):
         stored = pair.mask.slice(z)
         truth[z] = binarise(stored, conventions.mask_rule)
@@ -256,8 +261,6 @@ def _measure_stack(
             (alone,) = predictor.stream(read, range(z, z + 1))
             single_slice.append(metrics.count(truth[z], alone >= settings.threshold))
         bar.update()
-    of_contacts = predictor.of_contacts
-    contacts = np.stack([each >= CONTACT for each in of_contacts.stream(read, held)]) if of_contacts else None
     voxel_size = known_voxel_size(conventions.spacing, len(held))
     return MeasuredStack(
         name=pair.name,
@@ -266,7 +269,12 @@ def _measure_stack(
         patch_wise=np.array(patch_wise),
         single_slice=np.array(single_slice) if single_slice else None,
         shapes=compare_shapes(
-            truth, mask, criteria, voxel_size, labels=np.stack(labels) if labels else None, contacts=contacts
+            truth,
+            mask,
+            criteria,
+            voxel_size,
+            labels=np.stack(labels) if labels else None,
+            contacts=contacts if settings.contacts else None,
         ),
     )
 
@@ -355,7 +363,7 @@ def compare_shapes(
     looked_at, truth = truth != UNLABELLED, truth == 1
 
     def taken_apart(part: np.ndarray) -> np.ndarray:
-        return separate(part > 0, criteria, voxel_size, contacts=part == IN_CONTACT)
+        return separate(part > 0, criteria, voxel_size, contacts=None if contacts is None else part == IN_CONTACT)
 
     objects = mask if contacts is None else np.where(contacts, IN_CONTACT * (mask > 0), mask)
     off_boundary = boundary.count_off_boundary(truth, mask, looked_at)

@@ -14,7 +14,7 @@ from mitoflow.core import files
 from mitoflow.core.progress import progress_bar
 from mitoflow.errors import InputError
 from mitoflow.inference import overlay, prediction, suggestion
-from mitoflow.inference.jobs import PRODUCTS, Job, Prediction
+from mitoflow.inference.jobs import Job, Prediction, as_mask
 from mitoflow.inference.model_input import StretchedVolume
 from mitoflow.inference.parts import Part
 from mitoflow.inference.request import Request
@@ -137,7 +137,7 @@ class _Planned:
         for number, box in enumerate(boxes, start=1):
             image = stored.read(box.slice, box.part.box)
             (probability,), (disagreed,) = self.probability.maps(box.part), self.disagreement.maps(box.part)
-            mask = PRODUCTS["mask"][1](probability, self.job.settings.threshold)
+            mask = as_mask(probability, self.job.settings.threshold)
             lineage = {**self._lineage(box.part), "disagreement": str(box.disagreement)}
             for kind, pixels, made in ((IMAGES, image, {}), (MASKS, mask, lineage)):
                 about = ome.Description("yx", self.whole.spacing, lineage=made)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, groupby, product
 from pathlib import Path
@@ -27,7 +27,7 @@ from mitoflow.inference.networks import read_network
 from mitoflow.inference.outputs import PendingOutput
 from mitoflow.inference.parts import Part
 from mitoflow.inference.plane_sums import PlaneSums, Slab
-from mitoflow.inference.predictor import CONTACT, PlaneProgress, Predictor
+from mitoflow.inference.predictor import CONTACT, OnContacts, PlaneProgress, Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.io import ome, resampling, volumes
 from mitoflow.io.derived_volumes import Levels, RegradedVolume, ResampledVolume
@@ -38,13 +38,13 @@ DEPTH = 8  # slices of a block
 SIDE = 5 * ome.CHUNK  # largest side along y and x, as the model sees it
 TOGETHER = 4  # blocks along z that a worker predicts at a time; at both ends the median needs slices of others
 
-#: For each output its dtype, and the function of probabilities (Y, X) float32 and the threshold that gives its voxels.
-#: Contacts are a mask of where mitochondria touch, which is not published: it tells them apart.
-PRODUCTS: dict[str, tuple[type[np.generic], Callable[[np.ndarray, float], np.ndarray]]] = {
-    "mask": (np.uint8, lambda probability, threshold: (probability >= threshold) * np.uint8(255)),
-    "probability": (np.float32, lambda probability, _: probability),
-}
-PRODUCTS["contacts"] = PRODUCTS["mask"]
+#: What can be written, with its dtype. Contacts are a mask of where mitochondria touch, which tells them apart.
+PRODUCTS: dict[str, type[np.generic]] = {"mask": np.uint8, "probability": np.float32, "contacts": np.uint8}
+
+
+def as_mask(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Return a mask as it is written, uint8: 255 from a threshold of the probability on, and else 0."""
+    return (probability >= threshold) * np.uint8(255)
 
 
 def columns(shape: tuple[int, int, int], side: int) -> Iterator[list[Part]]:
@@ -98,12 +98,6 @@ class Prediction:
         return cls(normalized(volume, predictor.settings), volume.shape[1:], fitted)
 
     @property
-    def of_contacts(self) -> Prediction | None:
-        """The maps of where two mitochondria touch; None where the network does not say it."""
-        predictor = self.predictor.of_contacts
-        return replace(self, predictor=predictor) if predictor else None
-
-    @property
     def whole(self) -> Part:
         """All of the output."""
         return Part(range(self.volume.shape[0]), (0, self.plane[0], 0, self.plane[1]))
@@ -114,7 +108,11 @@ class Prediction:
         return int(SIDE * min(1, self.plane[0] / self.volume.shape[1], self.plane[1] / self.volume.shape[2]))
 
     def maps(
-        self, part: Part, sums: PlaneSums | None = None, on_planes: PlaneProgress | None = None
+        self,
+        part: Part,
+        sums: PlaneSums | None = None,
+        on_planes: PlaneProgress | None = None,
+        on_contacts: OnContacts | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the map of each slice of a part, (Y, X) float32 in [0, 1]; see `Predictor.stream`.
 
@@ -126,12 +124,18 @@ class Prediction:
             The planes perpendicular to y and to x, where they are predicted already.
         on_planes
             See `PlaneProgress`; where they are not.
+        on_contacts
+            See `Predictor.stream`; maps of the part, as those that are yielded.
         """
         if self.plane == self.volume.shape[1:]:
-            return self._maps(part, sums, on_planes)
+            return self._maps(part, sums, on_planes, on_contacts)
         rows, across = self._weights(part)
-        maps = self._maps(self.seen(part), sums, on_planes)
-        return (np.minimum(resampling.resample(each, rows, across), 1) for each in maps)
+
+        def resampled(each: np.ndarray) -> np.ndarray:
+            return np.minimum(resampling.resample(each, rows, across), 1)
+
+        keep = on_contacts and (lambda z, contacts: on_contacts(z, resampled(contacts)))
+        return map(resampled, self._maps(self.seen(part), sums, on_planes, keep))
 
     def seen(self, part: Part) -> Part:
         """Return the part of the volume that the maps of a part of the output are made of."""
@@ -145,14 +149,16 @@ class Prediction:
         rows = resampling.weights(self.volume.shape[1], self.plane[0], y0, y1)
         return rows, resampling.weights(self.volume.shape[2], self.plane[1], x0, x1)
 
-    def _maps(self, part: Part, sums: PlaneSums | None, on_planes: PlaneProgress | None) -> Iterator[np.ndarray]:
+    def _maps(
+        self, part: Part, sums: PlaneSums | None, on_planes: PlaneProgress | None, on_contacts: OnContacts | None
+    ) -> Iterator[np.ndarray]:
         region = self.predictor.region(self.volume.shape[1:], part.box)
 
         def read(z: int) -> np.ndarray:
             return self.volume.read(z, region.source)
 
         held, reader = range(self.volume.shape[0]), sums.reader(part.box) if sums else None
-        return self.predictor.stream(read, held, part.slices, region, on_planes, reader)
+        return self.predictor.stream(read, held, part.slices, region, on_planes, reader, on_contacts)
 
 
 #: What a process predicts at a time: planes perpendicular to y or to x, or blocks that follow each other along z.
@@ -213,22 +219,26 @@ class Work:
         if isinstance(task, Slab):
             self._predict_planes(task, advance)
             return
-        settings = self.prediction.predictor.settings
         z, (top, _, left, _) = self.part.slices.start, self.part.box
         for run in missing_runs(task, self.output.is_done):
             y0, y1, x0, x1 = run[0].box
             slices = range(z + run[0].slices.start, z + run[-1].slices.stop)
             part = Part(slices, (top + y0, top + y1, left + x0, left + x1))
-            maps = self.prediction.maps(part, self.sums)
-            shown = {name: array for name, array in self.arrays.items() if name != "contacts"}
-            contacts = self.prediction.of_contacts if "contacts" in self.arrays else None
-            of_contacts = contacts.maps(part) if contacts else None
+            products = self._products(part)
             for block in run:
                 each = self.voxels([block]) / math.prod(block.shape)
-                _write(shown, block, maps, settings.threshold, partial(_in_parts, advance, each))
-                if of_contacts:
-                    _write({"contacts": self.arrays["contacts"]}, block, of_contacts, CONTACT, lambda _: None)
+                _write(self.arrays, block, products, partial(_in_parts, advance, each))
                 self.output.mark_done(block.name)
+
+    def _products(self, part: Part) -> Iterator[dict[str, np.ndarray]]:
+        """Yield of each slice of a part what goes into the arrays, (Y, X) by the name of the product."""
+        contacts: dict[int, np.ndarray] = {}
+        keep = contacts.__setitem__ if "contacts" in self.arrays else None
+        threshold = self.prediction.predictor.settings.threshold
+        maps = self.prediction.maps(part, self.sums, on_contacts=keep)
+        for z, probability in zip(part.slices, maps, strict=True):
+            products = {"probability": probability, "mask": as_mask(probability, threshold)}
+            yield products | ({"contacts": as_mask(contacts.pop(z), CONTACT)} if keep else {})
 
     def _predict_planes(self, slab: Slab, advance: Callable[[float], object]) -> None:
         assert self.sums
@@ -258,16 +268,15 @@ def in_whole_voxels(advance: Callable[[int], object]) -> Callable[[float], None]
 def _write(
     arrays: Mapping[str, zarr.Array[Any]],
     block: Part,
-    maps: Iterator[np.ndarray],
-    threshold: float,
+    products: Iterator[Mapping[str, np.ndarray]],
     advance: Callable[[int], object],
 ) -> None:
     voxels = {name: np.empty(block.shape, array.dtype) for name, array in arrays.items()}
     for z in range(len(block.slices)):
-        probability = next(maps)
+        product = next(products)
         for name, made in voxels.items():
-            made[z] = PRODUCTS[name][1](probability, threshold)
-        advance(probability.size)
+            made[z] = product[name]
+        advance(voxels["mask"][z].size)
     for name, array in arrays.items():
         array[block.place[-array.ndim :]] = voxels[name].reshape(block.shape[-array.ndim :])
 

@@ -110,7 +110,12 @@ def _prediction(job: Job, model: TrainedModel, whole: Volume) -> Prediction:
 
 
 def write_outputs(
-    request: Request, planes: Iterable[np.ndarray], whole: Volume, description: ome.Description, notify: Notify
+    request: Request,
+    planes: Iterable[np.ndarray],
+    whole: Volume,
+    description: ome.Description,
+    notify: Notify,
+    contacts: zarr.Array[Any] | None = None,
 ) -> None:
     """Write a mask that is known, and what belongs to it, as `predict` writes those that it makes.
 
@@ -126,6 +131,8 @@ def write_outputs(
         What the outputs say of themselves.
     notify
         Called with each note for the user, one line each.
+    contacts
+        Where two mitochondria touch, of the shape of the mask; None where that is not known. See `Request.contacts`.
 
     Raises
     ------
@@ -134,7 +141,8 @@ def write_outputs(
     """
     request.require_outputs(whole.files)
     part = parse_roi(None, whole)
-    description = replace(description, lineage={**description.lineage, **_counted(request)})
+    counted = _counted(request, by_contacts=contacts is not None)
+    description = replace(description, lineage={**description.lineage, **counted})
     asked_for = {"lineage": dict(description.lineage), "outputs": sorted(map(str, request.outputs))}
     with outputs.pending_output(request.output, asked_for, request.outputs) as pending:
         _array(pending, "mask", request, part, description)
@@ -142,7 +150,7 @@ def write_outputs(
         for z, plane in enumerate(planes):
             mask[(z, ...) if mask.ndim == 3 else ...] = plane
         if request.instances or request.table:
-            _label_instances(mask, request, part, description, pending, notify)
+            _label_instances(mask, request, part, description, pending, notify, contacts)
         _finish(mask, request, whole, part, description, pending)
 
 
@@ -207,9 +215,8 @@ def plan(
 
 def _products(request: Request, settings: Settings) -> tuple[str, ...]:
     """Return what to write: what is asked for, and what tells its mitochondria apart."""
-    names = [name for name in request.images if name in PRODUCTS]
-    counts = request.instances or request.table
-    return (*names, "contacts") if counts and settings.contacts else tuple(names)
+    counts_them = settings.contacts and bool(request.instances or request.table)
+    return tuple(name for name in PRODUCTS if name in request.images or (name == "contacts" and counts_them))
 
 
 def _explain_blank(slices: Sequence[int]) -> list[str]:
@@ -245,7 +252,7 @@ def _neighbours(settings: Settings) -> str:
     return f"{settings.context} on each side, {settings.context_step} apart"
 
 
-def _counted(request: Request, *, by_contacts: bool = False) -> dict[str, str]:
+def _counted(request: Request, *, by_contacts: bool) -> dict[str, str]:
     """Return what counts as a mitochondrion, for the lineage of outputs that count them."""
     if not (request.instances or request.table):
         return {}
@@ -275,7 +282,7 @@ def _array(pending: PendingOutput, name: str, request: Request, part: Part, desc
     else:
         depth = 1 if ome.is_tiff(request.output) else DEPTH  # a TIFF is written slice by slice
         shape = part.shape[-len(description.axes) :]
-        ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name][0]), depth)
+        ome.create_multiscale(folder, shape, np.dtype(PRODUCTS[name]), depth)
 
 
 def _label_instances(

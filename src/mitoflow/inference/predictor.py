@@ -29,6 +29,8 @@ BATCH = 2**19  # pixels that go through the network together: what it needs does
 
 #: Called with the share, in [0, 1], of the planes along y and x that is predicted.
 PlaneProgress = Callable[[float], object]
+#: Called with a slice, z, and the probability that two mitochondria touch at its pixels, (Y, X) float32 in [0, 1].
+OnContacts = Callable[[int, np.ndarray], object]
 #: Reads slice z of a stack, or of a part of it, (Y, X) uint8 or uint16.
 Read = Callable[[int], np.ndarray]
 
@@ -117,14 +119,11 @@ class Predictor:
     ----------
     blank
         The slices of the stack at hand that show nothing; see `model_input.blank_slices`.
-    output
-        Which logit the maps are made of: that of mitochondrion, or that of contact.
     """
 
     def __init__(self, model: Network, settings: Settings) -> None:
         self.model, self.settings = prepared(model), settings
         self.blank: frozenset[int] = frozenset()
-        self.output = 0
 
     @classmethod
     def load(cls, model_path: Path, settings_path: Path) -> Predictor:
@@ -142,18 +141,6 @@ class Predictor:
         """Return a predictor with other settings and the same network, which is neither folded nor compiled again."""
         other = copy.copy(self)
         other.settings, other.blank = settings, blank
-        return other
-
-    @property
-    def of_contacts(self) -> Predictor | None:
-        """A predictor whose maps say where two mitochondria touch; None where the network does not.
-
-        They are maps of slices, since that is what the network learns contacts from.
-        """
-        if not self.settings.contacts:
-            return None
-        other = self.with_settings(replace(self.settings, orthoplanes=False, median=1, threshold=CONTACT), self.blank)
-        other.output = 1
         return other
 
     def masks(self, images: np.ndarray) -> np.ndarray:
@@ -227,6 +214,7 @@ class Predictor:
         region: TileRegion | None = None,
         on_planes: PlaneProgress | None = None,
         sums: Callable[[int], np.ndarray] | None = None,
+        on_contacts: OnContacts | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
@@ -247,10 +235,14 @@ class Predictor:
             See `PlaneProgress`.
         sums
             Returns of slice z the sum of the maps of the planes perpendicular to y and to x, (Y, X) float16 in [0, 2].
+        on_contacts
+            Called for each slice before its map comes, and for those that the median needs; for `Settings.contacts`.
+            Contacts are those of the slices: the network learns them there, and no planes and no median are taken.
         """
         wanted = held if wanted is None else wanted
         near = self.needed(wanted, held)
-        maps = median_along_z(self.stream_unfiltered(read, held, near, region, on_planes, sums), self.settings.median)
+        unfiltered = self.stream_unfiltered(read, held, near, region, on_planes, sums, on_contacts)
+        maps = median_along_z(unfiltered, self.settings.median)
         first = wanted.start - near.start
         for z, probability in zip(wanted, islice(maps, first, first + len(wanted)), strict=True):
             yield np.zeros_like(probability) if z in self.blank else probability
@@ -263,23 +255,24 @@ class Predictor:
         region: TileRegion | None = None,
         on_planes: PlaneProgress | None = None,
         sums: Callable[[int], np.ndarray] | None = None,
+        on_contacts: OnContacts | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield what `stream` does, without the median along z."""
         wanted = held if wanted is None else wanted
         if sums is not None:
-            for z, probability in zip(wanted, self._slices(read, held, wanted, region), strict=True):
+            for z, probability in zip(wanted, self._slices(read, held, wanted, region, on_contacts), strict=True):
                 yield (sums(z) + probability) / 3
             return
         if region is None and wanted and self.settings.orthoplanes:
             region = self.region(_slice(read(held.start)).shape)
         if region is None or not self.settings.uses_orthoplanes((len(held), *region.shape)):
-            yield from self._slices(read, held, wanted, region)
+            yield from self._slices(read, held, wanted, region, on_contacts)
             return
         volume = np.stack([self.checked(_slice(read(z))) for z in held])
         planes = self._orthogonal_planes(
             volume, range(wanted.start - held.start, wanted.stop - held.start), region, on_planes
         )
-        slices = self._slices(lambda z: volume[z - held.start], held, wanted, region)
+        slices = self._slices(lambda z: volume[z - held.start], held, wanted, region, on_contacts)
         for plane, probability in zip(planes, slices, strict=True):
             yield (plane + probability) / 3
 
@@ -332,9 +325,11 @@ class Predictor:
         seen = np.moveaxis(volume, axis, 0)
         for place in range(span.low, span.high):
             near = network_input.neighbours(place, self.settings.context, self.settings.context_step, range(length))
-            yield self._blend([seen[each - start] for each in near], plane)
+            yield self._blend([seen[each - start] for each in near], plane)[0]
 
-    def _slices(self, read: Read, held: range, wanted: range, region: TileRegion | None) -> Iterator[np.ndarray]:
+    def _slices(
+        self, read: Read, held: range, wanted: range, region: TileRegion | None, on_contacts: OnContacts | None
+    ) -> Iterator[np.ndarray]:
         """Yield the map of each slice by itself; see `stream`."""
         window: dict[int, np.ndarray] = {}
         for z in wanted:
@@ -343,7 +338,10 @@ class Predictor:
             window = {place: image for place, image in window.items() if place >= near[0]}
             window |= {place: self.checked(_slice(read(place))) for place in sorted({*near} - window.keys())}
             images = [window[place] for place in near]
-            yield self._blend(images, region or self.region(images[0].shape))
+            maps = self._blend(images, region or self.region(images[0].shape), outputs=2 if on_contacts else 1)
+            if on_contacts:
+                on_contacts(z, maps[1])
+            yield maps[0]
 
     def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:
         """Return (N, Y, X) float32 in [0, 1] for patches with their neighbours, (N, Y, X, 2 context + 1).
@@ -354,27 +352,27 @@ class Predictor:
         units = self._unit(np.stack([self.checked(patch) for patch in patches]))
         count = _batch(*units.shape[1:3])
         firsts = range(0, len(units), count)
-        return np.concatenate([self.run_network(units[first : first + count]) for first in firsts])
+        return np.concatenate([self.run_network(units[first : first + count])[..., 0] for first in firsts])
 
-    def _blend(self, images: list[np.ndarray], region: TileRegion) -> np.ndarray:
-        """Return the map of a region, (Y, X) float32 in [0, 1], from its source in a slice and its neighbours."""
+    def _blend(self, images: list[np.ndarray], region: TileRegion, outputs: int = 1) -> np.ndarray:
+        """Return the maps of a region, (outputs, Y, X) float32 in [0, 1], from its source in a slice and neighbours."""
         rows, columns = region.rows, region.columns
         top, _, left, _ = region.source
         across, along = self._ramp(rows.tile), self._ramp(columns.tile)
         source = np.stack([image[rows.pixels - top][:, columns.pixels - left] for image in images], axis=-1)
-        total = np.zeros(source.shape[:2], np.float32)
+        total = np.zeros((outputs, *source.shape[:2]), np.float32)
         places = [(y, x) for y in rows.places for x in columns.places]
         count = _batch(rows.tile, columns.tile)
         for first in range(0, len(places), count):
             batch = places[first : first + count]
             tiles = np.stack([source[place] for place in batch])
-            for place, tile in zip(batch, self.tile_maps(self._unit(tiles)), strict=True):
-                total[place] += np.outer(across, along) * tile
+            for (y, x), tile in zip(batch, self.tile_maps(self._unit(tiles), outputs), strict=True):
+                total[:, y, x] += np.outer(across, along) * np.moveaxis(tile, -1, 0)
         weight = np.outer(_overlapped(rows, across), _overlapped(columns, along))
-        return np.minimum(total[rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
+        return np.minimum(total[:, rows.wanted, columns.wanted] / weight, 1)  # rounding goes past it
 
-    def tile_maps(self, batch: np.ndarray) -> np.ndarray:
-        """Return the mean probability over the symmetries of a batch of tiles, (N, Y, X) float32 in [0, 1].
+    def tile_maps(self, batch: np.ndarray, outputs: int = 1) -> np.ndarray:
+        """Return the mean probabilities over the symmetries of a batch of tiles, (N, Y, X, outputs) float32 in [0, 1].
 
         A subclass that overrides it maps something else of what the network says for each symmetry.
 
@@ -382,20 +380,22 @@ class Predictor:
         ----------
         batch
             (N, Y, X, 2 context + 1) float32 in [0, 1].
+        outputs
+            Of these outputs of the network: 1 is that of mitochondrion, 2 adds that of contact.
         """
-        total = np.zeros(batch.shape[:3], np.float32)
-        for probability in self.views(batch):
-            total += probability
+        total = np.zeros((*batch.shape[:3], outputs), np.float32)
+        for probabilities in self.views(batch, outputs):
+            total += probabilities
         return total / self.settings.tta
 
-    def views(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the probability by each symmetry of `Settings.tta`, turned back, as (N, Y, X) float32 in [0, 1]."""
+    def views(self, batch: np.ndarray, outputs: int = 1) -> Iterator[np.ndarray]:
+        """Yield the probabilities by each symmetry of `Settings.tta`, turned back; see `tile_maps`."""
         for turns, flip in TTA[self.settings.tta]:
-            seen = self.run_network(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip])
+            seen = self.run_network(np.rot90(batch, turns, axes=(1, 2))[:, :, ::flip], outputs)
             yield np.rot90(seen[:, :, ::flip], -turns, axes=(1, 2))
 
-    def run_network(self, batch: np.ndarray) -> np.ndarray:
-        """Return (N, Y, X) float32 in [0, 1] for (N, Y, X, 2 context + 1) float32 in [0, 1]: one pass of the network.
+    def run_network(self, batch: np.ndarray, outputs: int = 1) -> np.ndarray:
+        """Return the probabilities of a batch of tiles by one pass of the network; see `tile_maps`.
 
         A subclass that overrides it runs the network on another engine, or several networks.
 
@@ -404,7 +404,7 @@ class Predictor:
         InputError
             The network returns not-a-number, which in a mask would look like tissue without mitochondria.
         """
-        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., self.output]
+        logits = np.asarray(self.model.predict_on_batch(batch), np.float32)[..., :outputs]
         if np.isnan(logits).any():
             found = f"not-a-number, computed by {engine(self.model)}"
             remedy = "set KERAS_BACKEND to another backend, or train the model again with train.precision: float32"

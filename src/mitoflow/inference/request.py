@@ -39,6 +39,9 @@ class Request:
         Whether the mean over all eight symmetries of a tile is predicted.
     probability
         Whether the probability, float32 in [0, 1], goes to a file beside the mask too, ``NAME_probability``.
+    contacts
+        Whether a mask of where two mitochondria touch goes to a file beside the mask too, ``NAME_contacts``; only for a
+        model that knows it. `mitoflow.inference.prediction.write_outputs` takes it for masks that are made later.
     instances
         Whether each mitochondrion gets a label of its own, in a file beside the mask, ``NAME_instances``: uint32, and
         in a TIFF uint16 where that is enough, which Fiji shows. See `mitoflow.instances.separation`.
@@ -75,6 +78,7 @@ class Request:
     threshold: float | None = None
     tta: bool = False
     probability: bool = False
+    contacts: bool = False
     instances: bool = False
     table: Path | None = None
     criteria: Instances = field(default_factory=Instances)
@@ -92,7 +96,7 @@ class Request:
     @property
     def images(self) -> dict[str, Path]:
         """Where each image goes; the mask, which comes last, says that all is there."""
-        wanted = {"probability": self.probability, "instances": self.instances}
+        wanted = {"probability": self.probability, "contacts": self.contacts, "instances": self.instances}
         return {
             **{name: beside(self.output, name) for name, is_wanted in wanted.items() if is_wanted},
             "mask": self.output,

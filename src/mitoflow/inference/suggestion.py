@@ -66,9 +66,9 @@ class Windows:
 class Committee(Predictor):
     """Maps the disagreement among the symmetries of a tile, in [0, 1], in place of their mean probability."""
 
-    def tile_maps(self, batch: np.ndarray) -> np.ndarray:
-        """Return the disagreement of a batch of tiles, (N, Y, X) float32 in [0, 1]; see `disagreement`."""
-        return disagreement(self.views(batch), self.settings.threshold)
+    def tile_maps(self, batch: np.ndarray, outputs: int = 1) -> np.ndarray:
+        """Return the disagreement of a batch of tiles, (N, Y, X, outputs) float32 in [0, 1]; see `disagreement`."""
+        return disagreement(self.views(batch, outputs), self.settings.threshold)
 
 
 def committee(predictor: Predictor) -> Predictor:

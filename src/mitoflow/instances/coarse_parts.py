@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from mitoflow.io.blocks import Region, Shape, shape_of
 from mitoflow.io.spacing import Size
 
-#: Takes which cells hold voxels of the component, ``(Z, Y, X)`` bool, how many, of the same shape, and the sides of a
-#: cell; returns the parts, ``(Z, Y, X)`` int32, 0 outside of the component.
-Split = Callable[[NDArray[np.bool_], NDArray[np.int64], Size], NDArray[np.int32]]
+#: Takes how many voxels of the component each cell holds, ``(Z, Y, X)`` int64, how many of them are contacts, of the
+#: same shape, and the sides of a cell; returns the parts, ``(Z, Y, X)`` int32, 0 outside of the component.
+Split = Callable[[NDArray[np.int64], NDArray[np.int64], Size], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CoarseParts:
     @classmethod
     def of(
         cls,
-        pieces: Iterable[tuple[Region, NDArray[np.bool_]]],
+        pieces: Iterable[tuple[Region, NDArray[np.bool_], NDArray[np.bool_]]],
         box: Region,
         shape: Shape,
         largest: int,
@@ -50,7 +50,8 @@ class CoarseParts:
         Parameters
         ----------
         pieces
-            Regions that tile the box, and which of their voxels are of the component, ``(Z, Y, X)`` bool.
+            Regions that tile the box, which of their voxels are of the component, and at which of all their voxels two
+            mitochondria touch, ``(Z, Y, X)`` bool.
         box
             From the first to the last voxel of the component along each axis.
         shape
@@ -68,12 +69,14 @@ class CoarseParts:
         after = [int(s.stop < length) for s, length in zip(box, shape, strict=True)]
         lengths = [-(-length // side) for length, side in zip(shape_of(box), cell, strict=True)]
         counts = np.zeros(np.sum([before, lengths, after], axis=0), np.int64)
+        in_contact = np.zeros_like(counts)
         z, y, x = (s.start - rim * side for s, rim, side in zip(box, before, cell, strict=True))
-        for region, inside in pieces:
-            places = (np.argwhere(inside) + [s.start for s in region] - (z, y, x)) // cell
-            np.add.at(counts, tuple(places.T), 1)
+        for region, inside, contacts in pieces:
+            for counted, voxels in ((counts, inside), (in_contact, inside & contacts)):
+                places = (np.argwhere(voxels) + [s.start for s in region] - (z, y, x)) // cell
+                np.add.at(counted, tuple(places.T), 1)
         sides = voxel_size[0] * cell[0], voxel_size[1] * cell[1], voxel_size[2] * cell[2]
-        return cls((z, y, x), cell, split(counts > 0, counts, sides))
+        return cls((z, y, x), cell, split(counts, in_contact, sides))
 
     def at(self, region: Region) -> NDArray[np.int32]:
         """Return the part of the cell of each voxel of a region, ``(Z, Y, X)``; 0 beyond the cells."""

@@ -163,8 +163,9 @@ class Separation:
     towards later blocks, and a few numbers for each component of each block.
 
     A component whose bounding box is larger than ``largest`` is not read in one piece. It is split on a coarser grid
-    (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, its contacts are not used, and its
-    holes stay open. `write` returns the labels of such parts. They do not depend on the blocks either.
+    (`coarse_parts.CoarseParts`), so that necks thinner than a cell are not found, a cell is in contact where at least
+    half of its voxels are, and its holes stay open. `write` returns the labels of such parts. They do not depend on the
+    blocks either.
 
     Parameters
     ----------
@@ -184,7 +185,8 @@ class Separation:
         Voxels of the largest bounding box that is held in memory.
     contacts
         Returns for a region, ``(Z, Y, X)`` bool, where two mitochondria touch; see `split_at_necks`. None where that is
-        not known. It is called once for each component.
+        not known. It is called once for each component, and for one that is too large once for each block that it
+        reaches.
     """
 
     def __init__(
@@ -255,15 +257,17 @@ class Separation:
         starts, stops = found.first[component].tolist(), found.stop[component].tolist()
         z, y, x = (slice(start, stop) for start, stop in zip(starts, stops, strict=True))
 
-        def pieces() -> Iterator[tuple[Region, NDArray[np.bool_]]]:
+        def pieces() -> Iterator[tuple[Region, NDArray[np.bool_], NDArray[np.bool_]]]:
             for place, overlap in self._grid.overlaps((z, y, x)):
                 of_block = found.pieces[int(np.ravel_multi_index(place, self._grid.counts))]
-                yield overlap, self._components(place, overlap, of_block) == component
+                inside = self._components(place, overlap, of_block) == component
+                yield overlap, inside, self._contacts(overlap) if self._contacts else np.zeros_like(inside)
 
-        def split(cells: NDArray[np.bool_], counts: NDArray[np.int64], sides: Size) -> NDArray[np.int32]:
+        def split(counts: NDArray[np.int64], contacts: NDArray[np.int64], sides: Size) -> NDArray[np.int32]:
             if counts.sum() < self._fewest:
-                return np.zeros(cells.shape, np.int32)
-            return split_at_necks(cells, self._neck, self._fewest, sides, counts)
+                return np.zeros(counts.shape, np.int32)
+            touching = 2 * contacts >= np.maximum(counts, 1)
+            return split_at_necks(counts > 0, self._neck, self._fewest, sides, counts, touching)
 
         return CoarseParts.of(pieces(), (z, y, x), self._grid.shape, self._largest, self._voxel_size, split)
 

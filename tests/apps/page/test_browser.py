@@ -44,7 +44,7 @@ from tests.tiny_model import write_model
 
 pytestmark = pytest.mark.e2e
 
-SETTINGS = Settings(bit_depth=8, divisor=2, tile=96, overlap=16, threshold=0.5, context=1)
+SETTINGS = Settings(bit_depth=8, divisor=2, tile=96, overlap=16, threshold=0.5, context=1, contacts=True)
 # Smooth, so that the mask has a few plain mitochondria, which are measured quickly.
 STACK = np.stack([(255 * draw(seed, size=160, noise=0)).astype(np.uint8) for seed in range(5)])[:, :144]
 KINDS = ("mask", "instances", "table", "totals", "overlay")
@@ -317,7 +317,9 @@ def test_the_files_are_those_of_the_shell_and_each_click_brings_one(
     for kind in ("mask", "instances"):
         np.testing.assert_array_equal(tifffile.imread(files[kind]), tifffile.imread(shell[kind]))
         assert tifffile.imread(files[kind]).any()
-    assert ome.read_lineage(files["instances"]) == ome.read_lineage(shell["instances"])
+    lineage = ome.read_lineage(files["instances"])
+    assert lineage == ome.read_lineage(shell["instances"])
+    assert lineage["instances"].endswith("; contacts by the network")
     for kind in ("table", "totals", "overlay"):
         assert files[kind].read_bytes() == shell[kind].read_bytes()
     opened = open_in_imagej(files["mask"])

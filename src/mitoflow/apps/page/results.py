@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from mitoflow.core import files
 from mitoflow.data.fingerprint import INVERTED
 from mitoflow.data.masks import NOT_LOOKED_AT
 from mitoflow.inference import prediction
-from mitoflow.inference.jobs import PRODUCTS
+from mitoflow.inference.jobs import as_mask
 from mitoflow.inference.request import Request
 from mitoflow.io import ome, volumes
 from mitoflow.io.spacing import Spacing
@@ -95,6 +95,7 @@ class Result:
         self.strokes: tuple[Stroke, ...] = ()
         self.image: Volume
         self.probability: zarr.Array[Any]
+        self.contacts: zarr.Array[Any] | None = None
         self.description: ome.Description
         self._greys: dict[int, tuple[float, float]] = {}
         self._writing: dict[Path, threading.Lock] = {}
@@ -130,10 +131,12 @@ class Result:
             text = text.replace(place, name)
         return text
 
-    def complete(self, image: Volume, output: Path, probability: Path) -> None:
-        """Take over what `prediction.predict` wrote of a stack."""
-        self.image, self.probability = image, ome.open_multiscale(probability).array
-        self.description = ome.Description(image.axes, image.spacing, image.origin, ome.read_lineage(output))
+    def complete(self, image: Volume, images: Mapping[str, Path]) -> None:
+        """Take over what `prediction.predict` wrote of a stack; see `Request.images`."""
+        self.image, self.probability = image, ome.open_multiscale(images["probability"]).array
+        self.contacts = ome.open_multiscale(images["contacts"]).array if "contacts" in images else None
+        lineage = ome.read_lineage(images["mask"])
+        self.description = ome.Description(image.axes, image.spacing, image.origin, lineage)
         self.state = "done"
 
     def status(self) -> dict[str, Any]:
@@ -174,7 +177,7 @@ class Result:
     def plane(self, z: int, mask: Mask) -> NDArray[np.uint8]:
         """Return a slice of a mask, (Y, X) uint8: 255 for mitochondrion, 0 for background."""
         probability = np.asarray(self.probability[(z, ...) if self.probability.ndim == 3 else ...])
-        plane = np.asarray(PRODUCTS["mask"][1](probability, mask.threshold), np.uint8)
+        plane = as_mask(probability, mask.threshold)
         for stroke in mask.strokes:
             if stroke.z == z:
                 stroke.draw(plane)
@@ -249,9 +252,8 @@ class Result:
             where = f"in {len(mask.strokes)} strokes on the page of mitoflow {__version__}"
             lineage = with_correction(lineage, where)
         planes = (plane(z, mask) for z in range(self.image.shape[0]))
-        prediction.write_outputs(
-            request, planes, self.image, replace(self.description, lineage=lineage), lambda _: None
-        )
+        description = replace(self.description, lineage=lineage)
+        prediction.write_outputs(request, planes, self.image, description, lambda _: None, self.contacts)
 
     def _forget_versions(self, folder: Path) -> None:
         """Remove the files of the masks that were asked for longest ago."""

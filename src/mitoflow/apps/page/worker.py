@@ -92,13 +92,14 @@ class Worker:
             str(result.source),
             result.folder / "mask.ome.zarr",
             probability=True,
+            contacts=self._model.predictor.settings.contacts,
             spacing=result.spacing,
             name=result.name,
             rescale="none" if result.origin == "drawn" else "auto",  # the search takes longer than the prediction
         )
         prediction.predict(request, self._model, notify, advance)
         go_on()
-        result.complete(volume, request.output, request.images["probability"])
+        result.complete(volume, request.images)
 
 
 def _open(result: Result) -> Volume:
