@@ -36,7 +36,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 #: Protocols that take options of their own, each a module with the same name.
-PROTOCOLS = ("leave-one-set-out", "neighbour-distance", "gpu", "tuning", "suggest", "peers", "touching")
+PROTOCOLS = ("leave-one-set-out", "neighbour-distance", "gpu", "tuning", "suggest", "peers", "touching", "numbered")
 
 
 def main() -> None:

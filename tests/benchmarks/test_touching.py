@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from benchmarks import touching
+from benchmarks import numbered, touching
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from tests.tiny_model import network_of_brightness, two_that_touch
@@ -74,3 +74,26 @@ def test_the_lines_of_the_project_are_read() -> None:
     lines = touching.read_lines(touching.LINES)
     assert sorted(lines) == [0, 1, 2, 3, 4, 5]
     assert all(len(points) > 1 for of_section in lines.values() for points in of_section)
+
+
+def test_masks_are_numbered_by_the_rule_and_keep_their_pixels(tmp_path: Path) -> None:
+    masks = np.zeros((2, 60, 120), bool)
+    masks[:, 10:50, 10:50] = masks[:, 10:50, 60:110] = True
+    masks[:, 28:32, 50:60] = True  # a neck of a tenth of their width
+    masks[:, 20:22, 20:22] = False
+    masks[:, 55:57, 5:7] = True
+    tifffile.imwrite(tmp_path / "masks.tif", masks.astype(np.uint8) * 255, photometric="minisblack")
+    numbered.main([str(tmp_path / "masks.tif"), str(tmp_path / "numbers.tif"), "--voxel-size", "50,5,5"])
+    labels = tifffile.imread(tmp_path / "numbers.tif")
+    assert labels.dtype == np.uint16
+    assert np.array_equal(labels > 0, masks)
+    assert len({labels[0, 30, 30], labels[0, 30, 90], labels[0, 56, 6]}) == labels.max() == 3
+
+
+def test_masks_of_heart_are_numbered_by_the_lines() -> None:
+    masks = np.ones((7, 1024, 1024), bool)
+    masks[:, 0] = masks[:, -1] = masks[:, :, 0] = masks[:, :, -1] = False
+    labels = numbered.by_lines(masks)
+    assert np.array_equal(labels > 0, masks)
+    assert labels[6].max() == 1  # there are no lines for it
+    assert np.array_equal(labels[3], touching.divided(masks[3], touching.read_lines(touching.LINES)[3]))
