@@ -13,13 +13,14 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
 from mitoflow import __version__, cli
 from mitoflow.config import params
 from mitoflow.data.phantom import make_phantom
-from mitoflow.io import tiff
+from mitoflow.io import ome, tiff
 
 COMMITTED = Path(__file__).parents[2] / "params.yaml"
 REMEDY = "run this in the folder of a checkout"
@@ -148,6 +149,20 @@ def test_an_empty_registry(folder: Path, run_here: Here) -> None:
         assert (code, err.count("\n")) == (2, 1), err
         assert said in err
     assert run_here("sync") == (0, "0 events sent\n", "")
+
+
+def test_asking_for_a_model_makes_no_registry(folder: Path, run_here: Here) -> None:
+    for arguments in (["lineage", "best"], ["lineage", "models:/mitoflow@champion"]):
+        code, _, err = run_here(*arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "which names no version" in err
+    assert not (folder / "mlflow.db").exists()
+
+
+def test_the_lineage_of_a_folder_is_that_of_the_folder_with_a_slash(folder: Path, run_here: Here) -> None:
+    ome.create_multiscale(folder / "mask.ome.zarr", (2, 8, 8), np.dtype(np.uint8), 1)
+    ome.finish_multiscale(folder / "mask.ome.zarr", ome.Description("zyx", {}, (0, 0, 0), {"model": "m"}))
+    assert run_here("lineage", "mask.ome.zarr/") == (0, "model  m\n", "")
 
 
 @pytest.mark.parametrize("name", ["epfl", "general"])

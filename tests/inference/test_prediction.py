@@ -35,6 +35,7 @@ from mitoflow.inference.request import Request
 from mitoflow.inference.request import beside as output_beside
 from mitoflow.inference.settings import Settings
 from mitoflow.instances import labelling, separation
+from mitoflow.instances.label_files import read_mitochondria
 from mitoflow.io import ome
 from mitoflow.io.derived_volumes import Levels
 from mitoflow.models import unet
@@ -744,6 +745,14 @@ def test_instances_are_taken_apart_where_the_network_finds_contacts(
     assert len(Path("t.csv").read_text().splitlines()) == 3
     assert ome.read_lineage(Path(f"mask_instances.{ending}"))["instances"].endswith("; contacts by the network")
     assert not Path("mask_contacts.tif").exists()
+    notes: list[str] = []
+    read_mitochondria(f"mask_instances.{ending}", notes.append)
+    assert notes == []
+    read_mitochondria(f"mask.{ending}", notes.append)
+    assert notes == [
+        f"note: mask.{ending}: divided at necks alone, without the contacts that its model knows; "
+        "name its instances, which `predict --instances` writes, to use them"
+    ]
     replace(SETTINGS, divisor=1, context=0, median=1).write(Path("model/inference.yaml"))
     code, _, err = say("touching.tif", f"other.{ending}", "--instances")
     assert (code, "(slices, y, x, 1), as its settings say" in err) == (2, True)

@@ -496,7 +496,10 @@ def test_a_model_of_two_sets_is_registered_elsewhere_with_both(
 ) -> None:
     enter(tmp_path / "elsewhere", monkeypatch)
     shutil.copytree(of_two_sets / "pretrained", "pretrained")
+    known = Calibration(slope=1.1, intercept=-0.1, error=0.08, stacks=12)
+    known.write(Path("pretrained/phantom+piece/calibration.yaml"))
     assert registration.register_pretrained("phantom+piece")
+    assert model_lookup.find("1").calibration == known  # so that it finds scales and judges masks as before
     (row,) = registry.models()
     there = store.client(store.uri()).get_run(row.run_id)
     evaluation = pretrained.find("phantom+piece").evaluation

@@ -148,7 +148,7 @@ def lineage(what: str, as_json: bool) -> None:
     MODEL is what `predict --model` takes: a version, an alias, a run, models:/NAME/VERSION, pretrained:NAME or a .keras
     file.
     """
-    if what.lower().endswith((".tif", ".tiff", ".zarr")):
+    if what.rstrip("/").lower().endswith((".tif", ".tiff", ".zarr")):
         from mitoflow.io import ome
 
         facts = ome.read_lineage(Path(what))

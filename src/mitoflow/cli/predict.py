@@ -53,7 +53,7 @@ rescale_option = click.option(
     show_default=True,
     help="Neighbouring slices: by how far apart they are, none, or as in training.",
 )
-@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, in place of what INPUT says.")
 @click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr, N5 or HDF5 for empty ones.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Predict with N processes of this machine.")
@@ -101,7 +101,7 @@ def predict(source: str, output: Path, voxel_size: str | None, wanted: str | Non
 @model_option
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="In place of the model's.")
 @rescale_option
-@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where INPUT does not say.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, in place of what INPUT says.")
 @click.option("--fill-missing", is_flag=True, help="Take missing chunks of a Zarr, N5 or HDF5 for empty ones.")
 def suggest(
     source: str, output: Path | None, count: int, wanted: str | None, voxel_size: str | None, **options: Any
@@ -139,7 +139,7 @@ def suggest(
 @click.option("--image", metavar="FILE", help="The image: adds grey values, and the voxel size where LABELS has none.")
 @click.option("--regions", metavar="FILE", help="Labels of regions, such as cells: adds a table with a row for each.")
 @click.option("--table", type=click.Path(path_type=Path), metavar="FILE", help="CSV, in place of LABELS.csv.")
-@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where no file says.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, in place of what the files say.")
 @instance_options
 @click.option("--overwrite", is_flag=True, help="Replace tables that exist.")
 def measure(labels: str, table: Path | None, voxel_size: str | None, **options: Any) -> None:
@@ -147,7 +147,7 @@ def measure(labels: str, table: Path | None, voxel_size: str | None, **options: 
 
     LABELS is a TIFF, an MRC, a DM3 or DM4, a dataset of an HDF5 (FILE.h5/NAME), an OME-Zarr or N5, or a folder or
     quoted glob of slices. Each value besides 0 is a mitochondrion; where there is one value only, touching mitochondria
-    are separated as by `predict --instances`. Sums over the stack go to a table that ends with _totals.csv.
+    are separated at their necks. Sums over the stack go to a table that ends with _totals.csv.
     """
     from mitoflow.config import params
     from mitoflow.evaluation import measuring
@@ -189,7 +189,7 @@ def groups(sheet: Path, output: Path, overwrite: bool) -> None:
 @click.command()
 @click.argument("prediction")
 @click.argument("truth")
-@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, where neither file says.")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Nanometres, in place of what the files say.")
 @instance_options
 def score(prediction: str, truth: str, voxel_size: str | None, **options: float | None) -> None:
     """Compare a mask, or labels, with one that was drawn."""

@@ -30,7 +30,7 @@ def serve(wanted: str | None, host: str, port: int, largest: int) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
 @click.option("--largest", type=click.IntRange(min=1), default=500, show_default=True, help="Largest upload, in MiB.")
 def app(wanted: str | None, host: str, port: int, largest: int) -> None:
-    """Open a page that shows masks of dropped images.
+    """Serve a page that shows masks of dropped images.
 
     The model is the champion, or the pretrained one where no champion was trained on real tissue.
     """

@@ -5,3 +5,4 @@ SETTINGS = "inference.yaml"
 EVALUATION = "evaluation.json"
 DOMAIN = "domain.yaml"  # what the training images look like
 CALIBRATION = "calibration.yaml"  # how Dice follows from its agreement with itself, for models of many tissues
+OPTIONAL = (DOMAIN, CALIBRATION)  # that not every model has

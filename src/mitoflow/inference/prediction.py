@@ -238,6 +238,7 @@ def describe(
         "neighbours": _neighbours(job.settings),
         **{name: str(getattr(job.settings, name)) for name in AVERAGED},
         "mitoflow": __version__,
+        **({ome.CONTACTS: "known; they divide instances, and are not in a mask"} if job.settings.contacts else {}),
         **_counted(request, by_contacts=job.settings.contacts),
         **decided,
     }

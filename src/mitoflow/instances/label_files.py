@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mitoflow.data.masks import BYTE, NOT_LOOKED_AT, SUBTRACT_1, WORD, MaskValues, agree_on_rule, binarise
 from mitoflow.errors import InputError
 from mitoflow.instances.components import label
-from mitoflow.io import file_names, remote, volumes
+from mitoflow.io import file_names, ome, remote, volumes
 from mitoflow.io.spacing import Notify, Spacing
 
 OBJECTS_A_LABEL = 1.5  # separate objects for each label, from which on values are likely to name no mitochondria
@@ -88,7 +89,8 @@ def read_mitochondria(source: str, notify: Notify = lambda _: None) -> Labelled:
     elif voxels.min() > 0 and voxels.min() != voxels.max():
         found = ", ".join(map(str, np.unique(voxels)[:3])) + (", ..." if len(np.unique(voxels)) > 3 else "")
         raise InputError(source, f"the values {found} and no 0", "0 for background", SUBTRACT_1)
-    for line in (*_describe_dense(voxels, looked_at, source, files), *_describe_values(voxels, source)):
+    contacts = _describe_contacts(source, files) if is_mask(voxels) else ()
+    for line in (*_describe_dense(voxels, looked_at, source, files), *_describe_values(voxels, source), *contacts):
         notify(line)
     return Labelled(voxels, looked_at, spacing)
 
@@ -99,6 +101,14 @@ def is_mask(voxels: NDArray[Any]) -> bool:
     1, 255 and 65535 side by side come from slices that were saved in different ways.
     """
     return bool(((voxels == 0) | (voxels == voxels.max())).all()) or bool(np.isin(voxels, (0, 1, BYTE, WORD)).all())
+
+
+def _describe_contacts(source: str, files: Sequence[Path]) -> Iterator[str]:
+    """Say where a mask does not hold what divides its mitochondria in `mitoflow predict`."""
+    with suppress(InputError, OSError):  # most files have no lineage
+        if ome.CONTACTS in ome.read_lineage(files[0]):
+            remedy = "name its instances, which `predict --instances` writes, to use them"
+            yield f"note: {source}: divided at necks alone, without the contacts that its model knows; {remedy}"
 
 
 def _is_partial(voxels: NDArray[Any]) -> bool:

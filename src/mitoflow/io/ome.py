@@ -33,6 +33,7 @@ from mitoflow.io.spacing import Spacing, Warn
 LINEAGE = "mitoflow/lineage"
 #: Keys in the lineage of masks that somebody corrected, or drew from nothing; they say how.
 CORRECTED, DRAWN = "corrected", "drawn"
+CONTACTS = "contacts"  # key of the lineage where the model knows where mitochondria touch
 #: The key in the attributes of an OME-Zarr of what the voxels were when mitoflow wrote them.
 VOXELS = "mitoflow/voxels"
 #: Files of an OME-Zarr: metadata, and chunks that are named by their places; and what macOS adds to a folder.

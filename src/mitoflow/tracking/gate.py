@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from mitoflow.config import sections
 from mitoflow.config.params import Bootstrap, Fraction
 from mitoflow.config.sections import Section
 from mitoflow.core import files, provenance, workspace
+from mitoflow.data.masks import Rule
 from mitoflow.data.pairs import read_set
 from mitoflow.errors import InputError
 from mitoflow.evaluation import metrics
@@ -38,7 +39,7 @@ class NonInferiorityDataset(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     folder: str
-    mask_rule: Literal["nonzero", "half"] = "nonzero"
+    mask_rule: Rule = "nonzero"
     margin: Fraction = 0.01
 
     @property

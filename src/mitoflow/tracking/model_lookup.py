@@ -97,7 +97,7 @@ def names_of_pretrained() -> list[str]:
 
 def _default() -> TrainedModel:
     name = params.load_registry().model
-    version = None if places.is_missing(places.uri()) else _find_version(places.CHAMPION, name)
+    version = _find_version(places.CHAMPION, name)
     if version is None:
         return _pretrained("")
     champion = _of_registry(name, version)
@@ -129,6 +129,9 @@ def _version(where: str, wanted: str) -> tuple[str, int]:
 
 
 def _find_version(what: str, name: str) -> int | None:
+    """Return a version; None where there is none, or no registry yet, which asking would make."""
+    if places.is_missing(places.uri()):
+        return None
     from mitoflow.tracking import registry
 
     return registry.find_version(what, name)

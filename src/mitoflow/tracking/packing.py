@@ -26,8 +26,7 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
 
     It takes consecutive slices (Z, Y, X) of a stack, of any size, and returns masks (Z, Y, X) uint8 in {0, 1}. Slices
     are of any numbers where the model stretches each between its percentiles; else uint8 for a model of 8 bits and
-    uint16 for one of more. Where ``domain.yaml``, what the training images look like, is
-    beside the settings, it goes with them.
+    uint16 for one of more. What of `model_files.OPTIONAL` is beside the settings goes with them.
     """
     store.configure()
     settings = Settings.read(settings_path)
@@ -39,8 +38,9 @@ def pack(folder: Path, evaluation: Evaluation | None, model_path: Path, settings
         if evaluation:
             carried["evaluation"] = Path(beside) / model_files.EVALUATION
             evaluation.write(carried["evaluation"])
-        if (domain := settings_path.with_name(model_files.DOMAIN)).is_file():
-            carried["domain"] = domain
+        for path in map(settings_path.with_name, model_files.OPTIONAL):
+            if path.is_file():
+                carried[path.stem] = path
         pyfunc.save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("pyfunc.py")),

@@ -295,11 +295,11 @@ def find_version(what: str, name: str = "") -> int | None:
 
 
 def model_file(version: int, name: str = "") -> Path:
-    """Return the ``.keras`` file of a version, with its settings, evaluation and fingerprint of the training images.
+    """Return the ``.keras`` file of a version, with the other files of the model beside it.
 
     It is one of the registered model with that name, or else of that of this project. All are in one folder and are
-    fetched into ``.mitoflow/weights/`` once. A version that was registered before there
-    were fingerprints of the training images has no ``domain.yaml``.
+    fetched into ``.mitoflow/weights/`` once: settings and evaluation, and of `model_files.OPTIONAL` what the version
+    has.
 
     Raises
     ------
@@ -319,7 +319,7 @@ def model_file(version: int, name: str = "") -> Path:
         with files.replacing(folder) as beside:
             beside.mkdir()
             required = (model_files.WEIGHTS, model_files.SETTINGS, model_files.EVALUATION)
-            for file in (*required, *_listed(model.client, chosen, model_files.DOMAIN)):
+            for file in (*required, *_listed(model.client, chosen, *model_files.OPTIONAL)):
                 try:
                     _download(model.client, chosen, file, str(beside))
                 except store.ERRORS as error:
