@@ -20,6 +20,7 @@ from mitoflow.evaluation.bootstrap import Interval
 from mitoflow.inference.predictor import Predictor
 from mitoflow.inference.settings import Settings
 from mitoflow.instances import components, labelling
+from mitoflow.instances.separation import separate
 from mitoflow.io import tiff
 from mitoflow.io.spacing import Spacing, known_voxel_size, ome_metadata
 
@@ -266,3 +267,18 @@ def test_instances_of_a_truth_with_labels_are_its_labels_and_contacts_divide_the
     assert matched(labels=labels) == (2, 1, [])
     assert matched(labels=labels, contacts=line) == (2, 2, [1, 1])
     assert matched(contacts=line) == (1, 2, [])
+
+
+def test_instances_of_a_prediction_are_those_of_predict_where_contacts_lie_in_a_hole() -> None:
+    """A gap between two mitochondria that is closed at both ends, and that the network calls a contact: a line."""
+    bar = np.zeros((1, 24, 60), np.uint8)
+    bar[:, 7:17, 10:50] = 1
+    line = np.zeros(bar.shape, bool)
+    line[:, :, 29:31] = True
+    mask = bar.copy()
+    mask[:, 8:16, 29:31] = 0
+    criteria = Instances(smallest_voxels=10)
+    delivered = separate(mask, criteria, contacts=line)
+    assert delivered.max() == 2
+    matching = protocols.compare_shapes(bar, mask, criteria, None, labels=delivered, contacts=line).matching
+    assert (matching.true_instances, matching.predicted_instances, matching.iou.tolist()) == (2, 2, [1, 1])

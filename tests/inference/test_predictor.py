@@ -362,6 +362,17 @@ def test_contacts_come_with_the_maps_of_mitochondria(changes: dict[str, Any]) ->
     assert np.array_equal(predictor.masks(stack), stack > 0)  # without them, the same masks
 
 
+def test_slices_that_show_nothing_have_no_contacts() -> None:
+    """A slice that was lost is white, and so all of it would be contact."""
+    stack, contacts = two_that_touch(3), dict[int, np.ndarray]()
+    stack[1] = 255
+    predictor, read = Predictor(network_of_brightness(), replace(SETTINGS, divisor=1, contacts=True)).for_volume(
+        ArrayVolume(stack)
+    )
+    list(predictor.stream(read, range(3), on_contacts=contacts.__setitem__))
+    assert [int((contacts[z] >= CONTACT).sum()) for z in range(3)] == [20, 0, 20]
+
+
 def test_contacts_of_a_box_are_those_of_the_slice() -> None:
     predictor = Predictor(network_of_brightness(), replace(SETTINGS, divisor=1, contacts=True))
     stack, whole, box = two_that_touch(3), dict[int, np.ndarray](), dict[int, np.ndarray]()

@@ -377,6 +377,16 @@ def test_contacts_everywhere_or_in_the_background_divide_nothing():
         assert np.array_equal(separation.separate(bar, Instances(), contacts=contacts), bar)
 
 
+def test_parts_that_contacts_divide_are_large_enough():
+    """Without the markers of small parts, pixels in contact are flooded in another order, and a large part shrinks."""
+    contacts = np.zeros((1, 5, 8), bool)
+    contacts[0, 1:4, 1:7] = [[1, 1, 1, 0, 1, 1], [0, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 1]]
+    component = np.zeros(contacts.shape, bool)
+    component[0, 1:4, 1:7] = True
+    assert np.bincount(separation.split_at_necks(component, 0.6, 1, contacts=contacts)[component]).max() >= 6
+    assert np.array_equal(separation.split_at_necks(component, 0.6, 6, contacts=contacts), component)
+
+
 @given(masks, masks, blocks)
 def test_contacts_divide_alike_in_any_blocks(mask, drawn, block):
     contacts = np.zeros(mask.shape, bool)

@@ -31,7 +31,7 @@ from mitoflow.io.spacing import Size, Spacing, known_voxel_size
 from mitoflow.io.volumes import StackVolume, Volume
 
 PATCH_WISE_THRESHOLD = 0.5
-IN_CONTACT = 2  # voxel of a predicted mitochondrion at which it touches another one; 1 elsewhere
+IN_CONTACT = 2  # added where two mitochondria touch, also in a hole of the mask, which is filled with its contacts
 
 
 @dataclass(frozen=True)
@@ -363,9 +363,10 @@ def compare_shapes(
     looked_at, truth = truth != UNLABELLED, truth == 1
 
     def taken_apart(part: np.ndarray) -> np.ndarray:
-        return separate(part > 0, criteria, voxel_size, contacts=None if contacts is None else part == IN_CONTACT)
+        of_part = None if contacts is None else part >= IN_CONTACT
+        return separate(part % IN_CONTACT > 0, criteria, voxel_size, contacts=of_part)
 
-    objects = mask if contacts is None else np.where(contacts, IN_CONTACT * (mask > 0), mask)
+    objects = mask if contacts is None else mask + IN_CONTACT * contacts.astype(np.uint8)
     off_boundary = boundary.count_off_boundary(truth, mask, looked_at)
     if labels is None:
         matching = instance_scores.match_looked_at(truth, objects, looked_at, taken_apart, taken_apart)

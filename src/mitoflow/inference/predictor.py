@@ -218,7 +218,7 @@ class Predictor:
     ) -> Iterator[np.ndarray]:
         """Yield the probability map of each slice of a stack, (Y, X) float32 in [0, 1], in bounded memory.
 
-        Of blank slices the map is 0. In orthogonal planes, those perpendicular to y and to x are predicted before the
+        Of blank slices the maps are 0. In orthogonal planes, those perpendicular to y and to x are predicted before the
         first map comes, and the stack is held in memory for that, unless `sums` has them already.
 
         Parameters
@@ -340,7 +340,7 @@ class Predictor:
             images = [window[place] for place in near]
             maps = self._blend(images, region or self.region(images[0].shape), outputs=2 if on_contacts else 1)
             if on_contacts:
-                on_contacts(z, maps[1])
+                on_contacts(z, np.zeros_like(maps[1]) if z in self.blank else maps[1])
             yield maps[0]
 
     def patch_probabilities(self, patches: np.ndarray) -> np.ndarray:

@@ -122,12 +122,16 @@ def split_at_necks(
         parts: NDArray[np.int32] = watershed(-distance, markers.astype(np.int32), connectivity=3, mask=component)
         return parts
 
-    parts = flood(markers)
-    large = np.bincount(parts.ravel(), None if counts is None else counts.ravel()) >= smallest
-    large[0] = False
-    if large[1:].all():
-        return parts
-    return flood((large.cumsum() * large)[markers]) if large.sum() > 1 else whole
+    while True:
+        parts = flood(markers)
+        large = np.bincount(parts.ravel(), None if counts is None else counts.ravel()) >= smallest
+        large[0] = False
+        if large[1:].all():
+            return parts
+        if large.sum() <= 1:
+            return whole
+        # Pixels in contact are all equally low: with fewer markers they go to other parts, and one may get too small.
+        markers = (large.cumsum() * large)[markers]
 
 
 def distance_to_background(mask: NDArray[np.bool_], voxel_size: Size) -> NDArray[np.float32]:
