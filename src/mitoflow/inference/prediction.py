@@ -115,7 +115,7 @@ def write_outputs(
     whole: Volume,
     description: ome.Description,
     notify: Notify,
-    contacts: zarr.Array[Any] | None = None,
+    contacts: Iterable[np.ndarray] | None = None,
 ) -> None:
     """Write a mask that is known, and what belongs to it, as `predict` writes those that it makes.
 
@@ -132,7 +132,8 @@ def write_outputs(
     notify
         Called with each note for the user, one line each.
     contacts
-        Where two mitochondria touch, of the shape of the mask; None where that is not known. See `Request.contacts`.
+        Where two mitochondria touch, slice by slice, each (Y, X), 0 elsewhere; None where that is not known. See
+        `Request.contacts`.
 
     Raises
     ------
@@ -145,12 +146,16 @@ def write_outputs(
     description = replace(description, lineage={**description.lineage, **counted})
     asked_for = {"lineage": dict(description.lineage), "outputs": sorted(map(str, request.outputs))}
     with outputs.pending_output(request.output, asked_for, request.outputs) as pending:
-        _array(pending, "mask", request, part, description)
-        mask = ome.open_level(pending.folder / "mask.zarr")
-        for z, plane in enumerate(planes):
-            mask[(z, ...) if mask.ndim == 3 else ...] = plane
+        arrays = {}
+        for name, shown in {"mask": planes, "contacts": contacts}.items():
+            if shown is not None:
+                _array(pending, name, request, part, description)
+                arrays[name] = ome.open_level(pending.folder / f"{name}.zarr")
+                for z, plane in enumerate(shown):
+                    arrays[name][(z, ...) if arrays[name].ndim == 3 else ...] = plane
+        mask = arrays["mask"]
         if request.instances or request.table:
-            _label_instances(mask, request, part, description, pending, notify, contacts)
+            _label_instances(mask, request, part, description, pending, notify, arrays.get("contacts"))
         _finish(mask, request, whole, part, description, pending)
 
 

@@ -238,7 +238,14 @@ class Predictor:
         on_contacts
             Called for each slice before its map comes, and for those that the median needs; for `Settings.contacts`.
             Contacts are those of the slices: the network learns them there, and no planes and no median are taken.
+
+        Raises
+        ------
+        ValueError
+            Contacts are wanted of a network that does not say them.
         """
+        if on_contacts and not self.settings.contacts:
+            raise ValueError("this network does not say where mitochondria touch")
         wanted = held if wanted is None else wanted
         near = self.needed(wanted, held)
         unfiltered = self.stream_unfiltered(read, held, near, region, on_planes, sums, on_contacts)

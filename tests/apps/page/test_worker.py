@@ -22,11 +22,13 @@ from tests.tiny_model import network_of_brightness, two_that_touch
 SETTINGS = Settings(bit_depth=8, divisor=1, tile=64, overlap=16, threshold=0.5, contacts=True)
 
 
-@pytest.mark.parametrize(("erased", "expected"), [((), 2), ([40], 3)], ids=["as predicted", "corrected"])
+@pytest.mark.parametrize(
+    ("x", "erases", "expected"), [(90, True, 2), (40, True, 3), (50, False, 1)], ids=["predicted", "divided", "joined"]
+)
 def test_instances_are_taken_apart_at_the_contacts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, erased: list[int], expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: int, erases: bool, expected: int
 ) -> None:
-    """Of the prediction, and of a mask that was divided once more by hand."""
+    """Of the prediction, of a mask that was divided once more by hand, and of one that was painted over a contact."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("instances: {smallest_voxels: 10}\n")
     unet.save_model(network_of_brightness(), tmp_path / "unet.keras")
@@ -41,6 +43,6 @@ def test_instances_are_taken_apart_at_the_contacts(
     until(lambda: not result.is_unfinished)
     worker.close()
     assert (result.state, result.error) == ("done", "")
-    strokes = tuple(Stroke(z, 2, True, ((x, 28), (x, 42))) for x in erased for z in range(3))
+    strokes = tuple(Stroke(z, 2, erases, ((x, 30), (x, 39))) for z in range(3))
     labels = tifffile.imread(result.file("instances", Mask(result.threshold, strokes)))
     assert len(np.unique(labels)) - 1 == expected

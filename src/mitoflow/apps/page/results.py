@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -253,7 +253,17 @@ class Result:
             lineage = with_correction(lineage, where)
         planes = (plane(z, mask) for z in range(self.image.shape[0]))
         description = replace(self.description, lineage=lineage)
-        prediction.write_outputs(request, planes, self.image, description, lambda _: None, self.contacts)
+        contacts = None if self.contacts is None else self._contacts(self.contacts, mask)
+        prediction.write_outputs(request, planes, self.image, description, lambda _: None, contacts)
+
+    def _contacts(self, contacts: zarr.Array[Any], mask: Mask) -> Iterator[NDArray[np.uint8]]:
+        """Yield the contacts of each slice, (Y, X): none where a mask was painted, which joins what it touches."""
+        for z in range(self.image.shape[0]):
+            plane = np.asarray(contacts[(z, ...) if contacts.ndim == 3 else ...])
+            for stroke in mask.strokes:
+                if stroke.z == z and not stroke.erases:
+                    replace(stroke, erases=True).draw(plane)
+            yield plane
 
     def _forget_versions(self, folder: Path) -> None:
         """Remove the files of the masks that were asked for longest ago."""
