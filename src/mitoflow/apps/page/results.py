@@ -253,7 +253,8 @@ class Result:
             lineage = with_correction(lineage, where)
         planes = (plane(z, mask) for z in range(self.image.shape[0]))
         description = replace(self.description, lineage=lineage)
-        contacts = None if self.contacts is None else self._contacts(self.contacts, mask)
+        needed = self.contacts if request.instances else None
+        contacts = None if needed is None else self._contacts(needed, mask)
         prediction.write_outputs(request, planes, self.image, description, lambda _: None, contacts)
 
     def _contacts(self, contacts: zarr.Array[Any], mask: Mask) -> Iterator[NDArray[np.uint8]]:
