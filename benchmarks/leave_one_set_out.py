@@ -578,6 +578,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--into", type=Path, help="the results (default: .mitoflow/benchmarks in the project)")
     parser.add_argument("--figure", type=Path, help="Dice against labels (default: beside the results)")
     parser.add_argument("--calibration", type=Path, help="where to write how Dice follows from agreement: YAML")
+    parser.add_argument("--line", type=Path, help="a calibration to check, in place of a line fitted to these stacks")
     parser.add_argument(
         "--table", action="store_true", help="only tables and figure; without --data the published ones"
     )
@@ -609,10 +610,11 @@ def measure_and_report(options: argparse.Namespace) -> None:
             raise InputError("--sets", min(unknown), f"some of {', '.join(protocol.sets)}", "change it")
         run(protocol, results, options)
         digest = protocol.digest
-    print(report.tables(results.rows))
+    line = Calibration.read(options.line) if options.line else None
+    print(report.tables(results.rows, line))
     rows = report.of_one_protocol(results.rows, digest)
     if options.calibration:
-        fitted = report.calibration(rows)
+        fitted = report.calibration(rows, line)
         if fitted is None:
             raise InputError("--calibration", "fewer than 3 judged stacks", "more", "measure zero-shot first")
         fitted.write(options.calibration)

@@ -46,16 +46,19 @@ def of_one_protocol(rows: Sequence[Row], digest: str | None) -> list[Row]:
     return found.get(digest or next(reversed(found), ""), [])
 
 
-def tables(rows: Sequence[Row]) -> str:
-    """Return Markdown: the tables of each protocol, with its digest before them where there are several."""
+def tables(rows: Sequence[Row], line: Calibration | None = None) -> str:
+    """Return Markdown: the tables of each protocol, with its digest before them where there are several.
+
+    See `calibration` for ``line``.
+    """
     found = protocols(rows)
     heading = "Protocol {}:\n\n" if len(found) > 1 else ""
-    return "\n".join(heading.format(digest or "without a name") + _tables(each) for digest, each in found.items())
+    return "\n".join(heading.format(digest or "without a name") + _tables(each, line) for digest, each in found.items())
 
 
-def _tables(rows: Sequence[Row]) -> str:
+def _tables(rows: Sequence[Row], line: Calibration | None) -> str:
     """Return Markdown: zero-shot by set, after some labels by set, and by variant where there are several."""
-    found = [zero_shot_table(rows), judgement_table(rows), labels_table(rows), variants_table(rows)]
+    found = [zero_shot_table(rows), judgement_table(rows, line), labels_table(rows), variants_table(rows)]
     return "\n".join(table for table in found if table)
 
 
@@ -79,23 +82,30 @@ def zero_shot_table(rows: Sequence[Row]) -> str:
     return _markdown(header, [*lines, ["mean of sets", *means, "", ""]])
 
 
-def calibration(rows: Sequence[Row]) -> Calibration | None:
-    """Return how Dice follows from agreement on the stacks that were left out; None for fewer than three."""
+def calibration(rows: Sequence[Row], line: Calibration | None = None) -> Calibration | None:
+    """Return how Dice follows from agreement on the stacks that were left out; None for fewer than three.
+
+    Where there is a ``line`` it is that one, with its error on these stacks, and else one that is fitted to them.
+    """
     judged = [row for row in rows if row["variant"] == PRESET and row["kind"] == JUDGED]
     found = [(Agreement(**each["agreement"]), each["dice"]) for row in judged for each in row["stacks"]]
-    return Calibration.fit(*zip(*found, strict=True)) if len(found) > 2 else None
+    if len(found) < 3:
+        return None
+    agreements, dices = zip(*found, strict=True)
+    return line.checked_on(agreements, dices) if line else Calibration.fit(agreements, dices)
 
 
-def judgement_table(rows: Sequence[Row]) -> str:
+def judgement_table(rows: Sequence[Row], line: Calibration | None = None) -> str:
     """Return the table of expected and true Dice of the stacks that were left out; empty where there is none."""
-    fitted = calibration(rows)
+    fitted = calibration(rows, line)
     if fitted is None:
         return ""
-    lines = []
+    lines, errors = [], []
     for row in rows:
         if row["variant"] == PRESET and row["kind"] == JUDGED:
             for each in row["stacks"]:
                 expected = fitted.dice(Agreement(**each["agreement"]))
+                errors.append(abs(expected - each["dice"]))
                 cells = [
                     f"{each['scale']:.3g}",
                     f"{each['threshold']:.2f}",
@@ -104,7 +114,8 @@ def judgement_table(rows: Sequence[Row]) -> str:
                     f"{each['dice']:.3f}",
                 ]
                 lines.append([row["set"], each["stack"], *cells])
-    return _markdown(["left out", "stack", "scale", "threshold", "expected Dice", "verdict", "Dice"], lines)
+    table = _markdown(["left out", "stack", "scale", "threshold", "expected Dice", "verdict", "Dice"], lines)
+    return f"{table}\nFour of five of them lie within {fitted.error:.3f}, and all within {max(errors):.3f}.\n"
 
 
 def labels_table(rows: Sequence[Row]) -> str:

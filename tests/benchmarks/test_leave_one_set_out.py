@@ -286,6 +286,9 @@ def test_tables_and_calibration_are_of_one_protocol() -> None:
         "Protocol x:",
     ]
     assert leave_one_set_out_report.calibration(found["x"]).stacks == 4
+    line = Calibration(slope=1.0, intercept=-0.25, error=0.01, stacks=20)
+    assert leave_one_set_out_report.calibration(found["x"], line) == replace(line, error=pytest.approx(0.25), stacks=4)
+    assert "within 0.250, and all within 0.250." in leave_one_set_out_report.tables(found["x"], line)
     assert "Protocol" not in leave_one_set_out_report.tables(older)
 
 

@@ -57,6 +57,12 @@ def test_its_error_is_what_four_of_five_stacks_lie_within() -> None:
     assert Calibration.fit(agreements, dices).error == pytest.approx(0.08, abs=0.015)
 
 
+def test_a_line_is_checked_on_stacks_that_it_was_not_fitted_to() -> None:
+    line = Calibration(slope=1.0, intercept=0.0, error=0.01, stacks=20)
+    checked = line.checked_on([Agreement(0.5, 1)] * 5, [0.5, 0.55, 0.4, 0.3, 0.9])
+    assert checked == Calibration(1.0, 0.0, pytest.approx(0.24), 5)  # errors 0, 0.05, 0.1, 0.2, 0.4
+
+
 @pytest.mark.parametrize(
     ("shape", "scale", "count"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,10 +42,13 @@ class Calibration:
     @classmethod
     def fit(cls, agreements: Sequence[Agreement], dices: Sequence[float]) -> Calibration:
         """Return the calibration for stacks of which both agreement and Dice are known; at least three."""
-        products = np.array([agreement.product for agreement in agreements])
-        slope, intercept = np.polyfit(products, dices, 1)
-        errors = np.abs(np.clip(slope * products + intercept, 0, 1) - dices)
-        return cls(float(slope), float(intercept), float(np.quantile(errors, 0.8)), len(products))
+        slope, intercept = np.polyfit([agreement.product for agreement in agreements], dices, 1)
+        return cls(float(slope), float(intercept), 0.0, 0).checked_on(agreements, dices)
+
+    def checked_on(self, agreements: Sequence[Agreement], dices: Sequence[float]) -> Calibration:
+        """Return the same line with its error on stacks such as others than it was fitted to."""
+        errors = [abs(self.dice(agreement) - dice) for agreement, dice in zip(agreements, dices, strict=True)]
+        return replace(self, error=float(np.quantile(errors, 0.8)), stacks=len(errors))
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
