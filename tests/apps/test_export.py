@@ -286,7 +286,7 @@ def test_a_pretrained_model_comes_with_its_card(project: Path) -> None:
             ["--onnx", "a.onnx", "--model", "absent.keras"],
             "--model: found absent.keras, which is no file",
         ),
-        (["--onnx", "a.onnx", "--model", "7"], "version 7: found no such version"),
+        (["--onnx", "a.onnx", "--model", "7"], "--model: found 7, which names no version"),
         (["--onnx", "a.onnx"], "pretrained model: found none"),
         (["--onnx", "a.onnx", "--model", "pretrained:x"], "pretrained model: found x"),
         (["--onnx", "a.onnx", "--model", "alone/unet.keras"], "alone/unet.keras: found no inference.yaml beside it"),

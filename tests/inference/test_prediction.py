@@ -10,11 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -365,9 +365,12 @@ cli.main()
 
     predicted: list[Part] = []
     maps = jobs.Prediction.maps
-    monkeypatch.setattr(
-        jobs.Prediction, "maps", lambda self, part, tell: (predicted.append(part), maps(self, part, tell))[1]
-    )
+
+    def recorded(self: jobs.Prediction, part: Part, *rest: Any, **options: Any) -> Iterator[np.ndarray]:
+        predicted.append(part)
+        return maps(self, part, *rest, **options)
+
+    monkeypatch.setattr(jobs.Prediction, "maps", recorded)
     assert say("cell.ome.tif", output)[0] == 0
     assert [part.slices for part in predicted] == [range(16, 26)]
     mask = zarr.open_array(f"{output}/0")[:] if ending == "ome.zarr" else tifffile.imread(output)
