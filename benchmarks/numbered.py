@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks numbered", description=described)
     parser.add_argument("masks", type=Path, help="a TIFF")
-    parser.add_argument("output", type=Path, help="a TIFF, uint16")
+    parser.add_argument("output", type=Path, help="a TIFF of labels")
     parser.add_argument("--lines", action="store_true", help="MASKS is groundtruth.tif of the set heart")
     parser.add_argument("--voxel-size", metavar="Z,Y,X", help="nanometres; cubes where it is unknown")
     options = parser.parse_args(arguments)

@@ -46,7 +46,7 @@ class Calibration:
         return cls(float(slope), float(intercept), 0.0, 0).checked_on(agreements, dices)
 
     def checked_on(self, agreements: Sequence[Agreement], dices: Sequence[float]) -> Calibration:
-        """Return the same line with its error on stacks such as others than it was fitted to."""
+        """Return the same line with its error on these stacks, such as some that it was not fitted to."""
         errors = [abs(self.dice(agreement) - dice) for agreement, dice in zip(agreements, dices, strict=True)]
         return replace(self, error=float(np.quantile(errors, 0.8)), stacks=len(errors))
 
